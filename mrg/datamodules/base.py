@@ -1,0 +1,105 @@
+"""What every data module shares: three lists of studies, and loaders that hand them to a collator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+from torch.utils.data import DataLoader, Dataset
+
+from mrg.datamodules.study import Study
+
+
+class StudyDataset(Dataset[Study]):
+    """A list of studies as a dataset: one item is one study."""
+
+    def __init__(self, studies: list[Study]) -> None:
+        self.studies = studies
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int) -> Study:
+        return self.studies[index]
+
+
+class ReportDataModule(L.LightningDataModule):
+    """Serves studies; a subclass fills `splits` in `read`.
+
+    Images are read and preprocessed in the loader's workers by the `collator`, which the model's module sets when it is
+    set up: the processor belongs to the policy, not to the data.
+
+    Args:
+        batch_size: Studies per training batch.
+        eval_batch_size: Studies per batch in validation, test and prediction.
+        num_workers: Loader processes.
+        limit_train: Use only the first so many training studies; 0 uses all.
+        limit_val: The same for validation.
+        limit_test: The same for test.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 8,
+        eval_batch_size: int = 16,
+        num_workers: int = 2,
+        limit_train: int = 0,
+        limit_val: int = 0,
+        limit_test: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise ValueError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+        self.splits: dict[str, list[Study]] = {}
+        self.collator: Callable[[list[Study]], Any] | None = None
+
+    def read(self) -> dict[str, list[Study]]:
+        """Read all studies: `{"train": [...], "val": [...], "test": [...]}`."""
+        raise NotImplementedError(f"{type(self).__name__} must define read().")  # abstract
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the studies once, whatever the stage: baselines need the training reports at test time too."""
+        if not self.splits:
+            splits = self.read()
+            self.splits = {name: studies[: self.limits[name] or None] for name, studies in splits.items()}
+
+    def train_reports(self) -> list[str]:
+        """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
+        self.setup()
+        return [study.report for study in self.splits["train"]]
+
+    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Study]:
+        if self.collator is None:
+            raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+        return DataLoader(
+            StudyDataset(self.splits[split]),
+            batch_size=batch_size,
+            shuffle=shuffle,
+            # A last partial batch would make one optimiser step noisier than the others.
+            drop_last=shuffle and len(self.splits[split]) >= batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collator,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    def train_dataloader(self) -> DataLoader[Study]:
+        """Shuffled training batches."""
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Study]:
+        """Validation batches in the order of the split."""
+        return self._loader("val", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[Study]:
+        """Test batches in the order of the split."""
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader[Study]:
+        """The test split again, for prediction without scores."""
+        return self.test_dataloader()

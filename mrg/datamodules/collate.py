@@ -1,0 +1,133 @@
+"""list[Study] -> Batch: every image is read and preprocessed exactly once, whatever the group size."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrg.datamodules.study import ImageReadError, Study
+
+PROMPT = "Write the findings section of the radiology report for this chest X-ray study."
+THINK_PROMPT = (
+    "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
+    "<think></think>, then write the report in <report></report>."
+)
+
+
+@dataclasses.dataclass
+class Batch:
+    """B studies with V views each.
+
+    Args:
+        pixel_values: (sum of patches, patch size) as the image processor makes them.
+        image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image.
+        prompt_ids: (B, P) int64, padded on the left.
+        prompt_mask: (B, P) bool, True at real tokens.
+        num_views: (B,) int64.
+        studies: The studies themselves, for ids and file names.
+    """
+
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    num_views: Tensor
+    studies: list[Study]
+
+    @property
+    def target(self) -> list[str]:
+        """The reference reports."""
+        return [study.report for study in self.studies]
+
+    @property
+    def study_id(self) -> list[str]:
+        """The ids."""
+        return [study.id for study in self.studies]
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
+        """Move the tensors; Lightning calls this."""
+        moved = {
+            field.name: getattr(self, field.name).to(device, **kwargs)
+            for field in dataclasses.fields(self)
+            if isinstance(getattr(self, field.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Batch:
+        """Pin the tensors; the DataLoader calls this."""
+        names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), Tensor)]
+        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+
+
+class StudyCollator:
+    """Turns studies into a Batch with the policy's own processor and chat template.
+
+    Args:
+        processor: A still-image processor: see `mrg.modules.processor`.
+        prompt: The user's text after the images.
+        use_indication: Put the indication before the prompt where a study has one.
+        max_views: Use only the first so many views of a study.
+        max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        prompt: str = PROMPT,
+        use_indication: bool = False,
+        max_views: int = 2,
+        max_prompt_length: int = 0,
+    ) -> None:
+        self.processor = processor
+        self.prompt = prompt
+        self.use_indication = use_indication
+        self.max_views = max_views
+        self.max_prompt_length = max_prompt_length
+
+    def prompt_text(self, study: Study, num_views: int) -> str:
+        """The chat-formatted prompt with one image mark per view."""
+        text = self.prompt
+        if self.use_indication and study.indication:
+            text = f"Indication: {study.indication}\n{text}"
+        content = [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content}]
+        return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def __call__(self, studies: list[Study]) -> Batch:
+        """Read and preprocess.
+
+        Raises:
+            ImageReadError: If an image cannot be read; names the study.
+            ValueError: If a prompt is longer than `max_prompt_length`.
+        """
+        images, prompts = [], []
+        for study in studies:
+            views = study.views[: self.max_views]
+            try:
+                images.append([view.load() for view in views])
+            except ImageReadError as error:
+                raise ImageReadError(f"Study {study.id}: {error}") from None
+            prompts.append(self.prompt_text(study, len(views)))
+        encoded = self.processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        prompt_mask = encoded["attention_mask"].bool()
+        longest = int(prompt_mask.sum(1).max())
+        if self.max_prompt_length and longest > self.max_prompt_length:
+            worst = studies[int(prompt_mask.sum(1).argmax())].id
+            raise ValueError(
+                f"The prompt of study {worst} has {longest} tokens, more than max_prompt_length "
+                f"{self.max_prompt_length}: lower max_pixels or max_views, or raise the limit."
+            )
+        return Batch(
+            pixel_values=encoded["pixel_values"],
+            image_grid_thw=encoded["image_grid_thw"],
+            prompt_ids=encoded["input_ids"],
+            prompt_mask=prompt_mask,
+            num_views=torch.tensor([len(group) for group in images]),
+            studies=studies,
+        )

@@ -1,0 +1,84 @@
+"""The demo's world: invented patients whose radiographs are drawn and whose reports are written, all from one seed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.demo_images import Body, frontal, lateral, sample_body
+from mrg.datamodules.demo_reports import write_report
+from mrg.datamodules.study import Study, View
+from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
+
+PREVALENCE: dict[str, float] = {
+    "Enlarged Cardiomediastinum": 0.12,
+    "Cardiomegaly": 0.3,
+    "Lung Opacity": 0.18,
+    "Lung Lesion": 0.14,
+    "Edema": 0.18,
+    "Consolidation": 0.16,
+    "Pneumonia": 0.14,
+    "Atelectasis": 0.24,
+    "Pneumothorax": 0.12,
+    "Pleural Effusion": 0.28,
+    "Pleural Other": 0.1,
+    "Fracture": 0.1,
+    "Support Devices": 0.18,
+}
+"""Share of each condition among the patients who are not healthy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """How hard the demo is.
+
+    Args:
+        healthy: Share of patients without any finding.
+        weakest: A finding's strength is uniform in [weakest, 1].
+        mimic: Chance that an absent condition shows a structure all the same.
+        mimic_strength: A mimic's strength is uniform in [0, mimic_strength].
+        hedge: Chance that a weak finding is reported as uncertain.
+        omission: Share of the normal statements that a report leaves out.
+        lateral: Share of the studies with a second, lateral view.
+    """
+
+    healthy: float = 0.25
+    weakest: float = 0.2
+    mimic: float = 0.2
+    mimic_strength: float = 0.55
+    hedge: float = 0.4
+    omission: float = 0.08
+    lateral: float = 0.3
+
+
+def make_study(world: World, seed: int, split: str, index: int, image_size: int) -> Study:
+    """Invent one patient: truth, then strengths, then images and report; the same arguments give the same study."""
+    rng = np.random.default_rng([seed, {"train": 0, "val": 1, "test": 2}[split], index])
+    healthy = rng.random() < world.healthy
+    strength: dict[str, float] = {}
+    classes: dict[str, int] = {}
+    side: dict[str, int] = {}
+    for condition, prevalence in PREVALENCE.items():
+        side[condition] = int(rng.choice([-1, 1]))
+        if condition in ("Pleural Effusion", "Atelectasis") and rng.random() < 0.25:
+            side[condition] = 0
+        present = not healthy and rng.random() < prevalence
+        if present:
+            strength[condition] = float(rng.uniform(world.weakest, 1))
+            weak = strength[condition] < world.mimic_strength
+            hedged = condition != "Support Devices" and weak and rng.random() < world.hedge
+            classes[condition] = UNCERTAIN if hedged else POSITIVE
+        else:
+            classes[condition] = NEGATIVE
+            if condition != "Support Devices" and rng.random() < world.mimic:
+                strength[condition] = float(rng.uniform(0, world.mimic_strength))
+    if side["Support Devices"] == 0:
+        side["Support Devices"] = 1
+    report, _ = write_report(rng, classes, side, world.omission)
+    body: Body = sample_body(rng)
+    views = [View(frontal(rng, body, strength, side, image_size), "frontal")]
+    if rng.random() < world.lateral:
+        views.append(View(lateral(rng, body, strength, image_size), "lateral"))
+    return Study(id=f"{split}-{index:05d}", views=tuple(views), report=report)

@@ -1,0 +1,93 @@
+"""A Qwen-VL processor for still images, loaded or built without torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.processing_utils import ProcessorMixin
+
+IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+)
+TAGS = ("<think>", "</think>", "<report>", "</report>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class StillImageProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
+    """The Qwen-VL processor without its video part.
+
+    transformers reads a processor's parts off the signature of `__init__`; the video processor needs torchvision, which
+    still images do not.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any):
+        self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, VIDEO_TOKEN])
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def load_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
+    """Load the processor of a checkpoint.
+
+    Args:
+        path: Hub id or local folder.
+        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
+    if max_pixels:
+        image_processor.size = {
+            "shortest_edge": min(image_processor.size["shortest_edge"], max_pixels),
+            "longest_edge": max_pixels,
+        }
+    template = tokenizer.chat_template
+    template_file = Path(path) / "chat_template.jinja"
+    if template is None and template_file.is_file():
+        template = template_file.read_text(encoding="utf-8")
+    return StillImageProcessor(image_processor, tokenizer, chat_template=template or CHAT_TEMPLATE)
+
+
+def build_processor(corpus: Iterable[str], vocab_size: int = 1024, max_pixels: int = 112 * 112) -> StillImageProcessor:
+    """Train a byte-level BPE tokenizer on reports and put it beside an image processor.
+
+    The same corpus in the same order gives the same tokenizer, so that a run can be rebuilt from its configuration.
+
+    Args:
+        corpus: The training reports.
+        vocab_size: Upper bound of the vocabulary, special tokens included.
+        max_pixels: Pixel budget of one image.
+    """
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(TAGS),
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(corpus, trainer)
+    # Whole tags keep a tiny policy's completions short; they are ordinary text, not special tokens.
+    bpe.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    size = {"shortest_edge": min(28 * 28 * 4, max_pixels), "longest_edge": max_pixels}
+    return StillImageProcessor(Qwen2VLImageProcessorPil(size=size), tokenizer, chat_template=CHAT_TEMPLATE)
