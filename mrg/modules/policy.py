@@ -1,0 +1,303 @@
+"""The policy: a Qwen2.5-VL-class model, its LoRA and its reference.
+
+Choices: image embeddings are computed once per study and handed on; positions are always explicit (the model's own
+`rope_deltas` is stale state, and a missing token-type mask falls back to one dimension silently); the reference is the
+policy with its adapter off, so an SFT adapter is merged before a new one is added. Left out: other model families.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mrg.datamodules.collate import Batch
+from mrg.modules.processor import StillImageProcessor, build_processor, load_processor
+
+LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclasses.dataclass
+class LoRA:
+    """Low-rank adapters on every linear layer of the language model (Hu et al., 2021).
+
+    Args:
+        rank: Rank of the update.
+        alpha: Scale; the update is multiplied by alpha / rank.
+        dropout: Dropout on the adapter's input. 0 keeps rollout and training distributions equal.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+
+
+@dataclasses.dataclass
+class Prompts:
+    """The prompts of B studies, ready for the language model.
+
+    Args:
+        embeds: (B, P, D) with image embeddings in place.
+        mask: (B, P) bool.
+        positions: (3, B, P) int64, time, height and width of each token.
+    """
+
+    embeds: Tensor
+    mask: Tensor
+    positions: Tensor
+
+    def repeat(self, group_size: int) -> Prompts:
+        """Each study's prompt group_size times in a row."""
+        return Prompts(
+            self.embeds.repeat_interleave(group_size, 0),
+            self.mask.repeat_interleave(group_size, 0),
+            self.positions.repeat_interleave(group_size, 1),
+        )
+
+    def rows(self, index: slice) -> Prompts:
+        """Some of the studies."""
+        return Prompts(self.embeds[index], self.mask[index], self.positions[:, index])
+
+    @property
+    def next_position(self) -> Tensor:
+        """(B,) position of the first completion token."""
+        return self.positions.masked_fill(~self.mask, 0).amax((0, 2)) + 1
+
+
+class Policy(nn.Module):
+    """A vision-language model that writes reports.
+
+    Args:
+        model: A `Qwen2_5_VLForConditionalGeneration`, or the same wrapped by peft.
+        processor: Its processor.
+        train_vision: Let gradients reach the vision tower.
+    """
+
+    def __init__(self, model: Any, processor: StillImageProcessor, train_vision: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.processor = processor
+        self.train_vision = train_vision
+
+    @property
+    def base(self) -> Any:
+        """The transformers model under the adapter."""
+        return self.model.get_base_model() if self.has_adapter else self.model
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a LoRA adapter is trained."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends a completion."""
+        return int(self.processor.tokenizer.eos_token_id)
+
+    @property
+    def pad_id(self) -> int:
+        """The token that fills a row after its end."""
+        return int(self.processor.tokenizer.pad_token_id)
+
+    @property
+    def banned_ids(self) -> list[int]:
+        """Ids that are never sampled: one image token in a completion breaks the next forward pass."""
+        config, tokenizer = self.base.config, self.processor.tokenizer
+        named = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|im_start|>"])
+        ids = {config.image_token_id, config.video_token_id, *named}
+        unused = range(len(tokenizer), config.text_config.vocab_size)
+        return sorted({i for i in ids if i is not None} | set(unused))
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Within this context the policy computes as the reference: its adapter is off.
+
+        Raises:
+            ValueError: If there is no adapter to switch off.
+        """
+        if not self.has_adapter:
+            raise ValueError("The reference is the policy with its adapter off: set model.init_args.lora, or kl_coef 0.")
+        with self.model.disable_adapter():
+            yield
+
+    def embed(self, batch: Batch) -> Prompts:
+        """Prompt embeddings with the image embeddings in place; the vision tower runs once per image."""
+        base = self.base.model
+        image_mask = batch.prompt_ids == self.base.config.image_token_id
+        with contextlib.nullcontext() if self.train_vision else torch.no_grad():
+            features = base.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
+            images = torch.cat(list(features.pooler_output))
+        if int(image_mask.sum()) != images.shape[0]:
+            raise ValueError(f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}.")
+        embeds = base.get_input_embeddings()(batch.prompt_ids)
+        embeds = embeds.masked_scatter(image_mask[..., None], images.to(embeds.dtype))
+        positions, _ = base.get_rope_index(
+            batch.prompt_ids,
+            mm_token_type_ids=image_mask.int(),
+            image_grid_thw=batch.image_grid_thw,
+            attention_mask=batch.prompt_mask,
+        )
+        return Prompts(embeds, batch.prompt_mask, positions)
+
+    def completion_positions(self, prompts: Prompts, num_tokens: int) -> Tensor:
+        """(3, B, num_tokens): all three axes count on from the prompt's largest position."""
+        steps = torch.arange(num_tokens, device=prompts.mask.device)
+        return (prompts.next_position[:, None] + steps).expand(3, -1, -1)
+
+    def logps(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+        """Log-probability of each completion token under the distribution that is sampled from.
+
+        Rows are whole: prompt n is followed by completion n. The vocabulary's logits exist at completion tokens only.
+
+        Args:
+            prompts: N prompts.
+            completion_ids: (N, C), padded on the right.
+            mask: (N, C) bool.
+            temperature: Logits are divided by it.
+
+        Returns:
+            (N, C) float32; 0 where the mask is False.
+        """
+        base, num_tokens = self.base, completion_ids.shape[1]
+        embeds = torch.cat([prompts.embeds, base.get_input_embeddings()(completion_ids)], 1)
+        positions = torch.cat([prompts.positions, self.completion_positions(prompts, num_tokens)], 2)
+        attention = torch.cat([prompts.mask, mask], 1).long()
+        output = base.model.language_model(
+            inputs_embeds=embeds, position_ids=positions, attention_mask=attention, use_cache=False
+        )
+        hidden = output.last_hidden_state[:, -num_tokens - 1 : -1][mask]
+        # Only real tokens reach the head: padding would cost a vocabulary of logits each.
+        logits = base.lm_head(hidden).float() / temperature
+        logits[:, self.banned_ids] = -torch.inf
+        real = torch.log_softmax(logits, -1).gather(1, completion_ids[mask][:, None])[:, 0]
+        return torch.zeros(mask.shape, dtype=real.dtype, device=real.device).masked_scatter(mask, real)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor."""
+        model = self.model
+        if self.has_adapter:
+            import copy
+
+            model = copy.deepcopy(model).merge_and_unload()
+        model.save_pretrained(folder)
+        self.processor.tokenizer.save_pretrained(folder)
+        self.processor.image_processor.save_pretrained(folder)
+
+
+def load_policy(
+    path: str, lora: LoRA | None = None, train_vision: bool = False, dtype: str = "auto", max_pixels: int = 0
+) -> Policy:
+    """Load a Qwen2.5-VL-class checkpoint.
+
+    Args:
+        path: Hub id or local folder.
+        lora: Train adapters of this shape on the language model; `None` trains the language model itself.
+        train_vision: Train the vision tower as well.
+        dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
+        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+
+    Raises:
+        ValueError: If the checkpoint cannot be found or lacks weights: a tower of random weights would train silently.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    if path.startswith((".", "/", "~", "runs/")) or Path(path).exists():
+        config = Path(path).expanduser() / "config.json"
+        if not config.is_file():
+            raise ValueError(f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy.")
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        if kind != "qwen2_5_vl":
+            raise ValueError(f"Policy {path!r} is of type {kind!r}; expected 'qwen2_5_vl' in {config}.")
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
+        )
+        processor = load_processor(path, max_pixels)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"Policy {path!r} lacks {len(missing)} weights, {missing[0]} first: the checkpoint is incomplete.")
+    return _prepare(model, processor, lora, train_vision)
+
+
+def tiny_policy(
+    corpus: Iterable[str],
+    hidden_size: int = 128,
+    num_layers: int = 4,
+    vision_depth: int = 3,
+    vocab_size: int = 1024,
+    max_pixels: int = 112 * 112,
+) -> Policy:
+    """Build a Qwen2.5-VL of a few million random weights, with a tokenizer trained on the corpus.
+
+    Weights come from torch's global generator.
+
+    Args:
+        corpus: The training reports.
+        hidden_size: Width of the language model and of the vision tower.
+        num_layers: Depth of the language model.
+        vision_depth: Depth of the vision tower.
+        vocab_size: Upper bound of the vocabulary.
+        max_pixels: Pixel budget of one image.
+    """
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    processor = build_processor(corpus, vocab_size, max_pixels)
+    tokenizer = processor.tokenizer
+    num_heads = hidden_size // 32
+    ids = dict(zip(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+                   tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]),
+                   strict=True))  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": hidden_size,
+            "intermediate_size": 3 * hidden_size,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": num_heads,
+            "num_key_value_heads": max(1, num_heads // 2),
+            "max_position_embeddings": 2048,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "use_sliding_window": False,
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": vision_depth,
+            "hidden_size": hidden_size,
+            "intermediate_size": 3 * hidden_size,
+            "num_heads": num_heads,
+            "out_hidden_size": hidden_size,
+            "fullatt_block_indexes": list(range(vision_depth)),
+        },
+        tie_word_embeddings=True,
+        **ids,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    return _prepare(model, processor, None, train_vision=True)
+
+
+def _prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
+    model.config.use_cache = False
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        shape = LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LANGUAGE_LINEARS
+        )
+        model = get_peft_model(model, shape)
+    policy = Policy(model, processor, train_vision)
+    for name, parameter in policy.named_parameters():
+        if ".visual." in name:
+            parameter.requires_grad_(train_vision)
+    return policy
