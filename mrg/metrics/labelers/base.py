@@ -1,0 +1,42 @@
+"""What every labeler is: a callable from report texts to label classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+
+@runtime_checkable
+class Labeler(Protocol):
+    """Reads reports and says, for each of the 14 conditions, what the text states about it.
+
+    A metric takes any object of this form: the rule-based labeler, a CheXbert checkpoint, or one of your own.
+    """
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Label reports.
+
+        Args:
+            texts: N reports; an empty one is allowed and mentions nothing.
+
+        Returns:
+            int64 (N, 14) on the CPU or on the labeler's device, columns in the order of
+            `mrg.metrics.conditions.CONDITIONS`, values BLANK 0, POSITIVE 1, NEGATIVE 2, UNCERTAIN 3. Equal texts get
+            equal rows, whatever else is in the call.
+        """
+        ...
+
+
+def check_texts(texts: Sequence[str], name: str = "texts") -> None:
+    """Raise where a labeler would otherwise fail late or label something that is not a report.
+
+    Raises:
+        TypeError: If `texts` is one string, or holds something that is not a string (the message says where).
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"Expected argument `{name}` to be a sequence of reports, but got one string: put it in a list.")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"Expected `{name}[{index}]` to be a string, but got {type(text).__name__}.")
