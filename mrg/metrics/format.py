@@ -1,0 +1,49 @@
+"""The think/report format: parsing, and the reward for keeping it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TAG = re.compile(r"</?(?:think|report)>")
+STRICT = re.compile(r"\s*(?:<think>(.*?)</think>)?\s*<report>(.*?)</report>\s*", re.DOTALL)
+
+
+class ParsedCompletion(NamedTuple):
+    """What a completion holds; `report` is empty where there is no unambiguous report section."""
+
+    thinking: str
+    report: str
+    well_formed: bool
+
+
+def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
+    """Split a completion into its parts.
+
+    Well formed is exactly one `<think>…</think>`, then exactly one `<report>…</report>`, both non-empty, and nothing
+    else but white space.
+
+    Args:
+        text: The completion.
+        think: `"required"`, or `"absent"` where the policy writes the report alone.
+    """
+    if think not in ("required", "absent"):
+        raise ValueError(f"Expected argument `think` to be 'required' or 'absent', but got {think!r}.")
+    tags = TAG.findall(text)
+    match = STRICT.fullmatch(text)
+    if match and tags.count("<report>") == 1 and tags.count("<think>") <= 1 and len(tags) in (2, 4):
+        thinking, report = (match[1] or "").strip(), match[2].strip()
+        if report and (bool(thinking) if think == "required" else len(tags) == 2):
+            return ParsedCompletion(thinking, report, True)
+        return ParsedCompletion(thinking, report, False)
+    reports = re.findall(r"<report>((?:(?!<report>).)*?)</report>", text, re.DOTALL)
+    return ParsedCompletion("", reports[0].strip() if len(reports) == 1 else "", False)
+
+
+def format_score(texts: Sequence[str], think: str = "required") -> Tensor:
+    """1 for a well-formed completion, otherwise 0: (N,) float64."""
+    return torch.tensor([float(parse_completion(text, think).well_formed) for text in texts], dtype=torch.float64)
