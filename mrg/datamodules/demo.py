@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -82,3 +83,38 @@ def make_study(world: World, seed: int, split: str, index: int, image_size: int)
     if rng.random() < world.lateral:
         views.append(View(lateral(rng, body, strength, image_size), "lateral"))
     return Study(id=f"{split}-{index:05d}", views=tuple(views), report=report)
+
+
+class DemoDataModule(ReportDataModule):
+    """The drawn world as a data module.
+
+    Args:
+        num_train: Training studies.
+        num_val: Validation studies.
+        num_test: Test studies.
+        seed: Of the world; studies of different splits never coincide.
+        image_size: Pixels.
+        world: How hard it is.
+        **kwargs: See `ReportDataModule`.
+    """
+
+    def __init__(
+        self,
+        num_train: int = 3000,
+        num_val: int = 200,
+        num_test: int = 500,
+        seed: int = 0,
+        image_size: int = 112,
+        world: World | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sizes = {"train": num_train, "val": num_val, "test": num_test}
+        self.seed, self.image_size, self.world = seed, image_size, world or World()
+
+    def read(self) -> dict[str, list[Study]]:
+        """Draw and write all studies."""
+        return {
+            split: [make_study(self.world, self.seed, split, index, self.image_size) for index in range(count)]
+            for split, count in self.sizes.items()
+        }

@@ -1,0 +1,185 @@
+"""What supervised and reinforcement training share: a policy, its processor, and greedy evaluation by clinical scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from mrg.datamodules.collate import PROMPT, Batch, StudyCollator
+from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, UNCERTAIN, RulesLabeler, parse_completion
+from mrg.modules.policy import LoRA, Policy, load_policy, tiny_policy
+from mrg.modules.rollout import sample
+
+
+class ReportModule(L.LightningModule):
+    """A policy that is judged by the reports it writes.
+
+    Args:
+        policy: `"tiny"` for a small model from random weights, a hub id, or a local folder.
+        lora: Shape of the adapter; `None` trains all weights of the language model.
+        train_vision: Train the vision tower as well.
+        dtype: See `load_policy`.
+        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        prompt: The user's text after the images.
+        think: Whether a completion must hold a think section: `"required"` or `"absent"`.
+        use_indication: Put the indication into the prompt.
+        max_new_tokens: Longest completion.
+        max_prompt_length: Longest prompt in tokens; 0 sets no limit.
+        learning_rate: Peak of AdamW's rate.
+        warmup_steps: Steps over which the rate rises to its peak.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm.
+        margin: Margin of MCCS, in training and in evaluation.
+    """
+
+    def __init__(
+        self,
+        policy: str = "tiny",
+        lora: LoRA | None = None,
+        train_vision: bool = False,
+        dtype: str = "auto",
+        max_pixels: int = 0,
+        prompt: str = PROMPT,
+        think: str = "required",
+        use_indication: bool = False,
+        max_new_tokens: int = 256,
+        max_prompt_length: int = 0,
+        learning_rate: float = 1e-4,
+        warmup_steps: int = 10,
+        weight_decay: float = 0.0,
+        max_grad_norm: float = 1.0,
+        margin: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if think not in ("required", "absent"):
+            raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
+        self.source, self.lora = policy, lora
+        self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
+        self.prompt, self.think, self.use_indication = prompt, think, use_indication
+        self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
+        self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
+        self.max_grad_norm, self.margin = max_grad_norm, margin
+        # Frozen weights are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
+        self.strict_loading = False
+        self.labeler = RulesLabeler()
+        self.policy: Policy | None = None
+        self.scores = nn.ModuleDict(
+            {
+                "mccs": MCCS(margin=margin, labeler=self.labeler),
+                "ce_f1": CEF1(labeler=self.labeler),
+                "ce_f1_macro": CEF1(average="macro", labeler=self.labeler),
+            }
+        )
+        self.predictions: list[dict[str, Any]] = []
+
+    def setup(self, stage: str) -> None:
+        """Load the policy and give the data module its collator."""
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
+        if self.policy is None:
+            self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
+        data.collator = StudyCollator(
+            self.policy.processor, self.prompt, self.use_indication, max_prompt_length=self.max_prompt_length
+        )
+
+    def load(self, corpus: list[str]) -> Policy:
+        """Build or load the policy that the settings name."""
+        if self.source == "tiny":
+            return tiny_policy(corpus, max_pixels=self.max_pixels or 112 * 112)
+        return load_policy(self.source, self.lora, self.train_vision, self.dtype_name, self.max_pixels)
+
+    @property
+    def writer(self) -> Policy:
+        """The policy, once it is set up."""
+        assert self.policy is not None, "setup() loads the policy"
+        return self.policy
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a linear warm-up, then a constant rate."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay)
+        warmup = max(1, self.warmup_steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _write(self, batch: Batch) -> list[str]:
+        with torch.no_grad():
+            prompts = self.writer.embed(batch)
+        return sample(self.writer, prompts, 1, self.max_new_tokens, temperature=0.0).texts
+
+    def _evaluate(self, batch: Batch, stage: str) -> None:
+        texts = self._write(batch)
+        parsed = [parse_completion(text, self.think) for text in texts]
+        reports = [p.report for p in parsed]
+        for name, metric in self.scores.items():
+            metric.update(reports, batch.target)
+            self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
+        rate = sum(p.well_formed for p in parsed) / len(parsed)
+        self.log(f"{stage}/format", rate, batch_size=len(batch))
+        if stage == "test":
+            self._collect(batch, texts, parsed)
+
+    def _collect(self, batch: Batch, texts: list[str], parsed: list[Any]) -> None:
+        labels = self.labeler([p.report for p in parsed])
+        for study, text, part, row in zip(batch.studies, texts, parsed, labels, strict=True):
+            self.predictions.append(
+                {
+                    "id": study.id,
+                    "images": [str(v.image) if not hasattr(v.image, "shape") else v.position for v in study.views],
+                    "prediction": part.report,
+                    "thinking": part.thinking,
+                    "completion": text,
+                    "target": study.report,
+                    "format": part.well_formed,
+                    "findings": [
+                        c for c, k in zip(CONDITIONS, row.tolist(), strict=True) if k in (POSITIVE, UNCERTAIN)
+                    ],
+                }
+            )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Write greedily and score."""
+        self._evaluate(batch, "val")
+
+    def on_test_start(self) -> None:
+        """Forget the predictions of an earlier test."""
+        self.predictions = []
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Write greedily, score and keep."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
+        """Write greedily: one dict per study."""
+        texts = self._write(batch)
+        parsed = [parse_completion(text, self.think) for text in texts]
+        return [
+            {"id": study.id, "prediction": p.report, "thinking": p.thinking, "completion": text}
+            for study, p, text in zip(batch.studies, parsed, texts, strict=True)
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is trained: the frozen base of a large policy is on disk already."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["vocabulary"] = len(self.writer.processor.tokenizer)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this policy.
+
+        Raises:
+            ValueError: If trained weights are missing, foreign, or made with another tokenizer.
+        """
+        own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        given: dict[str, Tensor] = checkpoint["state_dict"]
+        wrong = sorted(set(own) ^ set(given)) or sorted(k for k in own if own[k] != given[k].shape)
+        if wrong or checkpoint.get("vocabulary") != len(self.writer.processor.tokenizer):
+            name = wrong[0] if wrong else "the vocabulary's size"
+            raise ValueError(
+                f"The checkpoint does not fit the policy {self.source!r}: {name} differs. "
+                "Use the run's own configuration and data."
+            )

@@ -1,0 +1,68 @@
+"""Texts -> rewards: the clinical similarity of the report, and the format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrg.metrics.format import format_score, parse_completion
+from mrg.metrics.mccs import mccs
+
+
+class RewardError(RuntimeError):
+    """A reward failed; the message names the study. Training stops: a silent 0 would teach the wrong thing."""
+
+
+class Reward:
+    """`mccs_weight * MCCS + format_weight * format`, as in MRG-R1.
+
+    Args:
+        labeler: Labels reports, see `mrg.metrics.labels.Labeler`.
+        mccs_weight: Weight of MCCS; .75 in the paper.
+        format_weight: Weight of the format score; .25 in the paper.
+        margin: Margin of MCCS.
+        think: `"required"` or `"absent"`: the format that is paid.
+    """
+
+    def __init__(
+        self,
+        labeler: Any,
+        mccs_weight: float = 0.75,
+        format_weight: float = 0.25,
+        margin: float = 0.5,
+        think: str = "required",
+    ) -> None:
+        self.labeler = labeler
+        self.mccs_weight, self.format_weight = mccs_weight, format_weight
+        self.margin, self.think = margin, think
+
+    def __call__(
+        self, texts: Sequence[str], target: Sequence[str], study_id: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Reward N completions.
+
+        A completion without a report section is paid nothing for its findings, before any labelling.
+
+        Returns:
+            (N,) float64 and its parts `{"mccs": (N,), "format": (N,)}`.
+
+        Raises:
+            RewardError: If the labeler fails or a reward is not finite.
+        """
+        reports = [parse_completion(text, self.think).report for text in texts]
+        try:
+            # One call labels both sides; the labeler caches by text, and a group shares its reference.
+            labels = self.labeler([*reports, *target])
+        except Exception as error:
+            raise RewardError(f"The labeler failed on studies {study_id[0]} to {study_id[-1]}: {error}") from error
+        clinical = mccs(labels[: len(texts)], labels[len(texts) :], self.margin, reduction="none")
+        clinical = torch.where(torch.tensor([bool(report) for report in reports]), clinical, 0.0)
+        parts = {"mccs": clinical, "format": format_score(texts, self.think)}
+        rewards = self.mccs_weight * clinical + self.format_weight * parts["format"]
+        if not bool(rewards.isfinite().all()):
+            worst = int((~rewards.isfinite()).nonzero()[0])
+            raise RewardError(f"The reward of study {study_id[worst]} is {float(rewards[worst])}, not a finite number.")
+        return rewards, parts

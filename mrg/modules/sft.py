@@ -1,0 +1,64 @@
+"""Token-level supervision: the paper's baseline, and the warm start of GRPO."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrg.datamodules.collate import Batch
+from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.modules.base import ReportModule
+
+
+def target_text(report: str, labels: Tensor, think: str) -> str:
+    """The completion that SFT teaches.
+
+    Args:
+        report: The reference.
+        labels: (14,) its label classes.
+        think: `"required"` puts the findings before the report as a plain list; `"absent"` leaves the section out.
+    """
+    body = f"<report>{report}</report>"
+    if think == "absent":
+        return body
+    found = [f"{c}{' (uncertain)' if k == UNCERTAIN else ''}" for c, k in zip(CONDITIONS[:13], labels.tolist()[:13], strict=True)
+             if k in (POSITIVE, UNCERTAIN)]  # fmt: skip
+    return f"<think>{', '.join(found) or 'No Finding'}</think>{body}"
+
+
+class SFTModule(ReportModule):
+    """Maximum likelihood of the reference report in the think/report format; see `ReportModule` for the arguments."""
+
+    def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Target completions (B, C), padded on the right, and their mask."""
+        tokenizer = self.writer.processor.tokenizer
+        labels = self.labeler(batch.target)
+        texts = [target_text(report, row, self.think) for report, row in zip(batch.target, labels, strict=True)]
+        limit = self.max_new_tokens - 1
+        rows = [[*tokenizer(text)["input_ids"][:limit], self.writer.eos_id] for text in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [self.writer.pad_id] * (longest - len(row)) for row in rows], device=self.device)
+        lengths = torch.tensor([len(row) for row in rows], device=self.device)
+        return ids, torch.arange(longest, device=self.device) < lengths[:, None]
+
+    def _loss(self, batch: Batch) -> Tensor:
+        ids, mask = self.completions(batch)
+        logps = self.writer.logps(self.writer.embed(batch), ids, mask)
+        return -logps.sum() / mask.sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean negative log-likelihood per completion token."""
+        loss = self._loss(batch)
+        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Held-out likelihood, then reports."""
+        self.log("val/loss", self._loss(batch), batch_size=len(batch), prog_bar=True)
+        super().validation_step(batch, batch_idx)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip to `max_grad_norm`, the same setting as in GRPO."""
+        torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
