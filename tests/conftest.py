@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from mrg.datamodules.collate import StudyCollator
+from mrg.datamodules.demo import World, make_study
+from mrg.modules.policy import tiny_policy
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def studies():
+    return [make_study(World(lateral=0.5), 0, "train", index, 112) for index in range(8)]
+
+
+@pytest.fixture
+def policy(studies):
+    torch.manual_seed(0)
+    policy = tiny_policy([s.report for s in studies], hidden_size=64, num_layers=2, vision_depth=1, vocab_size=400)
+    with torch.no_grad():  # sharper than the initial weights, so that a difference would show
+        for parameter in policy.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+    return policy.eval()
+
+
+@pytest.fixture
+def batch(policy, studies):
+    return StudyCollator(policy.processor, "Report:")(studies[:4])

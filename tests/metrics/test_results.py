@@ -1,0 +1,46 @@
+import json
+
+import pytest
+
+from mrg.metrics import RulesLabeler
+from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, interval, most_frequent_report
+
+TARGET = ["The heart is enlarged. No pleural effusion.", "Small left pleural effusion.", "No pneumothorax."] * 20
+
+
+def test_perfect_and_constant_systems():
+    results = evaluate_systems(
+        {"perfect": TARGET, "constant normal": [CONSTANT_NORMAL] * 60},
+        TARGET,
+        RulesLabeler(),
+        formats={"perfect": 1.0},
+        differences=[("perfect", "constant normal")],
+        num_resamples=200,
+    )
+    perfect, constant = (results["systems"][n] for n in ("perfect", "constant normal"))
+    assert all(s == {"value": 1.0, "low": 1.0, "high": 1.0} for k, s in perfect["scores"].items() if "micro" in k)
+    assert constant["scores"]["CE-F1 micro-13+"]["value"] == 0
+    assert constant["scores"]["CE-F1 example-14"]["value"] == pytest.approx(1 / 3)  # No Finding on every third study
+    assert constant["distinct"] == pytest.approx(1 / 60)
+    assert results["support"]["Cardiomegaly"] == 20
+    gap = next(d for d in results["differences"] if d["score"] == "CE-F1 micro-13+")
+    assert gap["value"] == 1.0
+    text = format_table(json.loads(json.dumps(results)))
+    assert max(map(len, text.splitlines())) <= 110 + len("constant normal")
+    assert "perfect - constant normal, MCCS" in text
+
+
+def test_interval_of_a_mean_covers_like_the_normal_one():
+    import numpy as np
+
+    values = np.random.default_rng(0).normal(0, 1, 400)
+    got = interval(lambda index: values[index].mean(-1), 400, 2000)
+    half = 1.96 * values.std() / 20
+    assert got["low"] == pytest.approx(values.mean() - half, abs=0.02)
+    assert got["high"] == pytest.approx(values.mean() + half, abs=0.02)
+
+
+def test_most_frequent_report():
+    assert most_frequent_report(["b", "a", "a", "b"]) == "b"
+    with pytest.raises(ValueError, match="at least one report"):
+        most_frequent_report([])

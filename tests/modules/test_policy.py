@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from mrg.datamodules.collate import StudyCollator
+from mrg.modules.policy import LoRA, load_policy
+from mrg.modules.rollout import sample
+
+
+def test_logps_equal_the_models_own_forward(policy, studies):
+    """One study at a time, unpadded, through the model's public forward."""
+    collate = StudyCollator(policy.processor, "Report:")
+    batch = collate(studies[:4])
+    ids = torch.randint(10, 300, (4, 7), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(7) < torch.tensor([7, 4, 1, 6])[:, None]
+    got = policy.logps(policy.embed(batch), ids, mask)
+    assert got[~mask].abs().max() == 0
+    for row, study in enumerate(studies[:4]):
+        one, n = collate([study]), int(mask[row].sum())
+        whole = torch.cat([one.prompt_ids, ids[row : row + 1, :n]], 1)
+        logits = policy.base(
+            input_ids=whole,
+            attention_mask=torch.ones_like(whole),
+            mm_token_type_ids=(whole == policy.base.config.image_token_id).int(),
+            pixel_values=one.pixel_values,
+            image_grid_thw=one.image_grid_thw,
+        ).logits[0, -n - 1 : -1]
+        logits[:, policy.banned_ids] = -torch.inf
+        expected = logits.log_softmax(-1).gather(1, ids[row, :n, None])[:, 0]
+        assert torch.allclose(got[row, :n], expected, atol=1e-4)
+
+
+def test_rollout_logps_equal_recomputed_and_studies_stay_apart(policy, batch):
+    prompts = policy.embed(batch)
+    rollout = sample(policy, prompts, 3, 12, generator=torch.Generator().manual_seed(1))
+    again = policy.logps(prompts.repeat(3), rollout.completion_ids, rollout.completion_mask)
+    assert (again - rollout.old_logps).abs().max() < 1e-4
+    assert len(rollout.texts) == 12
+    assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
+
+
+def test_greedy_is_the_same_alone_and_in_a_batch(policy, studies):
+    collate = StudyCollator(policy.processor, "Report:")
+    together = sample(policy, policy.embed(collate(studies[:4])), 1, 10, temperature=0.0).texts
+    alone = [sample(policy, policy.embed(collate([s])), 1, 10, temperature=0.0).texts[0] for s in studies[:4]]
+    assert together == alone
+
+
+def test_sampling_depends_on_the_generator_alone(policy, batch):
+    prompts = policy.embed(batch)
+    first, second, other = (
+        sample(policy.train(), prompts, 2, 8, generator=torch.Generator().manual_seed(seed)).texts for seed in (3, 3, 4)
+    )
+    assert first == second != other
+    assert policy.training  # put back
+
+
+def test_forced_image_token_cannot_be_sampled(policy, batch):
+    with torch.no_grad():
+        policy.base.lm_head.weight[policy.base.config.image_token_id] = 50.0
+    rollout = sample(policy, policy.embed(batch), 4, 8, generator=torch.Generator().manual_seed(0))
+    assert policy.base.config.image_token_id not in rollout.completion_ids
+
+
+def test_saved_policy_loads_and_its_reference_is_the_saved_one(policy, batch, tmp_path):
+    policy.save(tmp_path)
+    loaded = load_policy(str(tmp_path), LoRA(rank=4))
+    ids = torch.randint(10, 300, (4, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    saved = policy.logps(policy.embed(batch), ids, mask)
+    with torch.no_grad():
+        for name, parameter in loaded.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.5)
+    assert (loaded.logps(loaded.embed(batch), ids, mask) - saved).abs().max() > 1e-3
+    with loaded.reference():
+        assert torch.allclose(loaded.logps(loaded.embed(batch), ids, mask), saved, atol=1e-5)
+    assert not any(p.requires_grad for n, p in loaded.named_parameters() if ".visual." in n)
+    assert all("lora" in n for n, p in loaded.named_parameters() if p.requires_grad)
+
+
+def test_bad_checkpoints(tmp_path, policy):
+    with pytest.raises(ValueError, match=r"config\.json does not exist"):
+        load_policy(str(tmp_path / "none"))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ValueError, match="type 'bert'"):
+        load_policy(str(tmp_path))
+    policy.save(tmp_path / "p")
+    import safetensors.torch as st
+
+    file = tmp_path / "p" / "model.safetensors"
+    weights = {k: v for k, v in st.load_file(file).items() if "visual.blocks.0.attn" not in k}
+    st.save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 4 weights"):
+        load_policy(str(tmp_path / "p"))
