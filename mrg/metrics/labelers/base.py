@@ -36,7 +36,9 @@ def check_texts(texts: Sequence[str], name: str = "texts") -> None:
         TypeError: If `texts` is one string, or holds something that is not a string (the message says where).
     """
     if isinstance(texts, str):
-        raise TypeError(f"Expected argument `{name}` to be a sequence of reports, but got one string: put it in a list.")
+        raise TypeError(
+            f"Expected argument `{name}` to be a sequence of reports, but got one string: put it in a list."
+        )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"Expected `{name}[{index}]` to be a string, but got {type(text).__name__}.")

@@ -1,8 +1,29 @@
-"""A rule-based labeler of English chest-radiograph reports: sentences, mentions, negation, doubt.
+"""A rule-based labeler for English chest-radiograph reports: fast, deterministic, and able to show its evidence.
 
-Choices: several mentions of one condition count positive over uncertain over negative; a change word ("stable") keeps a
-finding positive; "the lungs are clear" leaves the lungs' conditions blank, as CheXpert does (Irvin et al., 2019); No
-Finding holds exactly when no condition but Support Devices is positive or uncertain, and the report is not empty.
+Phrases (`phrases.py`) are looked up in the text (`lexicon.py`) and read in one pass with scopes of negation and
+uncertainty (`scopes.py`). Conditions and conventions are those of the CheXpert labeler (Irvin et al., 2019) and
+CheXbert (Smit et al., 2020); these are the choices, and where they leave the CheXpert labeler:
+
+- Several mentions of one condition: positive > uncertain > negative (as CheXpert).
+- No Finding is 1 exactly when none of the 12 pathologies is positive or uncertain, and the text has at least one word:
+  who writes nothing has not said that all is well. CheXpert also counts findings outside the 14 conditions against it,
+  such as emphysema.
+- Conditions do not imply each other: Lung Opacity needs a mention of its own (opacity, infiltrate, airspace disease,
+  scar), "consolidation" does not set it (as CheXpert). A nodular opacity is a Lung Lesion and a Lung Opacity; a
+  calcified granuloma is neither (as CheXpert).
+- "Lungs are clear" leaves Lung Opacity and Consolidation blank (as CheXpert), and "no acute osseous abnormality" leaves
+  Fracture blank (as CheXpert): nothing named is denied.
+- Heart and mediastinum: a size that is normal, within or at the upper limits of normal, or not enlarged is negative;
+  enlarged, large or prominent is positive; borderline is uncertain; "stable" alone is blank, because it states no size
+  (CheXpert: uncertain). "Cardiomediastinal silhouette" is Enlarged Cardiomediastinum, not Cardiomegaly (as CheXpert).
+- Blunted costophrenic angles are a positive Pleural Effusion, sharp or clear ones and clear pleural spaces a negative
+  one (CheXpert: blank).
+- "Possible", "probable", "may represent", "suggesting", "versus", "A or B", "cannot be excluded" are uncertain (as
+  CheXpert). "Likely", "consistent with", "compatible with" and de-identified words (XXXX) leave a finding positive.
+- Vascular congestion is an uncertain Edema, and fibrosis is Pleural Other (both as CheXpert).
+- "Unchanged", "improved", "resolving" and "healed" findings are positive; "resolved", "cleared" and "removed" ones are
+  negative; "no new" is negative (CheXpert: uncertain).
+- "Evaluate for" and "history of" state nothing, and sections such as Indication and Comparison are skipped.
 """
 
 from __future__ import annotations
@@ -10,117 +31,167 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, NUM_CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import phrases
+from mrg.metrics.labelers.base import check_texts
+from mrg.metrics.labelers.lexicon import Lexicon, tokenize
+from mrg.metrics.labelers.scopes import Reader
 
-SENTENCE = re.compile(r"[^.!?\n]*(?:[.!?\n]+(?=\s|$)|\.(?=\S)[^.!?\n]*|$)")
-PATTERNS = {condition: re.compile(pattern) for condition, pattern in phrases.MENTIONS.items()}
-ORGANS = {condition: re.compile(pattern) for condition, pattern in phrases.ORGAN.items()}
-NORMAL, ENLARGED = re.compile(phrases.NORMAL), re.compile(phrases.ENLARGED)
-NEGATION_BEFORE, NEGATION_AFTER = re.compile(phrases.NEGATION_BEFORE), re.compile(phrases.NEGATION_AFTER)
-UNCERTAIN_BEFORE, UNCERTAIN_AFTER = re.compile(phrases.UNCERTAIN_BEFORE), re.compile(phrases.UNCERTAIN_AFTER)
-SCOPE_END, CONTRARY = re.compile(phrases.SCOPE_END), re.compile(phrases.CONTRARY)
-PRIORITY = {BLANK: 0, NEGATIVE: 1, UNCERTAIN: 2, POSITIVE: 3}
+_NO_FINDING = CONDITIONS.index("No Finding")
+_PATHOLOGIES = [index for index, name in enumerate(CONDITIONS) if name not in ("Support Devices", "No Finding")]
+# Index = label class: the strongest statement about a condition wins.
+_STRENGTH = (0, 3, 1, 2)
+
+
+def _heading(table: str) -> str:
+    return "|".join(r"\s+".join(map(re.escape, name.split())) for name in table.replace("\n", " ").split(","))
+
+
+_HEADING = re.compile(
+    rf"(?:(?<=[.!?\n])|^)\s*(?:(?P<skipped>{_heading(phrases.SKIPPED_SECTIONS)})|(?:{_heading(phrases.READ_SECTIONS)}))\s*:",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"[.!?](?!\d)|\n\s*\n")
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """One mention: its condition, its class, its place in the text and the word that decided."""
+    """One place in a text that speaks of one condition.
+
+    Args:
+        condition: A name of `CONDITIONS`.
+        label: POSITIVE, NEGATIVE or UNCERTAIN, as this place states it.
+        start: First character of the sentence.
+        end: One past the last character of the sentence.
+        cue: The words that decided the label: a negation, a doubt or a state such as "enlarged"; where the finding
+            stands plainly asserted, the words that name it.
+        mention_start: First character of the words that name the finding or the structure.
+        mention_end: One past their last character.
+    """
 
     condition: str
     label: int
     start: int
     end: int
     cue: str
+    mention_start: int
+    mention_end: int
 
 
 class RulesLabeler:
-    """Labels reports by rules; the same text always gives the same labels."""
+    """Label reports with rules; see the module for every convention.
+
+    Equal texts are labelled once per call, and rows are remembered for later calls (a group of completions shares its
+    reference, and validation repeats its references).
+
+    Args:
+        cache_size: How many texts to remember; the least recently used is forgotten first. 0 remembers none.
+
+    Example:
+        >>> from mrg.metrics.conditions import CONDITIONS, CLASSES
+        >>> row = RulesLabeler()(["Small left effusion. No pneumothorax."])[0]
+        >>> {name: CLASSES[label] for name, label in zip(CONDITIONS, row.tolist()) if label}
+        {'Pneumothorax': 'negative', 'Pleural Effusion': 'positive'}
+    """
 
     name = "rules"
+
+    def __init__(self, cache_size: int = 65_536) -> None:
+        if cache_size < 0:
+            raise ValueError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
+        self.cache_size = cache_size
+        self._lexicon = Lexicon()
+        self._cache: dict[str, bytes] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Label reports.
 
+        Args:
+            texts: N reports in English; empty ones are allowed.
+
         Returns:
-            (N, 14) int64 label classes in the order of `CONDITIONS`.
+            int64 (N, 14) as described in `Labeler`.
 
         Raises:
-            TypeError: If an item is not a string; names its index.
+            TypeError: If something in `texts` is not a string; the message gives its index.
         """
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise TypeError(f"Expected a list of strings, but item {index} is of type {type(text).__name__}.")
-        rows = [_labels(text) for text in texts]
-        return torch.tensor(rows, dtype=torch.int64).view(len(rows), NUM_CONDITIONS)
+        check_texts(texts)
+        rows = {text: self._row(text) for text in dict.fromkeys(texts)}
+        if not texts:
+            return torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64)
+        flat = torch.frombuffer(bytearray(b"".join([rows[text] for text in texts])), dtype=torch.uint8)
+        return flat.view(-1, NUM_CONDITIONS).long()
 
     def evidence(self, text: str) -> list[Evidence]:
-        """Every mention that the labels rest on, in the order of the text."""
-        return sorted(_evidence(text), key=lambda found: found.start)
+        """Say which words of a report led to its labels, in reading order.
+
+        Raises:
+            TypeError: If `text` is not a string.
+        """
+        check_texts([text])
+        return list(self._evidence(text))
+
+    def _row(self, text: str) -> bytes:
+        row = self._cache.pop(text, None)
+        if row is None:
+            row = self._label(text)
+        if self.cache_size:
+            self._cache[text] = row
+            if len(self._cache) > self.cache_size:
+                del self._cache[next(iter(self._cache))]
+        return row
+
+    def _label(self, text: str) -> bytes:
+        row = [BLANK] * NUM_CONDITIONS
+        words = tokenize(without_skipped_sections(text)).words
+        for mention in Reader(words).read(self._lexicon.find(words)):
+            if _STRENGTH[mention.label] > _STRENGTH[row[mention.condition]]:
+                row[mention.condition] = mention.label
+        if words and not any(row[index] in (POSITIVE, UNCERTAIN) for index in _PATHOLOGIES):
+            row[_NO_FINDING] = POSITIVE
+        return bytes(row)
+
+    def _evidence(self, text: str) -> Iterator[Evidence]:
+        tokens = tokenize(without_skipped_sections(text))
+        mentions = Reader(tokens.words).read(self._lexicon.find(tokens.words))
+        for mention in sorted(mentions, key=lambda mention: mention.span):
+            if mention.label == BLANK:
+                continue
+            begin, stop = tokens.spans[mention.span[0]][0], tokens.spans[mention.span[1] - 1][1]
+            start, end = _sentence(text, begin)
+            cue = text[tokens.spans[mention.cue[0]][0] : tokens.spans[mention.cue[1] - 1][1]]
+            yield Evidence(CONDITIONS[mention.condition], mention.label, start, max(end, stop), cue, begin, stop)
 
 
-@lru_cache(maxsize=65536)
-def _labels(text: str) -> tuple[int, ...]:
-    labels = [BLANK] * NUM_CONDITIONS
-    for found in _evidence(text):
-        index = CONDITIONS.index(found.condition)
-        if PRIORITY[found.label] > PRIORITY[labels[index]]:
-            labels[index] = found.label
-    pathologies = labels[:12]
-    if text.strip() and not any(label in (POSITIVE, UNCERTAIN) for label in pathologies):
-        labels[-1] = POSITIVE
-    return tuple(labels)
+def without_skipped_sections(text: str) -> str:
+    """Blank out sections that do not describe the image, keeping every character's place.
+
+    A skipped section ends at the next known heading or empty line; where no other heading follows, at the end of its
+    sentence, so that a report that opens with "Comparison: none." is still read.
+    """
+    if ":" not in text:
+        return text
+    headings = list(_HEADING.finditer(text))
+    for index, heading in enumerate(headings):
+        if heading["skipped"]:
+            if index + 1 < len(headings):
+                stop = headings[index + 1].start()
+            else:
+                sentence_end = _SENTENCE_END.search(text, heading.end())
+                stop = sentence_end.end() if sentence_end else len(text)
+            text = text[: heading.start()] + " " * (stop - heading.start()) + text[stop:]
+    return text
 
 
-def _evidence(text: str) -> Iterator[Evidence]:
-    for sentence in SENTENCE.finditer(text.lower()):
-        if not sentence[0].strip():
-            continue
-        # Same length, so that offsets stay those of the text.
-        words = CONTRARY.sub(lambda match: "_" * len(match[0]), sentence[0])
-        words = re.sub(r"\s", " ", words)
-        for condition, pattern in PATTERNS.items():
-            for mention in pattern.finditer(words):
-                label, cue = _classify(condition, words, mention)
-                if label != BLANK:
-                    start = sentence.start()
-                    yield Evidence(condition, label, start + mention.start(), start + mention.end(), cue)
-
-
-def _classify(condition: str, sentence: str, mention: re.Match[str]) -> tuple[int, str]:
-    before, after = sentence[: mention.start()], sentence[mention.end() :]
-    ends = list(SCOPE_END.finditer(before))
-    before = before[ends[-1].end() :] if ends else before
-    end = SCOPE_END.search(after)
-    after = after[: end.start()] if end else after
-    if condition in ORGANS and ORGANS[condition].fullmatch(mention[0]) and not ENLARGED.search(mention[0]):
-        return _classify_organ(before, after)
-    for pattern, part, label in (
-        (UNCERTAIN_AFTER, after, UNCERTAIN),
-        (NEGATION_AFTER, after, NEGATIVE),
-        (UNCERTAIN_BEFORE, before, UNCERTAIN),
-        (NEGATION_BEFORE, before, NEGATIVE),
-    ):
-        cue = pattern.search(part)
-        if cue:
-            return label, cue[0].strip()
-    return POSITIVE, mention[0]
-
-
-def _classify_organ(before: str, after: str) -> tuple[int, str]:
-    """An organ by name says nothing until its clause says that it is normal or enlarged."""
-    normal = NORMAL.search(after) or NORMAL.search(before)
-    if normal:
-        return NEGATIVE, normal[0]
-    enlarged = ENLARGED.search(after) or ENLARGED.search(before)
-    if not enlarged:
-        return BLANK, ""
-    negated = NEGATION_BEFORE.search(before)
-    if negated:
-        return NEGATIVE, negated[0]
-    return (UNCERTAIN if enlarged[0] == "borderline" else POSITIVE), enlarged[0]
+def _sentence(text: str, position: int) -> tuple[int, int]:
+    """First character and one past the last character of the sentence around a position."""
+    start = 0
+    for match in _SENTENCE_END.finditer(text):
+        if match.end() > position:
+            return start + len(text[start:position]) - len(text[start:position].lstrip()), match.end()
+        start = match.end()
+    return start + len(text[start:position]) - len(text[start:position].lstrip()), len(text)
