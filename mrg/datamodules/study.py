@@ -49,7 +49,8 @@ class View:
         if isinstance(self.image, np.ndarray):
             return _from_pixels(self.image)
         try:
-            with Image.open(self.image) as image:
+            # Through a handle: given a path, Pillow 13 garbles uncompressed TIFF files that are stored on their side.
+            with self.image.open("rb") as file, Image.open(file) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise ImageReadError(
