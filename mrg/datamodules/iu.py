@@ -35,9 +35,9 @@ def read_annotation(
     images: str = "images",
     empty_reports: Literal["raise", "drop"] = "raise",
 ) -> dict[str, list[Study]]:
-    """Read all studies in the order of the file: images are looked up but not opened, reports stay as written.
+    """Read all studies in the order of the file; images are looked up but not opened, reports stay as written.
 
-    An image that is not there under its listed name is taken with another extension (.png, .jpg, .jpeg) or another case.
+    An image that is not there under its listed name is taken with another extension (.png, .jpg, .jpeg) or case.
 
     Args:
         root: Folder of the data set.
@@ -124,11 +124,11 @@ def clean_target(report: str, deidentified: Literal["keep", "drop_token", "drop_
         return report
     if deidentified == "drop_sentence":
         # A full stop also ends a sentence where the space behind it was forgotten, but not behind the number of a list.
-        sentences = re.split(r"(?<=[.!?])(?<!\b\d\.)\s+|(?<=[a-z]\.)(?=[A-Z][a-z])", report.strip())
+        sentences = re.split(r"(?<=[.!?])(?<!\b\d\.)\s+|(?<=[a-zX]\.)(?=[A-Z][a-z])", report.strip())
         return " ".join(sentence for sentence in sentences if DEIDENTIFIED not in sentence)
     text = re.sub(rf"[\w'-]*{DEIDENTIFIED}[\w'-]*", "", report)
     text = re.sub(r"(?<!\w)/|/(?!\w)|\(\W*\)", "", text)
-    text = re.sub(r"\s+(?=[.,;:!?)](\W|$))|(?<=\()\s+", "", text)
+    text = re.sub(r"\s+(?=[.,;:!?)](\D|$))|(?<=\()\s+", "", text)
     text = re.sub(r"[.,;:!?](\s*[.,;:!?])+(?=\s|$)", _strongest, text)
     return " ".join(text.split()).lstrip(".,;:!? ")
 
