@@ -20,7 +20,9 @@ def as_labels(
         ValueError: If lengths differ, strings come without a labeler, or a label is outside 0..3.
     """
     if len(preds) != len(target):
-        raise ValueError(f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}.")
+        raise ValueError(
+            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
+        )
     pair = []
     for name, value in (("preds", preds), ("target", target)):
         if not isinstance(value, Tensor):
@@ -30,6 +32,8 @@ def as_labels(
         if value.ndim != 2 or value.shape[1] != 14:
             raise ValueError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
         if value.numel() and (int(value.min()) < 0 or int(value.max()) > 3):
-            raise ValueError(f"Expected argument `{name}` to hold label classes 0..3, but got {int(value.min())}..{int(value.max())}.")
+            raise ValueError(
+                f"Expected argument `{name}` to hold label classes 0..3, but got {int(value.min())}..{int(value.max())}."
+            )
         pair.append(value.to(torch.int64))
     return pair[0], pair[1]

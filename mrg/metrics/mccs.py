@@ -76,7 +76,9 @@ class MCCS(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, margin: float = 0.5, uncertain: float = 1.0, empty: str = "match", labeler: Any = None, **kwargs: Any):
+    def __init__(
+        self, margin: float = 0.5, uncertain: float = 1.0, empty: str = "match", labeler: Any = None, **kwargs: Any
+    ):
         super().__init__(**kwargs)
         self.settings = {"margin": margin, "uncertain": uncertain, "empty": empty}
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.

@@ -53,6 +53,7 @@ class Reader:
     def __init__(self, words: list[str]) -> None:
         self.words = words
         self.mentions: list[Mention] = []
+        self.either: Mention | None = None
         self._start_clause()
 
     def read(self, found: list[tuple[Entry, int, int]]) -> list[Mention]:
@@ -90,7 +91,7 @@ class Reader:
         self.doubt: Span | None = None
         self.silent = False
         self.named_since_cue = False
-        self.either: Mention | None = None
+        self.either = None
         self.open: list[Mention] = []
         self.verb_since_open = False
         self.separator_end = -1
