@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-
 import mrg
 
 USAGE = "usage: python -m mrg {fit,validate,test,predict,demo} [--config FILE] [--help] [--version]"
@@ -31,7 +30,9 @@ def latest_run(runs: Path) -> tuple[Path, Path]:
     found = sorted(runs.glob("**/checkpoints/best*.ckpt"), key=lambda path: path.stat().st_mtime)
     found = [path for path in found if (path.parent.parent / "config.yaml").is_file()]
     if not found:
-        raise UserError(f"No run with a checkpoint in {runs}/: train one first, `python -m mrg fit --config configs/iu_sft.yaml`.")
+        raise UserError(
+            f"No run with a checkpoint in {runs}/: train one first, `python -m mrg fit --config configs/iu_sft.yaml`."
+        )
     checkpoint = found[-1]
     return checkpoint.parent.parent / "config.yaml", checkpoint
 
@@ -76,5 +77,3 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in (".*does not have many workers.*", ".*number of training batches.*", ".*treespec.*", ".*isinstance.*"):
         warnings.filterwarnings("ignore", text)
-
-

@@ -33,8 +33,14 @@ class MrgCLI(LightningCLI):  # type: ignore[misc]
         """Refuse to write over a finished run; place logs and checkpoints."""
         config = self.config[self.subcommand]
         folder = Path(config.runs) / config.name
-        if self.subcommand == "fit" and (folder / "config.yaml").exists() and not (config.overwrite or config.ckpt_path):
-            raise UserError(f"Run folder {folder} holds a run already: choose another --name, or pass --overwrite true.")
+        if (
+            self.subcommand == "fit"
+            and (folder / "config.yaml").exists()
+            and not (config.overwrite or config.ckpt_path)
+        ):
+            raise UserError(
+                f"Run folder {folder} holds a run already: choose another --name, or pass --overwrite true."
+            )
         config.trainer.default_root_dir = str(folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -43,11 +49,14 @@ class MrgCLI(LightningCLI):  # type: ignore[misc]
         folder = Path(config.runs) / config.name
         own: list[Any] = [ResultWriter(folder)]
         if self.subcommand == "fit":
-            best = ModelCheckpoint(folder / "checkpoints", "best", monitor="val/mccs", mode="max", enable_version_counter=False)
+            best = ModelCheckpoint(
+                folder / "checkpoints", "best", monitor="val/mccs", mode="max", enable_version_counter=False
+            )
             last = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)
             own += [best, last]
         extra = kwargs.pop("callbacks", None) or []
-        logger = CSVLogger(folder, name="", version="logs") if self.subcommand == "fit" else False
+        # An empty version puts metrics.csv and config.yaml into the run folder itself; only `fit` logs, so nothing is deleted.
+        logger = CSVLogger(config.runs, name=config.name, version="") if self.subcommand == "fit" else False
         trainer = self._instantiate_trainer(self._get(self.config_init, "trainer", default={}), [*own, *extra])
         if self.subcommand == "fit":
             trainer.loggers = [logger]

@@ -39,11 +39,12 @@ class ResultWriter(L.Callback):
         rows = pl_module.predictions
         data = trainer.datamodule  # type: ignore[attr-defined]
         target = [row["target"] for row in rows]
-        systems = {
-            "constant normal": [CONSTANT_NORMAL] * len(rows),
-            "most frequent report": [most_frequent_report(data.train_reports())] * len(rows),
-            "model": [row["prediction"] for row in rows],
+        baselines = {
+            "constant normal": CONSTANT_NORMAL,
+            "most frequent report": most_frequent_report(data.train_reports()),
         }
+        systems = {name: [text] * len(rows) for name, text in baselines.items()}
+        systems["model"] = [row["prediction"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
         results = evaluate_systems(
             systems, target, pl_module.labeler, pl_module.margin, {"model": rate}, [("model", "constant normal")]
@@ -51,6 +52,7 @@ class ResultWriter(L.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", results)
+        write_json(self.folder / "baselines.json", baselines)
         print(format_table(results))
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}")
 

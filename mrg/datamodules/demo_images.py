@@ -155,7 +155,9 @@ def frontal(
     if s("Fracture"):
         k = side["Fracture"]
         cx, cy = k * (0.72 + j(0.03)), -0.2 + j(0.12)
-        step = line(at, (cx - 0.12, cy - 0.05), (cx, cy - 0.05), 0.03) + line(at, (cx, cy + 0.06), (cx + 0.12, cy + 0.06), 0.03)
+        step = line(at, (cx - 0.12, cy - 0.05), (cx, cy - 0.05), 0.03) + line(
+            at, (cx, cy + 0.06), (cx + 0.12, cy + 0.06), 0.03
+        )
         picture = picture + 0.45 * s("Fracture") * step
     if s("Support Devices"):
         picture = picture + _device(at, side["Support Devices"], s("Support Devices"), j)

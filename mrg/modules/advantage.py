@@ -37,7 +37,9 @@ def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", eps
         (N,) float64, summing to 0 in each group.
     """
     if group_size < 2:
-        raise ValueError(f"Expected argument `group_size` to be at least 2, but got {group_size}: a group is its own baseline.")
+        raise ValueError(
+            f"Expected argument `group_size` to be at least 2, but got {group_size}: a group is its own baseline."
+        )
     if scale not in ("group", "batch", "none"):
         raise ValueError(f"Expected argument `scale` to be 'group', 'batch' or 'none', but got {scale!r}.")
     groups = rewards.double().view(-1, group_size)

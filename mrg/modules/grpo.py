@@ -67,12 +67,16 @@ class GRPOModule(ReportModule):
         """Also check that there is a reference where the KL term needs one."""
         super().setup(stage)
         if self.kl_coef and not self.writer.has_adapter:
-            raise ValueError("The KL term needs a reference: set model.init_args.lora, or model.init_args.kl_coef to 0.")
+            raise ValueError(
+                "The KL term needs a reference: set model.init_args.lora, or model.init_args.kl_coef to 0."
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss, one optimiser step."""
         prompts = self.writer.embed(batch)
-        rollout = sample(self.writer, _detached(prompts), self.group_size, self.max_new_tokens, self.temperature, self._generator())
+        rollout = sample(
+            self.writer, _detached(prompts), self.group_size, self.max_new_tokens, self.temperature, self._generator()
+        )
         target = [text for text in batch.target for _ in range(self.group_size)]
         study_id = [name for name in batch.study_id for _ in range(self.group_size)]
         rewards, parts = self.reward(rollout.texts, target, study_id)
@@ -100,14 +104,18 @@ class GRPOModule(ReportModule):
         trained = [p for p in self.parameters() if p.requires_grad]
         norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
         if not bool(norm.isfinite()):
-            raise RuntimeError(f"The gradient's norm is {float(norm)} in round {self.global_step}: lower learning_rate.")
+            raise RuntimeError(
+                f"The gradient's norm is {float(norm)} in round {self.global_step}: lower learning_rate."
+            )
         optimizer.step()
         schedulers = self.lr_schedulers()
         if schedulers is not None:
             schedulers.step()
         return {**totals, "grad_norm": norm}
 
-    def _loss(self, prompts: Prompts, rollout: Rollout, advantages: Tensor, rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, prompts: Prompts, rollout: Rollout, advantages: Tensor, rows: slice
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         studies = torch.arange(rows.start, rows.stop, device=self.device) // self.group_size
         repeated = Prompts(prompts.embeds[studies], prompts.mask[studies], prompts.positions[:, studies])
         mask = rollout.completion_mask[rows]

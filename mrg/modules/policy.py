@@ -122,7 +122,9 @@ class Policy(nn.Module):
             ValueError: If there is no adapter to switch off.
         """
         if not self.has_adapter:
-            raise ValueError("The reference is the policy with its adapter off: set model.init_args.lora, or kl_coef 0.")
+            raise ValueError(
+                "The reference is the policy with its adapter off: set model.init_args.lora, or kl_coef 0."
+            )
         with self.model.disable_adapter():
             yield
 
@@ -134,7 +136,9 @@ class Policy(nn.Module):
             features = base.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
             images = torch.cat(list(features.pooler_output))
         if int(image_mask.sum()) != images.shape[0]:
-            raise ValueError(f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}.")
+            raise ValueError(
+                f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}."
+            )
         embeds = base.get_input_embeddings()(batch.prompt_ids)
         embeds = embeds.masked_scatter(image_mask[..., None], images.to(embeds.dtype))
         positions, _ = base.get_rope_index(
@@ -210,7 +214,9 @@ def load_policy(
     if path.startswith((".", "/", "~", "runs/")) or Path(path).exists():
         config = Path(path).expanduser() / "config.json"
         if not config.is_file():
-            raise ValueError(f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy.")
+            raise ValueError(
+                f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
+            )
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
         if kind != "qwen2_5_vl":
             raise ValueError(f"Policy {path!r} is of type {kind!r}; expected 'qwen2_5_vl' in {config}.")
@@ -224,7 +230,9 @@ def load_policy(
         raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ValueError(f"Policy {path!r} lacks {len(missing)} weights, {missing[0]} first: the checkpoint is incomplete.")
+        raise ValueError(
+            f"Policy {path!r} lacks {len(missing)} weights, {missing[0]} first: the checkpoint is incomplete."
+        )
     return _prepare(model, processor, lora, train_vision)
 
 

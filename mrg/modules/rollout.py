@@ -59,7 +59,12 @@ def sample(
 
 
 def _decode(
-    policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: int, temperature: float, generator: torch.Generator | None
+    policy: Policy,
+    prompts: Prompts,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
 ) -> Rollout:
     from transformers import DynamicCache
 
