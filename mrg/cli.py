@@ -6,74 +6,92 @@
 
 from __future__ import annotations
 
-import logging
+import re
 import sys
-import warnings
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 import mrg
 
-USAGE = "usage: python -m mrg {fit,validate,test,predict,demo} [--config FILE] [--help] [--version]"
+USAGE = """python -m mrg {fit,validate,test,predict,demo} [--config FILE] [--KEY VALUE ...]
+
+  demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
+  fit       train what --config describes; everything goes to <runs>/<name>/
+  validate  score the best checkpoint of a run on the validation split
+  test      score it on the test split beside its baselines; alone, `test` takes the latest run
+  predict   write reports without scoring them
+
+`python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
 
 
 class UserError(ValueError):
     """A mistake that the user can mend; printed as one line, exit code 2."""
 
 
-def latest_run(runs: Path) -> tuple[Path, Path]:
-    """Configuration and best checkpoint of the newest run.
+def latest_run(runs: Path) -> Path:
+    """Folder of the run whose best checkpoint is the newest.
 
     Raises:
         UserError: If there is none.
     """
-    found = sorted(runs.glob("**/checkpoints/best*.ckpt"), key=lambda path: path.stat().st_mtime)
-    found = [path for path in found if (path.parent.parent / "config.yaml").is_file()]
+    found = [path for path in runs.glob("**/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
     if not found:
         raise UserError(
-            f"No run with a checkpoint in {runs}/: train one first, `python -m mrg fit --config configs/iu_sft.yaml`."
+            f"No run with a checkpoint in {runs.absolute()}: train one first, for example with "
+            "`python -m mrg fit --config configs/demo_sft.yaml`."
         )
-    checkpoint = found[-1]
-    return checkpoint.parent.parent / "config.yaml", checkpoint
+    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake prints one line and exits with 2."""
+    """Run a command; a user's mistake prints one line and exits with 2, a reward that fails with 1."""
     argv = list(sys.argv[1:] if args is None else args)
-    if argv and argv[0] == "--version":
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: {USAGE}")
+        raise SystemExit(0 if argv else 2)
+    if argv[0] == "--version":
         print(f"mrg {mrg.__version__}")
         return
     try:
-        if argv and argv[0] == "demo":
-            from mrg.demo import main as demo
-
-            demo(argv[1:])
-            return
-        _lightning(argv)
-    except (ValueError, FileNotFoundError) as error:
-        print(f"mrg: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "RewardError":
+        _dispatch(argv)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
             raise
-        print(f"mrg: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        print(f"mrg: {line}", file=sys.stderr)
+        raise SystemExit(1 if isinstance(error, RuntimeError) else 2) from None
 
 
-def _lightning(argv: list[str]) -> None:
-    quiet()
+def _dispatch(argv: list[str]) -> None:
+    if argv[0] == "demo":
+        from mrg.demo import main as demo
+
+        demo(argv[1:])
+        return
+    if argv == ["test"]:
+        folder = latest_run(Path("runs"))
+        print(f"Latest run: {folder}")
+        argv = ["test", f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
     from mrg.lightning_cli import run
 
-    if argv == ["test"]:
-        config, checkpoint = latest_run(Path("runs"))
-        print(f"Testing {checkpoint} with {config}")
-        argv = ["test", "--config", str(config), "--ckpt_path", str(checkpoint)]
     run(argv)
 
 
-def quiet() -> None:
-    """Silence what a user can do nothing about."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*number of training batches.*", ".*treespec.*", ".*isinstance.*"):
-        warnings.filterwarnings("ignore", text)
+def one_line(error: BaseException) -> str | None:
+    """What to tell the user instead of a traceback; `None` where the error is not one of our own checks.
+
+    An error that a DataLoader's worker raised carries the worker's whole traceback in its message.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(mrg.__file__).parent)
+    raised_here = bool(frames) and frames[-1].filename.startswith(package)
+    declared_here = type(error).__module__.startswith("mrg.")
+    if not declared_here and not (raised_here and isinstance(error, ValueError | FileNotFoundError | RuntimeError)):
+        return None
+    text = str(error).strip()
+    if text.startswith("Caught "):
+        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+    return " ".join(text.split())

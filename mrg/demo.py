@@ -36,9 +36,6 @@ def main(args: Sequence[str]) -> None:
 
 def run_demo(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
     """Train and test both policies; returns the results that the table shows."""
-    from mrg.cli import quiet
-
-    quiet()
     started = time.monotonic()
     if folder.exists():
         shutil.rmtree(folder)

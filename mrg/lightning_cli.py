@@ -1,9 +1,12 @@
-"""Lightning's command line with a run folder, our exit lines and nothing hidden."""
+"""Lightning's command line with a run folder around it, and errors of three lines."""
 
 from __future__ import annotations
 
+import logging
+import re
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import set_parsing_settings
@@ -12,63 +15,128 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from mrg.callbacks.results import ResultWriter
-from mrg.cli import USAGE, UserError
+from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.modules.base import ReportModule
 
+COMMANDS = ("fit", "validate", "test", "predict")
 
-class MrgCLI(LightningCLI):  # type: ignore[misc]
+
+class Parser(LightningArgumentParser):
+    """A parser whose errors name the key and the reason, without the alternatives that were tried."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print usage, a tip and one line; exit with 2."""
+        nested = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", message)
+        key = re.search(r'Parser key "([^"]+)"', message)
+        if nested and key:
+            message = f'Parser key "{key[1]}": {nested[1]}: {nested[2].strip()}'
+        super().error(" ".join(message.split()), ex)
+
+
+class MrgCLI(LightningCLI):
     """`fit`, `validate`, `test`, `predict`; every run has a folder of its own."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Use our parser."""
+        return Parser(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run's place."""
+        """The run's place, and by what its best checkpoint is chosen."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="this run's folder in --runs")
-        parser.add_argument("--overwrite", type=bool, default=False, help="write into a run folder that exists")
+        parser.add_argument("--overwrite", type=bool, default=False, help="train into a run folder that exists")
+        parser.add_argument(
+            "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
+        )
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint must not override the configuration and the command line (Lightning issue 20801)."""
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse to write over a finished run; place logs and checkpoints."""
+    @property
+    def folder(self) -> Path:
+        """This run's folder."""
         config = self.config[self.subcommand]
-        folder = Path(config.runs) / config.name
-        if (
-            self.subcommand == "fit"
-            and (folder / "config.yaml").exists()
-            and not (config.overwrite or config.ckpt_path)
-        ):
-            raise UserError(
-                f"Run folder {folder} holds a run already: choose another --name, or pass --overwrite true."
-            )
-        config.trainer.default_root_dir = str(folder)
+        return Path(str(config.runs), str(config.name))
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse to write over a run; outside of `fit`, take the run's best checkpoint unless one is named."""
+        config = self.config[self.subcommand]
+        config.trainer.default_root_dir = str(self.folder)
+        if self.subcommand == "fit":
+            if (self.folder / "config.yaml").exists() and not (config.overwrite or config.ckpt_path):
+                raise UserError(
+                    f"Run folder {self.folder} holds a run already: choose another --name, or pass --overwrite true."
+                )
+            _keep(self.folder / "metrics.csv")
+            return
+        self.save_config_callback = None  # the run's configuration is the one it was trained with
+        best = self.folder / "checkpoints" / "best.ckpt"
+        if config.ckpt_path is None:
+            config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
+        elif not Path(config.ckpt_path).is_file():
+            raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
+        print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
-        config = self.config[self.subcommand]
-        folder = Path(config.runs) / config.name
-        own: list[Any] = [ResultWriter(folder)]
-        if self.subcommand == "fit":
-            best = ModelCheckpoint(
-                folder / "checkpoints", "best", monitor="val/mccs", mode="max", enable_version_counter=False
-            )
-            last = ModelCheckpoint(folder / "checkpoints", "last", enable_version_counter=False)
-            own += [best, last]
-        extra = kwargs.pop("callbacks", None) or []
-        # An empty version puts metrics.csv and config.yaml into the run folder itself; only `fit` logs, so nothing is deleted.
-        logger = CSVLogger(config.runs, name=config.name, version="") if self.subcommand == "fit" else False
-        trainer = self._instantiate_trainer(self._get(self.config_init, "trainer", default={}), [*own, *extra])
-        if self.subcommand == "fit":
-            trainer.loggers = [logger]
-        return trainer
+        own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
+        trainer = dict(self._get(self.config_init, "trainer", default={}))
+        if self.subcommand != "fit":
+            trainer["logger"], trainer["callbacks"] = False, None  # what steers training has no say in a test
+            return self._instantiate_trainer(trainer, own)
+        monitor = self.config[self.subcommand].monitor
+        mode = "min" if monitor.endswith("loss") else "max"
+        checkpoints = self.folder / "checkpoints"
+        own.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False))
+        own.append(ModelCheckpoint(checkpoints, "last", enable_version_counter=False))
+        # An empty version puts metrics.csv and config.yaml into the run folder itself.
+        csv = CSVLogger(self.folder.parent, name=self.folder.name, version="")
+        given = trainer.get("logger") or []
+        trainer["logger"] = [csv, *(given if isinstance(given, list) else [given])]
+        return self._instantiate_trainer(trainer, own)
+
+
+def _checkpoint(best: Path, policy: str) -> str | None:
+    if best.is_file():
+        return str(best)
+    if policy == "tiny":
+        raise UserError(f"No checkpoint {best}, and a tiny policy is untrained: run `fit` first, or pass --ckpt_path.")
+    return None  # the published policy as it is
+
+
+def _keep(file: Path) -> None:
+    """Move an earlier log aside: Lightning would delete it."""
+    if file.is_file():
+        number = 1 + sum(1 for _ in file.parent.glob(f"{file.stem}-*{file.suffix}"))
+        file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))
+
+
+def quiet() -> None:
+    """Silence what a user can do nothing about; Lightning sets its levels on import."""
+    from transformers.utils import logging as transformers_logging
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    for text in (
+        ".*does not have many workers.*",
+        ".*number of training batches.*",
+        ".*treespec.*",
+        ".*in eval mode at the start of training.*",
+        ".*LightningCLI's args parameter.*",
+        ".*exists and is not empty.*",
+        ".*dirpath has changed.*",
+        ".*GPU available but not used.*",
+        ".*is_gradient_checkpointing.*",
+    ):
+        warnings.filterwarnings("ignore", text)
 
 
 def run(argv: list[str]) -> None:
     """Parse and run one command."""
+    quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    if not argv:
-        print(USAGE)
-        raise SystemExit(2)
     MrgCLI(
         ReportModule,
         ReportDataModule,
@@ -78,7 +146,8 @@ def run(argv: list[str]) -> None:
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={
-            name: {"parser_mode": "omegaconf+", "usage": USAGE} for name in ("fit", "validate", "test", "predict")
+            name: {"parser_mode": "omegaconf+", "usage": f"python -m mrg {name} [--config FILE] [--KEY VALUE ...]"}
+            for name in COMMANDS
         },
         args=argv,
     )

@@ -3,7 +3,7 @@ import torch
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.demo import World, make_study
-from mrg.modules.policy import tiny_policy
+from mrg.modules.tiny import Tiny, tiny_policy
 
 torch.set_num_threads(2)
 
@@ -16,7 +16,7 @@ def studies():
 @pytest.fixture
 def policy(studies):
     torch.manual_seed(0)
-    policy = tiny_policy([s.report for s in studies], hidden_size=64, num_layers=2, vision_depth=1, vocab_size=400)
+    policy = tiny_policy([s.report for s in studies], Tiny(64, vision_depth=1, vocab_size=400, init_std=0.02))
     with torch.no_grad():  # sharper than the initial weights, so that a difference would show
         for parameter in policy.parameters():
             if parameter.ndim > 1:

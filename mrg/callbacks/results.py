@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import torch
 
+import mrg
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
 
@@ -20,25 +23,25 @@ class ResultWriter(L.Callback):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.predicted: list[dict[str, Any]] = []
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
         assert isinstance(pl_module, ReportModule)
         best = self.folder / "checkpoints" / "best.ckpt"
         if trainer.is_global_zero and best.is_file():
-            import torch
-
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
             pl_module.writer.save(self.folder / "policy")
-            print(f"Best checkpoint: {best}\nPolicy: {self.folder / 'policy'}")
+            print(f"Best checkpoint: {best}\nPolicy: {self.folder / 'policy'}", flush=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions.jsonl and results.json, print the table."""
         assert isinstance(pl_module, ReportModule)
-        rows = pl_module.predictions
+        rows = _gather(trainer, pl_module.predictions)
+        if not trainer.is_global_zero:
+            return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        target = [row["target"] for row in rows]
         baselines = {
             "constant normal": CONSTANT_NORMAL,
             "most frequent report": most_frequent_report(data.train_reports()),
@@ -47,25 +50,72 @@ class ResultWriter(L.Callback):
         systems["model"] = [row["prediction"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
         results = evaluate_systems(
-            systems, target, pl_module.labeler, pl_module.margin, {"model": rate}, [("model", "constant normal")]
+            systems,
+            [row["target"] for row in rows],
+            pl_module.labeler,
+            pl_module.margin,
+            {"model": rate},
+            [("model", "constant normal"), ("model", "most frequent report")],
         )
+        protocol = {
+            "mrg": mrg.__version__,
+            "policy": pl_module.source,
+            "checkpoint": str(trainer.ckpt_path or ""),
+            "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+            "baselines": baselines,
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_lines(self.folder / "predictions.jsonl", rows)
-        write_json(self.folder / "results.json", results)
-        write_json(self.folder / "baselines.json", baselines)
+        write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
-        print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}")
+        print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what was written."""
+        self.predicted += outputs
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write predict.jsonl."""
+        rows = _gather(trainer, self.predicted)
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_lines(self.folder / "predict.jsonl", rows)
+            print(f"{len(rows)} reports: {self.folder / 'predict.jsonl'}", flush=True)
+
+
+def _gather(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all ranks, each study once, in the order of the split: samplers pad the last ranks with repeats."""
+    if trainer.world_size == 1:
+        return rows
+    parts: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(parts, rows)
+    by_id = {row["id"]: row for part in parts for row in part}
+    order = [study.id for study in trainer.datamodule.splits["test"]]  # type: ignore[attr-defined]
+    return [by_id[name] for name in order if name in by_id]
 
 
 def write_json(path: Path, value: object) -> None:
     """Write through a temporary file, so that an old file stays whole if writing fails."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
     temporary.replace(path)
 
 
-def write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines in the same manner."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     temporary.replace(path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

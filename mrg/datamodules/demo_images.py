@@ -93,8 +93,8 @@ def frontal(
     def j(scale: float = 0.04) -> float:
         return float(rng.normal(0, scale))
 
-    picture = 0.62 + body.brightness + 0.08 * at[1] + 0 * at[0]
-    lungs = np.zeros((size, size), np.float32)
+    picture: np.ndarray = 0.62 + body.brightness + 0.08 * at[1] + 0 * at[0]
+    lungs: np.ndarray = np.zeros((size, size), np.float32)
     for lung_side in (-1, 1):
         lungs = np.maximum(lungs, ellipse(at, 0.47 * lung_side, -0.08, 0.34 * lung_x, 0.72 * lung_y, 0.1))
     diaphragm = np.clip((at[1] - 0.52 - 0.06 * np.cos(5 * at[0])) * 8 + 0.5, 0, 1)
@@ -209,4 +209,5 @@ def _expose(rng: np.random.Generator, picture: np.ndarray) -> np.ndarray:
     size = picture.shape[0]
     contrast = float(rng.normal(1, 0.06))
     exposed = 0.5 + contrast * (picture - 0.5) + noise(rng, size, 0.035)
-    return (255 * np.clip(exposed, 0, 1)).astype(np.uint8)
+    pixels: np.ndarray = (255 * np.clip(exposed, 0, 1)).astype(np.uint8)
+    return pixels

@@ -1,8 +1,8 @@
 """Radiology-style reports for the demo: what a reader says about findings of known class, in several hands.
 
-As in real reports, the normal is said in one or two fixed phrases and the abnormal in many ways: a model trained on tokens
-learns the fixed phrase as the likeliest text even where a finding is the likelier truth. Each reader has an order of
-topics and phrases of preference; some normal statements are left out; an uncertain finding is hedged.
+As in real reports, the normal is said in one or two fixed phrases and the abnormal in many ways: a model trained on
+tokens learns the fixed phrase as the likeliest text even where a finding is the likelier truth. Each reader has an
+order of topics and phrases of preference; some normal statements are left out; an uncertain finding is hedged.
 """
 
 from __future__ import annotations

@@ -10,13 +10,15 @@ Source: Demner-Fushman et al., JAMIA 2016 (the collection); Chen et al., EMNLP 2
 from __future__ import annotations
 
 import csv
+import dataclasses
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 from mrg.datamodules.annotation import SOURCE, SPLITS, AnnotationError, ImageFinder, Item, read_items
+from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.study import Study, View
 
 R2GEN_COUNTS = {"train": 2069, "val": 296, "test": 590}
@@ -179,3 +181,58 @@ def _position(stem: str, positions: Mapping[str, str]) -> str:
         ordered = list(positions.values())
         return ordered[int(stem)] if int(stem) < len(ordered) else ""
     return positions.get(stem.removeprefix("CXR"), "")
+
+
+class IUXRayDataModule(ReportDataModule):
+    """IU X-Ray in the R2Gen layout as a data module.
+
+    Args:
+        root: Folder that holds the annotation and the images.
+        annotation: Name of the annotation file in `root`.
+        images: Name of the image folder in `root`.
+        variant: `"r2gen"` insists on the published counts 2069/296/590; `"any"` warns where they differ.
+        empty_reports: Whether an empty report is an error (`"raise"`) or leaves its study out (`"drop"`).
+        deidentified: What happens to the token `XXXX` in the reports of the *training* split, see `clean_target`;
+            references of validation and test stay as written.
+        test_subset: `"all"`, or `"leakage_free"` for the test studies whose report does not stand in train.
+        **kwargs: See `ReportDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        annotation: str = "annotation.json",
+        images: str = "images",
+        variant: Literal["r2gen", "any"] = "r2gen",
+        empty_reports: Literal["raise", "drop"] = "raise",
+        deidentified: Literal["keep", "drop_token", "drop_sentence"] = "keep",
+        test_subset: Literal["all", "leakage_free"] = "all",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if test_subset not in ("all", "leakage_free"):
+            raise ValueError(
+                f"Expected data.init_args.test_subset to be 'all' or 'leakage_free', but got {test_subset!r}."
+            )
+        self.root = Path(root).expanduser()
+        self.annotation, self.images = annotation, images
+        self.variant, self.empty_reports = variant, empty_reports
+        self.deidentified, self.test_subset = deidentified, test_subset
+
+    def read(self) -> dict[str, list[Study]]:
+        """Read the three splits.
+
+        Raises:
+            DataNotFoundError: If the folder, the annotation or an image is missing.
+            AnnotationError: If the annotation cannot be used, or its counts are not those of the wanted variant.
+        """
+        splits = read_annotation(self.root, self.annotation, self.images, self.empty_reports)
+        check_variant(splits, self.variant)
+        if self.test_subset == "leakage_free":
+            splits["test"] = leakage_free(splits["test"], splits["train"])
+        splits["train"] = [
+            # A report of nothing but de-identified sentences keeps them: an empty target would teach silence.
+            dataclasses.replace(study, report=clean_target(study.report, self.deidentified) or study.report)
+            for study in splits["train"]
+        ]
+        return splits

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mrg.metrics.conditions import CONDITIONS, FIVE, POSITIVE, THIRTEEN, UNCERTAIN
-from mrg.metrics.labels import as_labels
+from mrg.metrics.labels import Labeler, as_labels
 
 CONVENTIONS: dict[str, dict[str, Any]] = {
     "micro-13+": {"average": "micro", "conditions": THIRTEEN, "uncertain": "positive"},
@@ -100,6 +100,7 @@ class CEF1(Metric):
 
     full_state_update = False
     higher_is_better = True
+    labeler: Labeler | None
     counts: Tensor
     example: Tensor
     num: Tensor
@@ -109,7 +110,7 @@ class CEF1(Metric):
         average: str = "micro",
         conditions: Sequence[str] = THIRTEEN,
         uncertain: str = "positive",
-        labeler: Any = None,
+        labeler: Labeler | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)

@@ -32,8 +32,7 @@ def as_labels(
         if value.ndim != 2 or value.shape[1] != 14:
             raise ValueError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
         if value.numel() and (int(value.min()) < 0 or int(value.max()) > 3):
-            raise ValueError(
-                f"Expected argument `{name}` to hold label classes 0..3, but got {int(value.min())}..{int(value.max())}."
-            )
+            low, high = int(value.min()), int(value.max())
+            raise ValueError(f"Expected argument `{name}` to hold label classes 0..3, but got {low}..{high}.")
         pair.append(value.to(torch.int64))
     return pair[0], pair[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.metrics.labels import as_labels
+from mrg.metrics.labels import Labeler, as_labels
 
 
 def ccs(preds: Tensor, target: Tensor, uncertain: float = 1.0, empty: str = "match") -> Tensor:
@@ -73,14 +73,20 @@ class MCCS(Metric):
 
     full_state_update = False
     higher_is_better = True
+    labeler: Labeler | None
     total: Tensor
     count: Tensor
 
     def __init__(
-        self, margin: float = 0.5, uncertain: float = 1.0, empty: str = "match", labeler: Any = None, **kwargs: Any
+        self,
+        margin: float = 0.5,
+        uncertain: float = 1.0,
+        empty: str = "match",
+        labeler: Labeler | None = None,
+        **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.settings = {"margin": margin, "uncertain": uncertain, "empty": empty}
+        self.margin, self.uncertain, self.empty = margin, uncertain, empty
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
         object.__setattr__(self, "labeler", labeler)
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -89,7 +95,7 @@ class MCCS(Metric):
     def update(self, preds: Tensor | Sequence[str], target: Tensor | Sequence[str]) -> None:
         """Add reports."""
         p, t = as_labels(preds, target, self.labeler)
-        scores = mccs(p, t, reduction="none", **self.settings).to(self.total.device)
+        scores = mccs(p, t, self.margin, self.uncertain, self.empty, reduction="none").to(self.total.device)
         self.total += scores.sum()
         self.count += len(scores)
 

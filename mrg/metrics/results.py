@@ -19,8 +19,8 @@ from mrg.metrics.conditions import CONDITIONS, THIRTEEN
 from mrg.metrics.mccs import mccs
 
 CONSTANT_NORMAL = (
-    "The heart is normal in size. The mediastinum is normal. The lungs are clear. No focal consolidation, pneumonia, edema, "
-    "pleural effusion, or pneumothorax."
+    "The heart is normal in size. The mediastinum is normal. The lungs are clear. No focal consolidation, pneumonia, "
+    "edema, pleural effusion, or pneumothorax."
 )
 """Says that all is normal, whatever the image shows."""
 
@@ -57,6 +57,10 @@ def ce_statistic(preds: Tensor, target: Tensor, convention: str) -> Statistic:
 
 def _f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
     return np.asarray(2 * tp / np.maximum(2 * tp + fp + fn, 1))
+
+
+def _difference(a: Statistic, b: Statistic) -> Statistic:
+    return lambda index: a(index) - b(index)
 
 
 def interval(statistic: Statistic, num_studies: int, num_resamples: int = 1000, seed: int = 0) -> dict[str, float]:
@@ -126,21 +130,21 @@ def evaluate_systems(
         labels = labeler(list(preds))
         scores[name] = {"MCCS": mccs_statistic(labels, reference, margin)}
         scores[name].update({f"CE-F1 {c}": ce_statistic(labels, reference, c) for c in CONVENTIONS})
-        tp, fp, fn = (c.sum(0).double() for c in cell_counts(labels, reference, THIRTEEN, "positive"))
+        counts = cell_counts(labels, reference, THIRTEEN, "positive")
+        tp, fp, fn = (c.sum(0).tolist() for c in counts)
         result["systems"][name] = {
             "scores": {s: interval(f, len(target), num_resamples, seed) for s, f in scores[name].items()},
             "distinct": len(set(preds)) / len(preds),
             "format": (formats or {}).get(name),
             "per_condition": {
-                c: {"precision": float(tp[i] / max(1, tp[i] + fp[i])), "recall": float(tp[i] / max(1, tp[i] + fn[i])),
-                    "f1": float(2 * tp[i] / max(1, 2 * tp[i] + fp[i] + fn[i])), "support": int(tp[i] + fn[i])}
+                c: {"precision": tp[i] / max(1, tp[i] + fp[i]), "recall": tp[i] / max(1, tp[i] + fn[i]),
+                    "f1": 2 * tp[i] / max(1, 2 * tp[i] + fp[i] + fn[i]), "support": tp[i] + fn[i]}
                 for i, c in enumerate(THIRTEEN)
             },
         }  # fmt: skip
     for a, b in differences:
         for score in scores[a]:
-            fa, fb = scores[a][score], scores[b][score]
-            gap = interval(lambda index, fa=fa, fb=fb: fa(index) - fb(index), len(target), num_resamples, seed)
+            gap = interval(_difference(scores[a][score], scores[b][score]), len(target), num_resamples, seed)
             result["differences"].append({"a": a, "b": b, "score": score, **gap})
     return result
 

@@ -23,8 +23,8 @@ def dead_groups(rewards: Tensor, group_size: int) -> Tensor:
 def group_advantages(rewards: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4) -> Tensor:
     """Advantage of each completion over its group (Shao et al., DeepSeekMath, 2024).
 
-    `(R - mean) / (std + eps)` with Bessel's correction for `scale="group"`; the standard deviation of the whole batch for
-    `"batch"`; no division for `"none"` (Liu et al., Dr. GRPO, 2025). A dead group gets exactly 0: the residue of a
+    `(R - mean) / (std + eps)` with Bessel's correction for `scale="group"`; the standard deviation of the whole batch
+    for `"batch"`; no division for `"none"` (Liu et al., Dr. GRPO, 2025). A dead group gets exactly 0: the residue of a
     floating-point mean divided by a tiny deviation would otherwise be an advantage of thousands.
 
     Args:

@@ -1,17 +1,39 @@
-"""What supervised and reinforcement training share: a policy, its processor, and greedy evaluation by clinical scores."""
+"""What supervised and reinforcement training share: a policy, its processor, greedy evaluation by clinical scores."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from mrg.datamodules.collate import PROMPT, Batch, StudyCollator
-from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, UNCERTAIN, RulesLabeler, parse_completion
-from mrg.modules.policy import LoRA, Policy, load_policy, tiny_policy
+from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
+from mrg.modules.policy import LoRA, Policy, load_policy
 from mrg.modules.rollout import sample
+from mrg.modules.tiny import Tiny, tiny_policy
+
+
+def target_text(report: str, labels: Tensor, think: str) -> str:
+    """The completion that supervision teaches.
+
+    Args:
+        report: The reference.
+        labels: (14,) its label classes.
+        think: `"required"` puts the findings before the report as a plain list; `"absent"` leaves the section out.
+    """
+    body = f"<report>{report}</report>"
+    if think == "absent":
+        return body
+    found = [
+        f"{name} (uncertain)" if label == UNCERTAIN else name
+        for name, label in zip(THIRTEEN, labels.tolist(), strict=False)
+        if label in (POSITIVE, UNCERTAIN)
+    ]
+    return f"<think>{', '.join(found) or 'No Finding'}</think>{body}"
 
 
 class ReportModule(L.LightningModule):
@@ -19,13 +41,16 @@ class ReportModule(L.LightningModule):
 
     Args:
         policy: `"tiny"` for a small model from random weights, a hub id, or a local folder.
+        tiny: Shape of the policy where `policy` is `"tiny"`.
         lora: Shape of the adapter; `None` trains all weights of the language model.
         train_vision: Train the vision tower as well.
         dtype: See `load_policy`.
+        gradient_checkpointing: See `load_policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
         use_indication: Put the indication into the prompt.
+        max_views: Use only the first so many views of a study.
         max_new_tokens: Longest completion.
         max_prompt_length: Longest prompt in tokens; 0 sets no limit.
         learning_rate: Peak of AdamW's rate.
@@ -38,13 +63,16 @@ class ReportModule(L.LightningModule):
     def __init__(
         self,
         policy: str = "tiny",
+        tiny: Tiny | None = None,
         lora: LoRA | None = None,
         train_vision: bool = False,
         dtype: str = "auto",
+        gradient_checkpointing: bool = False,
         max_pixels: int = 0,
         prompt: str = PROMPT,
         think: str = "required",
         use_indication: bool = False,
+        max_views: int = 2,
         max_new_tokens: int = 256,
         max_prompt_length: int = 0,
         learning_rate: float = 1e-4,
@@ -56,9 +84,10 @@ class ReportModule(L.LightningModule):
         super().__init__()
         if think not in ("required", "absent"):
             raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
-        self.source, self.lora = policy, lora
+        self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
-        self.prompt, self.think, self.use_indication = prompt, think, use_indication
+        self.gradient_checkpointing = gradient_checkpointing
+        self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
         self.max_grad_norm, self.margin = max_grad_norm, margin
@@ -83,14 +112,22 @@ class ReportModule(L.LightningModule):
         if self.policy is None:
             self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
         data.collator = StudyCollator(
-            self.policy.processor, self.prompt, self.use_indication, max_prompt_length=self.max_prompt_length
+            self.policy.processor, self.prompt, self.use_indication, self.max_views, self.max_prompt_length
         )
 
-    def load(self, corpus: list[str]) -> Policy:
+    def load(self, reports: list[str]) -> Policy:
         """Build or load the policy that the settings name."""
         if self.source == "tiny":
-            return tiny_policy(corpus, max_pixels=self.max_pixels or 112 * 112)
-        return load_policy(self.source, self.lora, self.train_vision, self.dtype_name, self.max_pixels)
+            # The prompt's words are part of the corpus, so that they cost few tokens.
+            corpus = [*self.target_texts(reports), *[f"user\n{self.prompt}", "assistant\n"] * len(reports)]
+            return tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
+        return load_policy(
+            self.source, self.lora, self.train_vision, self.dtype_name, self.max_pixels, self.gradient_checkpointing
+        )
+
+    def target_texts(self, reports: Sequence[str]) -> list[str]:
+        """The completions that supervision teaches for these references."""
+        return [target_text(text, row, self.think) for text, row in zip(reports, self.labeler(reports), strict=True)]
 
     @property
     def writer(self) -> Policy:
@@ -116,6 +153,7 @@ class ReportModule(L.LightningModule):
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
         for name, metric in self.scores.items():
+            assert isinstance(metric, Metric)
             metric.update(reports, batch.target)
             self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
         rate = sum(p.well_formed for p in parsed) / len(parsed)

@@ -1,12 +1,13 @@
 """Group relative policy optimisation on a clinical reward (Shao et al., 2024; MRG-R1, 2025).
 
-Choices: one inner epoch, so the old log-probabilities are the rollout's own; the reference is the policy with its adapter
-off; the loss is normalised by the round, so its value does not depend on the micro-batch split. Left out: value networks,
-reward normalisation across studies, several inner epochs.
+Choices: one inner epoch, so the old log-probabilities are the rollout's own; the reference is the policy with its
+adapter off; the loss is normalised by the round, so its value does not depend on the micro-batch split; each completion
+is computed behind a prompt of its own. Left out: value networks, several inner epochs, the prompt shared in the loss.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -72,52 +73,64 @@ class GRPOModule(ReportModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One round: rollout, reward, advantage, reference, loss, one optimiser step."""
+        """One round: rollout, reward, advantage, then reference and loss in one optimiser step."""
         prompts = self.writer.embed(batch)
-        rollout = sample(
-            self.writer, _detached(prompts), self.group_size, self.max_new_tokens, self.temperature, self._generator()
-        )
+        rollout = self.rollout(prompts)
+        rewards, parts = self.rewards(rollout, batch)
+        advantages = group_advantages(rewards, self.group_size, self.advantage_scale).to(self.device)
+        stats = self.update(prompts, rollout, advantages)
+        self.log_round(rollout, rewards, parts, stats)
+
+    def rollout(self, prompts: Prompts) -> Rollout:
+        """N = B * group_size sampled completions; a function of (seed, rank, round) and the policy alone."""
+        # All ranks share a seed in Lightning, but must not write the same completions.
+        seed = hash((self.rollout_seed, self.global_rank, self.global_step)) % 2**63
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return sample(self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator)
+
+    def rewards(self, rollout: Rollout, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """(N,) rewards and their parts."""
         target = [text for text in batch.target for _ in range(self.group_size)]
         study_id = [name for name in batch.study_id for _ in range(self.group_size)]
-        rewards, parts = self.reward(rollout.texts, target, study_id)
-        advantages = group_advantages(rewards, self.group_size, self.advantage_scale).to(self.device)
-        stats = self._step(prompts, rollout, advantages)
-        self._log_round(rollout, rewards, parts, stats)
+        return self.reward(rollout.texts, target, study_id)
 
-    def _generator(self) -> torch.Generator:
-        """All ranks share a seed in Lightning; rollouts must differ by rank and by round."""
-        seed = hash((self.rollout_seed, self.global_rank, self.global_step))
-        return torch.Generator(self.device).manual_seed(seed % 2**63)
-
-    def _step(self, prompts: Prompts, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
+    def update(self, prompts: Prompts, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
+        """One optimiser step on the whole round, in micro-batches; returns means over completions."""
         optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         optimizer.zero_grad()
+        # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at a leaf
+        # and sent on once: a graph can be walked back only once.
+        leaf = prompts.embeds.detach().requires_grad_(prompts.embeds.requires_grad)
+        leaves = dataclasses.replace(prompts, embeds=leaf)
         num_completions = len(rollout.texts)
         totals: dict[str, Tensor] = {}
         for start in range(0, num_completions, self.micro_batch_size):
             rows = slice(start, min(start + self.micro_batch_size, num_completions))
-            loss, stats = self._loss(prompts, rollout, advantages, rows)
+            loss, stats = self.loss(leaves, rollout, advantages, rows)
             self.manual_backward(loss)
-            for name, value in {"loss": loss.detach(), **stats}.items():
-                share = value if name in ("loss", "logp_gap") else value / num_completions
-                totals[name] = totals.get(name, torch.zeros_like(share)) + share
-        trained = [p for p in self.parameters() if p.requires_grad]
-        norm = torch.nn.utils.clip_grad_norm_(trained, self.max_grad_norm)
+            stats = {name: value / num_completions for name, value in stats.items()} | {"loss": loss.detach()}
+            totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
+        if leaf.grad is not None:
+            self.manual_backward((prompts.embeds * leaf.grad).sum())
+        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
         if not bool(norm.isfinite()):
             raise RuntimeError(
-                f"The gradient's norm is {float(norm)} in round {self.global_step}: lower learning_rate."
+                f"The gradient's norm is {float(norm)} in round {self.global_step}: "
+                "lower model.init_args.learning_rate."
             )
         optimizer.step()
-        schedulers = self.lr_schedulers()
-        if schedulers is not None:
-            schedulers.step()
+        scheduler = self.lr_schedulers()
+        assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
+        scheduler.step()
         return {**totals, "grad_norm": norm}
 
-    def _loss(
+    def loss(
         self, prompts: Prompts, rollout: Rollout, advantages: Tensor, rows: slice
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Share of some rows in the round's loss, and sums over these rows."""
         studies = torch.arange(rows.start, rows.stop, device=self.device) // self.group_size
-        repeated = Prompts(prompts.embeds[studies], prompts.mask[studies], prompts.positions[:, studies])
+        repeated = prompts.rows(studies)
         mask = rollout.completion_mask[rows]
         longest = int(mask.sum(1).max())
         ids, mask = rollout.completion_ids[rows, :longest], mask[:, :longest]
@@ -128,13 +141,22 @@ class GRPOModule(ReportModule):
                 ref_logps = self.writer.logps(repeated, ids, mask, self.temperature)
         logps = self.writer.logps(repeated, ids, mask, self.temperature)
         loss, stats = grpo_loss(
-            logps, old_logps, ref_logps, advantages[rows], mask, len(rollout.texts),
-            self.clip_low, self.clip_high, self.kl_coef,
-        )  # fmt: skip
-        stats["logp_gap"] = (logps.detach() - old_logps).abs().max() * len(ids) / len(rollout.texts)
-        return loss, stats
+            logps,
+            old_logps,
+            ref_logps,
+            advantages[rows],
+            mask,
+            len(rollout.texts),
+            self.clip_low,
+            self.clip_high,
+            self.kl_coef,
+        )
+        # What sampling and training disagree on; above .05 one of them computes another distribution.
+        gap = (logps.detach() - old_logps).abs().sum(1) / mask.sum(1)
+        return loss, {**stats, "logp_gap": gap.sum()}
 
-    def _log_round(self, rollout: Rollout, rewards: Tensor, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
+    def log_round(self, rollout: Rollout, rewards: Tensor, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
+        """What tells a healthy round from a collapse."""
         groups = [rollout.texts[i : i + self.group_size] for i in range(0, len(rollout.texts), self.group_size)]
         values: dict[str, Any] = {
             "reward/total": rewards.mean(),
@@ -147,7 +169,3 @@ class GRPOModule(ReportModule):
         }
         for name, value in values.items():
             self.log(name, float(value), batch_size=len(groups), prog_bar=name in ("reward/total", "reward/mccs"))
-
-
-def _detached(prompts: Prompts) -> Prompts:
-    return Prompts(prompts.embeds.detach(), prompts.mask, prompts.positions)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mrg.datamodules.collate import Batch
-from mrg.modules.processor import StillImageProcessor, build_processor, load_processor
+from mrg.modules.processor import StillImageProcessor, load_processor
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -54,14 +54,10 @@ class Prompts:
 
     def repeat(self, group_size: int) -> Prompts:
         """Each study's prompt group_size times in a row."""
-        return Prompts(
-            self.embeds.repeat_interleave(group_size, 0),
-            self.mask.repeat_interleave(group_size, 0),
-            self.positions.repeat_interleave(group_size, 1),
-        )
+        return self.rows(torch.arange(len(self.embeds), device=self.mask.device).repeat_interleave(group_size))
 
-    def rows(self, index: slice) -> Prompts:
-        """Some of the studies."""
+    def rows(self, index: Tensor) -> Prompts:
+        """The prompts of some studies, in the order of the index; one may come several times."""
         return Prompts(self.embeds[index], self.mask[index], self.positions[:, index])
 
     @property
@@ -154,6 +150,20 @@ class Policy(nn.Module):
         steps = torch.arange(num_tokens, device=prompts.mask.device)
         return (prompts.next_position[:, None] + steps).expand(3, -1, -1)
 
+    def hidden(self, embeds: Tensor, positions: Tensor, attention: Tensor, cache: Any = None) -> Tensor:
+        """Last hidden states (B, L, D) of the language model.
+
+        Args:
+            embeds: (B, L, D).
+            positions: (3, B, L).
+            attention: (B, cached + L) int64, 1 at real tokens.
+            cache: Keys and values of earlier tokens; the new ones are added to it.
+        """
+        # By place: transformers renames the cache's argument between the releases that are supported.
+        output = self.base.model.language_model(None, attention, positions, cache, embeds, use_cache=cache is not None)
+        states: Tensor = output.last_hidden_state
+        return states
+
     def logps(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability of each completion token under the distribution that is sampled from.
 
@@ -172,10 +182,7 @@ class Policy(nn.Module):
         embeds = torch.cat([prompts.embeds, base.get_input_embeddings()(completion_ids)], 1)
         positions = torch.cat([prompts.positions, self.completion_positions(prompts, num_tokens)], 2)
         attention = torch.cat([prompts.mask, mask], 1).long()
-        output = base.model.language_model(
-            inputs_embeds=embeds, position_ids=positions, attention_mask=attention, use_cache=False
-        )
-        hidden = output.last_hidden_state[:, -num_tokens - 1 : -1][mask]
+        hidden = self.hidden(embeds, positions, attention)[:, -num_tokens - 1 : -1][mask]
         # Only real tokens reach the head: padding would cost a vocabulary of logits each.
         logits = base.lm_head(hidden).float() / temperature
         logits[:, self.banned_ids] = -torch.inf
@@ -195,7 +202,12 @@ class Policy(nn.Module):
 
 
 def load_policy(
-    path: str, lora: LoRA | None = None, train_vision: bool = False, dtype: str = "auto", max_pixels: int = 0
+    path: str,
+    lora: LoRA | None = None,
+    train_vision: bool = False,
+    dtype: str = "auto",
+    max_pixels: int = 0,
+    gradient_checkpointing: bool = False,
 ) -> Policy:
     """Load a Qwen2.5-VL-class checkpoint.
 
@@ -205,6 +217,7 @@ def load_policy(
         train_vision: Train the vision tower as well.
         dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
 
     Raises:
         ValueError: If the checkpoint cannot be found or lacks weights: a tower of random weights would train silently.
@@ -233,69 +246,14 @@ def load_policy(
         raise ValueError(
             f"Policy {path!r} lacks {len(missing)} weights, {missing[0]} first: the checkpoint is incomplete."
         )
-    return _prepare(model, processor, lora, train_vision)
+    if gradient_checkpointing:
+        # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    return prepare(model, processor, lora, train_vision)
 
 
-def tiny_policy(
-    corpus: Iterable[str],
-    hidden_size: int = 128,
-    num_layers: int = 4,
-    vision_depth: int = 3,
-    vocab_size: int = 1024,
-    max_pixels: int = 112 * 112,
-) -> Policy:
-    """Build a Qwen2.5-VL of a few million random weights, with a tokenizer trained on the corpus.
-
-    Weights come from torch's global generator.
-
-    Args:
-        corpus: The training reports.
-        hidden_size: Width of the language model and of the vision tower.
-        num_layers: Depth of the language model.
-        vision_depth: Depth of the vision tower.
-        vocab_size: Upper bound of the vocabulary.
-        max_pixels: Pixel budget of one image.
-    """
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    processor = build_processor(corpus, vocab_size, max_pixels)
-    tokenizer = processor.tokenizer
-    num_heads = hidden_size // 32
-    ids = dict(zip(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
-                   tokenizer.convert_tokens_to_ids(["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]),
-                   strict=True))  # fmt: skip
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": hidden_size,
-            "intermediate_size": 3 * hidden_size,
-            "num_hidden_layers": num_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": max(1, num_heads // 2),
-            "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "use_sliding_window": False,
-            "tie_word_embeddings": True,
-        },
-        vision_config={
-            "depth": vision_depth,
-            "hidden_size": hidden_size,
-            "intermediate_size": 3 * hidden_size,
-            "num_heads": num_heads,
-            "out_hidden_size": hidden_size,
-            "fullatt_block_indexes": list(range(vision_depth)),
-        },
-        tie_word_embeddings=True,
-        **ids,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
-    return _prepare(model, processor, None, train_vision=True)
-
-
-def _prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
+def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
+    """Wrap a model: add the adapter where there is one, and freeze what is not trained."""
     model.config.use_cache = False
     if lora is not None:
         from peft import LoraConfig, get_peft_model

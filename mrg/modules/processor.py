@@ -63,7 +63,9 @@ def load_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
     return StillImageProcessor(image_processor, tokenizer, chat_template=template or CHAT_TEMPLATE)
 
 
-def build_processor(corpus: Iterable[str], vocab_size: int = 1024, max_pixels: int = 112 * 112) -> StillImageProcessor:
+def build_processor(
+    corpus: Iterable[str], vocab_size: int = 1024, max_pixels: int = 112 * 112, merge_size: int = 2
+) -> StillImageProcessor:
     """Train a byte-level BPE tokenizer on reports and put it beside an image processor.
 
     The same corpus in the same order gives the same tokenizer, so that a run can be rebuilt from its configuration.
@@ -72,6 +74,7 @@ def build_processor(corpus: Iterable[str], vocab_size: int = 1024, max_pixels: i
         corpus: The training reports.
         vocab_size: Upper bound of the vocabulary, special tokens included.
         max_pixels: Pixel budget of one image.
+        merge_size: Patches along each side of the square that becomes one image token.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,5 +92,7 @@ def build_processor(corpus: Iterable[str], vocab_size: int = 1024, max_pixels: i
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"
     )
     tokenizer.chat_template = CHAT_TEMPLATE
-    size = {"shortest_edge": min(28 * 28 * 4, max_pixels), "longest_edge": max_pixels}
-    return StillImageProcessor(Qwen2VLImageProcessorPil(size=size), tokenizer, chat_template=CHAT_TEMPLATE)
+    size = {"shortest_edge": min(56 * 56, max_pixels), "longest_edge": max_pixels}
+    return StillImageProcessor(
+        Qwen2VLImageProcessorPil(size=size, merge_size=merge_size), tokenizer, chat_template=CHAT_TEMPLATE
+    )

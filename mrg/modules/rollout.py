@@ -69,17 +69,11 @@ def _decode(
     from transformers import DynamicCache
 
     base = policy.base
-    language_model, embedding = base.model.language_model, base.get_input_embeddings()
+    embedding = base.get_input_embeddings()
     cache = DynamicCache(config=base.config.text_config)
-    output = language_model(
-        inputs_embeds=prompts.embeds,
-        position_ids=prompts.positions,
-        attention_mask=prompts.mask.long(),
-        past_key_values=cache,
-        use_cache=True,
-    )
+    hidden = policy.hidden(prompts.embeds, prompts.positions, prompts.mask.long(), cache)
     cache.batch_repeat_interleave(group_size)
-    hidden = output.last_hidden_state[:, -1].repeat_interleave(group_size, 0)
+    hidden = hidden[:, -1].repeat_interleave(group_size, 0)
     attention = prompts.mask.repeat_interleave(group_size, 0).long()
     position = prompts.next_position.repeat_interleave(group_size)
     num_rows = hidden.shape[0]
@@ -108,14 +102,8 @@ def _decode(
             cache.batch_select_indices(keep)
             rows, token, attention, position = rows[keep], token[keep], attention[keep], position[keep]
         attention = torch.cat([attention, attention.new_ones(len(rows), 1)], 1)
-        output = language_model(
-            inputs_embeds=embedding(token),
-            position_ids=(position + step).view(1, -1, 1).expand(3, -1, -1),
-            attention_mask=attention,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden = output.last_hidden_state[:, -1]
+        positions = (position + step).view(1, -1, 1).expand(3, -1, -1)
+        hidden = policy.hidden(embedding(token), positions, attention, cache)[:, -1]
     length = int(mask.sum(1).max())
     ids, mask, logps = ids[:, :length], mask[:, :length], logps[:, :length]
     ended = ((ids == policy.eos_id) & mask).any(1)

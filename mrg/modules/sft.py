@@ -8,24 +8,7 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
-from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.modules.base import ReportModule
-
-
-def target_text(report: str, labels: Tensor, think: str) -> str:
-    """The completion that SFT teaches.
-
-    Args:
-        report: The reference.
-        labels: (14,) its label classes.
-        think: `"required"` puts the findings before the report as a plain list; `"absent"` leaves the section out.
-    """
-    body = f"<report>{report}</report>"
-    if think == "absent":
-        return body
-    found = [f"{c}{' (uncertain)' if k == UNCERTAIN else ''}" for c, k in zip(CONDITIONS[:13], labels.tolist()[:13], strict=True)
-             if k in (POSITIVE, UNCERTAIN)]  # fmt: skip
-    return f"<think>{', '.join(found) or 'No Finding'}</think>{body}"
 
 
 class SFTModule(ReportModule):
@@ -34,8 +17,7 @@ class SFTModule(ReportModule):
     def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target completions (B, C), padded on the right, and their mask."""
         tokenizer = self.writer.processor.tokenizer
-        labels = self.labeler(batch.target)
-        texts = [target_text(report, row, self.think) for report, row in zip(batch.target, labels, strict=True)]
+        texts = self.target_texts(batch.target)
         limit = self.max_new_tokens - 1
         rows = [[*tokenizer(text)["input_ids"][:limit], self.writer.eos_id] for text in texts]
         longest = max(map(len, rows))
