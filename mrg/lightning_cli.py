@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
-from jsonargparse import set_parsing_settings
+from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
+import mrg
 from mrg.callbacks.results import ResultWriter
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
@@ -32,14 +33,17 @@ class Parser(LightningArgumentParser):
         if nested and key:
             message = f'Parser key "{key[1]}": {nested[1]}: {nested[2].strip()}'
         super().error(" ".join(message.split()), ex)
+        raise SystemExit(2)  # for type checkers, who do not know that the line above ends the program
 
 
 class MrgCLI(LightningCLI):
     """`fit`, `validate`, `test`, `predict`; every run has a folder of its own."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Use our parser."""
-        return Parser(**kwargs)
+        """Our parser with Lightning's own options."""
+        parser = Parser(**{"dump_header": [f"mrg=={mrg.__version__}, lightning=={L.__version__}"], **kwargs})
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="a configuration file in YAML")
+        return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's place, and by what its best checkpoint is chosen."""

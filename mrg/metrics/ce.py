@@ -116,6 +116,9 @@ class CEF1(Metric):
         super().__init__(**kwargs)
         self.average, self.conditions, self.uncertain = average, tuple(conditions), uncertain
         object.__setattr__(self, "labeler", labeler)  # not a submodule, see MCCS
+        # Metrics of one collection share their state where it is equal after a batch; other settings are another state.
+        settings = [float(c in self.conditions) for c in CONDITIONS] + [float(uncertain == "positive")]
+        self.add_state("settings", torch.tensor(settings), dist_reduce_fx="max")
         self.add_state("counts", torch.zeros(3, len(self.conditions), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("example", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

@@ -40,8 +40,10 @@ def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
         if report and (bool(thinking) if think == "required" else len(tags) == 2):
             return ParsedCompletion(thinking, report, True)
         return ParsedCompletion(thinking, report, False)
-    reports = re.findall(r"<report>((?:(?!<report>).)*?)</report>", text, re.DOTALL)
-    return ParsedCompletion("", reports[0].strip() if len(reports) == 1 else "", False)
+    section = re.search(r"<report>(.*?)</report>", text, re.DOTALL)
+    if section is None or tags.count("<report>") != 1 or tags.count("</report>") != 1:
+        return ParsedCompletion("", "", False)
+    return ParsedCompletion("", TAG.sub(" ", section[1]).strip(), False)
 
 
 def format_score(texts: Sequence[str], think: str = "required") -> Tensor:

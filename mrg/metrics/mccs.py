@@ -27,8 +27,7 @@ def ccs(preds: Tensor, target: Tensor, uncertain: float = 1.0, empty: str = "mat
     Returns:
         (N,) float64 in [-1, 1].
     """
-    if empty not in ("match", "zero", "nan"):
-        raise ValueError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
+    _check(0.0, empty)
     a, b = _signed(preds, uncertain), _signed(target, uncertain)
     dot, norms = (a * b).sum(1), (a * a).sum(1) * (b * b).sum(1)
     cosine = torch.where(norms > 0, dot / norms.clamp(min=1e-300).sqrt(), 0.0)
@@ -54,12 +53,18 @@ def mccs(
         empty: See `ccs`.
         reduction: `"mean"`, or `"none"` for one value per report.
     """
-    if not 0 <= margin < 1:
-        raise ValueError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
+    _check(margin, empty)
     if reduction not in ("mean", "none"):
         raise ValueError(f"Expected argument `reduction` to be 'mean' or 'none', but got {reduction!r}.")
     score = ((ccs(preds, target, uncertain, empty) - margin) / (1 - margin)).clamp(min=0)
     return score.mean() if reduction == "mean" else score
+
+
+def _check(margin: float, empty: str) -> None:
+    if not 0 <= margin < 1:
+        raise ValueError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
+    if empty not in ("match", "zero", "nan"):
+        raise ValueError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
 
 
 def _signed(labels: Tensor, uncertain: float) -> Tensor:
@@ -86,9 +91,13 @@ class MCCS(Metric):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
+        _check(margin, empty)
         self.margin, self.uncertain, self.empty = margin, uncertain, empty
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
         object.__setattr__(self, "labeler", labeler)
+        # Metrics of one collection share their state where it is equal after a batch; other settings are another state.
+        settings = torch.tensor([margin, uncertain, float(("match", "zero", "nan").index(empty))], dtype=torch.float64)
+        self.add_state("settings", settings, dist_reduce_fx="max")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 

@@ -10,7 +10,9 @@ from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, POSITIVE, UNCERT
 from mrg.metrics.labelers import phrases
 
 # A number keeps its decimal point; line breaks end a sentence only before an empty line or an item of a list.
-_TOKEN = re.compile(r"\d+\.\d+|\bvs\.|[^\W_]+|[.!?;:,]|\n[^\S\n]*\n|\n[^\S\n]*(?=\d+[.)]|[-*•])", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?;:,]|\n[^\S\n]*\n|\n[^\S\n]*(?=\d+[.)]|[-*•])", re.IGNORECASE
+)
 _WORDS = {variant: word for word, variants in phrases.SPELLINGS.items() for variant in variants.split()}
 _STATE_LABELS = {
     "enlarged": POSITIVE,

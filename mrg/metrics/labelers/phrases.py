@@ -65,7 +65,7 @@ SPELLINGS: dict[str, str] = {
     "unremarkable": "unremarkble unremarable",
     "valve": "valves",
     "vasculature": "vascularity vasculaturity vasculatures",
-    "versus": "vs",
+    "versus": "vs vs.",
     "visualize": "visualized visualised",
     "widening": "widened wide widen",
 }
@@ -77,15 +77,15 @@ FINDINGS: dict[str, str] = {
         cardiomegaly, cardiac enlargement, ventricular enlargement, atrial enlargement, enlarged left ventricle,
         enlarged left atrium""",
     "Lung Opacity": """
-        opacity, infiltrate, airspace disease, air space disease, airspace process, air space process, alveolar disease,
-        interstitial disease, interstitial lung disease, interstitial marking, interstitial prominence,
-        interstitial change, interstitial pattern, interstitial thickening, reticular pattern, reticular marking,
-        reticulation, lung marking, pulmonary marking, bronchovascular marking, increased density, increased marking,
-        prominent marking, coarse marking, scar, parenchymal scar, fibrotic change, peribronchial thickening,
-        peribronchial cuffing, bronchial wall thickening, haziness, ground glass, airspace density, air space density,
-        alveolar density, patchy density, hazy density, streaky density, linear density, basilar density,
-        retrocardiac density, ill defined density, interstitial density, infrahilar density, suprahilar density,
-        perihilar density""",
+        opacity, nodular opacity, infiltrate, airspace disease, air space disease, airspace process, air space process,
+        alveolar disease, interstitial disease, interstitial lung disease, interstitial marking,
+        interstitial prominence, interstitial change, interstitial pattern, interstitial thickening, reticular pattern,
+        reticular marking, reticulation, lung marking, pulmonary marking, bronchovascular marking, increased density,
+        increased marking, prominent marking, coarse marking, scar, parenchymal scar, fibrotic change,
+        peribronchial thickening, peribronchial cuffing, bronchial wall thickening, haziness, ground glass,
+        airspace density, air space density, alveolar density, patchy density, hazy density, streaky density,
+        linear density, basilar density, retrocardiac density, ill defined density, interstitial density,
+        infrahilar density, suprahilar density, perihilar density""",
     "Lung Lesion": """
         nodule, mass, nodular opacity, nodular density, cavitary lesion, cavitary mass, lung lesion, pulmonary lesion,
         mass lesion, nodular lesion, neoplasm, carcinoma, tumor, malignancy, lung cancer, lung metastasis,
@@ -180,7 +180,7 @@ NEGATION_BEFORE = """
     no, not, without, w o, nor, neither, never, negative for, absence of, absent, free of, free from, clear of, denies,
     resolution of, interval resolution of, clearing of, removal of, interval removal of, resolved, rather than,
     instead of, no evidence of, without evidence of, cannot see, fails to show, lack of, lacks, interval clearing of,
-    cleared, no longer"""
+    cleared, no longer, nothing to suggest"""
 """Deny what follows, to the end of the clause."""
 
 NEGATION_AFTER = """
@@ -191,7 +191,8 @@ NEGATION_AFTER = """
     removed, is excluded, are excluded, is ruled out, are ruled out, ruled out, no longer seen, no longer identified,
     no longer present, no longer visualize, no longer evident, is no longer, are no longer, with interval resolution,
     with resolution, has completely resolved, have completely resolved, completely resolved, is unlikely, are unlikely,
-    unlikely, not definitely seen, not definitely identified, is negative, are negative, not clearly identified,
+    unlikely, is not likely, are not likely, not definitely seen, not definitely identified,
+    is negative, are negative, not clearly identified,
     no longer apparent, no longer visible, has disappeared, have disappeared, was withdrawn"""
 """Deny the findings named before, back to the start of the clause."""
 

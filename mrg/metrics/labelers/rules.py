@@ -38,8 +38,8 @@ from torch import Tensor
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import phrases
 from mrg.metrics.labelers.base import check_texts
-from mrg.metrics.labelers.lexicon import Lexicon, tokenize
-from mrg.metrics.labelers.scopes import Reader
+from mrg.metrics.labelers.lexicon import Lexicon, Tokens, tokenize
+from mrg.metrics.labelers.scopes import Reader, Span
 
 _NO_FINDING = CONDITIONS.index("No Finding")
 _PATHOLOGIES = [index for index, name in enumerate(CONDITIONS) if name not in ("Support Devices", "No Finding")]
@@ -151,7 +151,8 @@ class RulesLabeler:
         for mention in Reader(words).read(self._lexicon.find(words)):
             if _STRENGTH[mention.label] > _STRENGTH[row[mention.condition]]:
                 row[mention.condition] = mention.label
-        if words and not any(row[index] in (POSITIVE, UNCERTAIN) for index in _PATHOLOGIES):
+        has_words = any(word[0].isalnum() for word in words)
+        if has_words and not any(row[index] in (POSITIVE, UNCERTAIN) for index in _PATHOLOGIES):
             row[_NO_FINDING] = POSITIVE
         return bytes(row)
 
@@ -162,9 +163,9 @@ class RulesLabeler:
             if mention.label == BLANK:
                 continue
             begin, stop = tokens.spans[mention.span[0]][0], tokens.spans[mention.span[1] - 1][1]
-            start, end = _sentence(text, begin)
+            start, end = _sentence(tokens, mention.span)
             cue = text[tokens.spans[mention.cue[0]][0] : tokens.spans[mention.cue[1] - 1][1]]
-            yield Evidence(CONDITIONS[mention.condition], mention.label, start, max(end, stop), cue, begin, stop)
+            yield Evidence(CONDITIONS[mention.condition], mention.label, start, end, cue, begin, stop)
 
 
 def without_skipped_sections(text: str) -> str:
@@ -187,11 +188,17 @@ def without_skipped_sections(text: str) -> str:
     return text
 
 
-def _sentence(text: str, position: int) -> tuple[int, int]:
-    """First character and one past the last character of the sentence around a position."""
-    start = 0
-    for match in _SENTENCE_END.finditer(text):
-        if match.end() > position:
-            return start + len(text[start:position]) - len(text[start:position].lstrip()), match.end()
-        start = match.end()
-    return start + len(text[start:position]) - len(text[start:position].lstrip()), len(text)
+def _sentence(tokens: Tokens, span: Span) -> tuple[int, int]:
+    """First character and one past the last character of the sentence around a mention."""
+    first, stop = span
+    while first > 0 and not _ends_sentence(tokens.words[first - 1]):
+        first -= 1
+    while stop < len(tokens.words) and not _ends_sentence(tokens.words[stop]):
+        stop += 1
+    if stop < len(tokens.words) and not tokens.words[stop].isspace():
+        stop += 1  # the full stop belongs to its sentence, a line break does not
+    return tokens.spans[first][0], tokens.spans[stop - 1][1]
+
+
+def _ends_sentence(word: str) -> bool:
+    return word in (".", "!", "?") or word.isspace()

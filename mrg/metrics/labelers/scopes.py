@@ -60,7 +60,9 @@ class Reader:
         """Read the phrases of a whole text and return its mentions."""
         for entry, start, stop in found:
             span = (start, stop)
-            if entry.sentence_end or entry.clause_end:
+            if self._is_heading(start):
+                self.after_heading = True
+            elif entry.sentence_end or entry.clause_end:
                 self._end_clause()
             elif entry.separator:
                 self._separate(stop)
@@ -82,6 +84,12 @@ class Reader:
         self._end_clause()
         return self.mentions
 
+    def _is_heading(self, start: int) -> bool:
+        """Whether this is the colon of "Heart: normal in size", which does not part the structure from its state."""
+        if self.words[start] != ":" or self.open or self.negation or self.doubt:
+            return False
+        return bool(self.group) and self.group[-1].span[1] == start
+
     def _end_clause(self) -> None:
         self._use_waiting_state()
         self._start_clause()
@@ -101,6 +109,7 @@ class Reader:
     def _new_group(self) -> None:
         self.group: list[Mention] = []
         self.group_has_state = False
+        self.after_heading = False
         self.verb_since_structure = False
         self.separator_since_structure = False
 
@@ -179,7 +188,7 @@ class Reader:
 
     def _structure(self, structure: str, span: Span) -> None:
         self.named_since_cue = True
-        if self.group_has_state:
+        if self.group_has_state or self.after_heading:
             self._new_group()
         self.verb_since_structure = self.separator_since_structure = False
         mention = Mention(_CONDITION_OF[structure], BLANK, span, span, structure)

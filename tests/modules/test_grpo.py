@@ -1,0 +1,233 @@
+import lightning as L
+import pytest
+import torch
+
+from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.collate import StudyCollator
+from mrg.modules.grpo import GRPOModule
+from mrg.modules.policy import LoRA
+from mrg.modules.reward import RewardError
+from mrg.modules.rollout import sample
+from mrg.modules.sft import SFTModule
+
+
+class FixedData(ReportDataModule):
+    """Given studies as all three splits."""
+
+    def __init__(self, studies, **kwargs):
+        super().__init__(num_workers=0, **kwargs)
+        self.given = studies
+
+    def read(self):
+        return {"train": self.given, "val": self.given[:2], "test": self.given[:3]}
+
+
+@pytest.fixture
+def saved(policy, tmp_path):
+    policy.save(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 10, "max_pixels": 112 * 112}
+
+
+class Shortness:
+    """Pays for short completions: a reward that a random policy can earn."""
+
+    def __call__(self, texts, target, study_id):
+        rewards = torch.tensor([-float(len(text)) for text in texts], dtype=torch.float64)
+        return rewards, {"shortness": rewards}
+
+
+def trainer(steps):
+    return L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+
+
+def module_on(saved, studies, batch_size=4, steps=0, **kwargs):
+    """A GRPO module, after some rounds of learning to be short, and its data."""
+    torch.manual_seed(0)
+    settings = {"group_size": 4, "lora": LoRA(4), "learning_rate": 1e-3, "warmup_steps": 1, **SETTINGS, **kwargs}
+    module = GRPOModule(policy=saved, **settings)
+    data = FixedData(studies, batch_size=batch_size)
+    if steps:
+        module.reward = Shortness()
+        trainer(steps).fit(module, data)
+    else:
+        module.trainer = trainer(0)
+        module.trainer.datamodule = data
+        module.setup("fit")
+    return module, data
+
+
+def weights(module):
+    return {n: p.detach().clone() for n, p in module.named_parameters() if p.requires_grad}
+
+
+def rewarded(module, studies, rewards):
+    """Loss gradient of a rollout to which the given rewards are paid."""
+    from mrg.modules.advantage import group_advantages
+
+    batch = StudyCollator(module.writer.processor, "Report:")(studies)
+    prompts = module.writer.embed(batch)
+    rollout = sample(module.writer, prompts, 4, 10, generator=torch.Generator().manual_seed(0))
+    loss, _ = module.loss(prompts, rollout, group_advantages(rewards, 4), slice(0, len(rollout.texts)))
+    module.zero_grad()
+    loss.backward()
+    return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}, rollout, prompts
+
+
+def test_equal_rewards_give_exactly_zero_gradient(saved, studies):
+    module, _ = module_on(saved, studies, kl_coef=0.0)
+    grads, _, _ = rewarded(module, studies[:4], torch.full((16,), 0.35))
+    assert grads
+    assert all(g.abs().max() == 0 for g in grads.values())
+
+
+def test_gradient_is_that_of_reinforce_by_autograd(saved, studies):
+    """At the first step the ratio is 1, so the gradient is the mean over completions of A * mean grad logp."""
+    module, _ = module_on(saved, studies, kl_coef=0.0)
+    rewards = torch.rand(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    grads, rollout, prompts = rewarded(module, studies[:4], rewards)
+    groups = rewards.view(4, 4)
+    advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+    logps = module.writer.logps(prompts.repeat(4), rollout.completion_ids, rollout.completion_mask)
+    surrogate = -(advantages * logps.sum(1) / rollout.completion_mask.sum(1)).mean()
+    module.zero_grad()
+    surrogate.backward()
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(grads[name], parameter.grad, atol=1e-6), name
+
+
+def test_micro_batches_change_nothing(saved, studies):
+    whole, split = (
+        weights(module_on(saved, studies, steps=2, micro_batch_size=m)[0]) for m in (16, 5)
+    )  # 5 cuts through groups
+    start = weights(module_on(saved, studies)[0])
+    assert any((whole[n] - start[n]).abs().max() > 1e-5 for n in whole)
+    assert all(torch.allclose(whole[n], split[n], atol=2e-6) for n in whole)
+
+
+def test_full_training_reaches_embeddings_and_vision_in_several_micro_batches(saved, studies):
+    settings = {"lora": None, "kl_coef": 0.0, "train_vision": True}
+    start = weights(module_on(saved, studies, **settings)[0])
+    whole, split = (weights(module_on(saved, studies, steps=1, micro_batch_size=m, **settings)[0]) for m in (16, 5))
+    for part in ("visual.patch_embed", "embed_tokens", "layers.0.self_attn.q_proj"):
+        name = next(n for n in whole if part in n and n.endswith("weight"))
+        assert (whole[name] - start[name]).abs().max() > 1e-6, part
+    # Adam's first step is the gradient's sign times the rate, so that entries without gradient may differ.
+    different = sum(int((~torch.isclose(whole[n], split[n], atol=2e-6)).sum()) for n in whole)
+    assert different < 1e-3 * sum(p.numel() for p in whole.values())
+
+
+def test_gradient_checkpointing_changes_nothing(saved, studies):
+    plain, saving = (module_on(saved, studies, steps=2, gradient_checkpointing=on)[0] for on in (False, True))
+    assert saving.writer.base.model.language_model.is_gradient_checkpointing
+    a, b = weights(plain), weights(saving)
+    assert all(torch.allclose(a[n], b[n], atol=2e-6) for n in a)
+
+
+def test_same_seed_same_training_other_seed_other(saved, studies):
+    a, b, c = (weights(module_on(saved, studies, steps=2, seed=seed)[0]) for seed in (0, 0, 1))
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    assert any(not torch.equal(a[n], c[n]) for n in a)
+
+
+def test_reward_is_learned(saved, studies):
+    """Paid for short completions, the policy comes to write shorter ones."""
+    module, data = module_on(saved, studies, learning_rate=1e-2, warmup_steps=1, kl_coef=0.0, lora=LoRA(8))
+    module.reward = Shortness()
+
+    def length():
+        prompts = module.writer.embed(StudyCollator(module.writer.processor, "Report:")(studies))
+        texts = sample(module.writer, prompts, 8, 10, generator=torch.Generator().manual_seed(9)).texts
+        return sum(map(len, texts)) / len(texts)
+
+    before = length()
+    trainer(40).fit(module, data)
+    assert length() < 0.7 * before
+
+
+def test_failing_reward_stops_the_run_with_the_study(saved, studies):
+    class Broken:
+        name = "broken"
+
+        def __call__(self, texts):
+            raise OSError("no weights")
+
+    module, _ = module_on(saved, studies)
+    module.reward.labeler = Broken()
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[:2])
+    rollout = module.rollout(module.writer.embed(batch))
+    with pytest.raises(RewardError, match=r"studies train-00000 to train-00001: no weights"):
+        module.rewards(rollout, batch)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"group_size": 1}, "group_size to be at least 2, but got 1"),
+        ({"temperature": 0.0}, "temperature to be above 0, but got 0.0"),
+        ({"think": "maybe"}, "'required' or 'absent', but got 'maybe'"),
+        ({"lora": None}, "needs a reference"),
+        ({"max_prompt_length": 5}, "lower max_pixels or max_views"),
+    ],
+)
+def test_bad_settings(saved, studies, settings, message):
+    with pytest.raises(ValueError, match=message):
+        module_on(saved, studies, steps=1, **settings)
+
+
+def test_sft_overfits_and_its_loss_is_the_mean_over_tokens(saved, studies):
+    torch.manual_seed(0)
+    module = SFTModule(
+        policy=saved, train_vision=True, learning_rate=3e-3, warmup_steps=1, **{**SETTINGS, "max_new_tokens": 90}
+    )
+    data = FixedData(studies[:2], batch_size=2)
+    trainer(60).fit(module, data)
+    batch = data.collator(studies[:2])
+    ids, mask = module.completions(batch)
+    logps = module.writer.logps(module.writer.embed(batch), ids, mask)
+    loss = module._loss(batch)
+    assert float(loss) == pytest.approx(float(-logps.sum() / mask.sum()), rel=1e-5)
+    assert float(loss) < 0.3
+    texts = sample(module.writer, module.writer.embed(batch), 1, 90, temperature=0.0).texts
+    assert texts == [f"<report>{study.report}</report>" for study in studies[:2]]
+
+
+def test_sft_target_with_thinking():
+    from mrg.metrics import RulesLabeler
+    from mrg.modules.base import target_text
+
+    for report, thinking in (
+        ("The heart is enlarged. Possible pneumonia.", "Cardiomegaly, Pneumonia (uncertain)"),
+        ("The lungs are clear.", "No Finding"),
+    ):
+        text = target_text(report, RulesLabeler()([report])[0], "required")
+        assert text == f"<think>{thinking}</think><report>{report}</report>"
+
+
+def test_every_image_is_encoded_once_and_without_gradient(saved, studies, monkeypatch):
+    module, _ = module_on(saved, studies)
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
+    calls = []
+    visual = module.writer.base.model.visual
+    forward = visual.forward
+
+    def counted(*args, **kwargs):
+        calls.append(torch.is_grad_enabled())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(visual, "forward", counted)
+    prompts = module.writer.embed(batch)
+    rollout = module.rollout(prompts)
+    module.loss(prompts, rollout, torch.ones(16, dtype=torch.float64), slice(0, 16))
+    assert calls == [False]
