@@ -1,94 +1,169 @@
-"""`python -m mrg demo`: SFT, GRPO from it, test of both, one table; offline, on a CPU, on drawn images."""
+"""`python -m mrg demo`: SFT, GRPO from it, test of both, one table; offline, on a CPU, on drawn images.
+
+Each stage is a command that a user could type (`fit`, `test`) with a file of `configs/`; this module chains them and
+compares what they wrote. `--full` adds SFT continued for as long as GRPO took, and repeats it all with other seeds.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import io
 import json
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-QUICK = [
-    "--data.init_args.num_train=256", "--data.init_args.num_val=16", "--data.init_args.num_test=64",
-    "--model.init_args.max_new_tokens=60",
-]  # fmt: skip
+QUICK = {
+    "fit": ["--trainer.max_steps=20", "--trainer.val_check_interval=20", "--trainer.callbacks=null"],
+    "grpo": ["--trainer.max_steps=4", "--trainer.val_check_interval=4"],
+    "data": ["--data.init_args.num_train=320", "--data.init_args.num_val=16", "--data.init_args.num_test=64"],
+}
+SFT, GRPO, CONTINUED = "SFT", "GRPO from SFT", "SFT continued"
 
 
 def main(args: Sequence[str]) -> None:
-    """Parse the demo's own options and run it.
-
-    Args:
-        args: `--quick` for a minute's run that shows the way but learns little, `--seed`, `--runs`.
-    """
+    """Parse the demo's own options and run it."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m mrg demo", description="SFT, GRPO from it, one table; offline, on a CPU.")
     parser.add_argument("--quick", action="store_true", help="a minute: shows every stage, learns little")
+    parser.add_argument("--full", action="store_true", help="also SFT continued for GRPO's time, with several seeds")
     parser.add_argument("--seed", type=int, default=0, help="of the world, the weights and the rollouts")
-    parser.add_argument(
-        "--runs", type=str, default="runs/demo", help="folder of the demo's runs; replaced if it exists"
-    )
+    parser.add_argument("--num_seeds", type=int, default=3, help="with --full: seed, seed + 1, ...")
+    parser.add_argument("--runs", type=str, default="", help="folder of the demo's runs; a new one in runs/ by default")
     options = parser.parse_args(list(args))
-    run_demo(Path(options.runs), options.seed, options.quick)
+    if not (CONFIGS / "demo.yaml").is_file():
+        from mrg.cli import UserError
+
+        raise UserError(f"The demo needs the repository's configs/ beside the package, but {CONFIGS} does not exist.")
+    folder = Path(options.runs) if options.runs else _new_folder(Path("runs"))
+    if options.full:
+        run_study(folder, range(options.seed, options.seed + options.num_seeds), options.quick)
+    else:
+        Demo(folder, options.seed, options.quick).run()
 
 
-def run_demo(folder: Path, seed: int, quick: bool) -> dict[str, Any]:
-    """Train and test both policies; returns the results that the table shows."""
-    started = time.monotonic()
-    if folder.exists():
-        shutil.rmtree(folder)
-    shared = [
-        f"--seed_everything={seed}",
-        f"--data.init_args.seed={seed}",
-        f"--runs={folder}",
-        *(QUICK if quick else []),
-    ]
-    _say(started, "SFT: a tiny vision-language model learns to write reports, token by token.")
-    _fit("demo_sft.yaml", "sft", shared, 8 if quick else 0)
-    _say(started, "GRPO: it writes 8 reports per study and learns from their clinical reward.")
-    policy = f"--model.init_args.policy={folder / 'sft' / 'policy'}"
-    _fit("demo.yaml", "grpo", [*shared, policy, f"--model.init_args.seed={seed}"], 2 if quick else 0)
-    _say(started, "Test: both policies on held-out studies, beside what saying nothing would earn.")
-    results = _compare(folder, quick)
-    _say(started, f"Done. Results in {folder / 'results.json'}, predictions in {folder}/*/predictions.jsonl")
-    return results
+def _new_folder(runs: Path) -> Path:
+    """The first free `runs/demo-<n>`: an earlier demo's results stay."""
+    return next(path for n in range(1, 10**6) if not (path := runs / f"demo-{n}").exists())
 
 
-def _say(started: float, text: str) -> None:
-    print(f"[{time.monotonic() - started:4.0f} s] {text}", flush=True)
+@dataclasses.dataclass
+class Demo:
+    """One seed's runs.
+
+    Args:
+        folder: Holds the runs and results.json.
+        seed: Of the world, the weights and the rollouts.
+        quick: Take few steps on little data.
+        started: Clock at the start.
+        seconds: Time of each fit, filled in as they end.
+    """
+
+    folder: Path
+    seed: int = 0
+    quick: bool = False
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def run(self, continued: bool = False) -> dict[str, Any]:
+        """Train and test; returns the results that the table shows."""
+        self.say("SFT: a tiny vision-language model learns to write reports, word by word.")
+        self.fit_and_test(SFT, "sft", "demo_sft.yaml", QUICK["fit"])
+        self.say("GRPO: it writes 8 reports for each study and learns from the clinical reward they earn.")
+        policy = f"--model.init_args.policy={self.folder / 'sft' / 'policy'}"
+        seed = f"--model.init_args.seed={self.seed}"
+        self.fit_and_test(GRPO, "grpo", "demo.yaml", QUICK["grpo"], policy, seed)
+        if continued:
+            self.say(f"SFT continued for GRPO's {self.seconds[GRPO]:.0f} seconds.")
+            limit = f"--trainer.max_time=00:{self.seconds[GRPO] // 3600:02.0f}:{self.seconds[GRPO] // 60 % 60:02.0f}:"
+            limit += f"{self.seconds[GRPO] % 60:02.0f}"
+            options = ["--monitor=val/mccs", "--trainer.max_steps=-1", "--trainer.callbacks=null", limit]
+            self.fit_and_test(
+                CONTINUED, "continued", "demo_sft.yaml", [], policy, "--model.init_args.train_vision=true", *options
+            )
+        self.say("All policies on the held-out studies, beside what saying nothing would earn:")
+        results = self.compare()
+        self.say(f"Done: {self.folder / 'results.json'}, and in each run's folder predictions.jsonl and metrics.csv.")
+        return results
+
+    def say(self, text: str) -> None:
+        """One line with the time so far."""
+        print(f"\n[{time.monotonic() - self.started:4.0f} s] {text}", flush=True)
+
+    def fit_and_test(self, title: str, name: str, config: str, quick: list[str], *options: str) -> None:
+        """`python -m mrg fit`, then `test` on its best checkpoint."""
+        from mrg.lightning_cli import run
+
+        shared = [f"--seed_everything={self.seed}", f"--data.init_args.seed={self.seed}", f"--runs={self.folder}"]
+        if self.quick:
+            shared += [*QUICK["data"], *quick]
+        begun = time.monotonic()
+        run(["fit", f"--config={CONFIGS / config}", f"--name={name}", *shared, *options])
+        self.seconds[title] = time.monotonic() - begun
+        # Its own table comes again, beside the others, at the end.
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(["test", f"--config={self.folder / name / 'config.yaml'}", "--trainer.enable_progress_bar=false"])
+
+    def compare(self) -> dict[str, Any]:
+        """All policies in one table, with paired differences."""
+        from mrg.callbacks.results import read_lines, write_json
+        from mrg.metrics import RulesLabeler
+        from mrg.metrics.results import evaluate_systems, format_table
+
+        names = {SFT: "sft", GRPO: "grpo", CONTINUED: "continued"}
+        rows = {title: read_lines(self.folder / names[title] / "predictions.jsonl") for title in self.seconds}
+        tested = json.loads((self.folder / "sft" / "results.json").read_text(encoding="utf-8"))
+        systems = {title: [text] * len(rows[SFT]) for title, text in tested["protocol"]["baselines"].items()}
+        systems |= {title: [row["prediction"] for row in part] for title, part in rows.items()}
+        results = evaluate_systems(
+            systems,
+            [row["target"] for row in rows[SFT]],
+            RulesLabeler(),
+            margin=tested["margin"],
+            formats={title: sum(row["format"] for row in part) / len(part) for title, part in rows.items()},
+            differences=[(GRPO, SFT), *[pair for pair in [(CONTINUED, SFT), (GRPO, CONTINUED)] if CONTINUED in rows]],
+        )
+        results = {"seed": self.seed, "seconds": self.seconds, "protocol": tested["protocol"], **results}
+        write_json(self.folder / "results.json", results)
+        print(format_table(results), flush=True)
+        return results
 
 
-def _fit(config: str, name: str, shared: list[str], steps: int) -> None:
-    from mrg.lightning_cli import run
-
-    limit = [f"--trainer.max_steps={steps}", f"--trainer.val_check_interval={steps}"] if steps else []
-    run(["fit", f"--config={CONFIGS / config}", f"--name={name}", *shared, *limit])
-    folder = Path(next(a for a in shared if a.startswith("--runs=")).removeprefix("--runs=")) / name
-    checkpoint = folder / "checkpoints" / "best.ckpt"
-    run(["test", f"--config={folder / 'config.yaml'}", f"--ckpt_path={checkpoint}"])
-
-
-def _compare(folder: Path, quick: bool) -> dict[str, Any]:
+def run_study(folder: Path, seeds: Sequence[int], quick: bool = False) -> None:
+    """The demo with SFT continued for several seeds; writes study.json and study.md."""
     from mrg.callbacks.results import write_json
-    from mrg.metrics import RulesLabeler
-    from mrg.metrics.results import evaluate_systems, format_table
 
-    rows = {name: [json.loads(line) for line in (folder / name / "predictions.jsonl").open(encoding="utf-8")]
-            for name in ("sft", "grpo")}  # fmt: skip
-    baselines = json.loads((folder / "sft" / "baselines.json").read_text(encoding="utf-8"))
-    systems = {name: [text] * len(rows["sft"]) for name, text in baselines.items()}
-    systems |= {"SFT": [r["prediction"] for r in rows["sft"]], "GRPO from SFT": [r["prediction"] for r in rows["grpo"]]}
-    formats = {
-        "SFT": sum(r["format"] for r in rows["sft"]) / len(rows["sft"]),
-        "GRPO from SFT": sum(r["format"] for r in rows["grpo"]) / len(rows["grpo"]),
-    }
-    target = [r["target"] for r in rows["sft"]]
-    results = evaluate_systems(
-        systems, target, RulesLabeler(), formats=formats, differences=[("GRPO from SFT", "SFT")],
-        num_resamples=200 if quick else 1000,
-    )  # fmt: skip
-    write_json(folder / "results.json", results)
-    print(format_table(results))
-    return results
+    studies = [Demo(folder / f"seed{seed}", seed, quick).run(continued=True) for seed in seeds]
+    write_json(folder / "study.json", studies)
+    text = study_table(studies)
+    (folder / "study.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\n{folder / 'study.json'}, {folder / 'study.md'}", flush=True)
+
+
+def study_table(studies: Sequence[Mapping[str, Any]], scores: Sequence[str] = ("MCCS", "CE-F1 micro-13+")) -> str:
+    """Markdown: one block of rows for each seed, in percent points with 95 % intervals."""
+    lines = ["| seed | policy | " + " | ".join(scores) + " | distinct | format | fit seconds |"]
+    lines.append("|" + "---|" * (5 + len(scores)))
+
+    def cell(score: Mapping[str, float], sign: str = "") -> str:
+        value, low, high = (f"{100 * score[key]:{sign}.1f}" for key in ("value", "low", "high"))
+        return f"{value} [{low}, {high}]"
+
+    for study in studies:
+        for name, row in study["systems"].items():
+            seconds = f"{study['seconds'][name]:.0f}" if name in study["seconds"] else ""
+            rate = "" if row["format"] is None else f"{100 * row['format']:.0f} %"
+            values = " | ".join(cell(row["scores"][score]) for score in scores)
+            lines.append(
+                f"| {study['seed']} | {name} | {values} | {100 * row['distinct']:.0f} % | {rate} | {seconds} |"
+            )
+        pairs = dict.fromkeys((gap["a"], gap["b"]) for gap in study["differences"])
+        for a, b in pairs:
+            gaps = {gap["score"]: gap for gap in study["differences"] if (gap["a"], gap["b"]) == (a, b)}
+            values = " | ".join(f"**{cell(gaps[score], '+')}**" for score in scores)
+            lines.append(f"| {study['seed']} | {a} - {b} | {values} | | | |")
+    return "\n".join(lines) + "\n"

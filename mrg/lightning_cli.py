@@ -74,6 +74,8 @@ class MrgCLI(LightningCLI):
                 )
             _keep(self.folder / "metrics.csv")
             return
+        if self.subcommand == "test":
+            config.verbose = False  # our table says more
         self.save_config_callback = None  # the run's configuration is the one it was trained with
         best = self.folder / "checkpoints" / "best.ckpt"
         if config.ckpt_path is None:
@@ -86,6 +88,8 @@ class MrgCLI(LightningCLI):
         """Add the run folder's logger and callbacks."""
         own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
         trainer = dict(self._get(self.config_init, "trainer", default={}))
+        if trainer.get("enable_model_summary") is None:
+            trainer["enable_model_summary"] = False
         if self.subcommand != "fit":
             trainer["logger"], trainer["callbacks"] = False, None  # what steers training has no say in a test
             return self._instantiate_trainer(trainer, own)
@@ -95,7 +99,7 @@ class MrgCLI(LightningCLI):
         own.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False))
         own.append(ModelCheckpoint(checkpoints, "last", enable_version_counter=False))
         # An empty version puts metrics.csv and config.yaml into the run folder itself.
-        csv = CSVLogger(self.folder.parent, name=self.folder.name, version="")
+        csv = CSVLogger(self.folder.parent, name=self.folder.name, version="", flush_logs_every_n_steps=10)
         given = trainer.get("logger") or []
         trainer["logger"] = [csv, *(given if isinstance(given, list) else [given])]
         return self._instantiate_trainer(trainer, own)
@@ -132,7 +136,8 @@ def quiet() -> None:
         ".*exists and is not empty.*",
         ".*dirpath has changed.*",
         ".*GPU available but not used.*",
-        ".*is_gradient_checkpointing.*",
+        ".*gradient_checkpointing.*",
+        ".*callbacks used to create the checkpoint.*",
     ):
         warnings.filterwarnings("ignore", text)
 

@@ -6,11 +6,11 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from mrg.cli import main
+from tests.checkpoints import save_published_format
+from tests.trees import write_iu_tree
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
@@ -24,29 +24,8 @@ def test_config_parses_and_names_its_run(config):
     assert f"name: {config.stem}\n" in out.getvalue()
 
 
-def write_iu_tree(root: Path, num_views: int) -> None:
-    """Invented studies in the R2Gen layout, images of unequal sizes."""
-    rng = np.random.default_rng(0)
-    texts = ["The heart is enlarged. No pneumothorax.", "Small left pleural effusion.", "The lungs are clear."]
-    content: dict = {}
-    for split, count in (("train", 8), ("val", 2), ("test", 3)):
-        content[split] = []
-        for index in range(count):
-            name = f"{split}{index}"
-            (root / "images" / name).mkdir(parents=True)
-            views = [f"{name}/{view}.png" for view in range(num_views)]
-            for view, path in enumerate(views):
-                pixels = rng.integers(0, 255, (90 + 20 * view, 80 + 10 * index), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / "images" / path)
-            entry = {"id": name, "report": texts[index % 3], "image_path": views, "split": split}
-            content[split].append(entry)
-    (root / "annotation.json").write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views, capsys):
-    from tests.checkpoints import save_published_format
-
     save_published_format(tmp_path / "policy", ["The heart is enlarged. No pneumothorax. <think>Cardiomegaly</think>"])
     write_iu_tree(tmp_path / "data", num_views)
     config = next(path for path in CONFIGS if path.stem == "iu")

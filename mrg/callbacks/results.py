@@ -25,6 +25,16 @@ class ResultWriter(L.Callback):
         self.folder = folder
         self.predicted: list[dict[str, Any]] = []
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is trained."""
+        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
+        total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
+        if trainer.is_global_zero:
+            print(
+                f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
+                flush=True,
+            )
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
         assert isinstance(pl_module, ReportModule)

@@ -52,10 +52,14 @@ class ReportDataModule(L.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
+        limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+        for name, value in [("num_workers", num_workers), *((f"limit_{split}", n) for split, n in limits.items())]:
+            if value < 0:
+                raise ValueError(f"Expected data.init_args.{name} to be at least 0, but got {value}.")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
-        self.limits = {"train": limit_train, "val": limit_val, "test": limit_test}
+        self.limits = limits
         self.splits: dict[str, list[Study]] = {}
         self.collator: Callable[[list[Study]], Any] | None = None
 

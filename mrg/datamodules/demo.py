@@ -14,21 +14,21 @@ from mrg.datamodules.study import Study, View
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
 
 PREVALENCE: dict[str, float] = {
-    "Enlarged Cardiomediastinum": 0.12,
-    "Cardiomegaly": 0.3,
-    "Lung Opacity": 0.18,
-    "Lung Lesion": 0.14,
-    "Edema": 0.18,
-    "Consolidation": 0.16,
-    "Pneumonia": 0.14,
-    "Atelectasis": 0.24,
-    "Pneumothorax": 0.12,
-    "Pleural Effusion": 0.28,
-    "Pleural Other": 0.1,
-    "Fracture": 0.1,
-    "Support Devices": 0.18,
+    "Enlarged Cardiomediastinum": 0.28,
+    "Cardiomegaly": 0.38,
+    "Lung Opacity": 0.3,
+    "Lung Lesion": 0.26,
+    "Edema": 0.32,
+    "Consolidation": 0.3,
+    "Pneumonia": 0.3,
+    "Atelectasis": 0.36,
+    "Pneumothorax": 0.28,
+    "Pleural Effusion": 0.38,
+    "Pleural Other": 0.2,
+    "Fracture": 0.2,
+    "Support Devices": 0.34,
 }
-"""Share of each condition among the patients who are not healthy."""
+"""Share of each condition among the patients who are not healthy, as in an intensive care unit."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +37,20 @@ class World:
 
     Args:
         healthy: Share of patients without any finding.
-        weakest: A finding's strength is uniform in [weakest, 1].
-        mimic: Chance that an absent condition shows a structure all the same.
-        mimic_strength: A mimic's strength is uniform in [0, mimic_strength].
-        hedge: Chance that a weak finding is reported as uncertain.
+        weakest: A structure's strength is uniform in [weakest, 1].
+        mimic: Chance that an absent condition shows a structure all the same, so that an image alone never settles what
+            its report says: readers disagree, and some know more than the image shows.
+        hedge: Chance that a finding weaker than `hedged` is reported as uncertain.
+        hedged: Strength below which findings are hedged.
         omission: Share of the normal statements that a report leaves out.
         lateral: Share of the studies with a second, lateral view.
     """
 
-    healthy: float = 0.25
-    weakest: float = 0.2
-    mimic: float = 0.2
-    mimic_strength: float = 0.55
+    healthy: float = 0.2
+    weakest: float = 0.35
+    mimic: float = 0.14
     hedge: float = 0.4
+    hedged: float = 0.55
     omission: float = 0.08
     lateral: float = 0.3
 
@@ -68,13 +69,13 @@ def make_study(world: World, seed: int, split: str, index: int, image_size: int)
         present = not healthy and rng.random() < prevalence
         if present:
             strength[condition] = float(rng.uniform(world.weakest, 1))
-            weak = strength[condition] < world.mimic_strength
-            hedged = condition != "Support Devices" and weak and rng.random() < world.hedge
+            weak = condition != "Support Devices" and strength[condition] < world.hedged
+            hedged = weak and rng.random() < world.hedge
             classes[condition] = UNCERTAIN if hedged else POSITIVE
         else:
             classes[condition] = NEGATIVE
             if condition != "Support Devices" and rng.random() < world.mimic:
-                strength[condition] = float(rng.uniform(0, world.mimic_strength))
+                strength[condition] = float(rng.uniform(world.weakest, 1))
     if side["Support Devices"] == 0:
         side["Support Devices"] = 1
     report, _ = write_report(rng, classes, side, world.omission)

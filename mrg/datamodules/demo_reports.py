@@ -1,8 +1,9 @@
 """Radiology-style reports for the demo: what a reader says about findings of known class, in several hands.
 
-As in real reports, the normal is said in one or two fixed phrases and the abnormal in many ways: a model trained on
-tokens learns the fixed phrase as the likeliest text even where a finding is the likelier truth. Each reader has an
-order of topics and phrases of preference; some normal statements are left out; an uncertain finding is hedged.
+As in real reports, the normal is said in one or two fixed phrases and the abnormal in many. The likeliest wording is
+therefore often not the likeliest statement: where a finding has a chance of .7 but is worded in seven ways, the fixed
+denial is the likelier text. A model trained on tokens writes the text, a model trained on findings the statement.
+Readers differ in the order of their topics, leave out part of the normal, and hedge what they are not sure of.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ NEGATIVE_PHRASES: dict[str, tuple[str, ...]] = {
     "Pneumothorax": ("No pneumothorax.",),
     "Pleural Effusion": ("No pleural effusion.",),
 }
-"""What readers deny; for the other conditions silence means normal."""
+"""What readers deny, the usual phrase first; for the other conditions silence means normal."""
 
 DEVICES = {-1: "right central venous catheter", 1: "left pacemaker"}
 ORDERS: tuple[tuple[str, ...], ...] = (
@@ -153,12 +154,12 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "bones": ("Fracture",),
     "devices": ("Support Devices",),
 }
-LISTED = ("Consolidation", "Pleural Effusion", "Pneumothorax")
-LIST_PHRASES = {
-    3: "No focal consolidation, pleural effusion, or pneumothorax.",
-    2: "No {0} or {1}.",
+LISTED = {
+    "Consolidation": "focal consolidation",
+    "Pleural Effusion": "pleural effusion",
+    "Pneumothorax": "pneumothorax",
 }
-NAMES = {"Consolidation": "focal consolidation", "Pleural Effusion": "pleural effusion", "Pneumothorax": "pneumothorax"}
+"""What readers like to deny in one breath."""
 
 
 def write_report(
@@ -190,8 +191,8 @@ def write_report(
                 continue
             sentences.append(_phrase(rng, condition, label, side.get(condition, 1)))
         if topic == "pleura" and together:
-            phrase = LIST_PHRASES[len(listed)].format(*(NAMES[c] for c in listed))
-            sentences.append(phrase)
+            names = [LISTED[c] for c in listed]
+            sentences.append(f"No {', '.join(names[:-1])} or {names[-1]}.")
         if topic == "bones" and "Fracture" not in stated and rng.random() < 0.5:
             sentences.append("The visualized bones are unremarkable.")
     return " ".join(sentences), stated
@@ -200,9 +201,8 @@ def write_report(
 def _phrase(rng: np.random.Generator, condition: str, label: int, side: int) -> str:
     table = {POSITIVE: POSITIVE_PHRASES, UNCERTAIN: UNCERTAIN_PHRASES, NEGATIVE: NEGATIVE_PHRASES}[label]
     phrases = table[condition]
-    if label == NEGATIVE:
-        text = phrases[0] if rng.random() < 0.75 else phrases[-1]
-    else:
-        text = phrases[rng.integers(len(phrases))]
-    text = text.format(side=SIDES[side], Side=SIDES[side], device=DEVICES.get(side, ""))
+    index = int(rng.random() > 0.75) if label == NEGATIVE else int(rng.integers(len(phrases)))
+    text = phrases[min(index, len(phrases) - 1)].format(
+        side=SIDES[side], Side=SIDES[side], device=DEVICES.get(side, "")
+    )
     return text[0].upper() + text[1:]

@@ -55,6 +55,7 @@ class ReportModule(L.LightningModule):
         max_prompt_length: Longest prompt in tokens; 0 sets no limit.
         learning_rate: Peak of AdamW's rate.
         warmup_steps: Steps over which the rate rises to its peak.
+        decay_steps: The step at which the rate has fallen, in a straight line, to 0; 0 keeps the peak.
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are scaled down to this norm.
         margin: Margin of MCCS, in training and in evaluation.
@@ -77,6 +78,7 @@ class ReportModule(L.LightningModule):
         max_prompt_length: int = 0,
         learning_rate: float = 1e-4,
         warmup_steps: int = 10,
+        decay_steps: int = 0,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         margin: float = 0.5,
@@ -89,7 +91,8 @@ class ReportModule(L.LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
-        self.learning_rate, self.warmup_steps, self.weight_decay = learning_rate, warmup_steps, weight_decay
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.max_grad_norm, self.margin = max_grad_norm, margin
         # Frozen weights are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
         self.strict_loading = False
@@ -136,12 +139,15 @@ class ReportModule(L.LightningModule):
         return self.policy
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear warm-up, then a constant rate."""
+        """AdamW with a linear warm-up, then a constant or a linearly falling rate."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay)
-        warmup = max(1, self.warmup_steps)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / warmup))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        rate = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return rate * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else rate
 
     def _write(self, batch: Batch) -> list[str]:
         with torch.no_grad():

@@ -191,14 +191,28 @@ class Policy(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor."""
-        model = self.model
-        if self.has_adapter:
-            import copy
-
-            model = copy.deepcopy(model).merge_and_unload()
-        model.save_pretrained(folder)
+        self.base.save_pretrained(folder, state_dict=merged_weights(self.model) if self.has_adapter else None)
         self.processor.tokenizer.save_pretrained(folder)
         self.processor.image_processor.save_pretrained(folder)
+
+
+def merged_weights(model: Any) -> dict[str, Tensor]:
+    """The transformers model's weights with the adapter's update added, on the CPU; the model stays as it is.
+
+    Args:
+        model: A peft model with LoRA on linear layers.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    base = model.get_base_model()
+    named = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
+    weights = {name.replace(".base_layer.", "."): value.cpu() for name, value in named.items()}
+    for name, module in base.named_modules():
+        if isinstance(module, LoraLayer):
+            weight = weights[f"{name}.weight"]
+            update = module.get_delta_weight(model.active_adapter).cpu()
+            weights[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
+    return weights
 
 
 def load_policy(

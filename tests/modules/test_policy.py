@@ -78,6 +78,24 @@ def test_saved_policy_loads_and_its_reference_is_the_saved_one(policy, batch, tm
     assert all("lora" in n for n, p in loaded.named_parameters() if p.requires_grad)
 
 
+def test_trained_adapter_is_merged_into_what_is_saved(policy, batch, tmp_path):
+    policy.save(tmp_path / "start")
+    adapted = load_policy(str(tmp_path / "start"), LoRA(rank=4))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    adapted.eval().save(tmp_path / "merged")
+    merged = load_policy(str(tmp_path / "merged")).eval()
+    ids = torch.randint(10, 300, (4, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    expected = adapted.logps(adapted.embed(batch), ids, mask)
+    assert torch.allclose(merged.logps(merged.embed(batch), ids, mask), expected, atol=1e-4)
+    assert (expected - policy.logps(policy.embed(batch), ids, mask)).abs().max() > 1e-2
+    assert adapted.has_adapter
+    assert not merged.has_adapter
+
+
 def test_bad_checkpoints(tmp_path, policy):
     with pytest.raises(ValueError, match=r"config\.json does not exist"):
         load_policy(str(tmp_path / "none"))

@@ -1,0 +1,249 @@
+"""The command line as a user meets it: what it prints, what it writes, and one line for each mistake."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import mrg
+from mrg.cli import main, one_line
+from tests.trees import write_annotation, write_iu_tree
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+TINY = "{hidden_size: 32, num_layers: 1, vision_depth: 1, vocab_size: 400}"
+
+
+@pytest.fixture
+def tree(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data", write_iu_tree(tmp_path / "data")
+
+
+def arguments(tmp_path, *options, config="iu_tiny_sft"):
+    return [
+        f"--config={CONFIGS / config}.yaml",
+        f"--runs={tmp_path / 'runs'}",
+        f"--data.init_args.root={tmp_path / 'data'}",
+        "--data.init_args.variant=any",
+        "--data.init_args.batch_size=4",
+        "--data.init_args.num_workers=0",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        "--model.init_args.max_new_tokens=8",
+        *options,
+    ]
+
+
+def sft(tmp_path, *options):
+    return arguments(
+        tmp_path, f"--model.init_args.tiny={TINY}", "--trainer.max_steps=2", "--trainer.val_check_interval=2", *options
+    )
+
+
+def failure(capsys, argv):
+    """Exit code and what stands on stderr."""
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    return stop.value.code, capsys.readouterr().err.strip()
+
+
+def test_version_and_usage(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"mrg {mrg.__version__}\n"
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "demo" in capsys.readouterr().out
+
+
+def test_light_commands_do_not_import_lightning():
+    code = (
+        "import sys; from mrg.cli import main\n"
+        "for argv in (['--version'], ['demo', '--help']):\n"
+        "    try: main(argv)\n"
+        "    except SystemExit as stop: assert stop.code == 0, stop.code\n"
+        "assert not {'lightning', 'torch', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_from_sft_to_grpo_to_the_latest_run(tmp_path, tree, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert failure(capsys, ["test"]) == (
+        2,
+        f"mrg: No run with a checkpoint in {tmp_path / 'runs'}: train one first, for example with "
+        "`python -m mrg fit --config configs/demo_sft.yaml`.",
+    )
+    main(["fit", *sft(tmp_path)])
+    first = tmp_path / "runs" / "iu_tiny_sft"
+    assert {"config.yaml", "metrics.csv", "checkpoints", "policy"} <= {path.name for path in first.iterdir()}
+    steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--model.init_args.group_size=2"]
+    main(["fit", *arguments(tmp_path, *steps, config="iu_tiny")])
+    capsys.readouterr()
+    main(["test"])
+    out = capsys.readouterr().out
+    run = Path("runs") / "iu_tiny"
+    assert f"Latest run: {run}\ntest: {run / 'checkpoints' / 'best.ckpt'}\n" in out
+    results = json.loads((run / "results.json").read_text())
+    assert results["protocol"]["data"] == {"module": "IUXRayDataModule", "train": 8, "val": 2, "test": 3}
+    assert results["protocol"]["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
+    assert [gap["b"] for gap in results["differences"]][::8] == ["constant normal", "most frequent report"]
+    assert "95 % bootstrap intervals" in out
+    assert "most frequent report" in out
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["test0", "test1", "test2"]
+    assert {"images", "prediction", "thinking", "completion", "target", "format", "findings"} <= set(rows[0])
+    main(["predict", *arguments(tmp_path, config="iu_tiny")])
+    predicted = [json.loads(line) for line in (run / "predict.jsonl").read_text().splitlines()]
+    assert [row["completion"] for row in predicted] == [row["completion"] for row in rows]
+    main(["validate", *arguments(tmp_path, config="iu_tiny")])
+    assert "val/mccs" in capsys.readouterr().out
+    # Its own configuration is still the one it was trained with, whatever was asked of it later.
+    assert "max_steps: 3" in (run / "config.yaml").read_text()
+
+
+def test_a_run_is_not_written_over(tmp_path, tree, capsys):
+    main(["fit", *sft(tmp_path)])
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, message = failure(capsys, ["fit", *sft(tmp_path)])
+    assert code == 2
+    assert message == f"mrg: Run folder {run} holds a run already: choose another --name, or pass --overwrite true."
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    main(["fit", *sft(tmp_path, "--overwrite=true")])
+    assert (run / "metrics-1.csv").read_bytes() == before[run / "metrics.csv"]
+
+
+def test_resumed_run_goes_on_where_it_stopped(tmp_path, tree):
+    main(["fit", *sft(tmp_path, "--name=whole", "--trainer.max_steps=4")])
+    main(["fit", *sft(tmp_path, "--name=parts")])
+    last = tmp_path / "runs" / "parts" / "checkpoints" / "last.ckpt"
+    main(["fit", *sft(tmp_path, "--name=parts", "--trainer.max_steps=4", f"--ckpt_path={last}")])
+    with (tmp_path / "runs" / "parts" / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == ["3"]
+    assert (tmp_path / "runs" / "parts" / "metrics-1.csv").is_file()
+
+
+def test_predictions_of_two_processes_are_those_of_one(tmp_path, tree):
+    main(["fit", *sft(tmp_path)])
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    argv = ["test", *sft(tmp_path), "--data.init_args.eval_batch_size=1"]
+    main(argv)
+    alone = (run / "predictions.jsonl").read_text()
+    more = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mrg", *argv, *more], cwd=CONFIGS.parent, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert (run / "predictions.jsonl").read_text() == alone
+    assert done.stdout.count("bootstrap intervals") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.init_args.lr=1", "Parser key \"model\": mrg.modules.sft.SFTModule: Option 'lr' is not accepted"),
+        ("--trainer.max_step=1", "max_step"),
+        ("--data.init_args.batch_size=many", "batch_size"),
+    ],
+)
+def test_wrong_key_is_three_lines(tmp_path, tree, capsys, option, message):
+    code, text = failure(capsys, ["fit", *sft(tmp_path, option)])
+    lines = text.splitlines()
+    assert code == 2
+    assert [line.split(":")[0] for line in lines] == ["usage", "tip", "error"]
+    assert message in lines[2]
+
+
+def test_missing_configuration_file(capsys):
+    code, text = failure(capsys, ["fit", "--config=nowhere.yaml"])
+    assert code == 2
+    assert "nowhere.yaml" in text.splitlines()[-1]
+
+
+def damage_split(root, content):
+    del content["val"]
+    write_annotation(root, content)
+
+
+def damage_report(root, content):
+    content["train"][1]["report"] = " "
+    write_annotation(root, content)
+
+
+def damage_missing(root, content):
+    (root / "images" / "train0" / "0.png").unlink()
+
+
+def damage_truncated(root, content):
+    for index in range(8):  # whichever the first batch takes
+        file = root / "images" / f"train{index}" / "0.png"
+        file.write_bytes(file.read_bytes()[:300])
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (damage_split, ("annotation.json", "'val'")),
+        (damage_report, ("annotation.json", "train1", "empty")),
+        (damage_missing, ("1 of the 13 images", "train0/0.png", "data.init_args.root")),
+        (damage_truncated, ("Study train", "0.png is truncated at 300 bytes")),
+    ],
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_bad_data_is_one_line(tmp_path, tree, capsys, damage, parts, num_workers):
+    damage(*tree)
+    code, text = failure(capsys, ["fit", *sft(tmp_path, f"--data.init_args.num_workers={num_workers}")])
+    line = text.splitlines()[-1]
+    assert code in (1, 2)
+    assert line.startswith("mrg: ")
+    assert all(part in line for part in parts), line
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--data.init_args.root=/no/such/folder"], ("/no/such/folder", "data.init_args.root")),
+        (["--data.init_args.variant=r2gen"], ("train 8, val 2, test 3", "train 2069, val 296, test 590")),
+        (["--model.init_args.policy=/no/such/policy"], ("/no/such/policy", "model.init_args.policy")),
+        (["--model.init_args.policy=nobody/nothing"], ("nobody/nothing", "model.init_args.policy")),
+        (["--model.init_args.think=maybe"], ("model.init_args.think", "'maybe'")),
+        (["--model.init_args.tiny.hidden_size=50"], ("multiple of 32", "50")),
+        (["--data.init_args.batch_size=0"], ("data.init_args.batch_size", "0")),
+        (["--data.init_args.limit_test=-1"], ("data.init_args.limit_test", "-1")),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, tree, capsys, monkeypatch, options, parts):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, text = failure(capsys, ["fit", *sft(tmp_path, *options)])
+    line = text.splitlines()[-1]
+    assert code == 2
+    assert line.startswith("mrg: ")
+    assert all(part in line for part in parts), line
+
+
+def test_untrained_tiny_policy_is_not_tested(tmp_path, tree, capsys):
+    code, text = failure(capsys, ["test", *sft(tmp_path)])
+    assert (code, "untrained" in text) == (2, True)
+    code, text = failure(capsys, ["test", *sft(tmp_path, "--ckpt_path=none.ckpt")])
+    assert (code, text) == (2, "mrg: Checkpoint none.ckpt does not exist: check --ckpt_path.")
+
+
+def test_foreign_checkpoint(tmp_path, tree, capsys):
+    main(["fit", *sft(tmp_path)])
+    best = tmp_path / "runs" / "iu_tiny_sft" / "checkpoints" / "best.ckpt"
+    other = sft(tmp_path, "--model.init_args.tiny.num_layers=2", f"--ckpt_path={best}")
+    code, text = failure(capsys, ["test", *other])
+    assert code == 2
+    assert "The checkpoint does not fit the policy 'tiny'" in text
+
+
+def test_errors_of_libraries_keep_their_traceback():
+    with pytest.raises(RuntimeError) as caught:
+        torch.zeros(2).view(3)
+    assert one_line(caught.value) is None
