@@ -83,15 +83,20 @@ def _dispatch(argv: list[str]) -> None:
 def one_line(error: BaseException) -> str | None:
     """What to tell the user instead of a traceback; `None` where the error is not one of our own checks.
 
-    An error that a DataLoader's worker raised carries the worker's whole traceback in its message.
+    The check may be the cause of the error: jsonargparse wraps what a constructor raises. An error that a DataLoader's
+    worker raised carries the worker's whole traceback in its message.
     """
-    frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(mrg.__file__).parent)
-    raised_here = bool(frames) and frames[-1].filename.startswith(package)
-    declared_here = type(error).__module__.startswith("mrg.")
-    if not declared_here and not (raised_here and isinstance(error, ValueError | FileNotFoundError | RuntimeError)):
-        return None
+    if not _is_ours(error):
+        cause = error.__cause__ or error.__context__
+        return one_line(cause) if cause is not None and isinstance(error, ValueError) else None
     text = str(error).strip()
     if text.startswith("Caught "):
         text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
     return " ".join(text.split())
+
+
+def _is_ours(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    raised_here = bool(frames) and frames[-1].filename.startswith(str(Path(mrg.__file__).parent))
+    declared_here = type(error).__module__.startswith("mrg.")
+    return declared_here or (raised_here and isinstance(error, ValueError | FileNotFoundError | RuntimeError))

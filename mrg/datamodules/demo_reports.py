@@ -1,8 +1,8 @@
 """Radiology-style reports for the demo: what a reader says about findings of known class, in several hands.
 
 As in real reports, the normal is said in one or two fixed phrases and the abnormal in many. The likeliest wording is
-therefore often not the likeliest statement: where a finding has a chance of .7 but is worded in seven ways, the fixed
-denial is the likelier text. A model trained on tokens writes the text, a model trained on findings the statement.
+therefore often not the likeliest statement: where a finding has a chance of .8 but is worded in fourteen styles, the
+fixed denial is the likelier text. A model trained on tokens writes the text, a model trained on findings the statement.
 Readers differ in the order of their topics, leave out part of the normal, and hedge what they are not sure of.
 """
 
@@ -14,102 +14,41 @@ from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
 
 SIDES = {-1: "right", 0: "bilateral", 1: "left"}
 
-POSITIVE_PHRASES: dict[str, tuple[str, ...]] = {
-    "Enlarged Cardiomediastinum": (
-        "The mediastinum is widened.",
-        "Widened mediastinum.",
-        "There is widening of the superior mediastinum.",
-        "The cardiomediastinal silhouette is enlarged.",
-        "Enlarged mediastinal contour.",
-    ),
-    "Cardiomegaly": (
-        "The heart is enlarged.",
-        "Cardiomegaly.",
-        "Moderate cardiomegaly is present.",
-        "The cardiac silhouette is enlarged.",
-        "There is cardiomegaly.",
-        "Stable enlargement of the heart.",
-        "Mild cardiomegaly.",
-    ),
-    "Lung Opacity": (
-        "Patchy opacity in the {side} mid lung.",
-        "There is a hazy opacity in the {side} lung.",
-        "{Side} mid lung opacity.",
-        "An ill-defined opacity is seen on the {side}.",
-        "Increased opacity is noted in the {side} mid lung.",
-    ),
-    "Lung Lesion": (
-        "A nodule projects over the {side} upper lobe.",
-        "{Side} upper lobe nodule.",
-        "There is a pulmonary nodule on the {side}.",
-        "Rounded nodule in the {side} upper lung.",
-        "Small {side} lung nodule.",
-    ),
-    "Edema": (
-        "Interstitial edema.",
-        "There is mild pulmonary edema.",
-        "Findings of pulmonary edema.",
-        "Perihilar haze, consistent with edema.",
-        "Moderate interstitial edema is present.",
-        "Pulmonary edema is seen.",
-    ),
-    "Consolidation": (
-        "{Side} lower lobe consolidation.",
-        "There is consolidation in the {side} lower lobe.",
-        "Dense consolidation at the {side} base.",
-        "The {side} base is consolidated.",
-        "Focal consolidation is present on the {side}.",
-    ),
-    "Pneumonia": (
-        "{Side} lower lobe pneumonia.",
-        "Findings are consistent with pneumonia on the {side}.",
-        "There is {side} sided pneumonia.",
-        "Airspace disease on the {side}, consistent with pneumonia.",
-        "Pneumonia is present in the {side} lung.",
-    ),
-    "Atelectasis": (
-        "{Side} basilar atelectasis.",
-        "There is linear atelectasis at the {side} base.",
-        "Subsegmental atelectasis is seen.",
-        "Streaky atelectasis in the {side} lower lung.",
-        "Mild atelectasis at the {side} base.",
-        "Bandlike {side} atelectasis.",
-    ),
-    "Pneumothorax": (
-        "{Side} apical pneumothorax.",
-        "There is a small {side} pneumothorax.",
-        "A {side} pneumothorax is present.",
-        "Small pneumothorax on the {side}.",
-        "Moderate {side} pneumothorax.",
-    ),
-    "Pleural Effusion": (
-        "Small {side} pleural effusion.",
-        "There is a {side} pleural effusion.",
-        "Moderate {side} effusion.",
-        "Blunting of the {side} costophrenic angle, consistent with effusion.",
-        "{Side} pleural effusion is present.",
-        "A {side} pleural effusion is seen.",
-        "Layering {side} effusion.",
-    ),
-    "Pleural Other": (
-        "{Side} apical pleural thickening.",
-        "There is pleural thickening at the {side} apex.",
-        "Apical pleural thickening is seen.",
-        "Mild {side} pleural thickening.",
-    ),
-    "Fracture": (
-        "{Side} rib fracture.",
-        "There is a healing {side} rib fracture.",
-        "Fracture of a {side} rib.",
-        "Old {side} rib fracture is noted.",
-    ),
-    "Support Devices": (
-        "{device} in place.",
-        "{device} is present.",
-        "{device} is noted.",
-        "There is a {device}.",
-    ),
+NOUNS: dict[str, tuple[str, ...]] = {
+    "Enlarged Cardiomediastinum": ("widening of the mediastinum", "mediastinal widening", "mediastinal enlargement"),
+    "Cardiomegaly": ("cardiomegaly", "enlargement of the heart", "cardiac enlargement"),
+    "Lung Opacity": ("{side} mid lung opacity", "opacity in the {side} lung", "hazy {side} lung opacity"),
+    "Lung Lesion": ("{side} upper lobe nodule", "nodule in the {side} upper lung", "{side} lung nodule"),
+    "Edema": ("pulmonary edema", "interstitial edema", "perihilar edema"),
+    "Consolidation": ("{side} lower lobe consolidation", "consolidation at the {side} base", "{side} consolidation"),
+    "Pneumonia": ("{side} lower lobe pneumonia", "pneumonia on the {side}", "{side} basilar pneumonia"),
+    "Atelectasis": ("{side} basilar atelectasis", "atelectasis at the {side} base", "linear atelectasis on the {side}"),
+    "Pneumothorax": ("{side} apical pneumothorax", "pneumothorax on the {side}", "{side} pneumothorax"),
+    "Pleural Effusion": ("{side} pleural effusion", "pleural effusion on the {side}", "{side} effusion"),
+    "Pleural Other": ("{side} apical pleural thickening", "pleural thickening at the {side} apex"),
+    "Fracture": ("{side} rib fracture", "fracture of a {side} rib"),
+    "Support Devices": ("{device}",),
 }
+PLAIN = (
+    "X.",
+    "There is X.",
+    "X is present.",
+    "X is seen.",
+    "X is noted.",
+    "Stable X.",
+    "Again noted is X.",
+    "Unchanged X.",
+)
+GRADED = ("Mild X.", "Moderate X.", "Minimal X.", "Subtle X.", "Persistent X.", "Findings of X.")
+POSITIVE_PHRASES: dict[str, tuple[str, ...]] = {
+    condition: tuple(
+        style.replace("X", noun)
+        for style in (PLAIN if condition in ("Support Devices", "Fracture", "Lung Lesion") else PLAIN + GRADED)
+        for noun in nouns
+    )
+    for condition, nouns in NOUNS.items()
+}
+"""What readers say of a finding: every noun in every style."""
 
 UNCERTAIN_PHRASES: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": ("Possible widening of the mediastinum.",),
@@ -119,7 +58,7 @@ UNCERTAIN_PHRASES: dict[str, tuple[str, ...]] = {
     "Edema": ("Possible mild edema.", "Mild edema cannot be excluded."),
     "Consolidation": ("Possible consolidation at the {side} base.", "{Side} consolidation cannot be excluded."),
     "Pneumonia": (
-        "{Side} basilar density, which may represent pneumonia.",
+        "{Side} lower lobe changes may represent pneumonia.",
         "Possible {side} pneumonia.",
         "Pneumonia cannot be excluded.",
     ),

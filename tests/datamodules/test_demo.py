@@ -22,7 +22,7 @@ def test_same_seed_same_study_and_splits_are_apart():
 
 
 def test_reports_state_the_classes_they_were_written_from():
-    """The labeler reads back every stated class of 300 reports; a density or airspace disease is an opacity besides."""
+    """The labeler reads back every stated class of 300 reports."""
     rng = np.random.default_rng(0)
     labeler = RulesLabeler()
     for _ in range(300):
@@ -30,9 +30,6 @@ def test_reports_state_the_classes_they_were_written_from():
         classes["Support Devices"] = int(rng.choice([POSITIVE, NEGATIVE]))
         report, stated = write_report(rng, classes, {c: int(rng.choice([-1, 1])) for c in THIRTEEN}, 0.3)
         got = {c: k for c, k in zip(CONDITIONS, labeler([report])[0].tolist(), strict=True) if k and c != "No Finding"}
-        if "Lung Opacity" not in stated:
-            got.pop("Lung Opacity", None)
-            stated.pop("Lung Opacity", None)
         assert got == stated, report
 
 
@@ -60,8 +57,8 @@ def test_the_world_is_as_described():
     positive = ((labels == POSITIVE) | (labels == UNCERTAIN)).double().mean(0)
     assert (positive[:13] > 0.05).all()
     assert float((labels[:, :13] == UNCERTAIN).any(1).double().mean()) > 0.1
-    # Hardly two reports are worded alike.
-    assert len(set(data.train_reports())) > 590
+    # Few reports are worded alike.
+    assert len(set(data.train_reports())) > 540
 
 
 def test_omission_and_health_steer_the_reports():

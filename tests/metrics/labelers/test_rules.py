@@ -4,18 +4,15 @@ import tarfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from mrg.datamodules.demo_reports import (
     DEVICES,
-    LIST_PHRASES,
     NEGATIVE_PHRASES,
     POSITIVE_PHRASES,
     SIDES,
     UNCERTAIN_PHRASES,
-    write_report,
 )
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import phrases
@@ -274,10 +271,6 @@ def filled(phrase):
         yield text[0].upper() + text[1:]
 
 
-# These words assert an opacity besides the condition that they are written for.
-OPACITIES = ("airspace disease", "basilar density")
-
-
 @pytest.mark.parametrize(
     ("condition", "label", "phrase"),
     [
@@ -291,33 +284,14 @@ def test_phrases_of_the_demo(labeler, condition, label, phrase):
     expected = {condition: label}
     if label == N or condition == "Support Devices":
         expected["No Finding"] = P
-    if any(words in phrase.lower() for words in OPACITIES):
-        expected["Lung Opacity"] = P
     for text in filled(phrase):
         assert labels(labeler, text) == expected, text
 
 
 def test_lists_of_the_demo(labeler):
     listed = denied("Consolidation", "Pleural Effusion", "Pneumothorax")
-    assert labels(labeler, LIST_PHRASES[3]) == listed
-    assert labels(labeler, LIST_PHRASES[2].format("focal consolidation", "pneumothorax")) == denied(
-        "Consolidation", "Pneumothorax"
-    )
-
-
-def test_reports_of_the_demo_are_read_as_they_were_meant(labeler):
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        classes = {c: int(k) for c, k in zip(CONDITIONS[:12], rng.integers(0, 4, 12), strict=True) if k != BLANK}
-        classes["Support Devices"] = P
-        side = {c: int(rng.choice([-1, 1])) for c in classes}
-        text, stated = write_report(rng, classes, side)
-        got = labels(labeler, text)
-        assert "No Finding" not in got or not {P, U} & {k for c, k in stated.items() if c != "Support Devices"}
-        got.pop("No Finding", None)
-        if any(words in text.lower() for words in OPACITIES):
-            stated["Lung Opacity"] = P
-        assert got == stated, text
+    assert labels(labeler, "No focal consolidation, pleural effusion or pneumothorax.") == listed
+    assert labels(labeler, "No focal consolidation or pneumothorax.") == denied("Consolidation", "Pneumothorax")
 
 
 EVIDENCE = [
