@@ -108,6 +108,10 @@ class MrgCLI(LightningCLI):
 def _checkpoint(best: Path, policy: str) -> str | None:
     if best.is_file():
         return str(best)
+    if (best.parents[1] / "config.yaml").is_file():
+        raise UserError(
+            f"No checkpoint {best}: the run ended before its first validation, see trainer.val_check_interval."
+        )
     if policy == "tiny":
         raise UserError(f"No checkpoint {best}, and a tiny policy is untrained: run `fit` first, or pass --ckpt_path.")
     return None  # the published policy as it is

@@ -237,6 +237,15 @@ def test_untrained_tiny_policy_is_not_tested(tmp_path, tree, capsys):
     assert (code, text) == (2, "mrg: Checkpoint none.ckpt does not exist: check --ckpt_path.")
 
 
+def test_run_that_ended_before_its_first_validation(tmp_path, tree, capsys):
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("{}")
+    code, text = failure(capsys, ["test", *sft(tmp_path)])
+    assert code == 2
+    assert "ended before its first validation, see trainer.val_check_interval" in text
+
+
 def test_foreign_checkpoint(tmp_path, tree, capsys):
     main(["fit", *sft(tmp_path)])
     best = tmp_path / "runs" / "iu_tiny_sft" / "checkpoints" / "best.ckpt"

@@ -6,6 +6,7 @@ resamples indices into per-study counts, so that reports are labelled once.
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -159,8 +160,12 @@ def format_table(results: Mapping[str, Any]) -> str:
         f"{results['num_studies']} studies, labeler {results['labeler']}, MCCS margin {results['margin']:g}; "
         "95 % bootstrap intervals over studies.",
         "CE-F1 14/13/5: conditions (13 leaves out No Finding); +: uncertain counts as positive; 0/0 is 0.",
-        f"Support (13+): {sum(support[c] for c in THIRTEEN)} findings. "
-        f"References without any labelled finding: {100 * results['empty_references']:.1f} %.",
+        *textwrap.wrap(
+            f"Support (positive or uncertain), {sum(support[c] for c in THIRTEEN)} findings: "
+            + ", ".join(f"{c} {support[c]}" for c in CONDITIONS)
+            + f". References that state nothing on the 13: {100 * results['empty_references']:.1f} %.",
+            width=112,
+        ),
         "",
     ]
     width = max(12, *map(len, systems))
