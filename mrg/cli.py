@@ -1,7 +1,8 @@
 """The command line: `python -m mrg {fit,validate,test,predict,demo}`.
 
 `demo` is dispatched before Lightning is imported; the others are Lightning's own, with a run folder around them:
-`<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl and results.json.
+`<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json and, from
+`predict`, predict.jsonl.
 """
 
 from __future__ import annotations
@@ -97,6 +98,11 @@ def one_line(error: BaseException) -> str | None:
 
 def _is_ours(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    raised_here = bool(frames) and frames[-1].filename.startswith(str(Path(mrg.__file__).parent))
+    # Only a `raise` of ours: an error in compiled code has no frame of its own and would seem to come from our line.
+    raised_here = (
+        bool(frames)
+        and frames[-1].filename.startswith(str(Path(mrg.__file__).parent))
+        and (frames[-1].line or "").startswith("raise ")
+    )
     declared_here = type(error).__module__.startswith("mrg.")
     return declared_here or (raised_here and isinstance(error, ValueError | FileNotFoundError | RuntimeError))

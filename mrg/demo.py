@@ -7,6 +7,7 @@ compares what they wrote. `--full` adds SFT continued for as long as GRPO took, 
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import io
 import json
@@ -78,17 +79,30 @@ class Demo:
         seed = f"--model.init_args.seed={self.seed}"
         self.fit_and_test(GRPO, "grpo", "demo.yaml", QUICK["grpo"], policy, seed)
         if continued:
-            self.say(f"SFT continued for GRPO's {self.seconds[GRPO]:.0f} seconds.")
-            limit = f"--trainer.max_time=00:{self.seconds[GRPO] // 3600:02.0f}:{self.seconds[GRPO] // 60 % 60:02.0f}:"
-            limit += f"{self.seconds[GRPO] % 60:02.0f}"
-            options = ["--monitor=val/mccs", "--trainer.max_steps=-1", "--trainer.callbacks=null", limit]
-            self.fit_and_test(
-                CONTINUED, "continued", "demo_sft.yaml", [], policy, "--model.init_args.train_vision=true", *options
-            )
+            self.continue_sft(policy)
         self.say("All policies on the held-out studies, beside what saying nothing would earn:")
         results = self.compare()
         self.say(f"Done: {self.folder / 'results.json'}, and in each run's folder predictions.jsonl and metrics.csv.")
         return results
+
+    def continue_sft(self, policy: str) -> None:
+        """SFT from SFT's policy, for as many steps as fit into GRPO's time, validations included.
+
+        As strong as it can be made: all weights, a new warm-up and fall of the rate to 0 over just these steps, and as
+        many validations by the same score as GRPO has to choose its best checkpoint from.
+        """
+        with (self.folder / "sft" / "metrics.csv").open(encoding="utf-8") as file:
+            done = 1 + max(int(row["step"]) for row in csv.DictReader(file))
+        steps = max(5, round(done * self.seconds[GRPO] / self.seconds[SFT]))
+        self.say(f"SFT continued for {steps} steps, which take as long as GRPO's {self.seconds[GRPO]:.0f} seconds.")
+        options = [
+            "--monitor=val/mccs",
+            "--model.init_args.train_vision=true",
+            f"--model.init_args.decay_steps={steps}",
+            f"--trainer.val_check_interval={steps // 5}",
+            "--trainer.callbacks=null",
+        ]
+        self.fit_and_test(CONTINUED, "continued", "demo_sft.yaml", [], policy, f"--trainer.max_steps={steps}", *options)
 
     def say(self, text: str) -> None:
         """One line with the time so far."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,11 +69,7 @@ class MrgCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
         if self.subcommand == "fit":
-            if (self.folder / "config.yaml").exists() and not (config.overwrite or config.ckpt_path):
-                raise UserError(
-                    f"Run folder {self.folder} holds a run already: choose another --name, or pass --overwrite true."
-                )
-            _keep(self.folder / "metrics.csv")
+            self._guard(config.ckpt_path, config.overwrite)
             return
         if self.subcommand == "test":
             config.verbose = False  # our table says more
@@ -83,6 +80,24 @@ class MrgCLI(LightningCLI):
         elif not Path(config.ckpt_path).is_file():
             raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
+
+    def _guard(self, checkpoint: str | None, overwrite: bool) -> None:
+        """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
+        if checkpoint and not Path(checkpoint).is_file():
+            raise UserError(f"Checkpoint {checkpoint} does not exist: check --ckpt_path.")
+        resumes = bool(checkpoint) and self.folder.resolve() in Path(str(checkpoint)).resolve().parents
+        if (self.folder / "config.yaml").exists() and not (overwrite or resumes):
+            raise UserError(
+                f"Run folder {self.folder} holds a run already: choose another --name, or pass --overwrite true."
+            )
+        if overwrite and not resumes:
+            # A best checkpoint that stayed would pass for the new run's.
+            for old in ("best.ckpt", "last.ckpt"):
+                (self.folder / "checkpoints" / old).unlink(missing_ok=True)
+            for old in ("predictions.jsonl", "predict.jsonl", "results.json"):
+                (self.folder / old).unlink(missing_ok=True)
+            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        _keep(self.folder / "metrics.csv")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
@@ -135,7 +150,6 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*treespec.*",
-        ".*in eval mode at the start of training.*",
         ".*LightningCLI's args parameter.*",
         ".*exists and is not empty.*",
         ".*dirpath has changed.*",

@@ -121,6 +121,28 @@ def test_a_run_is_not_written_over(tmp_path, tree, capsys):
     assert (run / "metrics-1.csv").read_bytes() == before[run / "metrics.csv"]
 
 
+def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, tree, capsys):
+    main(["fit", *sft(tmp_path)])
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    main(["fit", *sft(tmp_path, "--overwrite=true", "--trainer.limit_val_batches=0", "--trainer.callbacks=null")])
+    assert not (run / "checkpoints" / "best.ckpt").exists()
+    assert not (run / "policy").exists()
+    code, text = failure(capsys, ["test", *sft(tmp_path)])
+    assert (code, "ended before its first validation" in text) == (2, True)
+
+
+def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, tree, capsys):
+    main(["fit", *sft(tmp_path)])
+    main(["fit", *sft(tmp_path, "--name=other")])
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    foreign = tmp_path / "runs" / "other" / "checkpoints" / "last.ckpt"
+    for checkpoint, message in ((foreign, "holds a run already"), (run / "lost.ckpt", "lost.ckpt does not exist")):
+        code, text = failure(capsys, ["fit", *sft(tmp_path, f"--ckpt_path={checkpoint}")])
+        assert (code, message in text) == (2, True)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
 def test_resumed_run_goes_on_where_it_stopped(tmp_path, tree):
     main(["fit", *sft(tmp_path, "--name=whole", "--trainer.max_steps=4")])
     main(["fit", *sft(tmp_path, "--name=parts")])
@@ -217,6 +239,10 @@ def test_bad_data_is_one_line(tmp_path, tree, capsys, damage, parts, num_workers
         (["--model.init_args.policy=nobody/nothing"], ("nobody/nothing", "model.init_args.policy")),
         (["--model.init_args.think=maybe"], ("model.init_args.think", "'maybe'")),
         (["--model.init_args.tiny.hidden_size=50"], ("multiple of 32", "50")),
+        (["--model.init_args.dtype=bf16", "--model.init_args.policy=x/y"], ("model.init_args.dtype", "'bf16'")),
+        (["--model.init_args.lora={rank: 4}"], ("model.init_args.lora",)),
+        (["--model.init_args.max_views=-1"], ("model.init_args.max_views", "-1")),
+        (["--model.init_args.use_indication=true"], ("model.init_args.use_indication",)),
         (["--data.init_args.batch_size=0"], ("data.init_args.batch_size", "0")),
         (["--data.init_args.limit_test=-1"], ("data.init_args.limit_test", "-1")),
     ],
@@ -253,6 +279,18 @@ def test_foreign_checkpoint(tmp_path, tree, capsys):
     code, text = failure(capsys, ["test", *other])
     assert code == 2
     assert "The checkpoint does not fit the policy 'tiny'" in text
+
+
+def test_checkpoint_of_another_tokenizer(tmp_path, tree, capsys):
+    """Other training reports give another vocabulary, perhaps of the same size: its ids would mean other words."""
+    main(["fit", *sft(tmp_path)])
+    root, content = tree
+    for item in content["train"]:
+        item["report"] = item["report"].replace("heart", "trahe")
+    write_annotation(root, content)
+    code, text = failure(capsys, ["test", *sft(tmp_path)])
+    assert code == 2
+    assert "its tokenizer or frozen base differs" in text
 
 
 def test_errors_of_libraries_keep_their_traceback():

@@ -80,6 +80,10 @@ class ResultWriter(L.Callback):
         print(format_table(results))
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the reports of an earlier prediction."""
+        self.predicted = []
+
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,

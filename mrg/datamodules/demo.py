@@ -77,8 +77,6 @@ def make_study(world: World, seed: int, split: str, index: int, image_size: int)
             classes[condition] = NEGATIVE
             if condition != "Support Devices" and rng.random() < world.mimic:
                 strength[condition] = float(rng.uniform(world.weakest, 1))
-    if side["Support Devices"] == 0:
-        side["Support Devices"] = 1
     report, _ = write_report(rng, classes, side, world.omission)
     body: Body = sample_body(rng)
     views = [View(frontal(rng, body, strength, side, image_size), "frontal")]

@@ -36,9 +36,9 @@ def most_frequent_report(reports: Sequence[str]) -> str:
     return Counter(reports).most_common(1)[0][0]
 
 
-def mccs_statistic(preds: Tensor, target: Tensor, margin: float) -> Statistic:
-    """Mean MCCS of the studies at the given indices."""
-    scores = mccs(preds, target, margin, reduction="none").cpu().numpy()
+def mccs_statistic(preds: Tensor, target: Tensor, margin: float, written: Sequence[bool]) -> Statistic:
+    """Mean MCCS of the studies at the given indices; 0 where nothing was written."""
+    scores = mccs(preds, target, margin, reduction="none").cpu().numpy() * np.asarray(written)
     return lambda index: scores[index].mean(-1)
 
 
@@ -129,7 +129,7 @@ def evaluate_systems(
         if len(preds) != len(target):
             raise ValueError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
         labels = labeler(list(preds))
-        scores[name] = {"MCCS": mccs_statistic(labels, reference, margin)}
+        scores[name] = {"MCCS": mccs_statistic(labels, reference, margin, [bool(text.strip()) for text in preds])}
         scores[name].update({f"CE-F1 {c}": ce_statistic(labels, reference, c) for c in CONVENTIONS})
         counts = cell_counts(labels, reference, THIRTEEN, "positive")
         tp, fp, fn = (c.sum(0).tolist() for c in counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from mrg.datamodules.collate import PROMPT, Batch, StudyCollator
+from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
 from mrg.modules.policy import LoRA, Policy, load_policy
 from mrg.modules.rollout import sample
@@ -70,7 +71,7 @@ class ReportModule(L.LightningModule):
         dtype: str = "auto",
         gradient_checkpointing: bool = False,
         max_pixels: int = 0,
-        prompt: str = PROMPT,
+        prompt: str = THINK_PROMPT,
         think: str = "required",
         use_indication: bool = False,
         max_views: int = 2,
@@ -86,6 +87,14 @@ class ReportModule(L.LightningModule):
         super().__init__()
         if think not in ("required", "absent"):
             raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
+        for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
+        if policy == "tiny" and lora is not None:
+            raise ValueError(
+                "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
+                "trained folder, for example runs/demo_sft/policy, or remove model.init_args.lora."
+            )
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing = gradient_checkpointing
@@ -114,6 +123,9 @@ class ReportModule(L.LightningModule):
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
         if self.policy is None:
             self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
+        data.setup()
+        if self.use_indication and not any(study.indication for part in data.splits.values() for study in part):
+            raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
         data.collator = StudyCollator(
             self.policy.processor, self.prompt, self.use_indication, self.max_views, self.max_prompt_length
         )
@@ -163,7 +175,7 @@ class ReportModule(L.LightningModule):
             metric.update(reports, batch.target)
             self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
         rate = sum(p.well_formed for p in parsed) / len(parsed)
-        self.log(f"{stage}/format", rate, batch_size=len(batch))
+        self.log(f"{stage}/format", rate, batch_size=len(batch), sync_dist=True)
         if stage == "test":
             self._collect(batch, texts, parsed)
 
@@ -206,11 +218,21 @@ class ReportModule(L.LightningModule):
             for study, p, text in zip(batch.studies, parsed, texts, strict=True)
         ]
 
+    def _identity(self) -> str:
+        """What a checkpoint's weights depend on without holding it: the tokenizer and the frozen weights."""
+        vocabulary = sorted(self.writer.processor.tokenizer.get_vocab().items())
+        digest = hashlib.sha256(repr(vocabulary).encode())
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                start = parameter.detach().flatten()[:64].float().cpu()
+                digest.update(name.encode() + start.numpy().tobytes())
+        return digest.hexdigest()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained: the frozen base of a large policy is on disk already."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint["vocabulary"] = len(self.writer.processor.tokenizer)
+        checkpoint["identity"] = self._identity()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this policy.
@@ -221,8 +243,8 @@ class ReportModule(L.LightningModule):
         own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
         given: dict[str, Tensor] = checkpoint["state_dict"]
         wrong = sorted(set(own) ^ set(given)) or sorted(k for k in own if own[k] != given[k].shape)
-        if wrong or checkpoint.get("vocabulary") != len(self.writer.processor.tokenizer):
-            name = wrong[0] if wrong else "the vocabulary's size"
+        if wrong or checkpoint.get("identity") != self._identity():
+            name = wrong[0] if wrong else "its tokenizer or frozen base"
             raise ValueError(
                 f"The checkpoint does not fit the policy {self.source!r}: {name} differs. "
                 "Use the run's own configuration and data."

@@ -8,6 +8,7 @@ is computed behind a prompt of its own. Left out: value networks, several inner 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from typing import Any
 
 import torch
@@ -58,6 +59,17 @@ class GRPOModule(ReportModule):
             raise ValueError(f"Expected model.init_args.group_size to be at least 2, but got {group_size}.")
         if temperature <= 0:
             raise ValueError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
+        if micro_batch_size < 1:
+            raise ValueError(f"Expected model.init_args.micro_batch_size to be at least 1, but got {micro_batch_size}.")
+        if advantage_scale not in ("group", "batch", "none"):
+            raise ValueError(
+                "Expected model.init_args.advantage_scale to be 'group', 'batch' or 'none', "
+                f"but got {advantage_scale!r}."
+            )
+        if kl_coef and self.train_vision:
+            raise ValueError(
+                "The reference shares the vision tower: set model.init_args.train_vision to false, or kl_coef to 0."
+            )
         self.automatic_optimization = False  # several backward passes make one step
         self.group_size, self.micro_batch_size, self.temperature = group_size, micro_batch_size, temperature
         self.kl_coef, self.clip_low, self.clip_high = kl_coef, clip_low, clip_high
@@ -66,6 +78,10 @@ class GRPOModule(ReportModule):
 
     def setup(self, stage: str) -> None:
         """Also check that there is a reference where the KL term needs one."""
+        if stage == "fit" and self.trainer.precision == "16-mixed":
+            raise ValueError(
+                "Gradients are clipped before they are unscaled: use trainer.precision bf16-mixed or 32-true."
+            )
         super().setup(stage)
         if self.kl_coef and not self.writer.has_adapter:
             raise ValueError(
@@ -157,6 +173,11 @@ class GRPOModule(ReportModule):
 
     def log_round(self, rollout: Rollout, rewards: Tensor, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
         """What tells a healthy round from a collapse."""
+        if float(stats["logp_gap"]) > 0.05:
+            warnings.warn(
+                f"Sampling and training disagree by {float(stats['logp_gap']):.3f} nats a token: check the precision.",
+                stacklevel=2,
+            )
         groups = [rollout.texts[i : i + self.group_size] for i in range(0, len(rollout.texts), self.group_size)]
         values: dict[str, Any] = {
             "reward/total": rewards.mean(),

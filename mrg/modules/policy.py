@@ -238,8 +238,11 @@ def load_policy(
     """
     from transformers import AutoModelForImageTextToText
 
-    if path.startswith((".", "/", "~", "runs/")) or Path(path).exists():
-        config = Path(path).expanduser() / "config.json"
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    if path.startswith((".", "/", "runs/")) or Path(path).exists():
+        config = Path(path) / "config.json"
         if not config.is_file():
             raise ValueError(
                 f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
@@ -280,4 +283,6 @@ def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train
     for name, parameter in policy.named_parameters():
         if ".visual." in name:
             parameter.requires_grad_(train_vision)
+    # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning leaves it there.
+    policy.train()
     return policy

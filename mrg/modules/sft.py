@@ -18,8 +18,8 @@ class SFTModule(ReportModule):
         """Target completions (B, C), padded on the right, and their mask."""
         tokenizer = self.writer.processor.tokenizer
         texts = self.target_texts(batch.target)
-        limit = self.max_new_tokens - 1
-        rows = [[*tokenizer(text)["input_ids"][:limit], self.writer.eos_id] for text in texts]
+        # A target that is too long loses its end, and with it the end token: the policy must not learn to stop early.
+        rows = [[*tokenizer(text)["input_ids"], self.writer.eos_id][: self.max_new_tokens] for text in texts]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self.writer.pad_id] * (longest - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
@@ -38,7 +38,7 @@ class SFTModule(ReportModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out likelihood, then reports."""
-        self.log("val/loss", self._loss(batch), batch_size=len(batch), prog_bar=True)
+        self.log("val/loss", self._loss(batch), batch_size=len(batch), prog_bar=True, sync_dist=True)
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mrg.metrics import RulesLabeler
+from mrg.metrics import MCCS, RulesLabeler
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, interval, most_frequent_report
 
 TARGET = ["The heart is enlarged. No pleural effusion.", "Small left pleural effusion.", "No pneumothorax."] * 20
@@ -28,6 +28,15 @@ def test_perfect_and_constant_systems():
     text = format_table(json.loads(json.dumps(results)))
     assert max(map(len, text.splitlines())) <= 112
     assert "perfect - constant normal, MCCS" in text
+
+
+def test_nothing_written_is_worth_nothing_where_nothing_was_stated():
+    results = evaluate_systems({"silent": ["", " "]}, ["Chest.", "Chest."], RulesLabeler(), num_resamples=50)
+    assert results["empty_references"] == 1
+    assert results["systems"]["silent"]["scores"]["MCCS"]["value"] == 0
+    metric = MCCS(labeler=RulesLabeler())
+    metric.update(["", "Chest."], ["Chest.", "Chest."])
+    assert float(metric.compute()) == 0.5
 
 
 def test_interval_of_a_mean_covers_like_the_normal_one():

@@ -138,7 +138,9 @@ def test_full_training_reaches_embeddings_and_vision_in_several_micro_batches(sa
 
 def test_gradient_checkpointing_changes_nothing(saved, studies):
     plain, saving = (module_on(saved, studies, steps=2, gradient_checkpointing=on)[0] for on in (False, True))
+    # Layers recompute only where both hold; a loaded model starts in eval mode.
     assert saving.writer.base.model.language_model.is_gradient_checkpointing
+    assert saving.writer.base.model.language_model.layers[0].training
     a, b = weights(plain), weights(saving)
     assert all(torch.allclose(a[n], b[n], atol=2e-6) for n in a)
 
@@ -186,6 +188,9 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
         ({"temperature": 0.0}, "temperature to be above 0, but got 0.0"),
         ({"think": "maybe"}, "'required' or 'absent', but got 'maybe'"),
         ({"lora": None}, "needs a reference"),
+        ({"train_vision": True}, "shares the vision tower"),
+        ({"micro_batch_size": -1}, "micro_batch_size to be at least 1, but got -1"),
+        ({"advantage_scale": "std"}, "'group', 'batch' or 'none', but got 'std'"),
         ({"max_prompt_length": 5}, "lower max_pixels or max_views"),
     ],
 )
@@ -209,6 +214,19 @@ def test_sft_overfits_and_its_loss_is_the_mean_over_tokens(saved, studies):
     assert float(loss) < 0.3
     texts = sample(module.writer, module.writer.embed(batch), 1, 90, temperature=0.0).texts
     assert texts == [f"<report>{study.report}</report>" for study in studies[:2]]
+
+
+def test_sft_starts_in_training_mode_and_does_not_teach_to_stop_early(saved, studies):
+    torch.manual_seed(0)
+    module = SFTModule(policy=saved, gradient_checkpointing=True, **{**SETTINGS, "max_new_tokens": 20})
+    module.trainer = trainer(0)
+    module.trainer.datamodule = FixedData(studies)
+    module.setup("fit")
+    assert module.writer.base.model.language_model.layers[0].training
+    ids, mask = module.completions(module.trainer.datamodule.collator(studies[:2]))
+    assert ids.shape == (2, 20)
+    assert mask.all()
+    assert module.writer.eos_id not in ids
 
 
 def test_sft_target_with_thinking():
