@@ -282,13 +282,14 @@ def test_foreign_checkpoint(tmp_path, tree, capsys):
 
 
 def test_checkpoint_of_another_tokenizer(tmp_path, tree, capsys):
-    """Other training reports give another vocabulary, perhaps of the same size: its ids would mean other words."""
-    main(["fit", *sft(tmp_path)])
+    """Other training reports give a vocabulary of the same size whose ids mean other words."""
+    small = "--model.init_args.tiny.vocab_size=290"
+    main(["fit", *sft(tmp_path, small)])
     root, content = tree
     for item in content["train"]:
         item["report"] = item["report"].replace("heart", "trahe")
     write_annotation(root, content)
-    code, text = failure(capsys, ["test", *sft(tmp_path)])
+    code, text = failure(capsys, ["test", *sft(tmp_path, small)])
     assert code == 2
     assert "its tokenizer or frozen base differs" in text
 

@@ -45,7 +45,7 @@ def mccs(
 ) -> Tensor:
     """`max((ccs - margin) / (1 - margin), 0)`; the margin of the paper is not public, 0.5 is ours.
 
-    Normal bias: denying p findings while matching k negatives has the cosine (k - p) / (k + p), .71 for one finding among
+    Normal bias: denying p findings while matching k negatives has the cosine (k - p) / (k + p), .71 for one finding in
     six negatives, so that saying that all is normal is paid for a missed finding too. Show it beside CE-F1.
 
     Args:
