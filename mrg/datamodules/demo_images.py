@@ -68,6 +68,40 @@ def noise(rng: np.random.Generator, size: int, amount: float) -> np.ndarray:
     return (amount * (rng.normal(0, 1, (size, size)) + 0.5 * coarse)).astype(np.float32)
 
 
+@dataclasses.dataclass
+class Drawing:
+    """A frontal view in the making.
+
+    Args:
+        rng: Source of the small shifts of each structure.
+        at: The grid, moved to where the patient stands.
+        picture: Brightness so far.
+        lung: 1 where lung shows that neither heart nor diaphragm covers.
+        strength: Condition to strength in [0, 1].
+        side: Condition to -1, 0 (both) or +1.
+    """
+
+    rng: np.random.Generator
+    at: Grid
+    picture: np.ndarray
+    lung: np.ndarray
+    strength: dict[str, float]
+    side: dict[str, int]
+
+    def s(self, condition: str) -> float:
+        """Strength of a condition, 0 where it does not show."""
+        return self.strength.get(condition, 0.0)
+
+    def j(self, scale: float = 0.04) -> float:
+        """A small random shift."""
+        return float(self.rng.normal(0, scale))
+
+    def sides(self, condition: str) -> tuple[int, ...]:
+        """The sides on which a condition shows."""
+        side = self.side[condition]
+        return (-1, 1) if side == 0 else (side,)
+
+
 def frontal(
     rng: np.random.Generator, body: Body, strength: dict[str, float], side: dict[str, int], size: int
 ) -> np.ndarray:
@@ -77,26 +111,30 @@ def frontal(
         rng: Source of the noise and of the small shifts of each structure.
         body: The patient.
         strength: Condition to strength in [0, 1]; conditions that are left out are not drawn.
-        side: Condition to -1 (the patient's right, left in the picture) or +1.
+        side: Condition to -1 (the patient's right, left in the picture), 0 (both) or +1.
         size: Width and height in pixels.
 
     Returns:
         (size, size) uint8.
     """
+    drawing = _anatomy(rng, body, strength, side, size)
+    _draw_opacities(drawing)
+    _draw_lines_and_haze(drawing)
+    _draw_pleura(drawing, body)
+    _draw_bones_and_devices(drawing)
+    return _expose(rng, drawing.picture)
+
+
+def _anatomy(
+    rng: np.random.Generator, body: Body, strength: dict[str, float], side: dict[str, int], size: int
+) -> Drawing:
+    """Lungs, ribs, spine, mediastinum and heart; the latter two as large as their conditions make them."""
     (x, y), (sx, sy) = grid(size), body.shift
     at = (x - sx, y - sy)
-    lung_x, lung_y = body.lung
-
-    def s(condition: str) -> float:
-        return strength.get(condition, 0.0)
-
-    def j(scale: float = 0.04) -> float:
-        return float(rng.normal(0, scale))
-
     picture: np.ndarray = 0.62 + body.brightness + 0.08 * at[1] + 0 * at[0]
     lungs: np.ndarray = np.zeros((size, size), np.float32)
     for lung_side in (-1, 1):
-        lungs = np.maximum(lungs, ellipse(at, 0.47 * lung_side, -0.08, 0.34 * lung_x, 0.72 * lung_y, 0.1))
+        lungs = np.maximum(lungs, ellipse(at, 0.47 * lung_side, -0.08, 0.34 * body.lung[0], 0.72 * body.lung[1], 0.1))
     diaphragm = np.clip((at[1] - 0.52 - 0.06 * np.cos(5 * at[0])) * 8 + 0.5, 0, 1)
     lungs = lungs * (1 - diaphragm)
     picture = picture - 0.42 * lungs
@@ -104,67 +142,80 @@ def frontal(
         arch = -0.62 + 0.2 * rib + 0.25 * at[0] ** 2
         picture = picture + 0.05 * np.exp(-(((at[1] - arch) / 0.025) ** 2)) * (np.abs(at[0]) < 0.85)
     picture = picture + 0.22 * np.exp(-((at[0] / 0.09) ** 2))
-    width = 0.15 * body.mediastinum * (1 + 0.75 * s("Enlarged Cardiomediastinum"))
+    width = 0.15 * body.mediastinum * (1 + 0.75 * strength.get("Enlarged Cardiomediastinum", 0.0))
     picture = np.maximum(picture, 0.78 * ellipse(at, 0.0, -0.38, width, 0.36, 0.2))
-    heart = 0.33 * body.heart * (1 + 0.5 * s("Cardiomegaly"))
-    picture = np.maximum(picture, 0.8 * ellipse(at, 0.12 + 0.1 * (heart - 0.33), 0.27, heart, 0.29, 0.12))
+    size_of_heart = 0.33 * body.heart * (1 + 0.5 * strength.get("Cardiomegaly", 0.0))
+    heart = ellipse(at, 0.12 + 0.1 * (size_of_heart - 0.33), 0.27, size_of_heart, 0.29, 0.12)
+    return Drawing(rng, at, np.maximum(picture, 0.8 * heart), lungs * (1 - heart), strength, side)
 
-    lung = lungs * (1 - ellipse(at, 0.12 + 0.1 * (heart - 0.33), 0.27, heart, 0.29, 0.12))
+
+def _draw_opacities(d: Drawing) -> None:
+    """Opacity, lesion, consolidation and pneumonia."""
+    at, s, j = d.at, d.s, d.j
     if s("Lung Opacity"):
-        k = side["Lung Opacity"]
+        k = d.side["Lung Opacity"]
         for _ in range(3):
             cloud = blob(at, k * (0.5 + j(0.06)), -0.12 + j(0.08), 0.13, 0.11)
-            picture = picture + 0.2 * s("Lung Opacity") * cloud * lung
+            d.picture = d.picture + 0.2 * s("Lung Opacity") * cloud * d.lung
     if s("Lung Lesion"):
-        picture = picture + 0.5 * s("Lung Lesion") * ellipse(
-            at, side["Lung Lesion"] * (0.5 + j(0.08)), -0.38 + j(0.08), 0.075, 0.075, 0.3
-        )
+        ball = ellipse(at, d.side["Lung Lesion"] * (0.5 + j(0.08)), -0.38 + j(0.08), 0.075, 0.075, 0.3)
+        d.picture = d.picture + 0.5 * s("Lung Lesion") * ball
     if s("Consolidation"):
-        k = side["Consolidation"]
-        dense = ellipse(at, k * (0.48 + j()), 0.3 + j(), 0.24, 0.2, 0.15)
-        picture = picture + 0.38 * s("Consolidation") * dense * lung
+        dense = ellipse(at, d.side["Consolidation"] * (0.48 + j()), 0.3 + j(), 0.24, 0.2, 0.15)
+        d.picture = d.picture + 0.38 * s("Consolidation") * dense * d.lung
     if s("Pneumonia"):
-        k = side["Pneumonia"]
-        patch = blob(at, k * (0.55 + j()), 0.1 + j(), 0.17, 0.15) * (0.75 + 0.25 * np.sin(40 * (at[0] + at[1])))
-        picture = picture + 0.42 * s("Pneumonia") * patch * lung
+        patch = blob(at, d.side["Pneumonia"] * (0.55 + j()), 0.1 + j(), 0.17, 0.15)
+        patch = patch * (0.75 + 0.25 * np.sin(40 * (at[0] + at[1])))
+        d.picture = d.picture + 0.42 * s("Pneumonia") * patch * d.lung
+
+
+def _draw_lines_and_haze(d: Drawing) -> None:
+    """Atelectasis and edema."""
+    at, s, j = d.at, d.s, d.j
     if s("Atelectasis"):
-        for k in (-1, 1) if side["Atelectasis"] == 0 else (side["Atelectasis"],):
+        for k in d.sides("Atelectasis"):
             level = 0.36 + j(0.03)
             band = line(at, (k * 0.3, level), (k * 0.72, level - 0.1 + j(0.03)), 0.035)
-            picture = picture + 0.42 * s("Atelectasis") * band * lung
+            d.picture = d.picture + 0.42 * s("Atelectasis") * band * d.lung
     if s("Edema"):
         haze = blob(at, -0.28, -0.02, 0.22, 0.3) + blob(at, 0.28, -0.02, 0.22, 0.3)
         streaks = 0.5 + 0.5 * np.sin(70 * at[1] + 25 * np.abs(at[0]))
-        picture = picture + 0.36 * s("Edema") * haze * (0.6 + 0.4 * streaks) * lung
+        d.picture = d.picture + 0.36 * s("Edema") * haze * (0.6 + 0.4 * streaks) * d.lung
+
+
+def _draw_pleura(d: Drawing, body: Body) -> None:
+    """Effusion, pneumothorax and thickening."""
+    at, s = d.at, d.s
     if s("Pleural Effusion"):
-        for k in (-1, 1) if side["Pleural Effusion"] == 0 else (side["Pleural Effusion"],):
+        for k in d.sides("Pleural Effusion"):
             top = 0.52 - 0.42 * s("Pleural Effusion") - 0.35 * (np.abs(at[0]) - 0.5)
             fluid = np.clip((at[1] - top) * 10 + 0.5, 0, 1) * (at[0] * k > 0.12) * (np.abs(at[0]) < 0.86)
-            picture = picture + 0.4 * min(1.0, 0.3 + s("Pleural Effusion")) * fluid * lung
+            d.picture = d.picture + 0.4 * min(1.0, 0.3 + s("Pleural Effusion")) * fluid * d.lung
     if s("Pneumothorax"):
-        k = side["Pneumothorax"]
+        k, (lung_x, lung_y) = d.side["Pneumothorax"], body.lung
         rim = ellipse(at, 0.47 * k, -0.08, 0.34 * lung_x, 0.72 * lung_y, 0.1)
         inner = ellipse(at, 0.47 * k - 0.1 * k * s("Pneumothorax"), 0.06, 0.32 * lung_x, 0.68 * lung_y, 0.06)
         crescent = np.clip(rim - inner, 0, 1) * (at[1] < -0.1)
         edge = np.clip(1 - np.abs(inner - 0.5) * 4, 0, 1) * (at[1] < -0.1) * rim
-        picture = picture - 0.24 * s("Pneumothorax") * crescent + 0.22 * s("Pneumothorax") * edge
+        d.picture = d.picture - 0.24 * s("Pneumothorax") * crescent + 0.22 * s("Pneumothorax") * edge
     if s("Pleural Other"):
-        k = side["Pleural Other"]
-        cap = ellipse(at, 0.44 * k, -0.78, 0.24, 0.16, 0.2)
-        picture = picture + 0.4 * s("Pleural Other") * cap
+        cap = ellipse(at, 0.44 * d.side["Pleural Other"], -0.78, 0.24, 0.16, 0.2)
+        d.picture = d.picture + 0.4 * s("Pleural Other") * cap
+
+
+def _draw_bones_and_devices(d: Drawing) -> None:
+    """A rib with a step, and what was put into the patient."""
+    at, s, j = d.at, d.s, d.j
     if s("Fracture"):
-        k = side["Fracture"]
-        cx, cy = k * (0.72 + j(0.03)), -0.2 + j(0.12)
-        step = line(at, (cx - 0.12, cy - 0.05), (cx, cy - 0.05), 0.03) + line(
-            at, (cx, cy + 0.06), (cx + 0.12, cy + 0.06), 0.03
-        )
-        picture = picture + 0.45 * s("Fracture") * step
+        cx, cy = d.side["Fracture"] * (0.72 + j(0.03)), -0.2 + j(0.12)
+        step = line(at, (cx - 0.12, cy - 0.05), (cx, cy - 0.05), 0.03)
+        step = step + line(at, (cx, cy + 0.06), (cx + 0.12, cy + 0.06), 0.03)
+        d.picture = d.picture + 0.45 * s("Fracture") * step
     if s("Support Devices"):
-        picture = picture + _device(at, side["Support Devices"], s("Support Devices"), j)
-    return _expose(rng, picture)
+        d.picture = d.picture + _device(at, d.side["Support Devices"], s("Support Devices"))
 
 
-def _device(at: Grid, side: int, strength: float, j: object) -> np.ndarray:
+def _device(at: Grid, side: int, strength: float) -> np.ndarray:
     """A pacemaker with its lead on the patient's left, a venous line on the right."""
     if side > 0:
         box = ellipse(at, 0.6, -0.62, 0.13, 0.11, 0.1)
