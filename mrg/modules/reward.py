@@ -57,7 +57,8 @@ class Reward:
             # One call labels both sides; the labeler caches by text, and a group shares its reference.
             labels = self.labeler([*reports, *target])
         except Exception as error:
-            raise RewardError(f"The labeler failed on studies {study_id[0]} to {study_id[-1]}: {error}") from error
+            name = self._culprit(reports, target, study_id)
+            raise RewardError(f"The labeler failed on study {name}: {error}") from error
         clinical = mccs(labels[: len(texts)], labels[len(texts) :], self.margin, reduction="none")
         clinical = torch.where(torch.tensor([bool(report) for report in reports]), clinical, 0.0)
         parts = {"mccs": clinical, "format": format_score(texts, self.think)}
@@ -66,3 +67,12 @@ class Reward:
             worst = int((~rewards.isfinite()).nonzero()[0])
             raise RewardError(f"The reward of study {study_id[worst]} is {float(rewards[worst])}, not a finite number.")
         return rewards, parts
+
+    def _culprit(self, reports: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> str:
+        """The first study whose texts the labeler cannot read alone; all of them where only the batch fails."""
+        for name, *texts in zip(study_id, reports, target, strict=True):
+            try:
+                self.labeler(texts)
+            except Exception:
+                return name
+        return f"{study_id[0]} to {study_id[-1]} (each alone can be labelled)"

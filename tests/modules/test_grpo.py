@@ -177,7 +177,7 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
     module.reward.labeler = Broken()
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:2])
     rollout = module.rollout(module.writer.embed(batch))
-    with pytest.raises(RewardError, match=r"studies train-00000 to train-00001: no weights"):
+    with pytest.raises(RewardError, match="failed on study train-00000: no weights"):
         module.rewards(rollout, batch)
 
 

@@ -47,10 +47,20 @@ def test_rewards_do_not_depend_on_batch_or_order():
 
 def test_failure_stops_with_the_study_and_is_never_zero():
     def broken(texts):
-        raise OSError("no weights")
+        if any("odd" in text for text in texts):
+            raise OSError("cannot read this")
+        return torch.zeros(len(texts), 14, dtype=torch.int64)
 
-    with pytest.raises(RewardError, match="studies a to b: no weights"):
-        Reward(broken)([think("x")] * 2, ["x"] * 2, ["a", "b"])
+    with pytest.raises(RewardError, match="failed on study b: cannot read this"):
+        Reward(broken)([think("x"), think("odd"), think("x")], ["x"] * 3, ["a", "b", "c"])
+
+    def crowded(texts):
+        if len(texts) > 2:
+            raise OSError("too many")
+        return torch.zeros(len(texts), 14, dtype=torch.int64)
+
+    with pytest.raises(RewardError, match="study a to b .each alone can be labelled.: too many"):
+        Reward(crowded)([think("x")] * 2, ["x"] * 2, ["a", "b"])
 
     def nothing(texts):
         return torch.zeros(len(texts), 14, dtype=torch.int64)
