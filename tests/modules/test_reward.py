@@ -59,7 +59,7 @@ def test_failure_stops_with_the_study_and_is_never_zero():
             raise OSError("too many")
         return torch.zeros(len(texts), 14, dtype=torch.int64)
 
-    with pytest.raises(RewardError, match="study a to b .each alone can be labelled.: too many"):
+    with pytest.raises(RewardError, match=r"study a to b \(each alone can be labelled\): too many"):
         Reward(crowded)([think("x")] * 2, ["x"] * 2, ["a", "b"])
 
     def nothing(texts):
