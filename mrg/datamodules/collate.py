@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mrg.datamodules.study import ImageReadError, Study
 
-PROMPT = "Write the findings section of the radiology report for this chest X-ray study."
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
     "<think></think>, then write the report in <report></report>."
@@ -26,7 +25,6 @@ class Batch:
         image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
-        num_views: (B,) int64.
         studies: The studies themselves, for ids and file names.
     """
 
@@ -34,7 +32,6 @@ class Batch:
     image_grid_thw: Tensor
     prompt_ids: Tensor
     prompt_mask: Tensor
-    num_views: Tensor
     studies: list[Study]
 
     @property
@@ -79,7 +76,7 @@ class StudyCollator:
     def __init__(
         self,
         processor: Any,
-        prompt: str = PROMPT,
+        prompt: str,
         use_indication: bool = False,
         max_views: int = 2,
         max_prompt_length: int = 0,
@@ -128,6 +125,5 @@ class StudyCollator:
             image_grid_thw=encoded["image_grid_thw"],
             prompt_ids=encoded["input_ids"],
             prompt_mask=prompt_mask,
-            num_views=torch.tensor([len(group) for group in images]),
             studies=studies,
         )

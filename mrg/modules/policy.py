@@ -52,10 +52,6 @@ class Prompts:
     mask: Tensor
     positions: Tensor
 
-    def repeat(self, group_size: int) -> Prompts:
-        """Each study's prompt group_size times in a row."""
-        return self.rows(torch.arange(len(self.embeds), device=self.mask.device).repeat_interleave(group_size))
-
     def rows(self, index: Tensor) -> Prompts:
         """The prompts of some studies, in the order of the index; one may come several times."""
         return Prompts(self.embeds[index], self.mask[index], self.positions[:, index])

@@ -73,6 +73,6 @@ class Reward:
         for name, *texts in zip(study_id, reports, target, strict=True):
             try:
                 self.labeler(texts)
-            except Exception:
+            except Exception:  # whatever it was, the caller raises it with this name
                 return name
         return f"{study_id[0]} to {study_id[-1]} (each alone can be labelled)"

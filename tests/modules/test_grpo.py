@@ -98,7 +98,9 @@ def test_gradient_is_that_of_reinforce_by_autograd(saved, studies):
     grads, rollout, prompts = rewarded(module, studies[:4], rewards)
     groups = rewards.view(4, 4)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-    logps = module.writer.logps(prompts.repeat(4), rollout.completion_ids, rollout.completion_mask)
+    logps = module.writer.logps(
+        prompts.rows(torch.arange(4).repeat_interleave(4)), rollout.completion_ids, rollout.completion_mask
+    )
     surrogate = -(advantages * logps.sum(1) / rollout.completion_mask.sum(1)).mean()
     module.zero_grad()
     surrogate.backward()

@@ -32,7 +32,9 @@ def test_logps_equal_the_models_own_forward(policy, studies):
 def test_rollout_logps_equal_recomputed_and_studies_stay_apart(policy, batch):
     prompts = policy.embed(batch)
     rollout = sample(policy, prompts, 3, 12, generator=torch.Generator().manual_seed(1))
-    again = policy.logps(prompts.repeat(3), rollout.completion_ids, rollout.completion_mask)
+    again = policy.logps(
+        prompts.rows(torch.arange(4).repeat_interleave(3)), rollout.completion_ids, rollout.completion_mask
+    )
     assert (again - rollout.old_logps).abs().max() < 1e-4
     assert len(rollout.texts) == 12
     assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
