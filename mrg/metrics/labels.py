@@ -3,36 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mrg.metrics.conditions import NUM_CONDITIONS
+from mrg.metrics.labelers.base import check_texts
+
 Labeler = Callable[[Sequence[str]], Tensor]
-"""Reports in, (N, 14) int64 label classes out, in the order of `CONDITIONS`."""
+"""Reports in, (N, 14) int64 label classes out, in the order of `CONDITIONS`; see `labelers.base.Labeler`."""
+
+Reports = Tensor | Sequence[str]
+"""N reports: their (N, 14) label classes, or their texts where a labeler is given."""
+
+Scorer = Callable[[Sequence[str], Sequence[str]], Any]
+"""N generated and N reference reports in, N numbers out: a list, an array or a tensor."""
 
 
-def as_labels(
-    preds: Tensor | Sequence[str], target: Tensor | Sequence[str], labeler: Labeler | None = None
-) -> tuple[Tensor, Tensor]:
-    """Label strings and check shapes and values.
+def identity(value: object) -> list[int]:
+    """Bytes that tell a labeler or scorer from every other one, for a metric's state.
+
+    A `MetricCollection` updates metrics together whose states are close after a batch; another labeler must be another
+    state. Bytes, because addresses as they are differ by less than the relative tolerance of that comparison.
+    """
+    return list(id(value).to_bytes(8, "little"))
+
+
+def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -> tuple[Tensor, Tensor]:
+    """Label strings and check shapes and values; texts of both sides are labelled in one call.
+
+    Args:
+        preds: N reports.
+        target: N reports.
+        labeler: Needed where strings come.
+
+    Returns:
+        Two int64 tensors (N, 14).
 
     Raises:
-        ValueError: If lengths differ, strings come without a labeler, or a label is outside 0..3.
+        ValueError: If lengths differ, strings come without a labeler, or a tensor does not hold label classes.
+        TypeError: If something is neither a label tensor nor a list of strings.
     """
-    if len(preds) != len(target):
+    sides = {"preds": _texts_or_labels(preds, "preds"), "target": _texts_or_labels(target, "target")}
+    lengths = [len(side) for side in sides.values()]
+    if lengths[0] != lengths[1]:
         raise ValueError(
-            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
+            f"Expected `preds` and `target` to have the same length, but got {lengths[0]} and {lengths[1]}."
         )
-    pair = []
-    for name, value in (("preds", preds), ("target", target)):
-        if not isinstance(value, Tensor):
-            if labeler is None:
-                raise ValueError(f"Expected argument `labeler` to be given where `{name}` holds strings.")
-            value = labeler(value)
-        if value.ndim != 2 or value.shape[1] != 14:
-            raise ValueError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
-        if value.numel() and (int(value.min()) < 0 or int(value.max()) > 3):
-            low, high = int(value.min()), int(value.max())
+    texts = {name: side for name, side in sides.items() if isinstance(side, list)}
+    if texts:
+        if labeler is None:
+            raise ValueError(f"Expected argument `labeler` to be given where `{next(iter(texts))}` holds strings.")
+        pool = [text for side in texts.values() for text in side]
+        labels = labeler(pool)
+        if tuple(labels.shape) != (len(pool), NUM_CONDITIONS):
+            raise ValueError(
+                f"Expected the labeler to return ({len(pool)}, {NUM_CONDITIONS}) labels, but got {tuple(labels.shape)}."
+            )
+        for part, name in enumerate(texts):
+            sides[name] = labels[part * lengths[0] : (part + 1) * lengths[0]]
+    checked = [_check_labels(side, name) for name, side in sides.items()]
+    # A labeler may answer from another device than the one a given label tensor is on.
+    return checked[0], checked[1].to(checked[0].device)
+
+
+def written(preds: Reports) -> Tensor | None:
+    """(N,) bool: which texts hold anything but white space; None where labels are given."""
+    if isinstance(preds, (Tensor, np.ndarray)):
+        return None
+    return torch.tensor([bool(text.strip()) for text in preds], dtype=torch.bool)
+
+
+def require_reports(labels: Tensor) -> None:
+    """Raise where there is nothing to score; a stream may get an empty batch, a function may not.
+
+    Raises:
+        ValueError: If there are no rows.
+    """
+    if not len(labels):
+        raise ValueError("Expected at least one report in `preds` and `target`, but got none.")
+
+
+def _texts_or_labels(value: Any, name: str) -> Any:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
+        return torch.from_numpy(value)
+    if value is None or not hasattr(value, "__iter__"):
+        raise TypeError(
+            f"Expected argument `{name}` to be a label tensor (N, 14) or a list of strings, but got {value!r}."
+        )
+    texts = value if isinstance(value, str) else list(value)
+    check_texts(texts, name)
+    return texts
+
+
+def _check_labels(value: Tensor, name: str) -> Tensor:
+    if value.ndim != 2 or value.shape[1] != NUM_CONDITIONS:
+        raise ValueError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
+    if value.is_floating_point() or value.dtype == torch.bool:
+        raise ValueError(f"Expected argument `{name}` to hold integers, but got {value.dtype}.")
+    if value.numel():
+        low, high = (int(x) for x in value.aminmax())
+        if low < 0 or high > 3:
             raise ValueError(f"Expected argument `{name}` to hold label classes 0..3, but got {low}..{high}.")
-        pair.append(value.to(torch.int64))
-    return pair[0], pair[1]
+    return value.to(torch.int64)

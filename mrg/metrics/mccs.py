@@ -1,4 +1,10 @@
-"""Margin CheXbert cosine similarity (Wang, Ye, Naseem, Kim, MRG-R1, 2025)."""
+"""Margin CheXbert cosine similarity, MCCS (Wang, Ye, Naseem, Kim, MRG-R1, arXiv 2512.16145, 2025).
+
+Each report is a vector over the 13 conditions without No Finding: +1 where a finding is stated, -1 where it is denied,
+0 where the text is silent. `ccs` is the cosine of two such vectors, and MCCS pays only what exceeds a margin. Three
+choices are not public, and are arguments here: the margin, what an uncertain finding counts as, and the cosine of two
+reports that state nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,111 +15,160 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.metrics.labels import Labeler, as_labels
+from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
+from mrg.metrics.conventions import condition_indices
+from mrg.metrics.labels import Labeler, Reports, as_labels, identity, require_reports, written
+
+EMPTY = ("match", "zero", "nan")
 
 
-def ccs(preds: Tensor, target: Tensor, uncertain: float = 1.0, empty: str = "match") -> Tensor:
-    """Cosine similarity of the signed label vectors over the 13 conditions without No Finding.
+def ccs(
+    preds: Reports,
+    target: Reports,
+    uncertain: float = 1.0,
+    empty: str = "match",
+    conditions: int | Sequence[str] = 13,
+    labeler: Labeler | None = None,
+) -> Tensor:
+    """Cosine similarity of signed label vectors.
 
-    Positive is +1, negative -1, blank 0. Products of integers are exact, so equal rows give exactly 1.
+    The dot product and both squared norms are exact in float64, and so is the cosine of a vector with itself: 1.
 
     Args:
-        preds: (N, 14) label classes.
-        target: (N, 14) label classes.
-        uncertain: What an uncertain finding counts as.
+        preds: N generated reports: (N, 14) label classes, or strings with a `labeler`.
+        target: N reference reports in either form.
+        uncertain: What an uncertain finding counts as, in [-1, 1]: 1 as a finding (the default), 0 as silence, or
+            between.
         empty: Two empty vectors give 1 (`"match"`), 0 (`"zero"`) or nan (`"nan"`); one empty vector gives 0.
+        conditions: 13 (without No Finding), 14, 5, or names from `CONDITIONS`.
+        labeler: Labels strings. A text that holds only white space has no similarity to anything: 0.
 
     Returns:
         (N,) float64 in [-1, 1].
+
+    Raises:
+        ValueError: If an argument or a label is not one of the above, or lengths differ.
+        TypeError: If a report is neither a label row nor a string.
+
+    Example:
+        >>> target = torch.tensor([[0, 1, 0, 0, 2, 2, 2, 0, 2, 0, 0, 0, 0, 0]])  # cardiomegaly, four denials
+        >>> preds = torch.tensor([[0, 2, 0, 0, 2, 2, 2, 0, 2, 0, 0, 0, 0, 0]])  # denies it too: (4 - 1) / 5
+        >>> ccs(preds, target)
+        tensor([0.6000], dtype=torch.float64)
     """
-    _check(0.0, empty)
-    a, b = _signed(preds, uncertain), _signed(target, uncertain)
+    columns = _check(0.0, uncertain, empty, conditions)
+    p, t = as_labels(preds, target, labeler)
+    a, b = _signed(p[:, columns], uncertain), _signed(t[:, columns], uncertain)
     dot, norms = (a * b).sum(1), (a * a).sum(1) * (b * b).sum(1)
     cosine = torch.where(norms > 0, dot / norms.clamp(min=1e-300).sqrt(), 0.0)
     both = (a == 0).all(1) & (b == 0).all(1)
-    return torch.where(both, {"match": 1.0, "zero": 0.0, "nan": float("nan")}[empty], cosine)
+    cosine = torch.where(both, {"match": 1.0, "zero": 0.0, "nan": float("nan")}[empty], cosine)
+    is_written = written(preds)
+    return cosine if is_written is None else torch.where(is_written.to(cosine.device), cosine, 0.0)
 
 
 def mccs(
-    preds: Tensor,
-    target: Tensor,
+    preds: Reports,
+    target: Reports,
     margin: float = 0.5,
     uncertain: float = 1.0,
     empty: str = "match",
     reduction: str = "mean",
+    conditions: int | Sequence[str] = 13,
+    labeler: Labeler | None = None,
 ) -> Tensor:
-    """`max((ccs - margin) / (1 - margin), 0)`; the margin of the paper is not public, 0.5 is ours.
+    """`max((ccs - margin) / (1 - margin), 0)`.
 
     Normal bias: denying p findings while matching k negatives has the cosine (k - p) / (k + p), .71 for one finding in
     six negatives, so that saying that all is normal is paid for a missed finding too. Show it beside CE-F1.
 
     Args:
-        preds: (N, 14) label classes.
-        target: (N, 14) label classes.
-        margin: In [0, 1).
+        preds: See `ccs`.
+        target: See `ccs`.
+        margin: In [0, 1); the paper's is not public, 0.5 is ours.
         uncertain: See `ccs`.
         empty: See `ccs`.
-        reduction: `"mean"`, or `"none"` for one value per report.
+        reduction: `"mean"` over the reports whose value is not nan, or `"none"` for one value per report.
+        conditions: See `ccs`.
+        labeler: See `ccs`.
+
+    Returns:
+        float64 in [0, 1]: a scalar, or (N,).
+
+    Raises:
+        ValueError: As `ccs`, or if the mean of no reports is asked for.
+        TypeError: As `ccs`.
     """
-    _check(margin, empty)
+    _check(margin, uncertain, empty, conditions)
     if reduction not in ("mean", "none"):
         raise ValueError(f"Expected argument `reduction` to be 'mean' or 'none', but got {reduction!r}.")
-    score = ((ccs(preds, target, uncertain, empty) - margin) / (1 - margin)).clamp(min=0)
-    return score.mean() if reduction == "mean" else score
+    score = (ccs(preds, target, uncertain, empty, conditions, labeler) - margin) / (1 - margin)
+    score = score.clamp(min=0)
+    if reduction == "none":
+        return score
+    require_reports(score)
+    return score.nanmean()
 
 
-def _check(margin: float, empty: str) -> None:
+def _check(margin: float, uncertain: float, empty: str, conditions: int | Sequence[str]) -> list[int]:
+    """The columns of the chosen conditions, after all arguments have been checked."""
     if not 0 <= margin < 1:
         raise ValueError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
-    if empty not in ("match", "zero", "nan"):
+    if not -1 <= uncertain <= 1:
+        raise ValueError(f"Expected argument `uncertain` to be in [-1, 1], but got {uncertain}.")
+    if empty not in EMPTY:
         raise ValueError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
+    return condition_indices(conditions)
 
 
 def _signed(labels: Tensor, uncertain: float) -> Tensor:
-    labels = labels[:, :13]
     signed = (labels == POSITIVE).double() - (labels == NEGATIVE).double()
     return signed + uncertain * (labels == UNCERTAIN).double()
 
 
 class MCCS(Metric):
-    """Corpus mean of `mccs`; takes label tensors, or lists of strings where a labeler is given."""
+    """Corpus mean of `mccs` over a stream of batches and over processes; its arguments are those of `mccs`."""
 
     full_state_update = False
     higher_is_better = True
+    is_differentiable = False
     labeler: Labeler | None
+    settings: Tensor
     total: Tensor
-    count: Tensor
+    num: Tensor
 
     def __init__(
         self,
         margin: float = 0.5,
         uncertain: float = 1.0,
         empty: str = "match",
+        conditions: int | Sequence[str] = 13,
         labeler: Labeler | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        _check(margin, empty)
+        self.columns = _check(margin, uncertain, empty, conditions)
+        self.conditions = tuple(CONDITIONS[column] for column in self.columns)
         self.margin, self.uncertain, self.empty = margin, uncertain, empty
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
         object.__setattr__(self, "labeler", labeler)
-        # Metrics of one collection share their state where it is equal after a batch; other settings are another state.
-        settings = torch.tensor([margin, uncertain, float(("match", "zero", "nan").index(empty))], dtype=torch.float64)
-        self.add_state("settings", settings, dist_reduce_fx="max")
+        # A collection updates metrics together whose states are equal after a batch: other settings, another state.
+        settings = [*identity(labeler), margin, uncertain, EMPTY.index(empty), *self.columns]
+        self.add_state("settings", torch.tensor(settings, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor | Sequence[str], target: Tensor | Sequence[str]) -> None:
-        """Add reports."""
-        p, t = as_labels(preds, target, self.labeler)
-        scores = mccs(p, t, self.margin, self.uncertain, self.empty, reduction="none").to(self.total.device)
-        if not isinstance(preds, Tensor):
-            # Nothing written is worth nothing, also where the reference states nothing.
-            scores = scores * torch.tensor([bool(text.strip()) for text in preds], device=scores.device)
+    def update(self, preds: Reports, target: Reports) -> None:
+        """Add reports, which may be none."""
+        scores = self.scores(preds, target).to(self.total.device)
+        scores = scores[~scores.isnan()]
         self.total += scores.sum()
-        self.count += len(scores)
+        self.num += len(scores)
 
     def compute(self) -> Tensor:
-        """The mean, float64."""
-        return self.total / self.count
+        """The mean over the reports whose value is not nan, float64."""
+        return self.total / self.num
+
+    def scores(self, preds: Reports, target: Reports) -> Tensor:
+        """Per-report scores (N,), for rewards; the state stays as it is."""
+        return mccs(preds, target, self.margin, self.uncertain, self.empty, "none", self.conditions, self.labeler)

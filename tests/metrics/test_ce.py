@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_score, recall_score
 
-from mrg.metrics import CEF1, CONDITIONS, FIVE, MCCS, THIRTEEN, ccs, ce_f1, mccs
+from mrg.metrics import CEF1, CONDITIONS, FIVE, THIRTEEN, ce_f1
+from mrg.metrics.ce import average_score, condition_counts, confusion, report_counts
 
 
 def report(**findings):
@@ -36,67 +39,143 @@ WORKED = {
     ("positive", 13): (0.6667, 0.3077, 0.6667, 0.3667),
     ("positive", 5): (0.6667, 0.6, 0.75, 0.3667),
 }
+SKLEARN = {"f1": f1_score, "precision": precision_score, "recall": recall_score}
+
+
+def random_labels(num=200, seed=0):
+    return torch.randint(0, 4, (2, num, 14), generator=torch.Generator().manual_seed(seed)).unbind()
+
+
+def findings(labels, uncertain):
+    return torch.isin(labels, torch.tensor([1, 3] if uncertain == "positive" else [1])).numpy()
 
 
 @pytest.mark.parametrize("setting", WORKED)
 def test_worked_example(setting):
-    conditions = {14: CONDITIONS, 13: THIRTEEN, 5: FIVE}[setting[1]]
-    got = [float(ce_f1(PREDS, TARGET, a, conditions, setting[0])) for a in ("micro", "macro", "weighted", "example")]
+    got = [float(ce_f1(PREDS, TARGET, a, setting[1], setting[0])) for a in ("micro", "macro", "weighted", "example")]
     assert got == pytest.approx(WORKED[setting], abs=5e-5)
 
 
-def test_worked_cosines():
-    assert ccs(PREDS, TARGET, empty="zero").tolist() == pytest.approx([0.2887, 0.0, 0.6667, 0.0], abs=5e-5)
-
-
-@pytest.mark.parametrize("average", ["micro", "macro", "weighted", "example"])
+@pytest.mark.parametrize("score", SKLEARN)
+@pytest.mark.parametrize("average", ["micro", "macro", "weighted", "example", "none"])
 @pytest.mark.parametrize("uncertain", ["positive", "negative"])
-def test_equal_to_scikit_learn_and_to_any_batch_split(average, uncertain):
-    g = torch.Generator().manual_seed(0)
-    preds, target = torch.randint(0, 4, (2, 200, 14), generator=g)
-    present = [1, 3] if uncertain == "positive" else [1]
-    a, b = (torch.isin(x, torch.tensor(present)).numpy() for x in (preds, target))
-    expected = f1_score(b, a, average={"example": "samples"}.get(average, average), zero_division=0)
-    assert float(ce_f1(preds, target, average, CONDITIONS, uncertain)) == pytest.approx(expected, abs=1e-12)
-    metric = CEF1(average, CONDITIONS, uncertain)
-    for part in torch.randperm(200, generator=g).split(37):
-        metric.update(preds[part], target[part])
+@pytest.mark.parametrize("conditions", [14, 13, 5, ["Fracture", "Edema"]])
+def test_equal_to_scikit_learn_and_to_any_batch_split(average, uncertain, score, conditions):
+    preds, target = random_labels()
+    # Some conditions and reports have nothing to find, or nothing found.
+    preds[:, 7], target[:, 4], preds[::5], target[::7] = 0, 2, 2, 0
+    names = {14: CONDITIONS, 13: THIRTEEN, 5: FIVE}[conditions] if isinstance(conditions, int) else conditions
+    columns = [CONDITIONS.index(c) for c in names]
+    a, b = (findings(x, uncertain)[:, columns] for x in (preds, target))
+    name = {"example": "samples", "none": None}.get(average, average)
+    for zero_division in (0, 1):
+        expected = SKLEARN[score](b, a, average=name, zero_division=zero_division)
+        expected = torch.as_tensor(expected, dtype=torch.float64)
+        options = {"score": score, "zero_division": zero_division}
+        got = ce_f1(preds, target, average, conditions, uncertain, **options)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        metric = CEF1(average, conditions, uncertain, **options)
+        for part in torch.randperm(200, generator=torch.Generator().manual_seed(0)).split(37):
+            metric.update(preds[part], target[part])
+        torch.testing.assert_close(metric.compute(), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("score", SKLEARN)
+@pytest.mark.parametrize("average", ["macro", "example"])
+def test_skip_is_the_nan_of_scikit_learn(average, score):
+    preds, target = random_labels()
+    preds[:, 7], target[:, 7], preds[::5], target[::5] = 0, 2, 2, 0
+    a, b = findings(preds, "positive"), findings(target, "positive")
+    name = "samples" if average == "example" else average
+    expected = SKLEARN[score](b, a, average=name, zero_division=math.nan)
+    assert float(ce_f1(preds, target, average, 14, score=score, zero_division="skip")) == pytest.approx(expected)
+    metric = CEF1(average, 14, score=score, zero_division="skip")
+    metric.update(preds, target)
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(float(ce_f1(preds, target, average, 14, score=score, zero_division="nan")))
 
 
-def test_mccs_of_denied_findings():
-    """Denying p findings while matching k negatives: (k - p) / (k + p)."""
-    for p, k, expected in ((1, 4, 0.6), (1, 6, 5 / 7), (2, 6, 0.5)):
-        target = torch.tensor([[1] * p + [2] * k + [0] * (14 - p - k)])
-        preds = torch.tensor([[2] * (p + k) + [0] * (14 - p - k)])
-        assert float(ccs(preds, target)) == pytest.approx(expected, abs=1e-15)
-        assert float(mccs(preds, target, 0.3)) == pytest.approx((expected - 0.3) / 0.7, abs=1e-15)
+def test_zero_division_by_hand():
+    """Nothing to find and nothing found, in each average."""
+    nothing = torch.zeros(3, 14, dtype=torch.long)
+    for average in ("micro", "macro", "weighted", "example"):
+        assert [float(ce_f1(nothing, nothing, average, zero_division=z)) for z in (0, 1)] == [0, 1]
+        for option in ("nan", "skip"):
+            assert math.isnan(float(ce_f1(nothing, nothing, average, zero_division=option)))
 
 
-def test_mccs_properties():
-    g = torch.Generator().manual_seed(0)
-    labels = torch.randint(0, 4, (300, 14), generator=g)
-    other = torch.randint(0, 4, (300, 14), generator=g)
-    assert (ccs(labels, labels) == 1).all()
-    assert torch.equal(ccs(labels, other), ccs(other, labels))
-    flipped = labels.clone()
-    flipped[labels == 1], flipped[labels == 2], flipped[labels == 3] = 2, 1, 2
-    assert torch.equal(ccs(flipped, other), -ccs(labels, other))
-    zero = torch.zeros(1, 14, dtype=torch.long)
-    assert [float(ccs(zero, zero, empty=e)) for e in ("match", "zero")] == [1.0, 0.0]
-    assert float(ccs(zero, labels[:1])) == 0
-    metric = MCCS(margin=0.3)
-    for part in range(0, 300, 70):
-        metric.update(labels[part : part + 70], other[part : part + 70])
-    assert float(metric.compute()) == pytest.approx(float(mccs(labels, other, 0.3)), abs=1e-14)
+def test_uncertain_by_hand():
+    """Edema in eight reports: every pair of stated, denied, uncertain that matters."""
+    edema = CONDITIONS.index("Edema")
+    #               pp un up pu uu un nu blank-u
+    target_row = [1, 3, 3, 1, 3, 2, 2, 0]
+    preds_row = [1, 2, 1, 3, 3, 1, 3, 3]
+    target, preds = torch.zeros(2, 8, 14, dtype=torch.long).unbind()
+    target[:, edema], preds[:, edema] = torch.tensor(target_row), torch.tensor(preds_row)
+    expected = {"positive": (4, 3, 1), "negative": (1, 2, 1), "own": (2, 5, 3), "ignore": (2, 3, 0)}
+    for uncertain, counts in expected.items():
+        assert condition_counts(confusion(preds, target), uncertain)[:, edema].tolist() == list(counts)
+        assert report_counts(preds, target, uncertain).sum(1)[:, edema].tolist() == list(counts)
+        tp, fp, fn = counts
+        got = ce_f1(preds, target, "micro", ["Edema"], uncertain)
+        assert float(got) == pytest.approx(2 * tp / (2 * tp + fp + fn))
 
 
-def test_bad_input():
-    with pytest.raises(ValueError, match="same length, but got 4 and 3"):
-        CEF1().update(PREDS, TARGET[:3])
-    with pytest.raises(ValueError, match="labeler"):
-        MCCS().update(["a"], ["b"])
-    with pytest.raises(ValueError, match=r"0\.\.3, but got 0\.\.4"):
-        CEF1().update(PREDS + 3 * (PREDS == 1), TARGET)
-    with pytest.raises(ValueError, match=r"in \[0, 1\), but got 1"):
-        mccs(PREDS, TARGET, 1)
+def test_own_class_is_two_classes_per_condition():
+    preds, target = random_labels()
+    columns = [torch.cat([x == 1, x == 3], 1).numpy() for x in (target, preds)]
+    expected = f1_score(*columns, average="micro")
+    assert float(ce_f1(preds, target, "micro", 14, "own")) == pytest.approx(expected, abs=1e-12)
+
+
+def test_counts_of_reports_sum_to_those_of_the_confusion():
+    preds, target = random_labels()
+    table = confusion(preds, target)
+    assert table.shape == (14, 4, 4)
+    assert int(table.sum()) == 200 * 14
+    assert int(table[3, 1, 2]) == int(((target[:, 3] == 1) & (preds[:, 3] == 2)).sum())
+    for uncertain in ("positive", "negative", "own", "ignore"):
+        assert torch.equal(report_counts(preds, target, uncertain).sum(1), condition_counts(table, uncertain))
+
+
+def test_average_score_skips_in_weighted_too():
+    counts = torch.tensor([[1, 0, 0], [1, 0, 3], [0, 2, 0]])  # f1: 2/3, 0, 0; precision: 1/2, nan, 0
+    assert float(average_score(counts, "weighted", "precision", "skip")) == pytest.approx(0.5)
+    assert math.isnan(float(average_score(counts, "weighted", "precision", "nan")))
+    assert float(average_score(counts, "weighted", "precision", 0)) == pytest.approx(0.5 / 3)
+
+
+def test_scores_of_reports():
+    metric = CEF1("example", zero_division=1)
+    got = metric.scores(PREDS, TARGET)
+    # Cardiomegaly and edema of three; nothing on either side; consolidation and devices, pneumonia missed, atelectasis
+    # invented; an invented effusion.
+    assert got.tolist() == pytest.approx([4 / 5, 1, 4 / 6, 0])
+    assert float(got.mean()) == pytest.approx(float(ce_f1(PREDS, TARGET, "example", zero_division=1)))
+    assert metric.update_count == 0
+    with pytest.raises(ValueError, match="'example' for scores per report, but it is 'micro'"):
+        CEF1().scores(PREDS, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"average": "samples"},
+            "`average` to be 'micro', 'macro', 'weighted', 'example' or 'none', but got 'samples'",
+        ),
+        ({"uncertain": "blank"}, "`uncertain` to be 'positive', 'negative', 'own' or 'ignore', but got 'blank'"),
+        ({"score": "accuracy"}, "`score` to be 'f1', 'precision' or 'recall', but got 'accuracy'"),
+        ({"zero_division": 0.5}, "`zero_division` to be 0, 1, 'nan' or 'skip', but got 0.5"),
+        ({"conditions": 12}, "14, 13, 5 or a list of names, but got 12"),
+        ({"conditions": ["Edema", "Oedema"]}, "but got 'Oedema'"),
+        ({"conditions": "Edema"}, "a list of names, but got the string 'Edema'"),
+        ({"conditions": []}, "different names, but got"),
+        ({"conditions": ["Edema", "Edema"]}, "different names, but got"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    for call in (lambda: CEF1(**arguments), lambda: ce_f1(PREDS, TARGET, **arguments)):
+        with pytest.raises(ValueError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 
-@runtime_checkable
-class Labeler(Protocol):
+class Labeler(ABC):
     """Reads reports and says, for each of the 14 conditions, what the text states about it.
 
-    A metric takes any object of this form: the rule-based labeler, a CheXbert checkpoint, or one of your own.
+    A metric takes any callable of this form: the rule-based labeler, a CheXbert checkpoint, or one of your own. To be
+    named in a configuration (`model.init_args.labeler.class_path`) it must derive from this class, because jsonargparse
+    takes a callable protocol for a factory of what it returns. `name` stands in results.
     """
 
+    name: str
+
+    @abstractmethod
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Label reports.
 
@@ -26,7 +30,6 @@ class Labeler(Protocol):
             `mrg.metrics.conditions.CONDITIONS`, values BLANK 0, POSITIVE 1, NEGATIVE 2, UNCERTAIN 3. Equal texts get
             equal rows, whatever else is in the call.
         """
-        ...
 
 
 def check_texts(texts: Sequence[str], name: str = "texts") -> None:

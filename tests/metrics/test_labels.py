@@ -1,0 +1,84 @@
+"""What may be passed as reports, and what is said of the rest."""
+
+import numpy as np
+import pytest
+import torch
+
+from mrg.metrics import CEF1, MCCS, RulesLabeler, ce_f1, ce_table, mccs
+from mrg.metrics.labels import as_labels, written
+from tests.metrics.test_ce import PREDS, TARGET
+
+
+class CountingLabeler(RulesLabeler):
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __call__(self, texts):
+        self.calls.append(list(texts))
+        return super().__call__(texts)
+
+
+def test_both_sides_are_labelled_in_one_call():
+    labeler = CountingLabeler()
+    preds, target = as_labels(["Edema.", "No edema."], ("Edema.", "Cardiomegaly."), labeler)
+    assert labeler.calls == [["Edema.", "No edema.", "Edema.", "Cardiomegaly."]]
+    assert preds[:, 4].tolist() == [1, 2]
+    assert target[:, [1, 4]].tolist() == [[0, 1], [1, 0]]
+    as_labels(preds, ["Edema.", "No edema."], labeler)
+    assert labeler.calls[1:] == [["Edema.", "No edema."]]
+    for empty in as_labels([], [], labeler):
+        assert empty.shape == (0, 14)
+
+
+def test_forms():
+    small = as_labels(PREDS.to(torch.int8), np.array(TARGET))
+    assert torch.equal(small[0], PREDS)
+    assert torch.equal(small[1], TARGET)
+    assert small[0].dtype == small[1].dtype == torch.int64
+    generator = as_labels((t for t in ["Edema."]), ["Edema."], RulesLabeler())
+    assert torch.equal(*generator)
+    assert written(PREDS) is None
+    assert written(["a", "\n", ""]).tolist() == [True, False, False]
+
+
+BAD = [
+    (PREDS, TARGET[:3], ValueError, "same length, but got 4 and 3"),
+    (["Edema."], [], ValueError, "same length, but got 1 and 0"),
+    (PREDS[:, :13], TARGET, ValueError, r"`preds` to be of shape \(N, 14\), but got \(4, 13\)"),
+    (PREDS[0], TARGET[0], ValueError, r"`preds` to be of shape \(N, 14\), but got \(14,\)"),
+    (PREDS, TARGET.double(), ValueError, "`target` to hold integers, but got torch.float64"),
+    (PREDS > 0, TARGET, ValueError, "`preds` to hold integers, but got torch.bool"),
+    (PREDS + 1, TARGET, ValueError, r"`preds` to hold label classes 0\.\.3, but got 1\.\.4"),
+    (PREDS, TARGET - 1, ValueError, r"`target` to hold label classes 0\.\.3, but got -1\.\.2"),
+    (None, TARGET, TypeError, r"`preds` to be a label tensor \(N, 14\) or a list of strings, but got None"),
+    (PREDS, 3, TypeError, r"`target` to be a label tensor \(N, 14\) or a list of strings, but got 3"),
+    (["Edema.", None], ["Edema.", ""], TypeError, r"`preds\[1\]` to be a string, but got NoneType"),
+    (["Edema."], [float("nan")], TypeError, r"`target\[0\]` to be a string, but got float"),
+    ("Edema.", ["Edema."], TypeError, "`preds` to be a sequence of reports, but got one string"),
+]
+
+
+@pytest.mark.parametrize(("preds", "target", "kind", "message"), BAD)
+def test_bad_reports(preds, target, kind, message):
+    labeler = RulesLabeler()
+    for call in (
+        lambda: CEF1(labeler=labeler).update(preds, target),
+        lambda: MCCS(labeler=labeler).update(preds, target),
+        lambda: ce_f1(preds, target, labeler=labeler),
+        lambda: mccs(preds, target, labeler=labeler),
+        lambda: ce_table(preds, target, labeler),
+    ):
+        with pytest.raises(kind, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_no_reports_and_no_labeler():
+    for call in (lambda: ce_f1([], [], labeler=RulesLabeler()), lambda: mccs(PREDS[:0], TARGET[:0])):
+        with pytest.raises(ValueError, match="at least one report in `preds` and `target`, but got none"):
+            call()
+    with pytest.raises(ValueError, match="`labeler` to be given where `target` holds strings"):
+        mccs(PREDS[:1], ["Edema."])
+    with pytest.raises(ValueError, match=r"labeler to return \(2, 14\) labels, but got \(2, 13\)"):
+        mccs(["a"], ["b"], labeler=lambda texts: torch.zeros(len(texts), 13, dtype=torch.long))

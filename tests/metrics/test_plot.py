@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from mrg.metrics import CEF1
+from tests.metrics.test_ce import PREDS, TARGET
+
+pytest.importorskip("matplotlib").use("Agg")
+
+
+def test_bars_are_the_scores():
+    import matplotlib.pyplot as plt
+
+    for average in ("micro", "example"):
+        metric = CEF1(average, conditions=["Cardiomegaly", "Pleural Effusion", "Fracture"])
+        metric.update(PREDS, TARGET)
+        figure, axes = metric.plot()
+        assert [bar.get_width() for bar in axes.patches] == [1.0, 0.0, 0.0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == [
+            "Cardiomegaly (1)",
+            "Pleural Effusion (1)",
+            "Fracture (0)",
+        ]
+        assert [text.get_text() for text in axes.texts] == ["1.00", "0.00", "nowhere"]
+        plt.close(figure)
+
+
+def test_given_values_and_axes():
+    import matplotlib.pyplot as plt
+
+    metric = CEF1("none", 5)
+    metric.update(PREDS, TARGET)
+    figure, axes = plt.subplots()
+    assert metric.plot(metric.compute(), axes) == (figure, axes)
+    assert [bar.get_width() for bar in axes.patches] == metric.compute().tolist()
+    with pytest.raises(ValueError, match="`val` to hold 5 values, but got 2"):
+        metric.plot(torch.zeros(2))
+    plt.close("all")
