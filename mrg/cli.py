@@ -104,5 +104,6 @@ def _is_ours(error: BaseException) -> bool:
         and frames[-1].filename.startswith(str(Path(mrg.__file__).parent))
         and (frames[-1].line or "").startswith("raise ")
     )
+    kinds = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
     declared_here = type(error).__module__.startswith("mrg.")
-    return declared_here or (raised_here and isinstance(error, ValueError | FileNotFoundError | RuntimeError))
+    return declared_here or (raised_here and isinstance(error, kinds))

@@ -124,7 +124,7 @@ class Demo:
 
     def compare(self) -> dict[str, Any]:
         """All policies in one table, with paired differences."""
-        from mrg.callbacks.results import read_lines, write_json
+        from mrg.files import read_lines, write_json
         from mrg.metrics import RulesLabeler
         from mrg.metrics.results import evaluate_systems, format_table
 
@@ -149,7 +149,7 @@ class Demo:
 
 def run_study(folder: Path, seeds: Sequence[int], quick: bool = False) -> None:
     """The demo with SFT continued for several seeds; writes study.json and study.md."""
-    from mrg.callbacks.results import write_json
+    from mrg.files import write_json
 
     studies = [Demo(folder / f"seed{seed}", seed, quick).run(continued=True) for seed in seeds]
     write_json(folder / "study.json", studies)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning as L
 import torch
 
 import mrg
+from mrg.files import write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
 
@@ -114,22 +114,3 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, An
     by_id = {row["id"]: row for part in parts for row in part}
     order = [study.id for study in trainer.datamodule.splits["test"]]  # type: ignore[attr-defined]
     return [by_id[name] for name in order if name in by_id]
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write through a temporary file, so that an old file stays whole if writing fails."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines in the same manner."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    temporary.replace(path)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,32 +1,30 @@
 """A table one can trust: every score with its convention, its interval, and what saying nothing would earn.
 
-Intervals are percentile bootstrap intervals over studies (Efron and Tibshirani, 1993) by `scipy.stats.bootstrap`, which
-resamples indices into per-study counts, so that reports are labelled once.
+Intervals are percentile bootstrap intervals over studies; reports are labelled once (see `resampling.py`).
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mrg.metrics.ce import CONVENTIONS, cell_counts
+from mrg.metrics.ce import average_score, ce_f1, condition_counts, confusion
 from mrg.metrics.conditions import CONDITIONS, THIRTEEN
-from mrg.metrics.mccs import mccs
+from mrg.metrics.conventions import CONVENTIONS, FAMILIES, SCORES
+from mrg.metrics.labels import Labeler, Scorer, require_reports, written
+from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval
 
 CONSTANT_NORMAL = (
     "The heart is normal in size. The mediastinum is normal. The lungs are clear. No focal consolidation, pneumonia, "
     "edema, pleural effusion, or pneumothorax."
 )
 """Says that all is normal, whatever the image shows."""
-
-Statistic = Callable[[np.ndarray], np.ndarray]
-"""Indices (..., N) of resampled studies -> scores (...)."""
 
 
 def most_frequent_report(reports: Sequence[str]) -> str:
@@ -36,85 +34,38 @@ def most_frequent_report(reports: Sequence[str]) -> str:
     return Counter(reports).most_common(1)[0][0]
 
 
-def mccs_statistic(preds: Tensor, target: Tensor, margin: float, written: Sequence[bool]) -> Statistic:
-    """Mean MCCS of the studies at the given indices; 0 where nothing was written."""
-    scores = mccs(preds, target, margin, reduction="none").cpu().numpy() * np.asarray(written)
-    return lambda index: scores[index].mean(-1)
-
-
-def ce_statistic(preds: Tensor, target: Tensor, convention: str) -> Statistic:
-    """CE-F1 in a named convention of the studies at the given indices."""
-    setting = CONVENTIONS[convention]
-    counts = cell_counts(preds, target, setting["conditions"], setting["uncertain"])
-    tp, fp, fn = (c.cpu().numpy().astype(np.float64) for c in counts)
-    if setting["average"] == "example":
-        scores = _f1(tp.sum(1), fp.sum(1), fn.sum(1))
-        return lambda index: scores[index].mean(-1)
-    if setting["average"] == "micro":
-        totals = [c.sum(1) for c in (tp, fp, fn)]
-        return lambda index: _f1(*(c[index].sum(-1) for c in totals))
-    return lambda index: _f1(*(c[index].sum(-2) for c in (tp, fp, fn))).mean(-1)
-
-
-def _f1(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray) -> np.ndarray:
-    return np.asarray(2 * tp / np.maximum(2 * tp + fp + fn, 1))
-
-
-def _difference(a: Statistic, b: Statistic) -> Statistic:
-    return lambda index: a(index) - b(index)
-
-
-def interval(statistic: Statistic, num_studies: int, num_resamples: int = 1000, seed: int = 0) -> dict[str, float]:
-    """The score and its 95 % interval: `{"value", "low", "high"}`."""
-    from scipy.stats import bootstrap
-
-    index = np.arange(num_studies)
-    value = float(statistic(index))
-    if num_studies < 2:
-        return {"value": value, "low": value, "high": value}
-    result = bootstrap(
-        (index,),
-        lambda sample, axis=-1: statistic(np.moveaxis(sample, axis, -1)),
-        n_resamples=num_resamples,
-        batch=100,
-        vectorized=True,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return {
-        "value": value,
-        "low": float(result.confidence_interval.low),
-        "high": float(result.confidence_interval.high),
-    }
-
-
 def evaluate_systems(
     systems: Mapping[str, Sequence[str]],
     target: Sequence[str],
-    labeler: Any,
+    labeler: Labeler,
     margin: float = 0.5,
     formats: Mapping[str, float] | None = None,
     differences: Sequence[tuple[str, str]] = (),
     num_resamples: int = 1000,
     seed: int = 0,
+    scorers: Mapping[str, Scorer] | None = None,
 ) -> dict[str, Any]:
     """Score several systems on the same references.
 
     Args:
         systems: Name to reports, each as long as `target`.
         target: Reference reports.
-        labeler: See `mrg.metrics.labels.Labeler`.
+        labeler: See `mrg.metrics.labelers.base.Labeler`.
         margin: Of MCCS.
         formats: Name to share of well-formed completions, where a system has a format.
         differences: Pairs (a, b) of names: a minus b, paired by study.
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
+        scorers: Name to a further score per report, whose mean gets a column of its own.
 
     Returns:
         A dict that json can write.
+
+    Raises:
+        ValueError: If a system has not as many reports as there are references, or there is none.
     """
     reference = labeler(list(target))
-    scores: dict[str, dict[str, Statistic]] = {}
+    require_reports(reference)
     result: dict[str, Any] = {
         "num_studies": len(target),
         "labeler": getattr(labeler, "name", type(labeler).__name__),
@@ -125,29 +76,48 @@ def evaluate_systems(
         "systems": {},
         "differences": [],
     }
+    sums = {}
     for name, preds in systems.items():
         if len(preds) != len(target):
             raise ValueError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
         labels = labeler(list(preds))
-        scores[name] = {"MCCS": mccs_statistic(labels, reference, margin, [bool(text.strip()) for text in preds])}
-        scores[name].update({f"CE-F1 {c}": ce_statistic(labels, reference, c) for c in CONVENTIONS})
-        counts = cell_counts(labels, reference, THIRTEEN, "positive")
-        tp, fp, fn = (c.sum(0).tolist() for c in counts)
+        extras = {
+            score: torch.as_tensor(scorer(list(preds), list(target))) for score, scorer in (scorers or {}).items()
+        }
+        sums[name] = ReportSums(labels, reference, margin, written(list(preds)), extras)
         result["systems"][name] = {
-            "scores": {s: interval(f, len(target), num_resamples, seed) for s, f in scores[name].items()},
+            "scores": {},
             "distinct": len(set(preds)) / len(preds),
             "format": (formats or {}).get(name),
-            "per_condition": {
-                c: {"precision": tp[i] / max(1, tp[i] + fp[i]), "recall": tp[i] / max(1, tp[i] + fn[i]),
-                    "f1": 2 * tp[i] / max(1, 2 * tp[i] + fp[i] + fn[i]), "support": tp[i] + fn[i]}
-                for i, c in enumerate(THIRTEEN)
-            },
-        }  # fmt: skip
+            "precision": {c: float(ce_f1(labels, reference, **v, score="precision")) for c, v in CONVENTIONS.items()},
+            "recall": {c: float(ce_f1(labels, reference, **v, score="recall")) for c, v in CONVENTIONS.items()},
+            "per_condition": _per_condition(labels, reference),
+        }
+    drawn = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
+    for name, row in result["systems"].items():
+        row["scores"] = {s: _interval(value, drawn[name][s]) for s, value in sums[name].corpus().items()}
     for a, b in differences:
-        for score in scores[a]:
-            gap = interval(_difference(scores[a][score], scores[b][score]), len(target), num_resamples, seed)
+        values = sums[a].corpus(), sums[b].corpus()
+        for score in values[0]:
+            gap = _interval(values[0][score] - values[1][score], drawn[a][score] - drawn[b][score])
             result["differences"].append({"a": a, "b": b, "score": score, **gap})
     return result
+
+
+def _interval(value: float, drawn: np.ndarray) -> dict[str, float]:
+    low, high = percentile_interval(drawn)
+    return {"value": value, "low": low, "high": high}
+
+
+def _per_condition(preds: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    """Scores of each of the 13 conditions, uncertain counted as positive."""
+    counts = condition_counts(confusion(preds, target), "positive")
+    values = {score: average_score(counts, "none", score, 0).tolist() for score in SCORES}
+    support, predicted = (counts[0] + counts[2]).tolist(), (counts[0] + counts[1]).tolist()
+    return {
+        c: {**{score: values[score][i] for score in SCORES}, "support": support[i], "predicted": predicted[i]}
+        for i, c in enumerate(THIRTEEN)
+    }
 
 
 COLUMNS = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "CE-F1 micro-14")
@@ -184,4 +154,49 @@ def format_table(results: Mapping[str, Any]) -> str:
                 f"{gap['a']} - {gap['b']}, {gap['score']}: {100 * gap['value']:+.1f} "
                 f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
             )
+    return "\n".join(lines)
+
+
+def format_conventions(results: Mapping[str, Any], system: str) -> str:
+    """CE in every convention and for each condition, for one of the systems, in percent points."""
+    row, others = results["systems"][system], [name for name in results["systems"] if name != system]
+    width = max([12, *(len(name) + 2 for name in others)])
+    lines = [
+        f"CE of {system} in every convention, in percent, and the F1 of the other rows.",
+        f"{'convention':<12}{'precision':>10}{'recall':>8}{'F1 [95 % interval]':>21}"
+        + "".join(f"{name:>{width}}" for name in others)
+        + "  reported by",
+    ]
+    for name in CONVENTIONS:
+        score = row["scores"][f"CE-F1 {name}"]
+        span = f"{100 * score['value']:.1f} [{100 * score['low']:.1f},{100 * score['high']:.1f}]"
+        rest = (results["systems"][other]["scores"][f"CE-F1 {name}"]["value"] for other in others)
+        users = ", ".join(family for family, members in FAMILIES.items() if name in members)
+        lines.append(
+            f"{name:<12}{100 * row['precision'][name]:>10.1f}{100 * row['recall'][name]:>8.1f}{span:>21}"
+            + "".join(f"{100 * value:>{width}.1f}" for value in rest)
+            + f"  {users}".rstrip()
+        )
+    lines += ["", f"{'condition (+)':<28}{'precision':>10}{'recall':>8}{'F1':>7}{'support':>9}{'predicted':>11}"]
+    for name, values in row["per_condition"].items():
+        support, predicted = values["support"], values["predicted"]
+        precision, recall, f1 = (
+            f"{100 * values[score]:.1f}" if denominator else "-"
+            for score, denominator in (("precision", predicted), ("recall", support), ("f1", support + predicted))
+        )
+        lines.append(f"{name:<28}{precision:>10}{recall:>8}{f1:>7}{support:>9,}{predicted:>11,}")
+    return "\n".join(lines)
+
+
+def format_nlg(scores: Mapping[str, Any]) -> str:
+    """NLG scores of all systems, as fractions."""
+    systems = {name: row for name, row in scores.items() if name != "normalization"}
+    width = max(map(len, systems))
+    names = list(next(iter(systems.values())))
+    lines = [
+        f"NLG, normalization {scores['normalization']}: likeness of wording, not findings; no clinical evidence.",
+        " " * width + "".join(f"{name:>9}" for name in names),
+    ]
+    for system, row in systems.items():
+        lines.append(f"{system:<{width}}" + "".join(f"{row[name]:>9.4f}" for name in names))
     return "\n".join(lines)

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from mrg.metrics import MCCS, RulesLabeler
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, interval, most_frequent_report
+from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 
 TARGET = ["The heart is enlarged. No pleural effusion.", "Small left pleural effusion.", "No pneumothorax."] * 20
 
@@ -37,16 +37,6 @@ def test_nothing_written_is_worth_nothing_where_nothing_was_stated():
     metric = MCCS(labeler=RulesLabeler())
     metric.update(["", "Chest."], ["Chest.", "Chest."])
     assert float(metric.compute()) == 0.5
-
-
-def test_interval_of_a_mean_covers_like_the_normal_one():
-    import numpy as np
-
-    values = np.random.default_rng(0).normal(0, 1, 400)
-    got = interval(lambda index: values[index].mean(-1), 400, 2000)
-    half = 1.96 * values.std() / 20
-    assert got["low"] == pytest.approx(values.mean() - half, abs=0.02)
-    assert got["high"] == pytest.approx(values.mean() + half, abs=0.02)
 
 
 def test_most_frequent_report():

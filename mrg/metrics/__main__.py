@@ -1,0 +1,156 @@
+"""Score a file of reports, or compare two: `python -m mrg.metrics predictions.jsonl [--compare other.jsonl]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mrg.cli import one_line
+from mrg.files import write_json
+from mrg.metrics.compare import compare_systems, format_comparison
+from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labels import Labeler, Scorer
+from mrg.metrics.predictions import (
+    ID_COLUMNS,
+    PREDS_COLUMNS,
+    TARGET_COLUMNS,
+    Predictions,
+    align,
+    read_predictions,
+)
+from mrg.metrics.results import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_conventions,
+    format_nlg,
+    format_table,
+    most_frequent_report,
+)
+from mrg.metrics.scorer import ReportScore, load_scorer
+
+DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
+intervals, beside what a constant normal report and the most frequent reference earn on the same references."""
+EPILOG = """The files are JSON lines (.jsonl, as `python -m mrg test` writes them), JSON (.json: a list of studies, or
+ReXrank's object of studies by id) or tables with a head line (.csv, .tsv). Reports are labelled by rules unless
+--chexbert is given; see docs/labelers.md."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments."""
+    result = argparse.ArgumentParser("python -m mrg.metrics", description=DESCRIPTION, epilog=EPILOG)
+    result.add_argument("predictions", type=Path, help="file of generated and reference reports")
+    result.add_argument("--compare", type=Path, metavar="FILE", help="second file: paired differences to it")
+    columns = (("id", ID_COLUMNS), ("preds", PREDS_COLUMNS), ("target", TARGET_COLUMNS))
+    for name, known in columns:
+        result.add_argument(
+            f"--{name}", metavar="COLUMN", help=f"its column (default: the first of {', '.join(known)})"
+        )
+    result.add_argument("--chexbert", metavar="CHECKPOINT", help="label with CheXbert: a file, a folder or a hub id")
+    result.add_argument("--tokenizer", metavar="FOLDER", help="CheXbert's tokenizer (default: bert-base-uncased)")
+    result.add_argument("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
+    result.add_argument("--nlg", metavar="NORMALIZATION", nargs="?", const="none", help="add BLEU, METEOR, ROUGE-L and "
+                        "CIDEr: none (default), ptb, r2gen-iu or r2gen-mimic; pip install 'mrg[nlg]'")  # fmt: skip
+    result.add_argument("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION",
+                        help="a further score per report, see docs/scorers.md; may be repeated")  # fmt: skip
+    result.add_argument("--trials", type=int, help="of the bootstrap (default: 1000; with --compare 10000, and as many "
+                        "randomisations)")  # fmt: skip
+    result.add_argument("--seed", type=int, default=0, help="of the trials (default: %(default)s)")
+    result.add_argument(
+        "--changed", type=int, default=10, help="how many changed studies to print (default: %(default)s)"
+    )
+    result.add_argument("--output", type=Path, metavar="FILE", help="JSON to write (default: beside the predictions)")
+    return result
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run; a user's mistake prints one line and exits with 2."""
+    options = parser().parse_args(args)
+    try:
+        run(options)
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"mrg.metrics: {line}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score or compare, print, and write the JSON."""
+    if options.trials is not None and options.trials < 1:
+        raise ValueError(f"Expected --trials to be at least 1, but got {options.trials}.")
+    first = _read(options.predictions, options)
+    if options.compare is None:
+        output = options.output or options.predictions.with_suffix(".scores.json")
+        _score(first, output, options)
+        return
+    names = _names(options.predictions, options.compare)
+    second = _read(options.compare, options)
+    if not (first.has_ids and second.has_ids):
+        missing = options.compare if first.has_ids else options.predictions
+        raise ValueError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
+    second = align(first, second, names)
+    output = options.output or options.predictions.with_suffix(".comparison.json")
+    result = compare_systems(
+        first.preds, second.preds, first.target, _labeler(options), first.ids, options.margin,
+        options.trials or 10_000, options.seed, _scorers(options),
+    )  # fmt: skip
+    print(format_comparison(result, names, options.changed))
+    write_json(output, {"a": str(options.predictions), "b": str(options.compare), **result})
+    print(f"\nAll of it: {output}")
+
+
+def _score(predictions: Predictions, output: Path, options: argparse.Namespace) -> None:
+    name = options.predictions.stem
+    systems = {
+        "constant normal": [CONSTANT_NORMAL] * len(predictions.ids),
+        "most frequent reference": [most_frequent_report(predictions.target)] * len(predictions.ids),
+        name: predictions.preds,
+    }
+    differences = [(name, "constant normal"), (name, "most frequent reference")]
+    result = evaluate_systems(
+        systems, predictions.target, _labeler(options), options.margin, None, differences, options.trials or 1000,
+        options.seed, _scorers(options),
+    )  # fmt: skip
+    if options.nlg is not None:
+        from mrg.metrics.nlg import nlg_scores
+
+        result["nlg"] = {
+            "normalization": options.nlg,
+            **{system: nlg_scores(preds, predictions.target, options.nlg).corpus for system, preds in systems.items()},
+        }
+    print(f"{format_table(result)}\n\n{format_conventions(result, name)}")
+    if options.nlg is not None:
+        print(f"\n{format_nlg(result['nlg'])}")
+    write_json(output, {"predictions": str(options.predictions), **result})
+    print(f"\nAll of it: {output}")
+
+
+def _read(path: Path, options: argparse.Namespace) -> Predictions:
+    return read_predictions(path, options.id, options.preds, options.target)
+
+
+def _names(first: Path, second: Path) -> tuple[str, str]:
+    """What to call two files: their own names where those differ, otherwise their folders' too."""
+    if first.name != second.name:
+        return first.name, second.name
+    return str(first), str(second)
+
+
+def _labeler(options: argparse.Namespace) -> Labeler:
+    if options.chexbert is None:
+        return RulesLabeler()
+    from mrg.metrics.labelers.chexbert import CheXbertLabeler
+
+    tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
+    return CheXbertLabeler(options.chexbert, **tokenizer)
+
+
+def _scorers(options: argparse.Namespace) -> dict[str, Scorer]:
+    return {spec: ReportScore(load_scorer(spec)).scores for spec in options.scorer}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""Files of generated and reference reports: JSON lines, JSON (a list, or ReXrank's studies by id), CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ID_COLUMNS = ("id", "study_id")
+PREDS_COLUMNS = ("prediction", "preds", "model_prediction", "generated", "hypothesis")
+TARGET_COLUMNS = ("target", "reference", "report", "ground_truth", "section_findings")
+
+
+class Predictions(NamedTuple):
+    """N studies in the order of the file.
+
+    Args:
+        ids: Different from each other; the row's number where the file has no ids.
+        preds: Generated reports.
+        target: Reference reports.
+        has_ids: Whether the ids stand in the file.
+    """
+
+    ids: list[str]
+    preds: list[str]
+    target: list[str]
+    has_ids: bool
+
+
+def read_predictions(
+    path: Path, id_column: str | None = None, preds_column: str | None = None, target_column: str | None = None
+) -> Predictions:
+    """Read a file of predictions; the ending of its name says what it is (.jsonl, .json, .csv, .tsv).
+
+    Args:
+        path: The file.
+        id_column: Column of the study's id; the first of `ID_COLUMNS` by default, the row's number without one.
+        preds_column: Column of the generated report; the first of `PREDS_COLUMNS` by default.
+        target_column: Column of the reference report; the first of `TARGET_COLUMNS` by default.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read, has no rows, lacks a column, repeats an id, or holds something other than text
+            in a report; the message names the file and the rows.
+    """
+    rows = _rows(path)
+    if not rows:
+        raise ValueError(f"{path} holds no studies.")
+    preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
+    target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
+    if id_column is None:
+        id_column = next((c for c in ID_COLUMNS if all(c in row for row in rows)), None)
+    elif any(id_column not in row for row in rows):
+        raise ValueError(f"{path} has no column {id_column!r} in every row; it has {', '.join(rows[0])}.")
+    ids = [str(number if id_column is None else row[id_column]) for number, row in enumerate(rows, 1)]
+    seen: set[str] = set()
+    repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    if repeated:
+        raise ValueError(f"{path} holds {len(repeated)} studies twice: {_some(repeated)}; each must count once.")
+    for column in (preds_column, target_column):
+        wrong = [name for name, row in zip(ids, rows, strict=True) if not isinstance(row.get(column), str)]
+        if wrong:
+            raise ValueError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {_some(wrong)}.")
+    return Predictions(
+        ids, [row[preds_column] for row in rows], [row[target_column] for row in rows], id_column is not None
+    )
+
+
+def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
+    """The second file's rows in the order of the first's.
+
+    Raises:
+        ValueError: If the files do not hold the same studies with the same references; the message lists them.
+    """
+    if set(first.ids) != set(second.ids):
+        only = [[name for name in a.ids if name not in set(b.ids)] for a, b in ((first, second), (second, first))]
+        parts = [f"{len(ids)} only in {name} ({_some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
+        raise ValueError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
+    place = {name: row for row, name in enumerate(second.ids)}
+    order = [place[name] for name in first.ids]
+    aligned = Predictions(
+        first.ids, [second.preds[i] for i in order], [second.target[i] for i in order], second.has_ids
+    )
+    other = [name for name, a, b in zip(first.ids, first.target, aligned.target, strict=True) if a.split() != b.split()]
+    if other:
+        raise ValueError(
+            f"A paired comparison needs equal references, but those of {len(other)} studies differ between "
+            f"{names[0]} and {names[1]}: {_some(other)}."
+        )
+    return aligned
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _table, ".tsv": _table}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"Expected a file that ends in {', '.join(readers)}, but got {path}.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        rows = list(readers[path.suffix.lower()](path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+    except csv.Error as error:
+        raise ValueError(f"{path} is not a readable table: {error}.") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: row {number} is not an object with named fields, but {type(row).__name__}.")
+    return rows
+
+
+def _json_lines(path: Path) -> Iterable[Any]:
+    # Not splitlines(): reports may hold other line separators than the file's.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+
+
+def _json(path: Path) -> Iterable[Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+        return [{"study_id": name, **row} for name, row in value.items()]
+    raise ValueError(f"{path} is neither a list of studies nor an object of studies by id (ReXrank's form).")
+
+
+def _table(path: Path) -> Iterable[Any]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        for row in csv.DictReader(file, delimiter=delimiter, strict=True):
+            if None in row:
+                raise ValueError(f"{path}: a row ({_some([str(v) for v in row.values()][:1])}) has too many fields.")
+            yield row
+
+
+def _column(
+    path: Path, rows: Sequence[dict[str, Any]], name: str | None, known: Sequence[str], option: str, what: str
+) -> str:
+    names = dict.fromkeys(column for row in rows for column in row)
+    chosen = name if name is not None else next((column for column in known if column in names), None)
+    if chosen is None or chosen not in names:
+        looked = repr(name) if name is not None else " or ".join(known)
+        raise ValueError(
+            f"{path} has no column for the {what} (looked for {looked}); it has {', '.join(names)}: name it with "
+            f"--{option}."
+        )
+    return chosen
+
+
+def _some(names: Sequence[str], most: int = 10) -> str:
+    """The first names and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,173 @@
+"""Intervals and p values of corpus scores that follow from sums over reports.
+
+Every score here is a function of column sums of one matrix, reports by numbers: counts of true positives, false
+positives and false negatives, and per-report scores. Drawing reports anew is then a product of a matrix of weights with
+that matrix, which serves all scores, systems and trials at once; nothing is labelled or scored twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrg.metrics.ce import ratio, report_counts
+from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
+from mrg.metrics.conventions import CONVENTIONS, SETS, condition_indices
+from mrg.metrics.mccs import mccs
+
+# Weights of so many resampled reports are held at a time: 16 MB.
+_BLOCK = 2_000_000
+_MAPPINGS = ("negative", "positive")
+_SETS = list(SETS.values())
+
+
+class ReportSums:
+    """Per-report numbers of one system whose sums give its scores.
+
+    Args:
+        preds: (N, 14) label classes.
+        target: (N, 14) label classes.
+        margin: Of MCCS.
+        is_written: (N,) which predictions hold any text; the others have an MCCS of 0.
+        extras: Name -> (N,) further scores per report, whose mean is the corpus score.
+
+    Raises:
+        ValueError: If there is no report.
+    """
+
+    def __init__(
+        self,
+        preds: Tensor,
+        target: Tensor,
+        margin: float = 0.5,
+        is_written: Tensor | None = None,
+        extras: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        if not len(preds):
+            raise ValueError("Expected at least one report to score, but got none.")
+        similarity = mccs(preds, target, margin, reduction="none")
+        if is_written is not None:
+            similarity = similarity * is_written.to(similarity.device)
+        means = {"MCCS": similarity}
+        counts = {mapping: report_counts(preds, target, mapping) for mapping in _MAPPINGS}
+        for name, setting in CONVENTIONS.items():
+            if setting["average"] == "example":
+                columns = condition_indices(setting["conditions"])
+                means[f"CE-F1 {name}"] = ratio(counts[setting["uncertain"]][:, :, columns].sum(2))
+        means.update(extras or {})
+        self.means = list(means)
+        flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1).double() for mapping in _MAPPINGS]
+        values = [value.double().cpu().reshape(-1, 1) for value in means.values()]
+        self.columns: np.ndarray = torch.cat([*(part.cpu() for part in flat), *values], 1).numpy()
+        self.num_reports = len(preds)
+
+    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Corpus scores by name.
+
+        Args:
+            sums: (T, K) column sums of `columns` over T samples of N reports.
+
+        Returns:
+            Name -> (T,) scores.
+        """
+        size = 3 * NUM_CONDITIONS
+        means = dict(zip(self.means, sums[:, 2 * size :].T / self.num_reports, strict=True))
+        result = {"MCCS": means.pop("MCCS"), **dict.fromkeys(f"CE-F1 {name}" for name in CONVENTIONS)}
+        for i, mapping in enumerate(_MAPPINGS):
+            counts = torch.from_numpy(sums[:, i * size : (i + 1) * size]).reshape(-1, 3, NUM_CONDITIONS)
+            averages = _averages(counts.transpose(0, 1).contiguous())
+            for name, setting in CONVENTIONS.items():
+                if setting["uncertain"] == mapping and setting["average"] != "example":
+                    score = averages[setting["average"]][:, _SETS.index(setting["conditions"])]
+                    result[f"CE-F1 {name}"] = score.numpy()
+        return {**result, **means}
+
+    def corpus(self) -> dict[str, float]:
+        """The scores of all reports as they are."""
+        return {name: float(value[0]) for name, value in self.scores(self.columns.sum(0, keepdims=True)).items()}
+
+
+def _averages(counts: Tensor) -> dict[str, Tensor]:
+    """`ce.average_score` of (3, T, 14) counts of T samples, for all sets of conditions at once: each (T, 3)."""
+    chosen = torch.tensor([[float(c in conditions) for conditions in _SETS] for c in CONDITIONS], dtype=counts.dtype)
+    values, support = ratio(counts), counts[0] + counts[2]
+    return {
+        "micro": ratio(counts @ chosen),
+        "macro": values @ chosen / chosen.sum(0),
+        "weighted": (values * support) @ chosen / (support @ chosen).clamp(min=1),
+    }
+
+
+def bootstrap(systems: Sequence[ReportSums], num_trials: int = 1000, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Scores of reports drawn with replacement (Efron and Tibshirani, 1993), the same draws for all systems.
+
+    Returns:
+        For each system name -> (num_trials,) scores.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(num: int, num_reports: int) -> np.ndarray:
+        index = rng.integers(0, num_reports, (num, num_reports))
+        index += np.arange(num)[:, None] * num_reports
+        return np.bincount(index.ravel(), minlength=num * num_reports).reshape(num, num_reports)
+
+    return _resample(systems, num_trials, draw)
+
+
+def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of bootstrap values."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed: int = 0) -> dict[str, float]:
+    """Two-sided p of the difference between two systems by approximate randomisation (Noreen, 1989).
+
+    In each trial the two predictions of a report change places with probability one half; p is the share of trials
+    whose difference is at least as large as the true one, the true one counted among them.
+
+    Returns:
+        Name -> p, at least `1 / (num_trials + 1)`.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(num: int, num_reports: int) -> np.ndarray:
+        bits = rng.integers(0, 256, (num, -(-num_reports // 8)), dtype=np.uint8)
+        return np.unpackbits(bits, axis=1, count=num_reports)
+
+    observed = {name: value - b.corpus()[name] for name, value in a.corpus().items()}
+    # The sums of the first system after the exchange are its own plus the difference where reports change places.
+    change = b.columns - a.columns
+    change = change[change.any(1)] if change.any() else change[:1]  # equal reports need not change places
+    exchanged = next(_sums([change], num_trials, draw))
+    total_a, total_b = a.columns.sum(0), b.columns.sum(0)
+    scores_a, scores_b = a.scores(total_a + exchanged), a.scores(total_b - exchanged)
+    result = {}
+    for name, gap in observed.items():
+        at_least = np.abs(scores_a[name] - scores_b[name]) >= abs(gap) - 1e-12
+        result[name] = float((1 + at_least.sum()) / (num_trials + 1))
+    return result
+
+
+def _resample(
+    systems: Sequence[ReportSums], num_trials: int, draw: Callable[[int, int], np.ndarray]
+) -> list[dict[str, np.ndarray]]:
+    sums = _sums([system.columns for system in systems], num_trials, draw)
+    return [system.scores(part) for system, part in zip(systems, sums, strict=True)]
+
+
+def _sums(
+    columns: Sequence[np.ndarray], num_trials: int, draw: Callable[[int, int], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Weighted column sums (num_trials, K) of each matrix under the same weights."""
+    num_reports = len(columns[0])
+    stacked = torch.from_numpy(np.concatenate(list(columns), 1))
+    block = max(1, min(num_trials, _BLOCK // num_reports))
+    parts = []
+    for start in range(0, num_trials, block):
+        weights = torch.from_numpy(draw(min(block, num_trials - start), num_reports))
+        parts.append(weights.double() @ stacked)
+    yield from np.split(torch.cat(parts).numpy(), np.cumsum([c.shape[1] for c in columns])[:-1], axis=1)

@@ -1,0 +1,71 @@
+import json
+
+import pytest
+
+from mrg.metrics import CONVENTIONS, RulesLabeler, ce_f1, mccs
+from mrg.metrics.compare import compare_systems, format_comparison
+
+TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "Clear lungs.", "Small effusion."] * 5
+PREDS = ["Cardiomegaly.", "Edema. Left effusion.", "Clear lungs.", "No effusion."] * 5
+OTHER = ["No cardiomegaly.", "Edema. Pneumonia.", "Fracture.", "Small effusion."] * 5
+IDS = [f"s{i:02d}" for i in range(20)]
+
+
+def test_scores_and_differences():
+    labeler = RulesLabeler()
+    result = compare_systems(PREDS, OTHER, TARGET, labeler, IDS, margin=0.3, num_trials=500)
+    labels = [labeler(texts) for texts in (PREDS, OTHER, TARGET)]
+    expected = [float(mccs(x, labels[2], 0.3)) for x in labels[:2]]
+    row = result["scores"]["MCCS"]
+    assert [row["value"], row["other"], row["difference"]] == pytest.approx([*expected, expected[0] - expected[1]])
+    assert row["low"] < row["difference"] < row["high"]
+    for name, setting in CONVENTIONS.items():
+        row = result["scores"][f"CE-F1 {name}"]
+        assert row["value"] == pytest.approx(float(ce_f1(labels[0], labels[2], **setting)), abs=1e-12)
+        assert row["other"] == pytest.approx(float(ce_f1(labels[1], labels[2], **setting)), abs=1e-12)
+        assert 1 / 501 <= row["p"] <= 1
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_changed_studies():
+    result = compare_systems(PREDS, OTHER, TARGET, RulesLabeler(), IDS, num_trials=10)
+    rows = {row["id"]: row for row in result["changed"]}
+    assert len(rows) == 20
+    assert rows["s00"]["better"] == ["Cardiomegaly"]
+    assert rows["s01"]["better"] == ["Pneumonia", "Pleural Effusion"]
+    assert rows["s02"]["better"] == ["Fracture"]
+    assert rows["s03"]["worse"] == ["Pleural Effusion"]
+    assert (rows["s03"]["mccs"], rows["s03"]["other_mccs"]) == (0, 1)
+    # Most findings first, then the larger change of MCCS.
+    assert [row["id"] for row in result["changed"]][:5] == ["s01", "s05", "s09", "s13", "s17"]
+    text = format_comparison(result, ("one", "two"), 2)
+    assert "A: one\nB: two\n20 studies" in text
+    assert "+Pneumonia, +Pleural Effusion" in text
+    assert "s03" not in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_equal_systems_do_not_differ():
+    result = compare_systems(PREDS, PREDS, TARGET, RulesLabeler(), num_trials=50)
+    for row in result["scores"].values():
+        assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
+    assert result["changed"] == []
+    assert "0 studies with a finding that only one of them has right." in format_comparison(result, ("a", "b"))
+
+
+def test_a_scorer_of_ones_own():
+    def words(preds, target):
+        return [float(len(p.split())) for p in preds]
+
+    result = compare_systems(PREDS, OTHER, TARGET, RulesLabeler(), num_trials=50, scorers={"words": words})
+    assert result["scores"]["words"]["value"] == pytest.approx((1 + 3 + 2 + 2) / 4)
+    assert result["scores"]["words"]["difference"] == pytest.approx((1 + 3 + 2 + 2 - 2 - 2 - 1 - 2) / 4)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="same length, but got 19 and 20"):
+        compare_systems(PREDS, OTHER[:19], TARGET, RulesLabeler())
+    with pytest.raises(ValueError, match="`ids` to have 20 names, but got 3"):
+        compare_systems(PREDS, OTHER, TARGET, RulesLabeler(), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="at least one report"):
+        compare_systems([], [], [], RulesLabeler())

@@ -1,0 +1,101 @@
+"""`python -m mrg.metrics`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mrg.metrics.__main__ import main
+from tests.metrics.test_predictions import write
+
+TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "The lungs are clear.", "The lungs are clear."]
+PREDS = ["Cardiomegaly.", "Edema.", "The lungs are clear.", "Small effusion."]
+
+
+def rows(preds):
+    return [{"id": f"s{i}", "prediction": p, "target": t} for i, (p, t) in enumerate(zip(preds, TARGET, strict=True))]
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    return write(tmp_path / "predictions.jsonl", rows(PREDS))
+
+
+def fails(capsys, *args):
+    with pytest.raises(SystemExit) as error:
+        main([str(a) for a in args])
+    assert error.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith("mrg.metrics: ")
+    assert text.count("\n") == 1
+    return text
+
+
+def test_table_and_json(predictions, capsys):
+    main([str(predictions)])
+    text = capsys.readouterr().out
+    result = json.loads(predictions.with_name("predictions.scores.json").read_text())
+    assert list(result["systems"]) == ["constant normal", "most frequent reference", "predictions"]
+    scores = result["systems"]["predictions"]["scores"]
+    # 2 right, 1 invented, 1 missed.
+    assert scores["CE-F1 micro-13+"]["value"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert scores["CE-F1 micro-13+"]["low"] < scores["CE-F1 micro-13+"]["value"] < scores["CE-F1 micro-13+"]["high"]
+    assert result["systems"]["constant normal"]["scores"]["CE-F1 micro-13+"]["value"] == 0
+    line = next(line for line in text.splitlines() if line.startswith("micro-13+"))
+    assert line.split()[1:4] == ["66.7", "66.7", "66.7"]
+    assert line.split()[-2:] == ["0.0", "0.0"]
+    condition = next(line for line in text.splitlines() if line.startswith("Pleural Effusion"))
+    assert condition.split()[2:] == ["0.0", "0.0", "0.0", "1", "1"]
+    assert "predictions.scores.json" in text
+
+
+def test_compare(predictions, tmp_path, capsys):
+    other = write(tmp_path / "other.csv", rows(TARGET)[::-1])
+    output = tmp_path / "out.json"
+    main([str(predictions), "--compare", str(other), "--trials", "200", "--output", str(output)])
+    text = capsys.readouterr().out
+    assert "A: predictions.jsonl\nB: other.csv\n4 studies" in text
+    result = json.loads(output.read_text())
+    assert result["scores"]["CE-F1 micro-13+"]["difference"] == pytest.approx(2 / 3 - 1)
+    assert {row["id"]: row["worse"] for row in result["changed"]} == {
+        "s1": ["Pleural Effusion"],
+        "s3": ["Pleural Effusion"],
+    }
+
+
+def test_mistakes_are_one_line(predictions, tmp_path, capsys):
+    assert "There is no file" in fails(capsys, tmp_path / "none.jsonl")
+    few = write(tmp_path / "few.jsonl", rows(PREDS)[:2])
+    assert "2 only in predictions.jsonl (s2, s3)" in fails(capsys, predictions, "--compare", few)
+    nameless = write(tmp_path / "nameless.jsonl", [{k: r[k] for k in ("prediction", "target")} for r in rows(PREDS)])
+    assert "nameless.jsonl has no column of ids" in fails(capsys, predictions, "--compare", nameless)
+    assert "margin" in fails(capsys, predictions, "--margin", "1")
+    assert "--trials" in fails(capsys, predictions, "--trials", "0")
+    assert "no column for the generated report" in fails(capsys, predictions, "--preds", "text")
+    assert not list(tmp_path.glob("*.scores.json"))
+
+
+def test_scorers_and_nlg(predictions, capsys):
+    pytest.importorskip("pycocoevalcap")
+    main([str(predictions), "--scorer", "tests.metrics.test_main:overlap", "--nlg", "r2gen-iu"])
+    text = capsys.readouterr().out
+    result = json.loads(predictions.with_name("predictions.scores.json").read_text())
+    score = result["systems"]["predictions"]["scores"]["tests.metrics.test_main:overlap"]["value"]
+    assert score == pytest.approx((1 / 3 + 1 / 3 + 1 + 0) / 4)
+    assert result["nlg"]["normalization"] == "r2gen-iu"
+    assert 0 < result["nlg"]["predictions"]["BLEU-1"] < 1
+    assert "likeness of wording, not findings" in text
+
+
+def overlap(preds, target):
+    """Share of the reference's words that the report holds."""
+    return [len(set(p.split()) & set(t.split())) / len(set(t.split())) for p, t in zip(preds, target, strict=True)]
+
+
+def test_as_a_command_without_lightning(predictions):
+    code = "import sys, runpy; sys.argv[0] = 'mrg.metrics'; runpy.run_module('mrg.metrics', run_name='__main__'); "
+    code += "print('lightning' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code, str(predictions)], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().endswith("False")
+    assert result.stderr == ""

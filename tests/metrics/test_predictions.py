@@ -1,0 +1,100 @@
+import csv
+import json
+
+import pytest
+
+from mrg.metrics.predictions import Predictions, align, read_predictions
+
+ROWS = [
+    {"id": "a", "prediction": "No edema.\u2028Heart normal.", "target": 'Edema, "mild".'},
+    {"id": "b", "prediction": "", "target": "No effusion."},
+]
+EXPECTED = Predictions(["a", "b"], [r["prediction"] for r in ROWS], [r["target"] for r in ROWS], True)
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    else:
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.json", "p.csv", "p.tsv", "P.JSONL"])
+def test_forms(tmp_path, name):
+    path = tmp_path / name
+    assert read_predictions(write(path.with_suffix(path.suffix.lower()), ROWS).rename(path)) == EXPECTED
+
+
+def test_rexrank(tmp_path):
+    """Studies by id, each with its own fields and the model's report."""
+    studies = {
+        "p1_s1": {"image_path": ["a.png"], "context": "Cough.", "report": "Edema.", "model_prediction": "No edema."},
+        "p2_s1": {"image_path": ["b.png"], "context": "", "report": "Clear.", "model_prediction": "Clear."},
+    }
+    path = write(tmp_path / "rexrank.json", studies)
+    expected = Predictions(["p1_s1", "p2_s1"], ["No edema.", "Clear."], ["Edema.", "Clear."], True)
+    assert read_predictions(path) == expected
+
+
+def test_columns_by_name_and_rows_without_ids(tmp_path):
+    path = write(tmp_path / "own.csv", [{"text": "a", "gold": "b"}, {"text": "c", "gold": "d"}])
+    got = read_predictions(path, preds_column="text", target_column="gold")
+    assert got == Predictions(["1", "2"], ["a", "c"], ["b", "d"], False)
+    with pytest.raises(
+        ValueError, match=r"own.csv has no column for the generated report .* it has text, gold: .*--preds"
+    ):
+        read_predictions(path, target_column="gold")
+    with pytest.raises(ValueError, match=r"\(looked for 'note'\); it has text, gold: name it with --target"):
+        read_predictions(path, preds_column="text", target_column="note")
+    with pytest.raises(ValueError, match="no column 'key' in every row; it has text, gold"):
+        read_predictions(path, "key", "text", "gold")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.jsonl", b'{"id": 1}\n\n{"id": \n', "line 3 is not JSON: Expecting value at column"),
+        ("p.jsonl", b"[1, 2]\n", "row 1 is not an object with named fields, but list"),
+        ("p.jsonl", b"\n", "holds no studies"),
+        ("p.jsonl", b"\xff\xfe\n", "is not UTF-8 text"),
+        ("p.json", b'{"a": 1}', "neither a list of studies nor an object of studies by id"),
+        ("p.json", b"{", "line 1 is not JSON"),
+        ("p.csv", b"id,prediction,target\n1,a,b,c\n", "too many fields"),
+        ("p.csv", b"id,prediction,target\n1,a\n", "'target' is not a text in 1 of 1 rows: 1"),
+        ("p.csv", b'id,prediction,target\n1,"a,b\n', "not a readable table"),
+        ("p.txt", b"", r"ends in .jsonl, .json, .csv, .tsv, but got .*p.txt"),
+        ("p.jsonl", b'{"id": 1, "prediction": null, "target": "b"}\n', "'prediction' is not a text in 1 of 1 rows: 1"),
+        ("p.jsonl", b'{"id": 1, "prediction": "", "target": ""}\n' * 2, "holds 1 studies twice: 1"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_predictions(path)
+    assert "\n" not in str(error.value)
+    assert name in str(error.value)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*none\.jsonl"):
+        read_predictions(tmp_path / "none.jsonl")
+
+
+def test_align():
+    first = Predictions(["a", "b", "c"], ["1", "2", "3"], ["x", "y z", "w"], True)
+    second = Predictions(["c", "a", "b"], ["6", "4", "5"], ["w", "x", " y\nz"], True)
+    assert align(first, second, ("one", "two")).preds == ["4", "5", "6"]
+    with pytest.raises(ValueError, match=r"1 only in one \(c\) and 2 only in two \(d, e\)"):
+        align(first, Predictions(list("abde"), ["1"] * 4, ["x"] * 4, True), ("one", "two"))
+    many = Predictions([str(i) for i in range(30)], ["1"] * 30, ["x"] * 30, True)
+    with pytest.raises(ValueError, match=r"30 only in two \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more\)"):
+        align(first, many, ("one", "two"))
+    with pytest.raises(ValueError, match="those of 1 studies differ between one and two: b"):
+        align(first, second._replace(target=["w", "x", "y"]), ("one", "two"))
