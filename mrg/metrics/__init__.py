@@ -1,26 +1,41 @@
 """Clinical metrics of radiology reports: usable alone, on labels or on strings with a labeler."""
 
-from mrg.metrics.ce import CEF1, CONVENTIONS, ce_f1
+from mrg.metrics.ce import CEF1, ce_f1
 from mrg.metrics.conditions import BLANK, CONDITIONS, FIVE, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
+from mrg.metrics.conventions import CONVENTIONS, FAMILIES, convention
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.mccs import MCCS, ccs, mccs
+from mrg.metrics.nlg import NLGScores, nlg_scores
+from mrg.metrics.reward import as_reward, format_reward
+from mrg.metrics.scorer import ReportScore, load_scorer
+from mrg.metrics.table import CETable, ce_table
 
 __all__ = [
     "BLANK",
     "CEF1",
     "CONDITIONS",
     "CONVENTIONS",
+    "FAMILIES",
     "FIVE",
     "MCCS",
     "NEGATIVE",
     "POSITIVE",
     "THIRTEEN",
     "UNCERTAIN",
+    "CETable",
+    "NLGScores",
+    "ReportScore",
     "RulesLabeler",
+    "as_reward",
     "ccs",
     "ce_f1",
+    "ce_table",
+    "convention",
+    "format_reward",
     "format_score",
+    "load_scorer",
     "mccs",
+    "nlg_scores",
     "parse_completion",
 ]

@@ -13,6 +13,7 @@ from torchmetrics import Metric
 
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
+from mrg.metrics.labelers.base import Labeler
 from mrg.modules.policy import LoRA, Policy, load_policy
 from mrg.modules.rollout import sample
 from mrg.modules.tiny import Tiny, tiny_policy
@@ -60,6 +61,7 @@ class ReportModule(L.LightningModule):
         weight_decay: Of AdamW.
         max_grad_norm: Gradients are scaled down to this norm.
         margin: Margin of MCCS, in training and in evaluation.
+        labeler: Labels reports for rewards and scores; `RulesLabeler` by default.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class ReportModule(L.LightningModule):
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
         margin: float = 0.5,
+        labeler: Labeler | None = None,
     ) -> None:
         super().__init__()
         if think not in ("required", "absent"):
@@ -105,7 +108,8 @@ class ReportModule(L.LightningModule):
         self.max_grad_norm, self.margin = max_grad_norm, margin
         # Frozen weights are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
         self.strict_loading = False
-        self.labeler = RulesLabeler()
+        # Not a submodule: a labeler's weights are not the policy's.
+        object.__setattr__(self, "labeler", RulesLabeler() if labeler is None else labeler)
         self.policy: Policy | None = None
         self.scores = nn.ModuleDict(
             {

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.mccs import mccs
-
-
-class RewardError(RuntimeError):
-    """A reward failed; the message names the study. Training stops: a silent 0 would teach the wrong thing."""
+from mrg.metrics.reward import RewardError
 
 
 class Reward:

@@ -208,3 +208,27 @@ def test_metrics_of_one_collection_keep_their_settings():
     assert got["negative"] == 1
     assert got["low"] == pytest.approx((1 + cosine) / 2)
     assert got["high"] == pytest.approx(0.5)  # (cosine - .9) / .1 is below 0
+
+
+@pytest.mark.parametrize("make", [CEF1, partial(CEF1, "example"), MCCS])
+def test_metrics_of_one_collection_keep_their_labelers(make):
+    """Whose answers may be equal in the first batch."""
+    from torchmetrics import MetricCollection
+
+    def everything(texts):
+        return torch.ones(len(texts), 14, dtype=torch.long)
+
+    def nothing(texts):
+        return torch.zeros(len(texts), 14, dtype=torch.long)
+
+    labelers = [lambda texts, f=f: f(texts) if "mass" in texts else everything(texts) for f in (everything, nothing)]
+    collection = MetricCollection({str(i): make(labeler=labeler) for i, labeler in enumerate(labelers)})
+    collection.update(["edema"], ["edema"])
+    perfect = torch.ones(1, 14, dtype=torch.long)
+    collection.update(["mass"], perfect)
+    got = collection.compute()
+    assert float(got["0"]) == 1
+    assert float(got["1"]) < 1
+    shared = MetricCollection({"a": make(labeler=labelers[0]), "b": make(labeler=labelers[0])})
+    shared.update(["edema"], ["edema"])
+    assert len(shared.compute_groups) == 1

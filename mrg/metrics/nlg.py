@@ -1,0 +1,256 @@
+"""BLEU-1 to 4, METEOR, ROUGE-L and CIDEr, as pycocoevalcap computes them: likeness of wording, not of findings.
+
+Never show them as clinical evidence alone: a sentence that says the opposite shares most of its words, and a template
+that says the same of every image scores well (see docs/scorers.md). They are here to compare with published tables.
+
+A function and not a `torchmetrics.Metric`: corpus BLEU and METEOR are ratios of sums, and CIDEr weighs words by how
+many references of the whole corpus hold them. A stream would have to keep all texts, and strings are no tensor states
+that could be gathered over processes. Collect the texts of a test run, then call `nlg_scores` once.
+
+Choices:
+
+- Tokens are what stands between white space, after a normalisation with a name. "none" and "r2gen-…" are what most
+  report-generation code passes to pycocoevalcap; "ptb" is the evaluation of COCO captions. They differ by several
+  points: give the name beside the scores.
+- "r2gen-…" is the cleaning of R2Gen's tokenizer (Chen et al., 2020). Not reproduced: R2Gen also sends references
+  through its vocabulary, where words seen fewer than 3 times (10 on MIMIC-CXR) in training become `<unk>`, so that its
+  references lack rare words. Its cut of long references is `max_tokens`.
+- White space is collapsed and `|||` leaves METEOR's input, because both would break the protocol of its Java process.
+- An empty prediction scores 0 in everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mrg.metrics.labelers.base import check_texts
+
+NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
+
+# What R2Gen shortens before it looks for sentences, and how many times it does so.
+_R2GEN_RUNS: dict[str, tuple[tuple[str, str, int], ...]] = {
+    "r2gen-iu": (("..", ".", 3),),
+    "r2gen-mimic": (("\n", " ", 1), ("__", "_", 7), ("  ", " ", 6), ("..", ".", 8)),
+}
+# The hyphen stays: where R2Gen writes it, between the colon and the bracket, it makes a range of characters.
+_R2GEN_REMOVED = re.compile(r"""[.,?;*!%^&_+():<=>@A-Z\[\]{}"'/\\]""")
+
+
+class NLGScores(NamedTuple):
+    """Scores of a corpus and of each of its reports; fractions, not percent points.
+
+    Args:
+        corpus: "BLEU-1" to "BLEU-4", "METEOR" unless it is left out, "ROUGE-L", "CIDEr" (0 to 10).
+        per_report: The same names, each (N,) float64. ROUGE-L and CIDEr of the corpus are the means of these values, so
+            that intervals and paired comparisons can resample them. BLEU and METEOR of the corpus are not: they divide
+            sums over all reports, and their interval needs the corpus score of resampled reports.
+    """
+
+    corpus: dict[str, float]
+    per_report: dict[str, Tensor]
+
+
+def nlg_scores(
+    preds: Sequence[str],
+    target: Sequence[str],
+    normalization: str = "none",
+    meteor: bool = True,
+    max_tokens: int | None = None,
+) -> NLGScores:
+    """Score reports against one reference each.
+
+    Args:
+        preds: N reports.
+        target: N reference reports.
+        normalization: `"none"`, `"ptb"`, `"r2gen-iu"` or `"r2gen-mimic"`, see the module.
+        meteor: Whether to compute METEOR, which needs Java and several seconds to start.
+        max_tokens: Keep so many tokens of every text; None keeps all. R2Gen's references hold at most 59 tokens on IU
+            X-Ray and 99 on MIMIC-CXR, its predictions one more.
+
+    Returns:
+        See `NLGScores`. CIDEr is 0 where all references are equal, or there is only one: no word then tells them apart.
+
+    Raises:
+        ValueError: If the lengths differ, there is no report, or a setting is unknown.
+        TypeError: If something is not a string; the message gives its index.
+        ImportError: If pycocoevalcap is missing.
+        RuntimeError: If Java is missing or fails.
+
+    Source:
+        Papineni et al., 2002; Lavie and Agarwal, 2007; Lin, 2004; Vedantam et al., 2015; the code of Chen et al., 2015.
+
+    Example:
+        >>> scores = nlg_scores(["no effusion"], ["no pleural effusion"], meteor=False)
+        >>> round(scores.corpus["ROUGE-L"], 4)
+        0.7722
+    """
+    check_texts(preds, "preds")
+    check_texts(target, "target")
+    if len(preds) != len(target):
+        raise ValueError(
+            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
+        )
+    if not preds:
+        raise ValueError("Expected at least one report, but got none.")
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"Expected argument `max_tokens` to be at least 1, but got {max_tokens}.")
+    texts = normalize_reports([*preds, *target], normalization)
+    if max_tokens is not None:
+        texts = [" ".join(text.split(" ")[:max_tokens]) for text in texts]
+    p, t = texts[: len(preds)], texts[len(preds) :]
+
+    per_report: dict[str, Any] = {}
+    corpus: dict[str, float] = {}
+    _bleu_rouge_cider(p, t, corpus, per_report)
+    if meteor:
+        corpus["METEOR"], per_report["METEOR"] = _meteor(p, t)
+    order = [*(f"BLEU-{n}" for n in range(1, 5)), *(["METEOR"] if meteor else []), "ROUGE-L", "CIDEr"]
+    return NLGScores(
+        {name: float(corpus[name]) for name in order},
+        {name: torch.as_tensor(per_report[name], dtype=torch.float64) for name in order},
+    )
+
+
+def normalize_reports(texts: Sequence[str], normalization: str) -> list[str]:
+    """Bring reports into the form whose tokens are compared: one line each, tokens separated by one space.
+
+    An empty report stays empty.
+
+    Raises:
+        ValueError: If the normalisation is unknown.
+        ImportError: If `"ptb"` lacks pycocoevalcap.
+        RuntimeError: If `"ptb"` lacks Java or Java fails.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise ValueError(
+            f"Expected argument `normalization` to be one of {', '.join(map(repr, NORMALIZATIONS))}, "
+            f"but got {normalization!r}."
+        )
+    if normalization in _R2GEN_RUNS:
+        texts = [_r2gen(text, _R2GEN_RUNS[normalization]) if text.strip() else "" for text in texts]
+    # A lone surrogate, which no Java process could be sent, becomes a question mark.
+    texts = [" ".join(text.encode("utf-8", "replace").decode("utf-8").split()) for text in texts]
+    return _ptb(texts) if normalization == "ptb" else texts
+
+
+def _r2gen(text: str, runs: tuple[tuple[str, str, int], ...]) -> str:
+    for old, new, times in runs:
+        for _ in range(times):
+            text = text.replace(old, new)
+    # Numbers of a list, wherever they stand; "21. " loses its second digit here as there.
+    text = text.replace("1. ", "")
+    for before in (". ", " "):
+        for number in "2345":
+            text = text.replace(f"{before}{number}. ", ". ")
+    sentences = text.strip().lower().split(". ")
+    return " . ".join(_R2GEN_REMOVED.sub("", sentence.strip()) for sentence in sentences) + " ."
+
+
+def _bleu_rouge_cider(
+    preds: list[str], target: list[str], corpus: dict[str, float], per_report: dict[str, Any]
+) -> None:
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise _missing_extra() from error
+    gts, res = _captions(target), _captions(preds)
+    values, reports = Bleu(4).compute_score(gts, res, verbose=0)
+    for n in range(4):
+        corpus[f"BLEU-{n + 1}"], per_report[f"BLEU-{n + 1}"] = values[n], reports[n]
+    rouge = torch.as_tensor(Rouge().compute_score(gts, res)[1], dtype=torch.float64)
+    # Splitting "" at spaces gives one empty word, which would match that of an empty reference.
+    per_report["ROUGE-L"] = rouge * torch.tensor([bool(text) for text in preds])
+    corpus["ROUGE-L"] = float(per_report["ROUGE-L"].mean())
+    if any(target):
+        corpus["CIDEr"], per_report["CIDEr"] = Cider().compute_score(gts, res)
+    else:  # pycocoevalcap takes the maximum over the words of all references, and there is none
+        corpus["CIDEr"], per_report["CIDEr"] = 0.0, [0.0] * len(preds)
+
+
+def _meteor(preds: list[str], target: list[str]) -> tuple[float, list[float]]:
+    _need_java("METEOR", "or leave it out: `meteor=False`")
+    try:
+        from pycocoevalcap.meteor.meteor import Meteor
+    except ImportError as error:
+        raise _missing_extra() from error
+    gts, res = (_captions([" ".join(text.replace("|||", " ").split()) for text in side]) for side in (target, preds))
+    meteor = Meteor()
+    try:
+        corpus, reports = meteor.compute_score(gts, res)
+    except (OSError, ValueError) as error:  # a closed pipe, or an answer that is no number
+        meteor.meteor_p.kill()
+        reason = meteor.meteor_p.stderr.read().decode(errors="replace").strip()
+        raise RuntimeError(f"METEOR's Java process failed: {reason or error}") from error
+    finally:
+        _close(meteor)
+    return corpus, reports
+
+
+def _close(meteor: Any) -> None:
+    """End the Java process now and not when the object happens to be collected."""
+    if meteor.lock.locked():  # held where an error passed, and the object's own clean-up would wait for it for ever
+        meteor.lock.release()
+    with contextlib.suppress(OSError):  # what was not sent yet cannot be sent any more
+        meteor.meteor_p.stdin.close()
+    meteor.meteor_p.kill()
+    meteor.meteor_p.wait()
+    meteor.meteor_p.stdout.close()
+    meteor.meteor_p.stderr.close()
+
+
+def _ptb(texts: list[str]) -> list[str]:
+    """The Penn Treebank tokens of pycocoevalcap, without punctuation.
+
+    Its Python class leaves a file beside itself while it runs, which fails where packages are not writable, prints to
+    the error stream, and loses count of texts that are empty; so its Java program and its table are called from here.
+    """
+    try:
+        from pycocoevalcap.tokenizer import ptbtokenizer
+    except ImportError as error:
+        raise _missing_extra() from error
+    _need_java("the normalisation 'ptb'", "or choose another one")
+    written = [text for text in texts if text]
+    if not written:
+        return list(texts)
+    command = ["java", "-cp", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR, "edu.stanford.nlp.process.PTBTokenizer"]
+    result = subprocess.run(
+        [*command, "-preserveLines", "-lowerCase"],
+        cwd=Path(ptbtokenizer.__file__).parent,
+        input="".join(f"{text}\n" for text in written).encode(),
+        capture_output=True,
+        check=False,
+    )
+    if result.returncode:
+        raise RuntimeError(f"The Penn Treebank tokenizer failed: {result.stderr.decode(errors='replace').strip()}")
+    lines = result.stdout.decode().splitlines()
+    if len(lines) != len(written):  # would shift every later report
+        raise RuntimeError(f"The Penn Treebank tokenizer gave {len(lines)} lines for {len(written)} reports.")
+    dropped = frozenset(ptbtokenizer.PUNCTUATIONS)
+    tokens = iter(" ".join(word for word in line.split() if word not in dropped) for line in lines)
+    return [next(tokens) if text else "" for text in texts]
+
+
+def _captions(texts: list[str]) -> dict[int, list[str]]:
+    return {index: [text] for index, text in enumerate(texts)}
+
+
+def _need_java(what: str, otherwise: str) -> None:
+    if shutil.which("java") is None:
+        raise RuntimeError(
+            f"Expected `java` on the PATH for {what}, but found none: install a Java runtime, {otherwise}."
+        )
+
+
+def _missing_extra() -> ImportError:
+    return ImportError("NLG scores need the package pycocoevalcap: pip install 'mrg[nlg]'")
