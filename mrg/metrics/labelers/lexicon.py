@@ -11,13 +11,14 @@ from mrg.metrics.labelers import phrases
 
 # A number keeps its decimal point; line breaks end a sentence only before an empty line or an item of a list.
 _TOKEN = re.compile(
-    r"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?;:,]|\n[^\S\n]*\n|\n[^\S\n]*(?=\d+[.)]|[-*•])", re.IGNORECASE
+    r"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?;:,]|\n[^\S\n]*\n|\n[^\S\n]*(?=\d+[.)](?!\d)|[-*•])", re.IGNORECASE
 )
 _WORDS = {variant: word for word, variants in phrases.SPELLINGS.items() for variant in variants.split()}
 _STATE_LABELS = {
     "enlarged": POSITIVE,
     "widened": POSITIVE,
-    "blunted": POSITIVE,
+    "increased": POSITIVE,
+    "blunted": UNCERTAIN,
     "borderline": UNCERTAIN,
     "normal": NEGATIVE,
     "clear": NEGATIVE,
@@ -29,7 +30,9 @@ _ROLES = {
     "doubts_after": phrases.UNCERTAINTY_BEFORE,
     "doubts_before": phrases.UNCERTAINTY_AFTER,
     "not_stated": phrases.NOT_STATED,
+    "unstates_before": phrases.NOT_STATED_AFTER,
     "clause_end": phrases.CLAUSE_END,
+    "cause": phrases.CAUSE,
     "verb": phrases.VERBS,
     "affirms": phrases.AFFIRMATION,
     "separator": ",, and, with, plus",
@@ -46,6 +49,7 @@ class Entry:
         structure: A key of `phrases.ANATOMY`.
         state: The label that the state gives to a structure, or None where the phrase is no state.
         speaks_of: The structures that the state can be said of.
+        only_before: The state can be said only of structures before it ("is larger").
         sentence_end: The token is a full stop or its like.
     """
 
@@ -53,12 +57,15 @@ class Entry:
     structure: str = ""
     state: int | None = None
     speaks_of: frozenset[str] = frozenset()
+    only_before: bool = False
     denies_after: bool = False
     denies_before: bool = False
     doubts_after: bool = False
     doubts_before: bool = False
     not_stated: bool = False
+    unstates_before: bool = False
     clause_end: bool = False
+    cause: bool = False
     verb: bool = False
     affirms: bool = False
     separator: bool = False
@@ -109,11 +116,13 @@ class Lexicon:
         for structure, table in phrases.ANATOMY.items():
             for phrase in _phrases(table):
                 self._entry(phrase).structure = structure
+        verbs = set(_phrases(phrases.VERBS))
         for state, (structures, table) in phrases.STATES.items():
             for phrase in _phrases(table):
                 entry = self._entry(phrase)
                 entry.state = _STATE_LABELS[state]
                 entry.speaks_of |= frozenset(structures.split())
+                entry.only_before = (phrase[0],) in verbs
         for role, table in _ROLES.items():
             for phrase in _phrases(table):
                 setattr(self._entry(phrase), role, True)

@@ -14,16 +14,21 @@ CheXbert (Smit et al., 2020); these are the choices, and where they leave the Ch
 - "Lungs are clear" leaves Lung Opacity and Consolidation blank (as CheXpert), and "no acute osseous abnormality" leaves
   Fracture blank (as CheXpert): nothing named is denied.
 - Heart and mediastinum: a size that is normal, within or at the upper limits of normal, or not enlarged is negative;
-  enlarged, large or prominent is positive; borderline is uncertain; "stable" alone is blank, because it states no size
-  (CheXpert: uncertain). "Cardiomediastinal silhouette" is Enlarged Cardiomediastinum, not Cardiomegaly (as CheXpert).
-- Blunted costophrenic angles are a positive Pleural Effusion, sharp or clear ones and clear pleural spaces a negative
-  one (CheXpert: blank).
+  enlarged, large or prominent is positive, and so is a heart that "has increased"; borderline is uncertain; "stable"
+  (CheXpert: uncertain) or "has decreased" alone is blank, because it states no size. "Cardiomediastinal silhouette" is
+  Enlarged Cardiomediastinum, not Cardiomegaly (as CheXpert).
+- Blunted costophrenic angles are an uncertain Pleural Effusion, because fluid and scars both blunt them: of 33 training
+  studies of IU X-Ray whose findings speak of blunting alone, 12 were indexed as effusion. Sharp or clear angles and
+  clear pleural spaces are a negative one (CheXpert: blank).
 - "Possible", "probable", "may represent", "suggesting", "versus", "A or B", "cannot be excluded" are uncertain (as
   CheXpert). "Likely", "consistent with", "compatible with" and de-identified words (XXXX) leave a finding positive.
-- Vascular congestion is an uncertain Edema, and fibrosis is Pleural Other (both as CheXpert).
+- Vascular congestion is an uncertain Edema, and fibrosis is Pleural Other (both as CheXpert). Congestion or engorgement
+  that "is within normal limits" is negative.
 - "Unchanged", "improved", "resolving" and "healed" findings are positive; "resolved", "cleared" and "removed" ones are
   negative; "no new" is negative (CheXpert: uncertain).
-- "Evaluate for" and "history of" state nothing, and sections such as Indication and Comparison are skipped.
+- "Effusion: none" and "Effusion: no" are negative.
+- "Evaluate for", "history of", "if there is concern for", "to exclude" and "may not be demonstrated" state nothing, old
+  or granulomatous infection is no Pneumonia, and sections such as Indication and Comparison are skipped.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ from torch import Tensor
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import phrases
-from mrg.metrics.labelers.base import check_texts
+from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.lexicon import Lexicon, Tokens, tokenize
 from mrg.metrics.labelers.scopes import Reader, Span
 
@@ -82,7 +87,7 @@ class Evidence:
     mention_end: int
 
 
-class RulesLabeler:
+class RulesLabeler(Labeler):
     """Label reports with rules; see the module for every convention.
 
     Equal texts are labelled once per call, and rows are remembered for later calls (a group of completions shares its

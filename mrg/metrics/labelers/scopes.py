@@ -25,6 +25,7 @@ _CONDITION_OF = {
     "pleura": CONDITIONS.index("Pleural Effusion"),
     "other": -1,
 }
+_CHANGES = frozenset(("removal", "resolution", "clearing"))
 _FILLERS = frozenset(("a", "an", "the", "some", "also"))
 
 
@@ -38,6 +39,7 @@ class Mention:
         span: The tokens that name it.
         cue: The tokens that decided the label.
         structure: A key of `phrases.ANATOMY`, or empty for a finding.
+        hint: The finding only hints at its condition, so that "normal" can be said of it ("engorgement").
     """
 
     condition: int
@@ -45,6 +47,7 @@ class Mention:
     span: Span
     cue: Span
     structure: str = ""
+    hint: bool = False
 
 
 class Reader:
@@ -62,7 +65,9 @@ class Reader:
             span = (start, stop)
             if self._is_heading(start):
                 self.after_heading = True
-            elif entry.sentence_end or entry.clause_end:
+            elif self._is_question(start):
+                self._ask()
+            elif entry.sentence_end or entry.clause_end or (entry.cause and not self._doubted(start)):
                 self._end_clause()
             elif entry.separator:
                 self._separate(stop)
@@ -70,7 +75,7 @@ class Reader:
                 if entry.affirms:
                     self._affirm(start)
                 if entry.alternative:
-                    self.either = self.open[-1] if self.open else None
+                    self._alternate()
                 if not self._look_back(entry, span):
                     self._look_ahead(entry, span)
                 if entry.state is not None:
@@ -79,7 +84,7 @@ class Reader:
                     self._structure(entry.structure, span)
                 for condition, label in entry.findings:
                     self._finding(condition, label, span)
-                if entry.verb:
+                if entry.verb and not self._is_adjective(start):
                     self._verb()
         self._end_clause()
         return self.mentions
@@ -90,14 +95,29 @@ class Reader:
             return False
         return bool(self.group) and self.group[-1].span[1] == start
 
+    def _is_question(self, start: int) -> bool:
+        """Whether this is the colon of "Effusion: none", after which one word can deny or doubt the finding."""
+        bare = not (self.negation or self.doubt or self.silent)
+        return self.words[start] == ":" and bare and bool(self.open) and self.open[-1].span[1] == start
+
+    def _doubted(self, start: int) -> bool:
+        return self.doubt is not None and self.doubt[1] == start
+
+    def _is_adjective(self, start: int) -> bool:
+        """Whether this verb belongs to the noun after it: "no effusion or visualized pneumothorax"."""
+        return start > 0 and self.words[start - 1] in ("or", "nor")
+
     def _end_clause(self) -> None:
         self._use_waiting_state()
+        self._answer()
         self._start_clause()
 
     def _start_clause(self) -> None:
         self.negation: Span | None = None
+        self.dropped: Span | None = None
         self.doubt: Span | None = None
         self.silent = False
+        self.asked: list[Mention] = []
         self.named_since_cue = False
         self.either = None
         self.open: list[Mention] = []
@@ -125,9 +145,26 @@ class Reader:
         if entry.not_stated:
             self.silent = True
 
+    def _ask(self) -> None:
+        self.asked = self.open[-1:]
+        self.verb_since_open = False
+
+    def _answer(self) -> None:
+        """Let a cue without a finding of its own speak of the one before the colon: "Effusion: no."."""
+        cue = self.negation or self.doubt
+        if cue and not self.named_since_cue:
+            for mention in self.asked:
+                mention.label, mention.cue = NEGATIVE if self.negation else UNCERTAIN, cue
+
     def _look_back(self, entry: Entry, span: Span) -> bool:
         """Let a cue act on the findings before it; False where there are none, so that it may act ahead."""
-        if not (entry.denies_before or entry.doubts_before) or not self.open:
+        if not self.open:
+            return False
+        if entry.unstates_before:
+            for mention in self.open:
+                mention.label = BLANK
+            return True
+        if not (entry.denies_before or entry.doubts_before):
             return False
         targets = [mention for mention in self.open if mention.label != NEGATIVE]
         if entry.doubts_before:
@@ -143,18 +180,28 @@ class Reader:
             self.verb_since_open = True
         if self.group:
             self.verb_since_structure = True
-        if self.named_since_cue:
-            self.negation = None
+        if self.named_since_cue and self.negation:
+            self.negation, self.dropped = None, self.negation
 
     def _separate(self, stop: int) -> None:
         self.separator_end = stop
+        self.dropped = None
         self.separator_since_structure = True
         if self.verb_since_open:
             self.open, self.verb_since_open = [], False
             self.doubt = None
+        if self.words[stop - 1] == "with" and self.named_since_cue and self.negation:
+            # "removal of the tube with left atelectasis": what came of a change is not part of it.
+            changes = _CHANGES.intersection(self.words[slice(*self.negation)])
+            self.negation = None if changes else self.negation
         # "heart enlarged, mediastinum stable": the state belonged to what stood before it.
         if self.group_has_state and self.group and self.state and self.state[1][0] >= self.group[-1].span[1]:
             self.state = None
+
+    def _alternate(self) -> None:
+        """Go on with "or": either finding may be there, and "no effusion is seen or pneumothorax" denies both."""
+        self.either = self.open[-1] if self.open else None
+        self.negation = self.negation or self.dropped
 
     def _affirm(self, start: int) -> None:
         """End the scopes at "..., mild ...": a new statement, not one more item of a list."""
@@ -171,12 +218,12 @@ class Reader:
         self.state = None
         if self.silent:
             return
-        cue = span
+        cue, hint = span, label == UNCERTAIN
         if self.negation:
             label, cue = NEGATIVE, self.negation
         elif self.doubt:
             label, cue = UNCERTAIN, self.doubt
-        mention = Mention(condition, label, span, cue)
+        mention = Mention(condition, label, span, cue, hint=hint)
         if (other := self.either) is not None:
             self.either = None
             if other.label == POSITIVE and label == POSITIVE and other.condition != condition:
@@ -199,20 +246,24 @@ class Reader:
             self._say(mention, *self.state)
 
     def _state(self, entry: Entry, span: Span) -> None:
+        if entry.state == NEGATIVE and self.verb_since_open:
+            for mention in self.open:
+                if mention.hint:
+                    mention.label, mention.cue = NEGATIVE, span
         apart = self.separator_since_structure and (self.group_has_state or not self.verb_since_structure)
         if self.group and not apart:
             for mention in self.group:
                 self._say(mention, entry, span)
             self.group_has_state = True
             # "normal heart size and mediastinum": without a verb between, a state may also belong to what follows.
-            self.state = None if self.verb_since_structure else (entry, span)
+            self.state = None if self.verb_since_structure or entry.only_before else (entry, span)
             return
         keeps = (
             self.state is not None
             and entry.state == BLANK
             and not (self.group and self.state[1][0] < self.group[-1].span[0])
         )
-        if not keeps:
+        if not keeps and not entry.only_before:
             self.state = (entry, span)
 
     def _use_waiting_state(self) -> None:
@@ -227,7 +278,7 @@ class Reader:
         if mention.structure not in entry.speaks_of:
             return
         label, cue = entry.state, span
-        if label == POSITIVE and self.negation:
+        if label in (POSITIVE, UNCERTAIN) and self.negation:
             label, cue = NEGATIVE, self.negation
         elif label == POSITIVE and self.doubt:
             label, cue = UNCERTAIN, self.doubt

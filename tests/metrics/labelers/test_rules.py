@@ -49,6 +49,19 @@ NEGATION = [
     ("Pneumonia is not likely.", denied("Pneumonia")),
     ("Nothing to suggest pneumonia.", denied("Pneumonia")),
     ("Rib fracture is absent.", denied("Fracture")),
+    ("No effusion or visualized pneumothorax.", denied("Pleural Effusion", "Pneumothorax")),
+    ("No effusion is seen or pneumothorax.", denied("Pleural Effusion", "Pneumothorax")),
+    ("No catheter fracture.", denied("Support Devices")),
+]
+ANSWERED = [
+    ("Effusion: none.", denied("Pleural Effusion")),
+    ("Pneumothorax: no. Effusion: small.", {"Pneumothorax": N, "Pleural Effusion": P}),
+    ("Pneumothorax: None Edema: None", denied("Pneumothorax", "Edema")),
+    ("Pleura: Effusion: none. Pneumothorax: none.", denied("Pleural Effusion", "Pneumothorax")),
+    ("Rib fracture: not seen.", denied("Fracture")),
+    ("Edema: possible.", {"Edema": U}),
+    ("Opacity: no change.", {"Lung Opacity": P}),
+    ("Support devices: none. Lungs: left opacity.", {"Support Devices": N, "Lung Opacity": P}),
 ]
 END_OF_NEGATION = [
     ("No effusion is seen, mild cardiomegaly.", {"Pleural Effusion": N, "Cardiomegaly": P}),
@@ -63,6 +76,10 @@ END_OF_NEGATION = [
     ("1. No effusion\n2. Cardiomegaly", {"Pleural Effusion": N, "Cardiomegaly": P}),
     ("- No effusion\n- Cardiomegaly", {"Pleural Effusion": N, "Cardiomegaly": P}),
     ("No focal opacity to suggest pneumonia.", denied("Lung Opacity", "Pneumonia")),
+    ("No effusion is seen, edema or atelectasis.", {"Pleural Effusion": N, "Edema": U, "Atelectasis": U}),
+    ("Removal of the drain with new left effusion.", {"Support Devices": N, "Pleural Effusion": P}),
+    ("Clearing of the edema with left atelectasis.", {"Edema": N, "Atelectasis": P}),
+    ("No pneumothorax due to the biopsy.", denied("Pneumothorax")),
 ]
 UNCERTAINTY = [
     ("Pneumonia cannot be excluded.", {"Pneumonia": U}),
@@ -89,6 +106,20 @@ UNCERTAINTY = [
     ("Vascular congestion.", {"Edema": U}),
     ("Possible pneumonia. No effusion.", {"Pneumonia": U, "Pleural Effusion": N}),
     ("Possible pneumonia. Cardiomegaly.", {"Pneumonia": U, "Cardiomegaly": P}),
+    ("Left opacity may be due to pneumonia.", {"Lung Opacity": P, "Pneumonia": U}),
+    ("Left opacity, possibly secondary to atelectasis.", {"Lung Opacity": P, "Atelectasis": U}),
+    ("Left opacity due to atelectasis.", {"Lung Opacity": P, "Atelectasis": P}),
+    ("Pneumonia is possible, but due to the effusion hard to see.", {"Pneumonia": U, "Pleural Effusion": P}),
+    ("Left opacity, differential considerations include pneumonia.", {"Lung Opacity": P, "Pneumonia": U}),
+    ("Left opacity. Pneumonia is another consideration.", {"Lung Opacity": P, "Pneumonia": U}),
+    ("Atelectasis is favored over pneumonia.", {"Atelectasis": P, "Pneumonia": U}),
+    ("Pneumonia is less likely.", {"Pneumonia": U}),
+    ("Doubtful left effusion.", {"Pleural Effusion": U}),
+    ("Correlate clinically for pneumonia.", {"Pneumonia": U}),
+    ("Prominent pulmonary vasculature.", {"Edema": U}),
+    ("The pulmonary vasculature is increased.", {"Edema": U}),
+    ("Heart size and vascular congestion are within normal limits.", denied("Cardiomegaly", "Edema")),
+    ("Vascular congestion with normal heart size.", {"Edema": U, "Cardiomegaly": N}),
 ]
 POSITIVE_DESPITE_A_CUE = [
     ("Likely left basilar atelectasis.", {"Atelectasis": P}),
@@ -99,6 +130,10 @@ POSITIVE_DESPITE_A_CUE = [
     ("Opacity XXXX atelectasis.", {"Lung Opacity": P, "Atelectasis": P}),
     ("No XXXX pneumothorax.", denied("Pneumothorax")),
     ("XXXX.", NOTHING_FOUND),
+    ("No ___ pneumothorax. Left effusion, ___.", {"Pneumothorax": N, "Pleural Effusion": P}),
+    ("Left XXXX-a-XXXX in place.", {"Support Devices": P, "No Finding": P}),
+    ("Left chest XXXX with tip in the vein.", {"Support Devices": P, "No Finding": P}),
+    ("XXXX B-lines at both bases.", {"Edema": P}),
 ]
 COMPARISON = [
     ("Unchanged cardiomegaly.", {"Cardiomegaly": P}),
@@ -119,6 +154,8 @@ COMPARISON = [
     ("The pneumothorax is no longer seen.", denied("Pneumothorax")),
     ("The chest tube has been removed.", denied("Support Devices")),
     ("Interval removal of the left chest tube.", denied("Support Devices")),
+    ("Stable chest with resolution of small effusion.", denied("Pleural Effusion")),
+    ("Previously seen nodule is not visualized on today's study.", denied("Lung Lesion")),
     ("No new consolidation.", denied("Consolidation")),
     ("No new effusion or pneumothorax.", denied("Pleural Effusion", "Pneumothorax")),
 ]
@@ -137,6 +174,17 @@ HEART_AND_MEDIASTINUM = [
     ("Borderline cardiomegaly.", {"Cardiomegaly": U}),
     ("The heart is possibly enlarged.", {"Cardiomegaly": U}),
     ("Heart size is stable.", NOTHING_FOUND),
+    ("Heart size has increased.", {"Cardiomegaly": P}),
+    ("The heart has slightly increased in size.", {"Cardiomegaly": P}),
+    ("Interval increase in heart size.", {"Cardiomegaly": P}),
+    ("The heart is larger than before.", {"Cardiomegaly": P}),
+    ("Heart size has decreased.", NOTHING_FOUND),
+    ("Heart size has not increased.", NOTHING_FOUND),
+    ("No interval increase in heart size.", NOTHING_FOUND),
+    ("The effusion has increased, heart size is normal.", {"Pleural Effusion": P, "Cardiomegaly": N}),
+    ("Heart size is stable, the effusion has increased.", {"Pleural Effusion": P}),
+    ("The heart is not borderline.", denied("Cardiomegaly")),
+    ("The heart XXXX is large.", {"Cardiomegaly": P}),
     ("Heart size is XXXX.", NOTHING_FOUND),
     ("The cardiomediastinal silhouette is normal.", denied("Enlarged Cardiomediastinum")),
     ("The cardiomediastinal silhouette is enlarged.", {"Enlarged Cardiomediastinum": P}),
@@ -176,12 +224,21 @@ NAMES = [
     ("Pericardial effusion and left pleural effusion.", {"Pleural Effusion": P}),
     ("No pericardial or pleural effusion.", denied("Pleural Effusion")),
     ("No mass effect.", NOTHING_FOUND),
-    ("Blunting of the left costophrenic angle.", {"Pleural Effusion": P}),
-    ("The left costophrenic angle is blunted.", {"Pleural Effusion": P}),
+    # Fluid and scars both blunt the angle: of studies with blunting alone a third were indexed as effusion.
+    ("Blunting of the left costophrenic angle.", {"Pleural Effusion": U}),
+    ("The left costophrenic angle is blunted.", {"Pleural Effusion": U}),
+    ("Small left effusion blunting the costophrenic angle.", {"Pleural Effusion": P}),
     ("The costophrenic angles are sharp.", denied("Pleural Effusion")),
     ("No blunting of the costophrenic angles.", denied("Pleural Effusion")),
     ("The pleural spaces are clear.", denied("Pleural Effusion")),
     ("Pleura: clear.", denied("Pleural Effusion")),
+    ("Old granulomatous infection.", NOTHING_FOUND),
+    ("Changes of cystic fibrosis.", NOTHING_FOUND),
+    ("Known thyroid mass.", NOTHING_FOUND),
+    ("Fractured sternal wire.", {"Support Devices": P, "No Finding": P}),
+    ("Broken ribs on the left.", {"Fracture": P}),
+    ("Collapsed left lower lobe.", {"Atelectasis": P}),
+    ("Left apical pleural capping.", {"Pleural Other": P}),
 ]
 SECTIONS = [
     ("Indication: pneumonia. Findings: No effusion.", denied("Pleural Effusion")),
@@ -192,12 +249,19 @@ SECTIONS = [
     ("Findings: Pneumonia.", {"Pneumonia": P}),
     ("Impression: 1. Cardiomegaly. 2. No edema.", {"Cardiomegaly": P, "Edema": N}),
     ("Clinical history: pneumonia.", {}),
+    ("Reason for study: edema. Findings: No effusion. Notification: the surgeon asked about pneumonia.",
+     denied("Pleural Effusion")),
 ]  # fmt: skip
 NOT_STATED = [
     ("Evaluate for pneumonia.", NOTHING_FOUND),
     ("Rule out pneumothorax.", NOTHING_FOUND),
     ("History of pneumonia.", NOTHING_FOUND),
     ("History of pneumonia. The heart is enlarged.", {"Cardiomegaly": P}),
+    ("If there is concern for a rib fracture, rib views may help.", NOTHING_FOUND),
+    ("If continued concern for pneumothorax, repeat. Left effusion.", {"Pleural Effusion": P}),
+    ("Oblique views to exclude a nodule.", NOTHING_FOUND),
+    ("Rib fractures may not be visible.", NOTHING_FOUND),
+    ("Overlap could obscure a nodule.", NOTHING_FOUND),
 ]
 NUMBERS = [
     ("There is a 1.5 cm nodule in the left lung.", {"Lung Lesion": P}),
@@ -205,6 +269,7 @@ NUMBERS = [
     ("No pneumothorax above 0.5 cm or effusion.", denied("Pneumothorax", "Pleural Effusion")),
     ("No .5 cm nodule or effusion.", denied("Lung Lesion", "Pleural Effusion")),
     ("No effusion. 2 cm nodule.", {"Pleural Effusion": N, "Lung Lesion": P}),
+    ("No\n1.5 cm nodule.", denied("Lung Lesion")),
 ]
 SPELLINGS = [
     ("Cardiomegally.", {"Cardiomegaly": P}),
@@ -215,7 +280,7 @@ SPELLINGS = [
     ("Old rib fracutre.", {"Fracture": P}),
     ("Pulmonary oedema.", {"Edema": P}),
     ("The cardiac silhoutte is enlarged.", {"Cardiomegaly": P}),
-    ("The costophrenic anlge is blunted.", {"Pleural Effusion": P}),
+    ("The costophrenic anlge is blunted.", {"Pleural Effusion": U}),
     ("BILATERAL EFFUSIONS", {"Pleural Effusion": P}),
 ]
 SEVERAL_MENTIONS = [
@@ -234,8 +299,8 @@ NO_FINDING = [
     ("The lungs are clear. Possible rib fracture.", {"Fracture": U}),
 ]
 CASES = [
-    *NEGATION, *END_OF_NEGATION, *UNCERTAINTY, *POSITIVE_DESPITE_A_CUE, *COMPARISON, *HEART_AND_MEDIASTINUM, *NAMES,
-    *SECTIONS, *NOT_STATED, *NUMBERS, *SPELLINGS, *SEVERAL_MENTIONS, *NO_FINDING,
+    *NEGATION, *ANSWERED, *END_OF_NEGATION, *UNCERTAINTY, *POSITIVE_DESPITE_A_CUE, *COMPARISON,
+    *HEART_AND_MEDIASTINUM, *NAMES, *SECTIONS, *NOT_STATED, *NUMBERS, *SPELLINGS, *SEVERAL_MENTIONS, *NO_FINDING,
 ]  # fmt: skip
 
 
@@ -282,6 +347,15 @@ EVIDENCE = [
         ("Pneumothorax", N, "No hydropneumothorax.", "No", "hydropneumothorax"),
         ("Pleural Effusion", N, "No hydropneumothorax.", "No", "hydropneumothorax"),
     ]),
+    (
+        "Effusion: no. Vascular congestion. Heart size has increased",
+        [
+            ("Pleural Effusion", N, "Effusion: no.", "no", "Effusion"),
+            ("Edema", U, "Vascular congestion.", "Vascular congestion", "Vascular congestion"),
+            ("Cardiomegaly", P, "Heart size has increased", "has increased", "Heart size"),
+        ],
+    ),
+    ("Rib fractures may not be visible.", []),
     ("Heart size is stable. The lungs are clear.", []),
     ("History of pneumonia. Indication: edema.", []),
     ("", []),
@@ -311,6 +385,49 @@ def test_evidence_explains_the_row(labeler):
         row = labels(labeler, text)
         row.pop("No Finding", None)
         assert strongest == row, text
+
+
+def findings(table, label):
+    for condition, text in table.items():
+        for phrase in text.replace("\n", ",").split(","):
+            if phrase.strip():
+                yield condition, " ".join(phrase.split()), label
+
+
+@pytest.mark.parametrize(
+    ("condition", "phrase", "label"),
+    [*findings(phrases.FINDINGS, P), *findings(phrases.UNCERTAIN_FINDINGS, U)],
+)
+def test_every_phrase_of_the_table_is_read(labeler, condition, phrase, label):
+    """Asserted, denied, doubted and written in capitals, whatever else the phrase may mean."""
+    for text, expected in (
+        (f"{phrase}.", label),
+        (f"There is {phrase} today.", label),
+        # "No increase" is no denial, see `phrases.NOTHING`.
+        (f"NO {phrase.upper()}.", None if phrase.startswith("increase in") else N),
+        (f"Possible {phrase}.", U),
+    ):
+        assert labels(labeler, text).get(condition) == expected, text
+
+
+def test_case_and_white_space_do_not_matter(labeler):
+    for text, expected in CASES:
+        variants = [text.upper(), text.lower(), f"  {text} ", text.replace(" ", "  "), text.replace(" ", "\t")]
+        if ":" not in text:
+            variants.append(text.replace(" ", "\n"))
+        for variant in variants:
+            assert labels(labeler, variant) == expected, variant
+
+
+def test_sentences_are_read_one_by_one(labeler):
+    """The labels of "A. B." are those of A and of B, the stronger where both speak of a condition."""
+    texts = [text for text, _ in CASES if text.endswith(".") and ":" not in text and "\n" not in text]
+    rng = random.Random(0)
+    for _ in range(2000):
+        first, second = rng.choices(texts, k=2)
+        alone = labeler([first, second])[:, :13].tolist()
+        expected = [max(pair, key=(BLANK, N, U, P).index) for pair in zip(*alone, strict=True)]
+        assert labeler([f"{first} {second}"])[0, :13].tolist() == expected, (first, second)
 
 
 def test_skipped_sections_keep_every_place():
