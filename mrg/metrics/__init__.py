@@ -4,6 +4,8 @@ from mrg.metrics.ce import CEF1, ce_f1
 from mrg.metrics.conditions import BLANK, CONDITIONS, FIVE, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.conventions import CONVENTIONS, FAMILIES, convention
 from mrg.metrics.format import format_score, parse_completion
+from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.mccs import MCCS, ccs, mccs
 from mrg.metrics.nlg import NLGScores, nlg_scores
@@ -24,6 +26,8 @@ __all__ = [
     "THIRTEEN",
     "UNCERTAIN",
     "CETable",
+    "CheXbertLabeler",
+    "Labeler",
     "NLGScores",
     "ReportScore",
     "RulesLabeler",

@@ -10,6 +10,7 @@ from pathlib import Path
 from mrg.cli import one_line
 from mrg.files import write_json
 from mrg.metrics.compare import compare_systems, format_comparison
+from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import Labeler, Scorer
 from mrg.metrics.predictions import (
@@ -142,8 +143,6 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 def _labeler(options: argparse.Namespace) -> Labeler:
     if options.chexbert is None:
         return RulesLabeler()
-    from mrg.metrics.labelers.chexbert import CheXbertLabeler
-
     tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
     return CheXbertLabeler(options.chexbert, **tokenizer)
 

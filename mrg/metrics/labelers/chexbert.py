@@ -1,0 +1,222 @@
+"""CheXbert (Smit et al., 2020): the 14 labels of a report from a BERT that was trained on radiologists' labels.
+
+How labels come to be, as in the original: white space is collapsed, the text is cut at 512 tokens, each head's highest
+score is its label. What is different here changes the time, not the labels:
+
+- One call takes all texts, predictions and references alike; equal ones are labelled once, known ones not again.
+- The rest is sorted by length and run in batches of a number of tokens, without padding (`chexbert_network.py`).
+- An empty report mentions nothing: its row is blank, where the original asks the network about no words at all.
+
+Scores differ from those of one report at a time in the last digits of float32, so a label could differ only where two
+classes of one head are equal to about 5 digits. bfloat16 is faster where the hardware has it, but changes labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mrg.metrics.conditions import BLANK, NUM_CONDITIONS
+from mrg.metrics.labelers.base import Labeler, check_texts
+from mrg.metrics.labelers.chexbert_checkpoint import REPOSITORY, find_checkpoint, read_checkpoint, read_tokenizer
+from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
+
+MAX_TOKENS = 512
+_BLANK_ROW = bytes([BLANK] * NUM_CONDITIONS)
+
+
+class CheXbertLabeler(Labeler):
+    """Label reports with CheXbert's published weights, which are not part of `mrg`.
+
+    It is no module: a metric or a model that holds it has none of its parameters, and `.train()` does not reach it.
+    Copies share the weights; a pickle holds the settings alone, and the weights are read again where it is loaded.
+    Calls from several threads wait for each other.
+
+    Args:
+        checkpoint: A hub id, a `.pth` or `.safetensors` file, or a folder, see `find_checkpoint`. It is found and
+            checked at once, so that a wrong path does not show hours later.
+        tokenizer: Hub id or folder of the tokenizer of bert-base-uncased, whose vocabulary the checkpoint does not
+            hold. A folder needs vocab.txt or tokenizer.json.
+        device: Where to compute. `None`: the GPU that is current at the first call, so that each process of a run on
+            several GPUs uses its own; without one, the CPU.
+        dtype: "bfloat16" is faster and takes half the memory, but changes labels: 43 of 896 with the random weights of
+            benchmarks/labeling.py, which measures it for yours too.
+        batch_tokens: Most tokens in one forward pass, unless one report alone has more.
+        cache_size: How many texts to remember, by a hash; the least recently used is forgotten first. 0 remembers none.
+
+    Raises:
+        FileNotFoundError: If the checkpoint or the tokenizer is not found; the message says how to get it.
+        ValueError: If the checkpoint or the tokenizer is not the right one, or a setting is out of its range.
+
+    Example:
+        >>> labeler = CheXbertLabeler("chexbert.pth")  # doctest: +SKIP
+        >>> labeler(["Small left effusion. No pneumothorax."]).shape  # doctest: +SKIP
+        torch.Size([1, 14])
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path = REPOSITORY,
+        tokenizer: str | Path = "bert-base-uncased",
+        device: str | torch.device | None = None,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        batch_tokens: int = 1024,
+        cache_size: int = 65_536,
+    ) -> None:
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"Expected argument `dtype` to be float32 or bfloat16, but got {dtype!r}.")
+        for name, value, least in (("batch_tokens", batch_tokens, 1), ("cache_size", cache_size, 0)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
+        # Results are named after it, and those of bfloat16 are others.
+        self.name = "chexbert" if dtype == "float32" else f"chexbert-{dtype}"
+        self.checkpoint = checkpoint
+        self.tokenizer = tokenizer
+        self.device = None if device is None else _as_device(device)
+        self.dtype = dtype
+        self.batch_tokens = batch_tokens
+        self.cache_size = cache_size
+        self._shared = _Shared()
+        self._read()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Label reports.
+
+        Args:
+            texts: N reports in English; empty ones are allowed.
+
+        Returns:
+            int64 (N, 14) on the CPU, as described in `Labeler`.
+
+        Raises:
+            TypeError: If something in `texts` is not a string; the message gives its index.
+            RuntimeError: If the network's scores are not finite.
+        """
+        check_texts(texts)
+        prepared = [prepare(text) for text in texts]
+        if not prepared:
+            return torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64)
+        with self._shared.lock:
+            rows = self._rows(prepared)
+        flat = torch.frombuffer(bytearray(b"".join([rows[text] for text in prepared])), dtype=torch.uint8)
+        return flat.view(-1, NUM_CONDITIONS).long()
+
+    def to(self, device: str | torch.device) -> CheXbertLabeler:
+        """Compute on another device; the next call reads the weights again. Copies made before stay where they are."""
+        self.device = _as_device(device)
+        self._shared = _Shared()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_shared"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shared = _Shared()
+
+    def __copy__(self) -> CheXbertLabeler:
+        copy = type(self).__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        return copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CheXbertLabeler:
+        return self.__copy__()
+
+    def _rows(self, texts: list[str]) -> dict[str, bytes]:
+        """Row of each prepared text; equal ones become one here."""
+        keys = {text: hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts if text}
+        cache = self._shared.cache
+        known = {text: cache.pop(key) for text, key in keys.items() if key in cache}
+        rows = {**known, **self._label([text for text in keys if text not in known])}
+        if self.cache_size:
+            # What this call used moves to the end, so the least recently used text is always the first.
+            cache.update((keys[text], row) for text, row in rows.items())
+            for key in list(islice(cache, max(len(cache) - self.cache_size, 0))):
+                del cache[key]
+        return {"": _BLANK_ROW, **rows}
+
+    def _label(self, texts: list[str]) -> dict[str, bytes]:
+        """Rows of texts by the network."""
+        if not texts:
+            return {}
+        network = self._network()
+        max_length = min(MAX_TOKENS, network.max_tokens)
+        ids = self._shared.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        longest_first = sorted(zip(texts, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True)
+        rows: dict[str, bytes] = {}
+        for batch in _batches(longest_first, self.batch_tokens):
+            labels = network.labels([ids for _, ids in batch]).tolist()
+            rows.update((text, bytes(row)) for (text, _), row in zip(batch, labels, strict=True))
+        return rows
+
+    def _network(self) -> CheXbertNetwork:
+        shared = self._shared
+        if shared.network is None:
+            weights = self._read() if shared.weights is None else shared.weights
+            device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            if device == torch.device("cuda"):  # fixed, so that another current GPU later on does not matter
+                device = torch.device("cuda", torch.cuda.current_device())
+            shared.network, shared.weights = CheXbertNetwork(weights, device, getattr(torch, self.dtype)), None
+        return shared.network
+
+    def _read(self) -> dict[str, Tensor]:
+        """Find and check the checkpoint and the tokenizer."""
+        weights = read_checkpoint(find_checkpoint(self.checkpoint))
+        vocab_size = len(weights["bert.embeddings.word_embeddings.weight"])
+        self._shared.tokenizer = read_tokenizer(self.tokenizer, vocab_size)
+        self._shared.weights = weights
+        return weights
+
+
+class _Shared:
+    """What a labeler and its copies have in common: made at need, and never part of a pickle."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.cache: dict[bytes, bytes] = {}
+        self.tokenizer: Any = None
+        self.weights: dict[str, Tensor] | None = None  # from reading until the network takes them over
+        self.network: CheXbertNetwork | None = None
+
+
+def prepare(text: str) -> str:
+    """The text as CheXbert reads it: in one line, words separated by one space.
+
+    Half a surrogate pair, which a tokenizer would refuse, becomes a replacement character, which BERT ignores.
+    """
+    text = re.sub(r"\s+", " ", text.strip()).strip()
+    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def _as_device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"Expected argument `device` to be a device such as cpu or cuda:0, but got {device!r}."
+        ) from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"Expected argument `device` to be at hand, but got {str(device)!r}, and there is no GPU.")
+    return device
+
+
+def _batches(pairs: list[tuple[str, list[int]]], batch_tokens: int) -> Iterator[list[tuple[str, list[int]]]]:
+    """Cut a list where a batch would exceed its number of tokens."""
+    batch: list[tuple[str, list[int]]] = []
+    size = 0
+    for pair in pairs:
+        if batch and size + len(pair[1]) > batch_tokens:
+            yield batch
+            batch, size = [], 0
+        batch.append(pair)
+        size += len(pair[1])
+    if batch:
+        yield batch

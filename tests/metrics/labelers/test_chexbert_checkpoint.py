@@ -1,0 +1,204 @@
+"""Where CheXbert's weights come from, and one clear line for every file that is not theirs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mrg.metrics.labelers.chexbert import CheXbertLabeler
+from mrg.metrics.labelers.chexbert_checkpoint import convert_checkpoint, find_checkpoint
+from tests.metrics.labelers.chexbert_lookalike import (
+    ODD,
+    VOCABULARY,
+    WORDS,
+    prefixed,
+    published,
+    random_weights,
+    write_lookalike,
+)
+
+TEXTS = [*ODD, *(f"mild {word} no {word}" for word in WORDS)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The network is so small that threads would wait for each other most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chexbert")
+    write_lookalike(folder)
+    return folder
+
+
+@pytest.fixture
+def make(folder):
+    def make(checkpoint=folder / "chexbert.pth", tokenizer=folder):
+        return CheXbertLabeler(checkpoint, tokenizer, "cpu")
+
+    return make
+
+
+def fails(make, message, error=ValueError, **arguments):
+    with pytest.raises(error, match=message) as caught:
+        make(**arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_of_every_form_give_the_same_labels(make, folder, tmp_path, monkeypatch):
+    target = convert_checkpoint(folder, tmp_path)
+    assert target == tmp_path / "chexbert.safetensors"
+    assert [path.name for path in tmp_path.iterdir()] == ["chexbert.safetensors"]
+    assert not any("pooler" in name or "position_ids" in name for name in load_file(target))
+    assert target.stat().st_size < (folder / "chexbert.pth").stat().st_size
+    old, bare = tmp_path / "old.pth", tmp_path / "bare.pth"
+    torch.save(published(random_weights()), old, _use_new_zipfile_serialization=False)
+    torch.save(random_weights(), bare)
+    expected = make()(TEXTS)
+    for checkpoint in (target, str(tmp_path), old, bare):
+        assert torch.equal(make(checkpoint)(TEXTS), expected)
+    monkeypatch.chdir(folder)
+    assert torch.equal(make("chexbert.pth", ".")(TEXTS), expected)
+
+
+def test_a_folder_prefers_the_converted_file(folder, tmp_path):
+    (tmp_path / "chexbert.pth").touch()
+    assert find_checkpoint(tmp_path).name == "chexbert.pth"
+    convert_checkpoint(folder, tmp_path / "chexbert.safetensors")
+    assert find_checkpoint(tmp_path).name == "chexbert.safetensors"
+
+
+def test_a_failed_conversion_leaves_what_was_there(folder, tmp_path, monkeypatch):
+    target = tmp_path / "chexbert.safetensors"
+    target.write_text("old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        convert_checkpoint(folder, target)
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+    assert target.read_text() == "old"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_the_hub_is_asked_only_for_what_its_cache_lacks(folder, monkeypatch, cached):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def download(repository, file, local_files_only=False):
+        asked.append((repository, file, local_files_only))
+        if local_files_only and not cached:
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(folder / file)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    CheXbertLabeler(device="cpu")(["no effusion"])
+    wanted = [("StanfordAIMI/RRG_scorers", "chexbert.pth"), ("bert-base-uncased", "vocab.txt")]
+    assert asked == [(*pair, local) for pair in wanted for local in ([True] if cached else [True, False])]
+
+
+def test_missing_weights_say_how_to_get_them_and_what_works_without(make, tmp_path, monkeypatch):
+    def download(*args, **kwargs):
+        raise OSError("Name or service not known\nand much more")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    for checkpoint, reason in (
+        (tmp_path / "no.pth", rf"{tmp_path}/no.pth does not exist"),
+        ("no.pth", "/no.pth does not exist"),
+        ("models/chexbert.pth", "/models/chexbert.pth does not exist"),
+        (tmp_path, f"Neither chexbert.safetensors nor chexbert.pth is in {tmp_path}"),
+        ("StanfordAIMI/RRG_scorers", r"could not be fetched .* \(OSError: Name or service not known\)"),
+    ):
+        message = fails(make, reason, FileNotFoundError, checkpoint=checkpoint)
+        for part in ("StanfordAIMI/RRG_scorers", "chexbert.pth", "non-commercial", "academic licence", "RulesLabeler"):
+            assert part in message
+
+
+def test_a_missing_or_wrong_tokenizer_is_named(make, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
+    fails(make, "vocab.txt could not be fetched .* bert-base-uncased", FileNotFoundError, tokenizer="bert-base-uncased")
+    fails(make, "Neither vocab.txt nor tokenizer.json is in", FileNotFoundError, tokenizer=tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY[:30]) + "\n")
+    fails(make, f"has 30 tokens, but the CheXbert checkpoint has {len(VOCABULARY)}", tokenizer=tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    fails(make, "could not be read", tokenizer=tmp_path)
+
+
+def test_damaged_files(make, folder, tmp_path):
+    whole = (folder / "chexbert.pth").read_bytes()
+    for content in (b"", b"<html>Not found</html>", whole[:1000], whole[: len(whole) // 2]):
+        (tmp_path / "chexbert.pth").write_bytes(content)
+        message = fails(make, f"{len(content):,} bytes.* is not a file that PyTorch can read", checkpoint=tmp_path)
+        assert "weights_only" not in message
+    (tmp_path / "chexbert.pth").unlink()
+    whole = convert_checkpoint(folder, tmp_path).read_bytes()
+    for content in (b"", b"<html>", whole[:-1000]):
+        (tmp_path / "chexbert.safetensors").write_bytes(content)
+        fails(make, "cannot be read as safetensors", checkpoint=tmp_path)
+
+
+class RunsCode:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_file_is_not_run(make, tmp_path):
+    for new_format in (True, False):
+        path, trace = tmp_path / "chexbert.pth", tmp_path / "trace"
+        torch.save({"model_state_dict": RunsCode(str(trace))}, path, _use_new_zipfile_serialization=new_format)
+        fails(make, "Python objects besides tensors and is not loaded", checkpoint=path)
+        assert not trace.exists()
+
+
+def without(state, part):
+    return {name: tensor for name, tensor in state.items() if part not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {}, "another checkpoint, not CheXbert's: it lacks bert.embeddings.* it holds no tensor"),
+        (lambda s: {"visual.weight": torch.zeros(2)}, r"another checkpoint.* found visual.weight\."),
+        (lambda s: without(s, "linear_heads"), "another checkpoint.* it lacks linear_heads.0.weight; found bert"),
+        (lambda s: without(s, "linear_heads.13"), "lacks linear_heads.13.weight, linear_heads.13.bias"),
+        (lambda s: without(s, "layer.1."), r"lacks bert.encoder.layer.1.attention.self.query.weight, .* and 13 more"),
+        (lambda s: without(s, "position_embeddings"), "lacks bert.embeddings.position_embeddings.weight"),
+        (lambda s: {**s, "linear_heads.14.weight": torch.zeros(4, 128)}, "holds linear_heads.14.weight besides"),
+        (
+            lambda s: {**s, "linear_heads.13.weight": torch.zeros(4, 128)},
+            r"linear_heads.13.weight is of shape \(4, 128\) instead of \(2, 128\)",
+        ),
+        (
+            lambda s: {n: t[..., :96] if t.shape[-1] == 128 and "linear_heads.0" in n else t for n, t in s.items()},
+            r"linear_heads.0.weight is of shape \(4, 96\) instead of \(4, 128\)",
+        ),
+        (lambda s: {**s, "bert.embeddings.word_embeddings.weight": "text"}, "is no tensor, but str"),
+    ],
+)
+def test_wrong_checkpoints(make, tmp_path, change, message):
+    state = change(random_weights())
+    torch.save({"model_state_dict": prefixed(state)}, tmp_path / "chexbert.pth")
+    fails(make, message, checkpoint=tmp_path)
+    if all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "chexbert.safetensors")
+        fails(make, message, checkpoint=tmp_path)
+
+
+def test_other_contents_of_a_checkpoint(make, tmp_path):
+    for content in (torch.zeros(3), [1, 2], {"model_state_dict": [1]}):
+        torch.save(content, tmp_path / "chexbert.pth")
+        fails(make, "is not a CheXbert checkpoint: it should hold a dictionary of tensors", checkpoint=tmp_path)
+
+
+def test_conversion_needs_a_target_that_can_be_written(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"end with \.safetensors"):
+        convert_checkpoint(folder, tmp_path / "weights.bin")
+    with pytest.raises(FileNotFoundError, match="for `target` does not exist"):
+        convert_checkpoint(folder, tmp_path / "no" / "chexbert.safetensors")
