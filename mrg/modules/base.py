@@ -14,7 +14,8 @@ from torchmetrics import Metric
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.policy import LoRA, Policy, load_policy
+from mrg.modules.load import LoRA, load_policy
+from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
 from mrg.modules.tiny import Tiny, tiny_policy
 
@@ -63,6 +64,8 @@ class ReportModule(L.LightningModule):
         margin: Margin of MCCS, in training and in evaluation.
         labeler: Labels reports for rewards and scores; `RulesLabeler` by default.
     """
+
+    labeler: Labeler
 
     def __init__(
         self,

@@ -1,14 +1,21 @@
 """Group relative policy optimisation on a clinical reward (Shao et al., 2024; MRG-R1, 2025).
 
-Choices: one inner epoch, so the old log-probabilities are the rollout's own; the reference is the policy with its
-adapter off; the loss is normalised by the round, so its value does not depend on the micro-batch split; each completion
-is computed behind a prompt of its own. Left out: value networks, several inner epochs, the prompt shared in the loss.
+A round: the policy writes `group_size` completions for each study, each is rewarded, and its advantage over its group
+weighs its gradient. What a study's completions share is computed once, in the rollout as in the loss: its images and
+its prompt.
+
+Choices: a round that makes one optimiser step takes the policy's own log-probabilities as the old ones, so the ratio
+is exactly 1; a round of several takes the rollout's. The reference is the policy with its adapter off. A loss is
+normalised by the whole step, so its value does not depend on how the step is cut. Without a KL term, groups of equal
+rewards send no gradient and are not computed. Left out: value networks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,10 +24,12 @@ from torch import Tensor
 from mrg.datamodules.collate import Batch
 from mrg.modules.advantage import dead_groups, group_advantages
 from mrg.modules.base import ReportModule
-from mrg.modules.loss import grpo_loss
+from mrg.modules.loss import check_loss_options, grpo_loss
+from mrg.modules.minibatch import micro_batches, minibatches
+from mrg.modules.monitor import Monitor
 from mrg.modules.policy import Prompts
-from mrg.modules.reward import Reward
-from mrg.modules.rollout import Rollout, sample
+from mrg.modules.reward import Reward, Rewards
+from mrg.modules.rollout import Rollout, replace_groups, sample
 
 
 class GRPOModule(ReportModule):
@@ -28,12 +37,22 @@ class GRPOModule(ReportModule):
 
     Args:
         group_size: Completions per study.
-        micro_batch_size: Completions per forward and backward pass.
+        micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
+            never cut. Lower it where memory runs out.
+        num_minibatches: Optimiser steps into which the studies of a round are cut.
+        num_iterations: How often a round is gone through.
         temperature: Of sampling, above 0.
+        loss_type: See `mrg.modules.loss`.
         kl_coef: Weight of the KL to the reference; 0 needs no reference.
+        kl_estimator: `"k1"`, `"k2"` or `"k3"`, see `mrg.modules.kl`.
+        kl_ratio_correction: Multiply the KL term by the ratio, see `mrg.modules.kl`.
         clip_low: See `grpo_loss`.
         clip_high: See `grpo_loss`.
+        dual_clip: See `clipped_surrogate`.
         advantage_scale: See `group_advantages`.
+        mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
+        resample_dead: How often groups of equal rewards are sampled again.
+        patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
         seed: Rollouts are a function of (seed, rank, round).
@@ -43,24 +62,37 @@ class GRPOModule(ReportModule):
     def __init__(
         self,
         group_size: int = 8,
-        micro_batch_size: int = 64,
+        micro_batch_tokens: int = 16_384,
+        num_minibatches: int = 1,
+        num_iterations: int = 1,
         temperature: float = 1.0,
+        loss_type: str = "grpo",
         kl_coef: float = 0.04,
+        kl_estimator: str = "k3",
+        kl_ratio_correction: bool = False,
         clip_low: float = 0.2,
         clip_high: float = 0.2,
+        dual_clip: float | None = None,
         advantage_scale: str = "group",
+        mask_truncated: bool = False,
+        resample_dead: int = 0,
+        patience: int = 10,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if group_size < 2:
-            raise ValueError(f"Expected model.init_args.group_size to be at least 2, but got {group_size}.")
+        at_least = {
+            "group_size": (group_size, 2), "micro_batch_tokens": (micro_batch_tokens, 1), "patience": (patience, 1),
+            "num_minibatches": (num_minibatches, 1), "num_iterations": (num_iterations, 1),
+            "resample_dead": (resample_dead, 0),
+        }  # fmt: skip
+        for name, (value, least) in at_least.items():
+            if value < least:
+                raise ValueError(f"Expected model.init_args.{name} to be at least {least}, but got {value}.")
         if temperature <= 0:
             raise ValueError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
-        if micro_batch_size < 1:
-            raise ValueError(f"Expected model.init_args.micro_batch_size to be at least 1, but got {micro_batch_size}.")
         if advantage_scale not in ("group", "batch", "none"):
             raise ValueError(
                 "Expected model.init_args.advantage_scale to be 'group', 'batch' or 'none', "
@@ -70,11 +102,20 @@ class GRPOModule(ReportModule):
             raise ValueError(
                 "The reference shares the vision tower: set model.init_args.train_vision to false, or kl_coef to 0."
             )
+        check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         self.automatic_optimization = False  # several backward passes make one step
-        self.group_size, self.micro_batch_size, self.temperature = group_size, micro_batch_size, temperature
-        self.kl_coef, self.clip_low, self.clip_high = kl_coef, clip_low, clip_high
-        self.advantage_scale, self.rollout_seed = advantage_scale, seed
+        self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
+        self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
+        self.kl_coef, self.advantage_scale, self.mask_truncated = kl_coef, advantage_scale, mask_truncated
+        self.loss_options: dict[str, Any] = {
+            "clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef, "loss_type": loss_type,
+            "dual_clip": dual_clip, "kl_estimator": kl_estimator, "kl_ratio_correction": kl_ratio_correction,
+            "max_tokens": self.max_new_tokens,
+        }  # fmt: skip
+        self.resample_dead, self.patience, self.rollout_seed = resample_dead, patience, seed
+        self.dead_rounds = self.bad_rounds = 0
         self.reward = Reward(self.labeler, mccs_weight, format_weight, self.margin, self.think)
+        self.monitor = Monitor(group_size)
 
     def setup(self, stage: str) -> None:
         """Also check that there is a reference where the KL term needs one."""
@@ -89,104 +130,222 @@ class GRPOModule(ReportModule):
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One round: rollout, reward, advantage, then reference and loss in one optimiser step."""
-        prompts = self.writer.embed(batch)
-        rollout = self.rollout(prompts)
-        rewards, parts = self.rewards(rollout, batch)
-        advantages = group_advantages(rewards, self.group_size, self.advantage_scale).to(self.device)
-        stats = self.update(prompts, rollout, advantages)
-        self.log_round(rollout, rewards, parts, stats)
+        """One round: rollout, reward, advantage, reference, loss."""
+        with self.monitor.phase("vision"):
+            prompts = self.writer.embed(batch)
+        with self.monitor.phase("rollout"):
+            rollout = self.rollout(prompts)
+        with self.monitor.phase("reward"):
+            rewards = self.rewards(rollout, batch)
+        rollout, rewards = self.resample(prompts, batch, rollout, rewards)
+        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale).to(self.device)
+        with self.monitor.phase("reference"):
+            ref_logps = self.reference_logps(prompts, rollout)
+        with self.monitor.phase("policy"):
+            stats = self.update(prompts, rollout, advantages, ref_logps, batch)
+        self.log_round(rollout, rewards, stats, prompts)
 
-    def rollout(self, prompts: Prompts) -> Rollout:
-        """N = B * group_size sampled completions; a function of (seed, rank, round) and the policy alone."""
+    def rollout(self, prompts: Prompts, attempt: int = 0) -> Rollout:
+        """N = B * group_size sampled completions; a function of (seed, rank, round, attempt) and the policy alone."""
         # All ranks share a seed in Lightning, but must not write the same completions.
-        seed = hash((self.rollout_seed, self.global_rank, self.global_step)) % 2**63
+        seed = hash((self.rollout_seed, self.global_rank, self.global_step, attempt)) % 2**63
         generator = torch.Generator(self.device).manual_seed(seed)
         return sample(self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator)
 
-    def rewards(self, rollout: Rollout, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """(N,) rewards and their parts."""
+    def rewards(self, rollout: Rollout, batch: Batch) -> Rewards:
+        """Rewards of N completions."""
         target = [text for text in batch.target for _ in range(self.group_size)]
         study_id = [name for name in batch.study_id for _ in range(self.group_size)]
         return self.reward(rollout.texts, target, study_id)
 
-    def update(self, prompts: Prompts, rollout: Rollout, advantages: Tensor) -> dict[str, Tensor]:
-        """One optimiser step on the whole round, in micro-batches; returns means over completions."""
+    def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
+        """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025)."""
+        for attempt in range(1, self.resample_dead + 1):
+            dead = dead_groups(rewards.total, self.group_size).nonzero()[:, 0]
+            if not len(dead):
+                break
+            with self.monitor.phase("rollout"):
+                again = self.rollout(prompts.rows(dead.to(self.device)), attempt)
+            rollout = replace_groups(rollout, again, dead, self.group_size, self.writer.pad_id)
+            with self.monitor.phase("reward"):
+                rewards = self.rewards(rollout, batch)
+        return rollout, rewards
+
+    @torch.no_grad()
+    def reference_logps(self, prompts: Prompts, rollout: Rollout) -> Tensor | None:
+        """(N, C) of the reference, or None where there is no KL term."""
+        if not self.kl_coef:
+            return None
+        ref_logps = torch.zeros_like(rollout.old_logps)
+        groups = range(len(prompts.mask))
+        with self.writer.reference():
+            for part in micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens):
+                rows, few = self.rows(part), prompts.rows(torch.tensor(part, device=self.device))
+                ids, mask = rollout.trimmed(rows)
+                logps = self.writer.logps(few, ids, mask, self.temperature).logps
+                ref_logps[rows, : mask.shape[1]] = logps.to(ref_logps.dtype)
+        return ref_logps
+
+    def num_group_tokens(self, prompts: Prompts, rollout: Rollout) -> list[int]:
+        """Tokens of each group in a packed row."""
+        completions = rollout.completion_mask.sum(1).view(-1, self.group_size).sum(1)
+        return (prompts.mask.sum(1) + completions).tolist()
+
+    def rows(self, groups: list[int]) -> Tensor:
+        """Completions of some groups."""
+        first = torch.tensor(groups, device=self.device)[:, None] * self.group_size
+        return (first + torch.arange(self.group_size, device=self.device)).flatten()
+
+    def update(
+        self, prompts: Prompts, rollout: Rollout, advantages: Tensor, ref_logps: Tensor | None, batch: Batch
+    ) -> dict[str, Tensor]:
+        """Optimiser steps on the round; returns means over completions and steps."""
+        num_steps = self.num_minibatches * self.num_iterations
+        generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.global_step)) % 2**63)
+        totals: dict[str, Tensor] = {}
+        for _ in range(self.num_iterations):
+            order = generator if num_steps > 1 else None
+            for groups in minibatches(len(prompts.mask), self.num_minibatches, order):
+                if totals and prompts.embeds.requires_grad:
+                    prompts = self.writer.embed(batch)  # the last step changed what they are made by
+                step = Step(rollout, advantages, ref_logps, groups, on_policy=num_steps == 1)
+                for name, value in self.step(prompts, step).items():
+                    totals[name] = totals.get(name, 0.0) + value / num_steps
+        return totals
+
+    def step(self, prompts: Prompts, step: Step) -> dict[str, Tensor]:
+        """One optimiser step on some groups, in micro-batches; returns means over their completions."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at a leaf
+        num_completions = len(step.groups) * self.group_size
+        step.num_completions = self.mean_over_ranks(num_completions)
+        step.num_tokens = self.mean_over_ranks(self.counted_tokens(step))
+        # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at leaves
         # and sent on once: a graph can be walked back only once.
-        leaf = prompts.embeds.detach().requires_grad_(prompts.embeds.requires_grad)
-        leaves = dataclasses.replace(prompts, embeds=leaf)
-        num_completions = len(rollout.texts)
-        totals: dict[str, Tensor] = {}
-        for start in range(0, num_completions, self.micro_batch_size):
-            rows = slice(start, min(start + self.micro_batch_size, num_completions))
-            loss, stats = self.loss(leaves, rollout, advantages, rows)
-            self.manual_backward(loss)
-            stats = {name: value / num_completions for name, value in stats.items()} | {"loss": loss.detach()}
-            totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
-        if leaf.grad is not None:
-            self.manual_backward((prompts.embeds * leaf.grad).sum())
+        leaves = prompts.detached()
+        live = [g for g in step.groups if self.kl_coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
+        totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
+        with self.local_gradients():
+            for part in micro_batches(live, self.num_group_tokens(prompts, step.rollout), self.micro_batch_tokens):
+                loss, stats = self.loss(leaves, step, part)
+                self.manual_backward(loss)
+                stats = {name: value / num_completions for name, value in stats.items()} | {"loss": loss.detach()}
+                totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
+            prompts.send_back(leaves, self.manual_backward)
         norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
-        if not bool(norm.isfinite()):
-            raise RuntimeError(
-                f"The gradient's norm is {float(norm)} in round {self.global_step}: "
-                "lower model.init_args.learning_rate."
-            )
-        optimizer.step()
+        if self.is_finite(norm):
+            optimizer.step()
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
         scheduler.step()
         return {**totals, "grad_norm": norm}
 
-    def loss(
-        self, prompts: Prompts, rollout: Rollout, advantages: Tensor, rows: slice
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Share of some rows in the round's loss, and sums over these rows."""
-        studies = torch.arange(rows.start, rows.stop, device=self.device) // self.group_size
-        repeated = prompts.rows(studies)
-        mask = rollout.completion_mask[rows]
-        longest = int(mask.sum(1).max())
-        ids, mask = rollout.completion_ids[rows, :longest], mask[:, :longest]
-        old_logps = rollout.old_logps[rows, :longest]
-        ref_logps = None
-        if self.kl_coef:
-            with torch.no_grad(), self.writer.reference():
-                ref_logps = self.writer.logps(repeated, ids, mask, self.temperature)
-        logps = self.writer.logps(repeated, ids, mask, self.temperature)
+    def loss(self, prompts: Prompts, step: Step, groups: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Share of some groups in the step's loss, and sums over their completions."""
+        rows = self.rows(groups)
+        ids, mask = step.rollout.trimmed(rows)
+        tokens = self.writer.logps(prompts.rows(torch.tensor(groups, device=mask.device)), ids, mask, self.temperature)
+        old_logps = sampled = step.rollout.old_logps[rows, : mask.shape[1]]
+        if step.on_policy:
+            old_logps = tokens.logps.detach()
         loss, stats = grpo_loss(
-            logps,
+            tokens.logps,
             old_logps,
-            ref_logps,
-            advantages[rows],
-            mask,
-            len(rollout.texts),
-            self.clip_low,
-            self.clip_high,
-            self.kl_coef,
+            None if step.ref_logps is None else step.ref_logps[rows, : mask.shape[1]],
+            step.advantages[rows],
+            mask & self.counts(step.rollout)[rows, None],
+            step.num_completions,
+            num_tokens=step.num_tokens,
+            **self.loss_options,
         )
+        length = mask.sum(1)
         # What sampling and training disagree on; above .05 one of them computes another distribution.
-        gap = (logps.detach() - old_logps).abs().sum(1) / mask.sum(1)
-        return loss, {**stats, "logp_gap": gap.sum()}
+        stats["logp_gap"] = ((tokens.logps.detach() - sampled).abs().sum(1) / length).sum()
+        stats["entropy"] = (tokens.entropy.sum(1) / length).sum()
+        return loss, stats
 
-    def log_round(self, rollout: Rollout, rewards: Tensor, parts: dict[str, Tensor], stats: dict[str, Tensor]) -> None:
+    def counts(self, rollout: Rollout) -> Tensor:
+        """(N,) bool, which completions send a gradient."""
+        return ~rollout.truncated if self.mask_truncated else torch.ones_like(rollout.truncated)
+
+    def counted_tokens(self, step: Step) -> float:
+        """Tokens that an optimiser step is normalised by: its own, or for some losses its share of the round's."""
+        tokens = step.rollout.completion_mask.sum(1) * self.counts(step.rollout)
+        if self.loss_options["loss_type"] in ("dapo", "cispo"):
+            return float(tokens.sum()) / self.num_minibatches
+        return float(tokens[self.rows(step.groups)].sum())
+
+    def mean_over_ranks(self, value: float) -> float:
+        """Gradients are averaged over ranks, so what they are divided by is a mean too."""
+        if self.trainer.world_size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(total)
+        return float(total) / self.trainer.world_size
+
+    @contextlib.contextmanager
+    def local_gradients(self) -> Iterator[None]:
+        """Ranks make as many backward passes as their own groups need, and average their gradients once, at the end."""
+        if self.trainer.world_size == 1:
+            yield
+            return
+        with self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+            yield
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
+                parameter.grad /= self.trainer.world_size
+
+    def is_finite(self, norm: Tensor) -> bool:
+        """Whether to take the step; `patience` bad ones in a row stop the run."""
+        self.bad_rounds = 0 if bool(norm.isfinite()) else self.bad_rounds + 1
+        if self.bad_rounds >= self.patience:
+            raise RuntimeError(
+                f"The gradient's norm was {float(norm)} in {self.bad_rounds} steps in a row, the last in round "
+                f"{self.global_step}: lower model.init_args.learning_rate."
+            )
+        return not self.bad_rounds
+
+    def log_round(self, rollout: Rollout, rewards: Rewards, stats: dict[str, Tensor], prompts: Prompts) -> None:
         """What tells a healthy round from a collapse."""
-        if float(stats["logp_gap"]) > 0.05:
+        num_tokens = sum(self.num_group_tokens(prompts, rollout))
+        values = self.monitor.round(rollout, rewards, num_tokens) | {f"train/{k}": float(v) for k, v in stats.items()}
+        if values.get("train/logp_gap", 0.0) > 0.05 and self.num_minibatches * self.num_iterations == 1:
             warnings.warn(
-                f"Sampling and training disagree by {float(stats['logp_gap']):.3f} nats a token: check the precision.",
+                f"Sampling and training disagree by {values['train/logp_gap']:.3f} nats a token: check the precision.",
                 stacklevel=2,
             )
-        groups = [rollout.texts[i : i + self.group_size] for i in range(0, len(rollout.texts), self.group_size)]
-        values: dict[str, Any] = {
-            "reward/total": rewards.mean(),
-            **{f"reward/{name}": value.mean() for name, value in parts.items()},
-            "train/dead_groups": dead_groups(rewards, self.group_size).double().mean(),
-            "train/distinct": sum(len(set(group)) for group in groups) / len(rollout.texts),
-            "train/length": rollout.completion_mask.sum(1).double().mean(),
-            "train/truncated": rollout.truncated.double().mean(),
-            **{f"train/{name}": value for name, value in stats.items()},
-        }
         for name, value in values.items():
-            self.log(name, float(value), batch_size=len(groups), prog_bar=name in ("reward/total", "reward/mccs"))
+            self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
+        self.dead_rounds = self.dead_rounds + 1 if values["train/dead_groups"] == 1 else 0
+        if self.dead_rounds >= self.patience and not self.kl_coef:
+            raise RuntimeError(
+                f"All groups had equal rewards in {self.dead_rounds} rounds in a row: nothing can be learned. Raise "
+                "model.init_args.temperature or group_size, lower margin, or train more with SFT first."
+            )
+
+
+@dataclasses.dataclass
+class Step:
+    """What one optimiser step is made of.
+
+    Args:
+        rollout: Of the whole round.
+        advantages: (N,).
+        ref_logps: (N, C), or None without a KL term.
+        groups: Groups of this step.
+        on_policy: Whether the old log-probabilities are the policy's own.
+        num_completions: Completions of the step, the mean over ranks.
+        num_tokens: Tokens that it is normalised by, the mean over ranks.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    ref_logps: Tensor | None
+    groups: list[int]
+    on_policy: bool
+    num_completions: float = 1.0
+    num_tokens: float = 1.0

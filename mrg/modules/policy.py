@@ -1,16 +1,17 @@
-"""The policy: a Qwen2.5-VL-class model, its LoRA and its reference.
+"""The policy: a vision-language model of the Qwen-VL families, and its reference.
 
-Choices: image embeddings are computed once per study and handed on; positions are always explicit (the model's own
-`rope_deltas` is stale state, and a missing token-type mask falls back to one dimension silently); the reference is the
-policy with its adapter off, so an SFT adapter is merged before a new one is added. Left out: other model families.
+Choices: image embeddings are computed once per study and handed on; a prompt is read once for all of its completions,
+in the loss (`prefix.py`) as in the rollout; positions are always explicit (the model's own `rope_deltas` is stale
+state, and a missing token-type mask falls back to one dimension silently); the reference is the policy with its adapter
+off, so an SFT adapter is merged before a new one is added. Left out: other model families.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from mrg.datamodules.collate import Batch
-from mrg.modules.processor import StillImageProcessor, load_processor
-
-LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-
-
-@dataclasses.dataclass
-class LoRA:
-    """Low-rank adapters on every linear layer of the language model (Hu et al., 2021).
-
-    Args:
-        rank: Rank of the update.
-        alpha: Scale; the update is multiplied by alpha / rank.
-        dropout: Dropout on the adapter's input. 0 keeps rollout and training distributions equal.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+from mrg.modules.attention import PackedPrompts, SharedAttention
+from mrg.modules.head import TokenLogps, token_logps
+from mrg.modules.prefix import Packed, pack
+from mrg.modules.processor import StillImageProcessor
 
 
 @dataclasses.dataclass
@@ -46,15 +33,37 @@ class Prompts:
         embeds: (B, P, D) with image embeddings in place.
         mask: (B, P) bool.
         positions: (3, B, P) int64, time, height and width of each token.
+        visual: (B, P) bool, the image tokens.
+        deepstack: For each of the first layers of a Qwen3-VL (V, D), what is added at the V image tokens after it.
     """
 
     embeds: Tensor
     mask: Tensor
     positions: Tensor
+    visual: Tensor
+    deepstack: tuple[Tensor, ...] = ()
 
     def rows(self, index: Tensor) -> Prompts:
         """The prompts of some studies, in the order of the index; one may come several times."""
-        return Prompts(self.embeds[index], self.mask[index], self.positions[:, index])
+        deepstack = self.deepstack
+        if deepstack:
+            sizes = self.visual.sum(1).tolist()
+            chosen = index.tolist()
+            parts = [torch.split(layer, sizes) for layer in deepstack]
+            deepstack = tuple(torch.cat([part[i] for i in chosen]) for part in parts)
+        return Prompts(self.embeds[index], self.mask[index], self.positions[:, index], self.visual[index], deepstack)
+
+    def detached(self) -> Prompts:
+        """The same as leaves, at which gradients are collected where they are wanted."""
+        embeds, *deepstack = (x.detach().requires_grad_(x.requires_grad) for x in (self.embeds, *self.deepstack))
+        return dataclasses.replace(self, embeds=embeds, deepstack=tuple(deepstack))
+
+    def send_back(self, leaves: Prompts, backward: Callable[[Tensor], None]) -> None:
+        """Send the gradients collected at `detached` leaves on to what these prompts were made by."""
+        pairs = zip((self.embeds, *self.deepstack), (leaves.embeds, *leaves.deepstack), strict=True)
+        parts = [(own * leaf.grad).sum() for own, leaf in pairs if leaf.grad is not None]
+        if parts:
+            backward(torch.stack(parts).sum())
 
     @property
     def next_position(self) -> Tensor:
@@ -66,16 +75,20 @@ class Policy(nn.Module):
     """A vision-language model that writes reports.
 
     Args:
-        model: A `Qwen2_5_VLForConditionalGeneration`, or the same wrapped by peft.
+        model: A Qwen2-VL, Qwen2.5-VL or Qwen3-VL for conditional generation, or the same wrapped by peft.
         processor: Its processor.
         train_vision: Let gradients reach the vision tower.
+        shared_prefix: Read a prompt once for all of its completions; otherwise once for each, which gives the same and
+            is the reference of the tests.
     """
 
-    def __init__(self, model: Any, processor: StillImageProcessor, train_vision: bool = False) -> None:
+    def __init__(
+        self, model: Any, processor: StillImageProcessor, train_vision: bool = False, shared_prefix: bool = True
+    ) -> None:
         super().__init__()
         self.model = model
         self.processor = processor
-        self.train_vision = train_vision
+        self.train_vision, self.shared_prefix = train_vision, shared_prefix
 
     @property
     def base(self) -> Any:
@@ -97,7 +110,7 @@ class Policy(nn.Module):
         """The token that fills a row after its end."""
         return int(self.processor.tokenizer.pad_token_id)
 
-    @property
+    @functools.cached_property
     def banned_ids(self) -> list[int]:
         """Ids that are never sampled: one image token in a completion breaks the next forward pass."""
         config, tokenizer = self.base.config, self.processor.tokenizer
@@ -120,6 +133,26 @@ class Policy(nn.Module):
         with self.model.disable_adapter():
             yield
 
+    @contextlib.contextmanager
+    def merged(self) -> Iterator[None]:
+        """Within this context the adapter's update stands in the weights, so that a decoding step is less work.
+
+        In float32 only: bfloat16 would round most of a young adapter away. The weights themselves come back after it.
+        """
+        layers = _lora_layers(self.base) if self.has_adapter else {}
+        if not layers or any(layer.get_base_layer().weight.dtype != torch.float32 for layer in layers.values()):
+            yield
+            return
+        kept = {name: layer.get_base_layer().weight.data for name, layer in layers.items()}
+        try:
+            for name, layer in layers.items():
+                layer.get_base_layer().weight.data = kept[name] + layer.get_delta_weight(self.model.active_adapter)
+            with self.model.disable_adapter():
+                yield
+        finally:
+            for name, layer in layers.items():
+                layer.get_base_layer().weight.data = kept[name]
+
     def embed(self, batch: Batch) -> Prompts:
         """Prompt embeddings with the image embeddings in place; the vision tower runs once per image."""
         base = self.base.model
@@ -127,6 +160,7 @@ class Policy(nn.Module):
         with contextlib.nullcontext() if self.train_vision else torch.no_grad():
             features = base.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
             images = torch.cat(list(features.pooler_output))
+            deepstack = tuple(torch.cat(list(layer)) for layer in getattr(features, "deepstack_features", None) or ())
         if int(image_mask.sum()) != images.shape[0]:
             raise ValueError(
                 f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}."
@@ -139,51 +173,78 @@ class Policy(nn.Module):
             image_grid_thw=batch.image_grid_thw,
             attention_mask=batch.prompt_mask,
         )
-        return Prompts(embeds, batch.prompt_mask, positions)
+        return Prompts(embeds, batch.prompt_mask, positions, image_mask, deepstack)
 
-    def completion_positions(self, prompts: Prompts, num_tokens: int) -> Tensor:
-        """(3, B, num_tokens): all three axes count on from the prompt's largest position."""
-        steps = torch.arange(num_tokens, device=prompts.mask.device)
-        return (prompts.next_position[:, None] + steps).expand(3, -1, -1)
-
-    def hidden(self, embeds: Tensor, positions: Tensor, attention: Tensor, cache: Any = None) -> Tensor:
-        """Last hidden states (B, L, D) of the language model.
+    def hidden(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        attention: Tensor | None = None,
+        shared: SharedAttention | None = None,
+        visual: Tensor | None = None,
+        deepstack: tuple[Tensor, ...] = (),
+    ) -> Tensor:
+        """Last hidden states (R, L, D) of the language model.
 
         Args:
-            embeds: (B, L, D).
-            positions: (3, B, L).
-            attention: (B, cached + L) int64, 1 at real tokens.
-            cache: Keys and values of earlier tokens; the new ones are added to it.
+            embeds: (R, L, D).
+            positions: (3, R, L).
+            attention: (R, L) int64, 1 at real tokens; None where `shared` says who attends to whom.
+            shared: Attention over shared prompts, or of a decoding step.
+            visual: (R, L) bool, the image tokens; needed with `deepstack`.
+            deepstack: See `Prompts`.
         """
+        extra: dict[str, Any] = {} if shared is None else {"shared": shared}
+        if deepstack:
+            extra |= {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)}
         # By place: transformers renames the cache's argument between the releases that are supported.
-        output = self.base.model.language_model(None, attention, positions, cache, embeds, use_cache=cache is not None)
+        output = self.base.model.language_model(None, attention, positions, None, embeds, use_cache=False, **extra)
         states: Tensor = output.last_hidden_state
         return states
 
-    def logps(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    def hidden_packed(self, packed: Packed, shared: PackedPrompts, deepstack: tuple[Tensor, ...]) -> Tensor:
+        """Last hidden states (L, D) of a packed row."""
+        return self.hidden(packed.embeds, packed.positions, None, shared, packed.visual, deepstack)[0]
+
+    def logps(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor, temperature: float = 1.0) -> TokenLogps:
         """Log-probability of each completion token under the distribution that is sampled from.
 
-        Rows are whole: prompt n is followed by completion n. The vocabulary's logits exist at completion tokens only.
+        The vocabulary's logits exist at completion tokens only, and not at all of them at once.
 
         Args:
-            prompts: N prompts.
-            completion_ids: (N, C), padded on the right.
-            mask: (N, C) bool.
+            prompts: B prompts.
+            completion_ids: (N, C), padded on the right; N a multiple of B, row n behind prompt n // (N / B).
+            mask: (N, C) bool; every completion has a token.
             temperature: Logits are divided by it.
 
         Returns:
-            (N, C) float32; 0 where the mask is False.
+            Both (N, C), 0 where the mask is False.
         """
-        base, num_tokens = self.base, completion_ids.shape[1]
-        embeds = torch.cat([prompts.embeds, base.get_input_embeddings()(completion_ids)], 1)
-        positions = torch.cat([prompts.positions, self.completion_positions(prompts, num_tokens)], 2)
-        attention = torch.cat([prompts.mask, mask], 1).long()
-        hidden = self.hidden(embeds, positions, attention)[:, -num_tokens - 1 : -1][mask]
-        # Only real tokens reach the head: padding would cost a vocabulary of logits each.
-        logits = base.lm_head(hidden).float() / temperature
-        logits[:, self.banned_ids] = -torch.inf
-        real = torch.log_softmax(logits, -1).gather(1, completion_ids[mask][:, None])[:, 0]
-        return torch.zeros(mask.shape, dtype=real.dtype, device=real.device).masked_scatter(mask, real)
+        if self.shared_prefix:
+            packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
+            hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
+        else:
+            hidden = self._hidden_repeated(prompts, completion_ids, mask)
+        head = self.base.lm_head.weight
+        banned = torch.tensor(self.banned_ids, device=mask.device)
+        real = token_logps(hidden, head, completion_ids[mask], temperature, banned)
+        return TokenLogps(
+            *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
+        )
+
+    def _hidden_repeated(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor) -> Tensor:
+        """States (T, D) that predict the real tokens, each completion behind a prompt of its own."""
+        num_rows, num_tokens = completion_ids.shape
+        rows = torch.arange(num_rows, device=mask.device) // (num_rows // len(prompts.mask))
+        repeated = prompts.rows(rows)
+        steps = torch.arange(num_tokens, device=mask.device)
+        after = (repeated.next_position[:, None] + steps).expand(3, -1, -1)
+        embeds = torch.cat([repeated.embeds, self.base.get_input_embeddings()(completion_ids)], 1)
+        positions = torch.cat([repeated.positions, after], 2)
+        attention = torch.cat([repeated.mask, mask], 1).long()
+        visual = torch.cat([repeated.visual, torch.zeros_like(mask)], 1)
+        hidden = self.hidden(embeds, positions, attention, None, visual, repeated.deepstack)
+        return hidden[:, -num_tokens - 1 : -1][mask]
 
     def save(self, folder: str | Path) -> None:
         """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor."""
@@ -198,87 +259,17 @@ def merged_weights(model: Any) -> dict[str, Tensor]:
     Args:
         model: A peft model with LoRA on linear layers.
     """
-    from peft.tuners.lora import LoraLayer
-
     base = model.get_base_model()
     named = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
     weights = {name.replace(".base_layer.", "."): value.cpu() for name, value in named.items()}
-    for name, module in base.named_modules():
-        if isinstance(module, LoraLayer):
-            weight = weights[f"{name}.weight"]
-            update = module.get_delta_weight(model.active_adapter).cpu()
-            weights[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
+    for name, layer in _lora_layers(base).items():
+        weight = weights[f"{name}.weight"]
+        update = layer.get_delta_weight(model.active_adapter).cpu()
+        weights[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
     return weights
 
 
-def load_policy(
-    path: str,
-    lora: LoRA | None = None,
-    train_vision: bool = False,
-    dtype: str = "auto",
-    max_pixels: int = 0,
-    gradient_checkpointing: bool = False,
-) -> Policy:
-    """Load a Qwen2.5-VL-class checkpoint.
+def _lora_layers(base: Any) -> dict[str, Any]:
+    from peft.tuners.lora import LoraLayer
 
-    Args:
-        path: Hub id or local folder.
-        lora: Train adapters of this shape on the language model; `None` trains the language model itself.
-        train_vision: Train the vision tower as well.
-        dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
-        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
-        gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
-
-    Raises:
-        ValueError: If the checkpoint cannot be found or lacks weights: a tower of random weights would train silently.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
-    if path.startswith((".", "/", "runs/")) or Path(path).exists():
-        config = Path(path) / "config.json"
-        if not config.is_file():
-            raise ValueError(
-                f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
-            )
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        if kind != "qwen2_5_vl":
-            raise ValueError(f"Policy {path!r} is of type {kind!r}; expected 'qwen2_5_vl' in {config}.")
-    try:
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
-        )
-        processor = load_processor(path, max_pixels)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise ValueError(
-            f"Policy {path!r} lacks {len(missing)} weights, {missing[0]} first: the checkpoint is incomplete."
-        )
-    if gradient_checkpointing:
-        # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return prepare(model, processor, lora, train_vision)
-
-
-def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
-    """Wrap a model: add the adapter where there is one, and freeze what is not trained."""
-    model.config.use_cache = False
-    if lora is not None:
-        from peft import LoraConfig, get_peft_model
-
-        shape = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LANGUAGE_LINEARS
-        )
-        model = get_peft_model(model, shape)
-    policy = Policy(model, processor, train_vision)
-    for name, parameter in policy.named_parameters():
-        if ".visual." in name:
-            parameter.requires_grad_(train_vision)
-    # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning leaves it there.
-    policy.train()
-    return policy
+    return {name: module for name, module in base.named_modules() if isinstance(module, LoraLayer)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,20 @@ from torch import Tensor
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.mccs import mccs
 from mrg.metrics.reward import RewardError
+
+
+class Rewards(NamedTuple):
+    """Rewards of N completions.
+
+    Args:
+        total: (N,) float64.
+        parts: Name -> (N,), unweighted.
+        labels: (N, 14) label classes of the completions' reports, and of the references.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    labels: tuple[Tensor, Tensor]
 
 
 class Reward:
@@ -36,15 +50,13 @@ class Reward:
         self.mccs_weight, self.format_weight = mccs_weight, format_weight
         self.margin, self.think = margin, think
 
-    def __call__(
-        self, texts: Sequence[str], target: Sequence[str], study_id: Sequence[str]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, texts: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> Rewards:
         """Reward N completions.
 
         A completion without a report section is paid nothing for its findings, before any labelling.
 
         Returns:
-            (N,) float64 and its parts `{"mccs": (N,), "format": (N,)}`.
+            The parts are `mccs` and `format`.
 
         Raises:
             RewardError: If the labeler fails or a reward is not finite.
@@ -56,14 +68,15 @@ class Reward:
         except Exception as error:
             name = self._culprit(reports, target, study_id)
             raise RewardError(f"The labeler failed on study {name}: {error}") from error
-        clinical = mccs(labels[: len(texts)], labels[len(texts) :], self.margin, reduction="none")
+        preds, references = labels[: len(texts)], labels[len(texts) :]
+        clinical = mccs(preds, references, self.margin, reduction="none")
         clinical = torch.where(torch.tensor([bool(report) for report in reports]), clinical, 0.0)
         parts = {"mccs": clinical, "format": format_score(texts, self.think)}
         rewards = self.mccs_weight * clinical + self.format_weight * parts["format"]
         if not bool(rewards.isfinite().all()):
             worst = int((~rewards.isfinite()).nonzero()[0])
             raise RewardError(f"The reward of study {study_id[worst]} is {float(rewards[worst])}, not a finite number.")
-        return rewards, parts
+        return Rewards(rewards, parts, (preds, references))
 
     def _culprit(self, reports: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> str:
         """The first study whose texts the labeler cannot read alone; all of them where only the batch fails."""

@@ -1,12 +1,14 @@
-"""Sampling: the prompt is read once per study, then its group decodes together."""
+"""Sampling: the prompt is read once per study, then its group decodes together (see `decoding.py`)."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from mrg.modules.decoding import prefill
 from mrg.modules.policy import Policy, Prompts
 
 
@@ -27,6 +29,41 @@ class Rollout:
     old_logps: Tensor
     texts: list[str]
     truncated: Tensor
+
+    def trimmed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids and mask of some rows, as wide as the longest of them."""
+        mask = self.completion_mask[rows]
+        longest = int(mask.sum(1).max())
+        return self.completion_ids[rows, :longest], mask[:, :longest]
+
+
+def replace_groups(rollout: Rollout, again: Rollout, groups: Tensor, group_size: int, pad_id: int) -> Rollout:
+    """A rollout with some groups replaced.
+
+    Args:
+        rollout: N completions.
+        again: As many groups as are replaced.
+        groups: Which ones.
+        group_size: Completions per study.
+        pad_id: Fills rows after their end.
+    """
+    rows = (groups[:, None] * group_size + torch.arange(group_size)).flatten().to(rollout.completion_ids.device)
+    width = max(rollout.completion_ids.shape[1], again.completion_ids.shape[1])
+    result = []
+    for old, new, fill in (
+        (rollout.completion_ids, again.completion_ids, pad_id),
+        (rollout.completion_mask, again.completion_mask, False),
+        (rollout.old_logps, again.old_logps, 0.0),
+    ):
+        whole = F.pad(old, (0, width - old.shape[1]), value=fill)
+        whole[rows] = F.pad(new, (0, width - new.shape[1]), value=fill)
+        result.append(whole)
+    texts, truncated = list(rollout.texts), rollout.truncated.clone()
+    for row, text in zip(rows.tolist(), again.texts, strict=True):
+        texts[row] = text
+    truncated[rows] = again.truncated
+    ids, mask, logps = result
+    return Rollout(ids, mask, logps, texts, truncated)
 
 
 @torch.no_grad()
@@ -53,7 +90,8 @@ def sample(
     was_training = policy.training
     policy.eval()
     try:
-        return _decode(policy, prompts, group_size, max_new_tokens, temperature, generator)
+        with policy.merged():
+            return _decode(policy, prompts, group_size, max_new_tokens, temperature, generator)
     finally:
         policy.train(was_training)
 
@@ -66,44 +104,40 @@ def _decode(
     temperature: float,
     generator: torch.Generator | None,
 ) -> Rollout:
-    from transformers import DynamicCache
-
-    base = policy.base
-    embedding = base.get_input_embeddings()
-    cache = DynamicCache(config=base.config.text_config)
-    hidden = policy.hidden(prompts.embeds, prompts.positions, prompts.mask.long(), cache)
-    cache.batch_repeat_interleave(group_size)
-    hidden = hidden[:, -1].repeat_interleave(group_size, 0)
-    attention = prompts.mask.repeat_interleave(group_size, 0).long()
+    head, embedding = policy.base.lm_head, policy.base.get_input_embeddings()
+    num_prompts, device = len(prompts.mask), prompts.embeds.device
+    num_rows = num_prompts * group_size
+    hidden, decoding = prefill(policy, prompts, group_size, max_new_tokens)
+    hidden = hidden.repeat_interleave(group_size, 0)
     position = prompts.next_position.repeat_interleave(group_size)
-    num_rows = hidden.shape[0]
-    banned = policy.banned_ids
-    rows = torch.arange(num_rows, device=hidden.device)  # rows that still write
-    ids = torch.full((num_rows, max_new_tokens), policy.pad_id, device=hidden.device)
-    logps = torch.zeros(num_rows, max_new_tokens, device=hidden.device)
-    mask = torch.zeros(num_rows, max_new_tokens, dtype=torch.bool, device=hidden.device)
+    banned = torch.tensor(policy.banned_ids, device=device)
+    # Rows that still write, in as many places for each of the remaining prompts; a finished row may fill a place.
+    rows = torch.arange(num_rows, device=device)
+    going = torch.ones(num_rows, dtype=torch.bool, device=device)
+    ids = torch.full((num_rows, max_new_tokens), policy.pad_id, device=device)
+    mask = torch.zeros(num_rows, max_new_tokens, dtype=torch.bool, device=device)
+    logps = torch.zeros(num_rows, max_new_tokens, device=device)
     for step in range(max_new_tokens):
-        logits = base.lm_head(hidden).float()
+        logits = head(hidden).float()
         logits[:, banned] = -torch.inf
         log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
+        scores = log_probs
         if temperature:
-            token = torch.multinomial(log_probs.exp(), 1, generator=generator)
-        else:
-            token = log_probs.argmax(-1, keepdim=True)
-        ids[rows, step] = token[:, 0]
-        logps[rows, step] = log_probs.gather(1, token)[:, 0]
-        mask[rows, step] = True
-        going = token[:, 0] != policy.eos_id
+            # Noise for every row, also finished ones: a completion does not depend on when the others end.
+            noise = torch.empty(num_rows, log_probs.shape[1], device=device).exponential_(generator=generator)
+            scores = log_probs - noise[rows].log()
+        token = scores.argmax(-1)
+        ids[rows[going], step] = token[going]
+        logps[rows[going], step] = log_probs.gather(1, token[:, None])[going, 0]
+        mask[rows[going], step] = True
+        going = going & (token != policy.eos_id)
         if step == max_new_tokens - 1 or not bool(going.any()):
             break
-        if not bool(going.all()):
-            # Finished rows leave the batch, so that late steps cost only what is still being written.
-            keep = going.nonzero()[:, 0]
-            cache.batch_select_indices(keep)
-            rows, token, attention, position = rows[keep], token[keep], attention[keep], position[keep]
-        attention = torch.cat([attention, attention.new_ones(len(rows), 1)], 1)
+        keep = decoding.compact(going)
+        if keep is not None:
+            rows, going, token, position = rows[keep], going[keep], token[keep], position[keep]
         positions = (position + step).view(1, -1, 1).expand(3, -1, -1)
-        hidden = policy.hidden(embedding(token), positions, attention, cache)[:, -1]
+        hidden = policy.hidden(embedding(token)[:, None], positions, None, decoding.at(step))[:, -1]
     length = int(mask.sum(1).max())
     ids, mask, logps = ids[:, :length], mask[:, :length], logps[:, :length]
     ended = ((ids == policy.eos_id) & mask).any(1)

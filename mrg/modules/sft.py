@@ -27,7 +27,7 @@ class SFTModule(ReportModule):
 
     def _loss(self, batch: Batch) -> Tensor:
         ids, mask = self.completions(batch)
-        logps = self.writer.logps(self.writer.embed(batch), ids, mask)
+        logps = self.writer.logps(self.writer.embed(batch), ids, mask).logps
         return -logps.sum() / mask.sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

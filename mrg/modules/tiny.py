@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from mrg.modules.policy import Policy, prepare
+from mrg.modules.load import prepare
+from mrg.modules.policy import Policy
 from mrg.modules.processor import build_processor
 
 

@@ -4,9 +4,9 @@ import torch
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy import LoRA
-from mrg.modules.reward import RewardError
+from mrg.modules.grpo import GRPOModule, Step
+from mrg.modules.load import LoRA
+from mrg.modules.reward import RewardError, Rewards
 from mrg.modules.rollout import sample
 from mrg.modules.sft import SFTModule
 
@@ -36,7 +36,8 @@ class Shortness:
 
     def __call__(self, texts, target, study_id):
         rewards = torch.tensor([-float(len(text)) for text in texts], dtype=torch.float64)
-        return rewards, {"shortness": rewards}
+        nothing = torch.zeros(len(texts), 14, dtype=torch.long)
+        return Rewards(rewards, {"shortness": rewards}, (nothing, nothing))
 
 
 def trainer(steps):
@@ -78,7 +79,8 @@ def rewarded(module, studies, rewards):
     batch = StudyCollator(module.writer.processor, "Report:")(studies)
     prompts = module.writer.embed(batch)
     rollout = sample(module.writer, prompts, 4, 10, generator=torch.Generator().manual_seed(0))
-    loss, _ = module.loss(prompts, rollout, group_advantages(rewards, 4), slice(0, len(rollout.texts)))
+    step = Step(rollout, group_advantages(rewards, 4), None, list(range(len(studies))), True, len(rollout.texts))
+    loss, _ = module.loss(prompts, step, step.groups)
     module.zero_grad()
     loss.backward()
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}, rollout, prompts
@@ -98,9 +100,7 @@ def test_gradient_is_that_of_reinforce_by_autograd(saved, studies):
     grads, rollout, prompts = rewarded(module, studies[:4], rewards)
     groups = rewards.view(4, 4)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-    logps = module.writer.logps(
-        prompts.rows(torch.arange(4).repeat_interleave(4)), rollout.completion_ids, rollout.completion_mask
-    )
+    logps = module.writer.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps
     surrogate = -(advantages * logps.sum(1) / rollout.completion_mask.sum(1)).mean()
     module.zero_grad()
     surrogate.backward()
@@ -116,10 +116,11 @@ def test_micro_batches_change_nothing(saved, studies):
     rollout = module.rollout(prompts)
     advantages = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grads = []
-    for size in (16, 5):  # 5 cuts through groups
+    step = Step(rollout, advantages, module.reference_logps(prompts, rollout), list(range(4)), True, 16)
+    for parts in ([[0, 1, 2, 3]], [[2], [3, 0], [1]]):
         module.zero_grad()
-        for start in range(0, 16, size):
-            module.loss(prompts, rollout, advantages, slice(start, min(16, start + size)))[0].backward()
+        for part in parts:
+            module.loss(prompts, step, part)[0].backward()
         grads.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
     whole, split = grads
     assert max(g.abs().max() for g in whole.values()) > 1e-3
@@ -129,7 +130,9 @@ def test_micro_batches_change_nothing(saved, studies):
 def test_full_training_reaches_embeddings_and_vision_in_several_micro_batches(saved, studies):
     settings = {"lora": None, "kl_coef": 0.0, "train_vision": True}
     start = weights(module_on(saved, studies, **settings)[0])
-    whole, split = (weights(module_on(saved, studies, steps=1, micro_batch_size=m, **settings)[0]) for m in (16, 5))
+    whole, split = (
+        weights(module_on(saved, studies, steps=1, micro_batch_tokens=m, **settings)[0]) for m in (10_000, 1)
+    )
     for part in ("visual.patch_embed", "embed_tokens", "layers.0.self_attn.q_proj"):
         name = next(n for n in whole if part in n and n.endswith("weight"))
         assert (whole[name] - start[name]).abs().max() > 1e-6, part
@@ -191,7 +194,7 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
         ({"think": "maybe"}, "'required' or 'absent', but got 'maybe'"),
         ({"lora": None}, "needs a reference"),
         ({"train_vision": True}, "shares the vision tower"),
-        ({"micro_batch_size": -1}, "micro_batch_size to be at least 1, but got -1"),
+        ({"micro_batch_tokens": -1}, "micro_batch_tokens to be at least 1, but got -1"),
         ({"advantage_scale": "std"}, "'group', 'batch' or 'none', but got 'std'"),
         ({"max_prompt_length": 5}, "lower max_pixels or max_views"),
     ],
@@ -210,7 +213,7 @@ def test_sft_overfits_and_its_loss_is_the_mean_over_tokens(saved, studies):
     trainer(60).fit(module, data)
     batch = data.collator(studies[:2])
     ids, mask = module.completions(batch)
-    logps = module.writer.logps(module.writer.embed(batch), ids, mask)
+    logps = module.writer.logps(module.writer.embed(batch), ids, mask).logps
     loss = module._loss(batch)
     assert float(loss) == pytest.approx(float(-logps.sum() / mask.sum()), rel=1e-5)
     assert float(loss) < 0.3
@@ -257,5 +260,7 @@ def test_every_image_is_encoded_once_and_without_gradient(saved, studies, monkey
     monkeypatch.setattr(visual, "forward", counted)
     prompts = module.writer.embed(batch)
     rollout = module.rollout(prompts)
-    module.loss(prompts, rollout, torch.ones(16, dtype=torch.float64), slice(0, 16))
+    step = Step(rollout, torch.ones(16, dtype=torch.float64), None, list(range(4)), True, 16)
+    step.ref_logps = module.reference_logps(prompts, rollout)
+    module.loss(prompts, step, step.groups)
     assert calls == [False]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy import LoRA, load_policy
+from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 
 
@@ -12,7 +12,7 @@ def test_logps_equal_the_models_own_forward(policy, studies):
     batch = collate(studies[:4])
     ids = torch.randint(10, 300, (4, 7), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(7) < torch.tensor([7, 4, 1, 6])[:, None]
-    got = policy.logps(policy.embed(batch), ids, mask)
+    got = policy.logps(policy.embed(batch), ids, mask).logps
     assert got[~mask].abs().max() == 0
     for row, study in enumerate(studies[:4]):
         one, n = collate([study]), int(mask[row].sum())
@@ -32,9 +32,7 @@ def test_logps_equal_the_models_own_forward(policy, studies):
 def test_rollout_logps_equal_recomputed_and_studies_stay_apart(policy, batch):
     prompts = policy.embed(batch)
     rollout = sample(policy, prompts, 3, 12, generator=torch.Generator().manual_seed(1))
-    again = policy.logps(
-        prompts.rows(torch.arange(4).repeat_interleave(3)), rollout.completion_ids, rollout.completion_mask
-    )
+    again = policy.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps
     assert (again - rollout.old_logps).abs().max() < 1e-4
     assert len(rollout.texts) == 12
     assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
@@ -68,14 +66,14 @@ def test_saved_policy_loads_and_its_reference_is_the_saved_one(policy, batch, tm
     loaded = load_policy(str(tmp_path), LoRA(rank=4))
     ids = torch.randint(10, 300, (4, 5), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(4, 5, dtype=torch.bool)
-    saved = policy.logps(policy.embed(batch), ids, mask)
+    saved = policy.logps(policy.embed(batch), ids, mask).logps
     with torch.no_grad():
         for name, parameter in loaded.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.5)
-    assert (loaded.logps(loaded.embed(batch), ids, mask) - saved).abs().max() > 1e-3
+    assert (loaded.logps(loaded.embed(batch), ids, mask).logps - saved).abs().max() > 1e-3
     with loaded.reference():
-        assert torch.allclose(loaded.logps(loaded.embed(batch), ids, mask), saved, atol=1e-5)
+        assert torch.allclose(loaded.logps(loaded.embed(batch), ids, mask).logps, saved, atol=1e-5)
     assert not any(p.requires_grad for n, p in loaded.named_parameters() if ".visual." in n)
     assert all("lora" in n for n, p in loaded.named_parameters() if p.requires_grad)
 
@@ -91,9 +89,9 @@ def test_trained_adapter_is_merged_into_what_is_saved(policy, batch, tmp_path):
     merged = load_policy(str(tmp_path / "merged")).eval()
     ids = torch.randint(10, 300, (4, 5), generator=torch.Generator().manual_seed(0))
     mask = torch.ones(4, 5, dtype=torch.bool)
-    expected = adapted.logps(adapted.embed(batch), ids, mask)
-    assert torch.allclose(merged.logps(merged.embed(batch), ids, mask), expected, atol=1e-4)
-    assert (expected - policy.logps(policy.embed(batch), ids, mask)).abs().max() > 1e-2
+    expected = adapted.logps(adapted.embed(batch), ids, mask).logps
+    assert torch.allclose(merged.logps(merged.embed(batch), ids, mask).logps, expected, atol=1e-4)
+    assert (expected - policy.logps(policy.embed(batch), ids, mask).logps).abs().max() > 1e-2
     assert adapted.has_adapter
     assert not merged.has_adapter
 

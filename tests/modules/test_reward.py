@@ -21,7 +21,7 @@ def test_weights_and_parts_by_hand():
         TARGET,  # no report section: not labelled at all
         "",
     ]
-    rewards, parts = reward(texts, [TARGET] * 6, list("abcdef"))
+    rewards, parts, _ = reward(texts, [TARGET] * 6, list("abcdef"))
     similar = (2**-0.5 - 0.5) / 0.5
     assert parts["mccs"].tolist() == pytest.approx([1, similar, 0, 1, 0, 0])
     assert parts["format"].tolist() == [1, 1, 1, 0, 0, 0]
@@ -29,7 +29,7 @@ def test_weights_and_parts_by_hand():
 
 
 def test_nothing_written_earns_nothing_even_where_nothing_was_to_be_found():
-    rewards, _ = Reward(RulesLabeler(), think="absent")(
+    rewards, *_ = Reward(RulesLabeler(), think="absent")(
         ["", "<report> </report>"], ["The lungs are clear."] * 2, ["a", "b"]
     )
     assert rewards.tolist() == [0, 0]
@@ -39,7 +39,7 @@ def test_rewards_do_not_depend_on_batch_or_order():
     reward = Reward(RulesLabeler(), margin=0.0, think="absent")
     texts = [f"<report>{t}</report>" for t in ("Cardiomegaly.", "Small effusion. No edema.", "No effusion.", "Clear.")]
     target = ["Cardiomegaly. No effusion.", "Effusion.", "No effusion. No edema.", "No pneumothorax."]
-    together, _ = reward(texts, target, list("abcd"))
+    together, *_ = reward(texts, target, list("abcd"))
     alone = [float(reward([t], [g], ["a"])[0]) for t, g in zip(texts, target, strict=True)]
     assert together.tolist() == alone
     assert reward(texts[::-1], target[::-1], list("dcba"))[0].tolist() == alone[::-1]

@@ -1,0 +1,353 @@
+"""Time a GRPO step of TRL and of mrg on the same random vision-language model, in one run.
+
+    python benchmarks/grpo_step.py --output benchmarks/results/grpo_step.json
+
+Each side runs in a process of its own, one study per step, completions of full length, LoRA and a reference. Needs
+`pip install 'mrg[dev]'` for TRL. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a random
+model of that size, beside what the GPU could do at best.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+GEOMETRIES: dict[str, dict[str, dict[str, Any]]] = {
+    "tiny": {
+        "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
+                 "intermediate_size": 704, "vocab_size": 2048},
+        "vision": {"depth": 4, "hidden_size": 128, "num_heads": 4, "intermediate_size": 344,
+                   "fullatt_block_indexes": [3]},
+    },
+    "3b": {
+        "text": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
+                 "intermediate_size": 11008, "vocab_size": 151936},
+        "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
+                   "fullatt_block_indexes": [7, 15, 23, 31]},
+    },
+    "7b": {
+        "text": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                 "intermediate_size": 18944, "vocab_size": 152064},
+        "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
+                   "fullatt_block_indexes": [7, 15, 23, 31]},
+    },
+}  # fmt: skip
+PROMPT = "Describe the lungs and the heart in detail. " + "normal " * 40
+LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+def build(folder: Path, geometry: str, max_pixels: int, dtype: str) -> None:
+    """Save a random model with a processor whose tokenizer is trained on a few words."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    from mrg.modules.processor import build_processor
+
+    torch.manual_seed(0)
+    processor = build_processor([PROMPT] * 4, 600, max_pixels)
+    tokenizer, shape = processor.tokenizer, GEOMETRIES[geometry]
+    half = shape["text"]["hidden_size"] // shape["text"]["num_attention_heads"] // 2
+    marks = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    config = Qwen2_5_VLConfig(
+        text_config={
+            **shape["text"],
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e6,
+                "mrope_section": [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8],
+            },
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "use_sliding_window": False,
+            "tie_word_embeddings": False,
+        },
+        vision_config={**shape["vision"], "out_hidden_size": shape["text"]["hidden_size"]},
+        tie_word_embeddings=False,
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        **{f"{name}_token_id": tokenizer.convert_tokens_to_ids(mark) for name, mark in marks.items()},
+    )
+    torch.set_default_dtype(getattr(torch, dtype))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+
+
+def picture(index: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(index).integers(0, 255, (height, width), dtype=np.uint8)
+
+
+def reward(texts: list[str]) -> list[float]:
+    """Differs within a group, so that no group is dead."""
+    return [float(len(set(text)) % 7) + 0.1 * (index % 8) for index, text in enumerate(texts)]
+
+
+class Clock:
+    """Wall time of steps and memory: of the process on a CPU, of the device on a GPU."""
+
+    def __init__(self) -> None:
+        self.stamps: list[float] = []
+        self.base = self.peak()
+
+    @staticmethod
+    def peak() -> float:
+        """In MB."""
+        if torch.cuda.is_available():
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    def stamp(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.stamps.append(time.perf_counter())
+
+    def result(self) -> dict[str, Any]:
+        steps = np.diff(self.stamps).tolist()[1:]  # the first step also allocates and plans
+        return {"seconds": steps, "base_mb": self.base, "peak_mb": self.peak()}
+
+
+def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Steps of GRPOModule in a Lightning trainer."""
+    import lightning as L
+
+    from mrg.datamodules.base import ReportDataModule
+    from mrg.datamodules.study import Study, View
+    from mrg.modules.grpo import GRPOModule
+    from mrg.modules.load import LoRA
+    from mrg.modules.reward import Rewards
+
+    class Pictures(ReportDataModule):
+        def read(self) -> dict[str, list[Study]]:
+            studies = [
+                Study(str(i), (View(picture(i, options.height, options.width), "frontal"),), "normal")
+                for i in range(options.studies * (options.steps + 2))
+            ]
+            return {"train": studies, "val": studies[:1], "test": studies[:1]}
+
+    class Timed(L.Callback):
+        def __init__(self, clock: Clock) -> None:
+            self.clock, self.phases = clock, []
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            if not self.clock.stamps:
+                self.clock.stamp()
+
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            self.clock.stamp()
+            self.phases.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("seconds/")})
+
+    module = GRPOModule(
+        policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", group_size=options.group_size,
+        max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing, warmup_steps=0,
+        dtype=options.dtype, micro_batch_tokens=options.micro_batch_tokens,
+    )  # fmt: skip
+
+    def rewards(texts: list[str], target: list[str], study_id: list[str]) -> Rewards:
+        nothing = torch.zeros(len(texts), 14, dtype=torch.long)
+        return Rewards(torch.tensor(reward(texts), dtype=torch.float64), {}, (nothing, nothing))
+
+    module.reward = rewards  # type: ignore[assignment]
+    data = Pictures(batch_size=options.studies, num_workers=0)
+    trainer = L.Trainer(
+        max_steps=options.steps + 1, accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+    setup = module.setup
+
+    def without_end(stage: str) -> None:
+        setup(stage)
+        module.writer.__dict__["banned_ids"] = [*module.writer.banned_ids, module.writer.eos_id]
+
+    module.setup = without_end  # type: ignore[method-assign]
+    clock = Clock()
+    timed = Timed(clock)
+    trainer.callbacks.append(timed)
+    trainer.fit(module, data)
+    names = timed.phases[-1]
+    phases = {name: float(np.median([p[name] for p in timed.phases[1:]])) for name in names}
+    prompt = module.writer.embed(data.collator(data.splits["train"][:1]))
+    return {**clock.result(), "phases": phases, "prompt_tokens": int(prompt.mask.sum()),
+            "image_tokens": int(prompt.visual.sum())}  # fmt: skip
+
+
+def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
+    """Steps of TRL's GRPOTrainer."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from PIL import Image
+    from transformers import AutoModelForImageTextToText, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    from mrg.modules.processor import load_processor
+
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, options.dtype))
+    processor = load_processor(folder)
+    num = options.studies * (options.steps + 2)
+    images = [Image.fromarray(picture(i, options.height, options.width)).convert("RGB") for i in range(num)]
+    prompts = [[{"role": "user", "content": PROMPT}] for _ in range(num)]
+    data = Dataset.from_dict({"prompt": prompts, "image": images})
+
+    def rewards(completions: list[Any], **_: Any) -> list[float]:
+        return reward([completion[0]["content"] for completion in completions])
+
+    class Timed(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            if not clock.stamps:
+                clock.stamp()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            clock.stamp()
+
+    arguments = GRPOConfig(
+        output_dir=f"{folder}/trl", per_device_train_batch_size=options.group_size * options.studies,
+        num_generations=options.group_size, max_completion_length=options.completion, beta=0.04,
+        max_steps=options.steps + 1, gradient_checkpointing=options.checkpointing, bf16=False, report_to=[],
+        logging_steps=1, save_strategy="no", learning_rate=1e-4, use_cpu=options.device == "cpu", temperature=1.0,
+        disable_tqdm=True, generation_kwargs={"min_new_tokens": options.completion},
+    )  # fmt: skip
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules=LANGUAGE_LINEARS)
+    trainer = GRPOTrainer(model=model, reward_funcs=rewards, args=arguments, train_dataset=data,
+                          processing_class=processor, peft_config=lora, callbacks=[Timed()])  # fmt: skip
+    clock = Clock()
+    trainer.train()
+    return clock.result()
+
+
+def ideal(options: argparse.Namespace, prompt: int, image_tokens: int) -> float:
+    """How many times less arithmetic a step needs where the prompt is computed once per study."""
+    text, vision = (GEOMETRIES[options.geometry][part] for part in ("text", "vision"))
+    width, heads = text["hidden_size"], text["num_attention_heads"]
+    kv = text["num_key_value_heads"] * width // heads
+    layer = 2 * width * width + 2 * width * kv + 3 * width * text["intermediate_size"]
+    token = 2 * text["num_hidden_layers"] * layer
+    pair = 4 * text["num_hidden_layers"] * width
+    group, length = options.group_size, options.completion
+    patches = 4 * image_tokens
+    block = 4 * vision["hidden_size"] ** 2 + 3 * vision["hidden_size"] * vision["intermediate_size"]
+    full = len(vision["fullatt_block_indexes"])
+    images = 2 * vision["depth"] * block * patches + 4 * vision["hidden_size"] * patches * (
+        patches * full + 64 * (vision["depth"] - full)
+    )
+    head = 2 * width * text["vocab_size"] * length * group
+
+    def language(copies: int) -> float:
+        """One pass over a group with so many copies of its prompt."""
+        tokens = copies * prompt + group * length
+        pairs = copies * prompt**2 / 2 + group * (prompt * length + length**2 / 2)
+        return tokens * token + pairs * pair + head
+
+    # Rollout and reference are one pass each, the policy two: with frozen weights backward costs as much as forward.
+    return float((4 * language(group) + 3 * group * images) / (4 * language(1) + images))
+
+
+def machine(options: argparse.Namespace) -> dict[str, Any]:
+    import lightning
+    import transformers
+
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions["lightning"] = lightning.__version__
+    if options.geometry == "tiny":
+        import trl
+
+        versions["trl"] = trl.__version__
+    name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
+    date = datetime.date.today().isoformat()
+    return {"date": date, "machine": name, "threads": options.threads, "versions": versions}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", choices=list(GEOMETRIES), default="tiny")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--height", type=int, default=952)
+    parser.add_argument("--width", type=int, default=1008)
+    parser.add_argument("--completion", type=int, default=200)
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--studies", type=int, default=1)
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--side", choices=["mrg", "trl"], help="run one side only and print its numbers as JSON")
+    parser.add_argument("--folder")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def run_side(side: str, folder: str) -> dict[str, Any]:
+    """Run a side in a process of its own."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
+    output = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        raise SystemExit(f"{side} failed:\n{output.stdout[-2000:]}\n{output.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
+    return result
+
+
+def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Print the comparison and return it."""
+    mine = results["mrg"]
+    prompt, image_tokens = mine["prompt_tokens"], mine["image_tokens"]
+    print(
+        f"P {prompt} ({image_tokens} image tokens), C {options.completion}, G {options.group_size}, studies "
+        f"{options.studies}, checkpointing {options.checkpointing}, {options.threads} threads"
+    )
+    for side, row in results.items():
+        seconds, memory = row["seconds"], row["peak_mb"] - row["base_mb"]
+        print(
+            f"{side:<5}{np.median(seconds):8.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), "
+            f"{memory:,.0f} MB above the loaded model"
+        )
+    print("mrg by phase: " + ", ".join(f"{k.removeprefix('seconds/')} {v:.2f}" for k, v in mine["phases"].items()))
+    settings = {k: v for k, v in vars(options).items() if k not in ("output", "side", "folder")}
+    summary: dict[str, Any] = {**machine(options), "settings": settings}
+    if "trl" in results:
+        speedup = float(np.median(results["trl"]["seconds"]) / np.median(mine["seconds"]))
+        memory = [row["peak_mb"] - row["base_mb"] for row in (mine, results["trl"])]
+        best = ideal(options, prompt, image_tokens)
+        print(
+            f"{speedup:.2f} times faster in {memory[0] / memory[1]:.2f} of the memory; counting arithmetic alone it "
+            f"would be {best:.2f} times"
+        )
+        summary |= {"speedup": speedup, "memory_ratio": memory[0] / memory[1], "ideal": best}
+    return summary
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore")
+    if options.side:
+        result = (run_mrg if options.side == "mrg" else run_trl)(options, options.folder)
+        print("RESULT " + json.dumps(result))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        build(Path(folder), options.geometry, options.height * options.width, options.dtype)
+        sides = ["mrg", "trl"] if options.geometry == "tiny" else ["mrg"]
+        results = {side: run_side(side, folder) for side in sides}
+    summary = report(options, results)
+    if options.output:
+        options.output.write_text(json.dumps({**summary, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

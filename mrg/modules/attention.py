@@ -1,0 +1,210 @@
+"""Attention of completions that share a prompt: every prompt is kept once, however many completions follow it.
+
+A packed row is [prompt_1 … prompt_B | completion_1 … completion_N] without padding. A prompt attends causally to
+itself; a completion attends to all of its prompt and causally to itself. The second is computed as two attentions, all
+completions of a prompt against its one copy of keys, and each completion against itself, merged by their log-sum-exp
+(Milakov and Gimelshein, 2018): the same softmax, without a prompt's keys per completion. In the backward pass both
+parts get the merged output and log-sum-exp, from which each computes its share of the gradient (as in Ring Attention;
+Liu et al., 2023).
+
+transformers calls `attention` for every layer of the language model; what is packed, or decoded, comes with the call.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NAME = "mrg_shared"
+
+
+class SharedAttention(Protocol):
+    """What a pass over shared prompts hands to every layer."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of one layer.
+
+        Args:
+            layer: Index of the layer.
+            query: (R, H, L, d), rotated.
+            key: (R, K, L, d), K heads that divide H.
+            value: (R, K, L, d).
+            scale: Of the products.
+
+        Returns:
+            (R, H, L, d).
+        """
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared: SharedAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls: shared prompts where they are given, otherwise PyTorch's."""
+    if shared is not None:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return shared.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    output: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return output
+
+
+def install(language_model: Any) -> None:
+    """Make a transformers language model call `attention`; passes without shared prompts stay as they are."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    language_model.config._attn_implementation = NAME
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the tokens of a packed row are.
+
+    Args:
+        prompts: For each of B prompts its first token and one past its last.
+        completions: For each prompt the first token of its completions and one past the last one's.
+        slots: For each prompt (G, C) index of a token within its completions, rows padded on the right with their last
+            token; G completions that have any token at all.
+        real: For each prompt (G, C) bool, False at padding.
+    """
+
+    prompts: list[tuple[int, int]]
+    completions: list[tuple[int, int]]
+    slots: list[Tensor]
+    real: list[Tensor]
+
+
+class PackedPrompts:
+    """Attention over a packed row; see the module.
+
+    Args:
+        layout: Where tokens are.
+        keep: Keep each layer's keys and values of the prompts, for decoding after them.
+    """
+
+    def __init__(self, layout: Layout, keep: bool = False) -> None:
+        self.layout, self.keep = layout, keep
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """See `SharedAttention`; R is 1."""
+        if self.keep:
+            self.kept[layer] = (key, value)
+        if query.device.type == "cpu":
+            output: Tensor = _Merged.apply(query, key, value, self.layout, scale)  # type: ignore[no-untyped-call]
+            return output
+        return concatenated(query, key, value, self.layout, scale)
+
+
+def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    """The same by PyTorch's public attention, on any device: keys of a prompt are copied for its completions."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    parts, gqa = [], query.shape[1] != key.shape[1]
+    for start, stop in layout.prompts:
+        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa))
+    for (start, stop), (first, last), slots, real in zip(
+        layout.prompts, layout.completions, layout.slots, layout.real, strict=True
+    ):
+        if first == last:
+            continue
+        num_rows, longest = slots.shape
+        q, k, v = (_rows(x[:, :, first:last], slots) for x in (query, key, value))
+        k, v = (
+            torch.cat([x[:, :, start:stop].expand(num_rows, -1, -1, -1), own], 2) for x, own in ((key, k), (value, v))
+        )
+        # A query of a completion sees all keys before its own, and padding comes after every real token.
+        mask: Any = causal_lower_right(longest, k.shape[2])
+        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
+        parts.append(output.transpose(0, 1)[:, real][None])
+    return torch.cat(parts, 2)
+
+
+def _rows(packed: Tensor, slots: Tensor) -> Tensor:
+    """(1, H, T, …) tokens of a prompt's completions -> (G, H, C, …), a row for each."""
+    return packed[0][:, slots].transpose(0, 1)
+
+
+flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class _Merged(torch.autograd.Function):
+    """Both parts by the CPU's flash kernels, which return the log-sum-exp that the public function hides."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+        output = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+        for start, stop in layout.prompts:
+            q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+            output[:, :, start:stop], lse[:, :, start:stop] = flash_forward(q, k, v, 0.0, True, scale=scale)
+        for (start, stop), (first, last), slots, real in zip(
+            layout.prompts, layout.completions, layout.slots, layout.real, strict=True
+        ):
+            if first == last:
+                continue
+            q = query[:, :, first:last]
+            above, above_lse = flash_forward(q, key[:, :, start:stop], value[:, :, start:stop], 0.0, False, scale=scale)
+            own = [_rows(x[:, :, first:last], slots) for x in (query, key, value)]
+            own_output, own_lse = flash_forward(*own, 0.0, True, scale=scale)
+            own_output, own_lse = (x.transpose(0, 1)[:, real][None] for x in (own_output, own_lse))
+            total = torch.logaddexp(above_lse, own_lse)
+            weight = (above_lse - total).exp()[..., None]
+            output[:, :, first:last] = above * weight + own_output * (own_lse - total).exp()[..., None]
+            lse[:, :, first:last] = total
+        ctx.save_for_backward(query, key, value, output, lse)
+        ctx.layout, ctx.scale = layout, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, output, lse = ctx.saved_tensors
+        layout, scale = ctx.layout, ctx.scale
+        grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
+        for start, stop in layout.prompts:
+            span = slice(start, stop)
+            parts = flash_backward(
+                grad[:, :, span], query[:, :, span], key[:, :, span], value[:, :, span], output[:, :, span],
+                lse[:, :, span], 0.0, True, scale=scale,
+            )  # fmt: skip
+            for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
+                total[:, :, span] += part
+        for (start, stop), (first, last), slots, real in zip(
+            layout.prompts, layout.completions, layout.slots, layout.real, strict=True
+        ):
+            if first == last:
+                continue
+            prompt, own = slice(start, stop), slice(first, last)
+            parts = flash_backward(
+                grad[:, :, own], query[:, :, own], key[:, :, prompt], value[:, :, prompt], output[:, :, own],
+                lse[:, :, own], 0.0, False, scale=scale,
+            )  # fmt: skip
+            grad_query[:, :, own] += parts[0]
+            grad_key[:, :, prompt] += parts[1]
+            grad_value[:, :, prompt] += parts[2]
+            # A padded query has no gradient, and no real query sees a padded key: neither contributes.
+            rows = [_rows(x[:, :, own], slots) for x in (grad, query, key, value, output, lse)]
+            rows[0] = rows[0] * real[:, None, :, None]
+            parts = flash_backward(*rows, 0.0, True, scale=scale)
+            for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
+                total[:, :, own] += part.transpose(0, 1)[:, real][None]
+        return grad_query, grad_key, grad_value, None, None

@@ -1,0 +1,44 @@
+"""How the groups of a round are cut into optimiser steps, and these into passes that fit into memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+
+def minibatches(num_groups: int, num_minibatches: int, generator: torch.Generator | None = None) -> list[list[int]]:
+    """Groups of each optimiser step, as even as possible; in a drawn order where there is a generator.
+
+    Raises:
+        ValueError: If there are fewer groups than steps.
+    """
+    if num_minibatches > num_groups:
+        raise ValueError(
+            f"Expected at least as many studies in a round as model.init_args.num_minibatches ({num_minibatches}), "
+            f"but got {num_groups}: raise data.init_args.batch_size."
+        )
+    order = list(range(num_groups)) if generator is None else torch.randperm(num_groups, generator=generator).tolist()
+    bounds = [num_groups * i // num_minibatches for i in range(num_minibatches + 1)]
+    return [order[start:stop] for start, stop in pairwise(bounds)]
+
+
+def micro_batches(groups: Sequence[int], num_tokens: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut groups into passes of at most `budget` tokens; a group is never cut, so that one alone may be larger.
+
+    Args:
+        groups: Which groups, in order.
+        num_tokens: Tokens of every group of the round: its prompt once and all of its completions.
+        budget: Tokens of one forward and backward pass.
+    """
+    parts: list[list[int]] = []
+    used = 0
+    for group in groups:
+        if parts and used + num_tokens[group] <= budget:
+            parts[-1].append(group)
+            used += num_tokens[group]
+        else:
+            parts.append([group])
+            used = num_tokens[group]
+    return parts

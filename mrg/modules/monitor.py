@@ -1,0 +1,85 @@
+"""What tells a healthy round of GRPO from a collapse, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.modules.advantage import dead_groups
+
+if TYPE_CHECKING:
+    from mrg.modules.reward import Rewards
+    from mrg.modules.rollout import Rollout
+
+
+class Monitor:
+    """Numbers of one round at a time.
+
+    Args:
+        group_size: Completions per study.
+    """
+
+    def __init__(self, group_size: int) -> None:
+        self.group_size = group_size
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a phase of the round."""
+        start = _now()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
+
+    def round(self, rollout: Rollout, rewards: Rewards, num_tokens: int) -> dict[str, float]:
+        """Numbers of a round; forgets its times.
+
+        Args:
+            rollout: N completions.
+            rewards: Theirs.
+            num_tokens: Tokens of the round, prompts once.
+
+        Returns:
+            Log keys -> values: rewards and their parts (mean, standard deviation), shares of dead groups, of distinct
+            completions in a group, of truncated ones and of those that find nothing, lengths, recall of each condition
+            in the round's references, seconds of each phase, and tokens per second.
+        """
+        groups = [rollout.texts[i : i + self.group_size] for i in range(0, len(rollout.texts), self.group_size)]
+        length = rollout.completion_mask.sum(1).double()
+        found, stated = (torch.isin(x[:, :13], torch.tensor([POSITIVE, UNCERTAIN])) for x in rewards.labels)
+        values = {
+            "reward/total": float(rewards.total.mean()),
+            "reward/total_std": float(rewards.total.std()),
+            **{f"reward/{name}": float(value.mean()) for name, value in rewards.parts.items()},
+            **{f"reward/{name}_std": float(value.std()) for name, value in rewards.parts.items()},
+            "train/dead_groups": float(dead_groups(rewards.total, self.group_size).double().mean()),
+            "train/distinct": sum(len(set(group)) for group in groups) / len(rollout.texts),
+            "train/truncated": float(rollout.truncated.double().mean()),
+            "train/nothing_found": float((~found.any(1)).double().mean()),
+            "train/length": float(length.mean()),
+            "train/length_min": float(length.min()),
+            "train/length_max": float(length.max()),
+        }
+        for column in stated.any(0).nonzero()[:, 0].tolist():
+            rows = stated[:, column]
+            values[f"recall/{CONDITIONS[column].lower().replace(' ', '_')}"] = float(
+                found[rows, column].double().mean()
+            )
+        total = sum(self.seconds.values())
+        if total:
+            values |= {f"seconds/{name}": value for name, value in self.seconds.items()}
+            values["train/tokens_per_second"] = num_tokens / total
+        self.seconds = {}
+        return values
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # work is queued: without this a phase would end before it is done
+    return time.perf_counter()
