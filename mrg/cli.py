@@ -1,4 +1,4 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,demo}`.
+"""The command line: `python -m mrg {fit,validate,test,predict,export,demo}`.
 
 `demo` is dispatched before Lightning is imported; the others are Lightning's own, with a run folder around them:
 `<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json and, from
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import mrg
 
-USAGE = """python -m mrg {fit,validate,test,predict,demo} [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg {fit,validate,test,predict,export,demo} [--config FILE] [--KEY VALUE ...]
 
   demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
   fit       train what --config describes; everything goes to <runs>/<name>/
   validate  score the best checkpoint of a run on the validation split
   test      score it on the test split beside its baselines; alone, `test` takes the latest run
   predict   write reports without scoring them
+  export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
 
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
 
@@ -72,10 +73,12 @@ def _dispatch(argv: list[str]) -> None:
 
         demo(argv[1:])
         return
-    if argv == ["test"]:
+    names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
+    if argv == ["test"] or (argv[0] == "export" and not names_run):
         folder = latest_run(Path("runs"))
         print(f"Latest run: {folder}")
-        argv = ["test", f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
+        run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
+        argv = [argv[0], *run_of, *argv[1:]]
     from mrg.lightning_cli import run
 
     run(argv)

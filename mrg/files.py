@@ -21,6 +21,12 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     temporary.replace(path)
 
 
+def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add JSON lines to a file."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

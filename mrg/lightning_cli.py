@@ -19,9 +19,10 @@ import mrg
 from mrg.callbacks.results import ResultWriter
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
+from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
 
-COMMANDS = ("fit", "validate", "test", "predict")
+COMMANDS = ("fit", "validate", "test", "predict", "export")
 
 
 class Parser(LightningArgumentParser):
@@ -38,7 +39,12 @@ class Parser(LightningArgumentParser):
 
 
 class MrgCLI(LightningCLI):
-    """`fit`, `validate`, `test`, `predict`; every run has a folder of its own."""
+    """`fit`, `validate`, `test`, `predict`, `export`; every run has a folder of its own."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's own, and `export`."""
+        return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Our parser with Lightning's own options."""
@@ -94,7 +100,7 @@ class MrgCLI(LightningCLI):
             # A best checkpoint that stayed would pass for the new run's.
             for old in ("best.ckpt", "last.ckpt"):
                 (self.folder / "checkpoints" / old).unlink(missing_ok=True)
-            for old in ("predictions.jsonl", "predict.jsonl", "results.json"):
+            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl"):
                 (self.folder / old).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
@@ -167,6 +173,7 @@ def run(argv: list[str]) -> None:
     MrgCLI(
         ReportModule,
         ReportDataModule,
+        trainer_class=Trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},

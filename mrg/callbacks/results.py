@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 import mrg
-from mrg.files import write_json, write_lines
+from mrg.files import append_lines, write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
 
@@ -34,6 +34,14 @@ class ResultWriter(L.Callback):
                 f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
                 flush=True,
             )
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Add the completions that a round shows to samples.jsonl."""
+        samples = getattr(pl_module, "samples", None)
+        if samples and trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            append_lines(self.folder / "samples.jsonl", samples)
+            samples.clear()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""

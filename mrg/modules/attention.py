@@ -53,6 +53,9 @@ def attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls: shared prompts where they are given, otherwise PyTorch's."""
     if shared is not None:
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind):  # as PyTorch's own does; rotated queries and keys are float32 under it
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return shared.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -49,6 +49,7 @@ class ReportModule(L.LightningModule):
         train_vision: Train the vision tower as well.
         dtype: See `load_policy`.
         gradient_checkpointing: See `load_policy`.
+        load_in_4bit: See `load_policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
@@ -75,6 +76,7 @@ class ReportModule(L.LightningModule):
         train_vision: bool = False,
         dtype: str = "auto",
         gradient_checkpointing: bool = False,
+        load_in_4bit: bool = False,
         max_pixels: int = 0,
         prompt: str = THINK_PROMPT,
         think: str = "required",
@@ -103,7 +105,7 @@ class ReportModule(L.LightningModule):
             )
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -144,7 +146,13 @@ class ReportModule(L.LightningModule):
             corpus = [*self.target_texts(reports), *[f"user\n{self.prompt}", "assistant\n"] * len(reports)]
             return tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
         return load_policy(
-            self.source, self.lora, self.train_vision, self.dtype_name, self.max_pixels, self.gradient_checkpointing
+            self.source,
+            self.lora,
+            self.train_vision,
+            self.dtype_name,
+            self.max_pixels,
+            self.gradient_checkpointing,
+            self.load_in_4bit,
         )
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:

@@ -121,13 +121,20 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, absent: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Attention without a causal mask and its log-sum-exp: (…, L, d), (…, L, 1)."""
-    if query.device.type == "cpu":
-        mask = None
-        if absent is not None:
-            mask = torch.zeros(absent.shape, dtype=query.dtype).masked_fill(absent, -torch.inf)
-            mask = mask.expand(-1, -1, query.shape[2], -1)
-        output, lse = flash_forward(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
-        return output, lse[..., None]
+    if query.device.type != "cpu":
+        return by_products(query, key, value, scale, absent)
+    mask = None
+    if absent is not None:
+        mask = torch.zeros(absent.shape, dtype=query.dtype).masked_fill(absent, -torch.inf)
+        mask = mask.expand(-1, -1, query.shape[2], -1)
+    output, lse = flash_forward(query, key, value, 0.0, False, attn_mask=mask, scale=scale)
+    return output, lse[..., None]
+
+
+def by_products(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, absent: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same on any device: few queries meet many keys, so that their products are small."""
     products = (query @ key.transpose(-1, -2)).float() * scale
     if absent is not None:
         products = products.masked_fill(absent, -torch.inf)

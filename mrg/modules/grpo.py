@@ -26,7 +26,7 @@ from mrg.modules.advantage import dead_groups, group_advantages
 from mrg.modules.base import ReportModule
 from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import micro_batches, minibatches
-from mrg.modules.monitor import Monitor
+from mrg.modules.monitor import Monitor, first_group
 from mrg.modules.policy import Prompts
 from mrg.modules.reward import Reward, Rewards
 from mrg.modules.rollout import Rollout, replace_groups, sample
@@ -55,6 +55,7 @@ class GRPOModule(ReportModule):
         patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
+        sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
         seed: Rollouts are a function of (seed, rank, round).
         **kwargs: See `ReportModule`.
     """
@@ -79,6 +80,7 @@ class GRPOModule(ReportModule):
         patience: int = 10,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
+        sample_every: int = 10,
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -86,7 +88,7 @@ class GRPOModule(ReportModule):
         at_least = {
             "group_size": (group_size, 2), "micro_batch_tokens": (micro_batch_tokens, 1), "patience": (patience, 1),
             "num_minibatches": (num_minibatches, 1), "num_iterations": (num_iterations, 1),
-            "resample_dead": (resample_dead, 0),
+            "resample_dead": (resample_dead, 0), "sample_every": (sample_every, 0),
         }  # fmt: skip
         for name, (value, least) in at_least.items():
             if value < least:
@@ -114,6 +116,8 @@ class GRPOModule(ReportModule):
         }  # fmt: skip
         self.resample_dead, self.patience, self.rollout_seed = resample_dead, patience, seed
         self.dead_rounds = self.bad_rounds = 0
+        self.sample_every = sample_every
+        self.samples: list[dict[str, Any]] = []
         self.reward = Reward(self.labeler, mccs_weight, format_weight, self.margin, self.think)
         self.monitor = Monitor(group_size)
 
@@ -131,6 +135,7 @@ class GRPOModule(ReportModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
+        number = self.global_step
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
         with self.monitor.phase("rollout"):
@@ -144,6 +149,8 @@ class GRPOModule(ReportModule):
         with self.monitor.phase("policy"):
             stats = self.update(prompts, rollout, advantages, ref_logps, batch)
         self.log_round(rollout, rewards, stats, prompts)
+        if self.sample_every and batch_idx % self.sample_every == 0:
+            self.samples = first_group(rollout, rewards, batch, self.group_size, number)
 
     def rollout(self, prompts: Prompts, attempt: int = 0) -> Rollout:
         """N = B * group_size sampled completions; a function of (seed, rank, round, attempt) and the policy alone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def load_policy(
     dtype: str = "auto",
     max_pixels: int = 0,
     gradient_checkpointing: bool = False,
+    load_in_4bit: bool = False,
 ) -> Policy:
     """Load a checkpoint of one of `FAMILIES`.
 
@@ -50,6 +52,8 @@ def load_policy(
         dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
+        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023); needs `lora`, a CUDA GPU
+            and `pip install 'mrg[qlora]'`.
 
     Raises:
         ValueError: If the checkpoint cannot be found or lacks weights: a tower of random weights would train silently.
@@ -68,9 +72,10 @@ def load_policy(
         kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
         if kind not in FAMILIES:
             raise ValueError(f"Policy {path!r} is of type {kind!r}; expected {' or '.join(FAMILIES)} in {config}.")
+    options: dict[str, Any] = {"quantization_config": four_bits(lora)} if load_in_4bit else {}
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
+            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
         processor = load_processor(path, max_pixels)
     except (OSError, ValueError) as error:
@@ -87,8 +92,41 @@ def load_policy(
     return prepare(model, processor, lora, train_vision)
 
 
+def four_bits(lora: LoRA | None) -> Any:
+    """Settings of QLoRA: NF4 with double quantisation, computing in bfloat16; the vision tower and the head stay whole.
+
+    Raises:
+        ValueError: If there is no adapter, no GPU, or no bitsandbytes.
+    """
+    if lora is None:
+        raise ValueError("Weights in 4 bits cannot be trained: set model.init_args.lora, or load_in_4bit to false.")
+    if not torch.cuda.is_available():
+        raise ValueError("model.init_args.load_in_4bit needs a CUDA GPU, and there is none: set it to false.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("model.init_args.load_in_4bit needs bitsandbytes: pip install 'mrg[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["visual", "lm_head"],
+    )
+
+
 def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
-    """Wrap a model: add the adapter where there is one, and freeze what is not trained."""
+    """Wrap a model: add the adapter where there is one, and freeze what is not trained.
+
+    Raises:
+        ValueError: If a layer attends to a sliding window: shared attention knows none.
+    """
+    windows = sum(kind != "full_attention" for kind in getattr(model.config.text_config, "layer_types", None) or ())
+    if windows:
+        raise ValueError(
+            f"The policy has {windows} layers of sliding-window attention, which cannot share a prompt: set "
+            "text_config.use_sliding_window to false in its config.json."
+        )
     model.config.use_cache = False
     install(model.model.language_model)
     if lora is not None:

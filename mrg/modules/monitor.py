@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,8 +13,19 @@ from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.modules.advantage import dead_groups
 
 if TYPE_CHECKING:
+    from mrg.datamodules.collate import Batch
     from mrg.modules.reward import Rewards
     from mrg.modules.rollout import Rollout
+
+
+_LOWER = {
+    "vision": "lower data.init_args.batch_size, model.init_args.max_pixels or max_views",
+    "rollout": "lower data.init_args.batch_size, model.init_args.group_size or max_new_tokens",
+    "reward": "give the labeler another device or smaller batches",
+    "reference": "lower model.init_args.micro_batch_tokens",
+    "policy": "lower model.init_args.micro_batch_tokens, or set gradient_checkpointing to true",
+}
+"""Phase -> what to do where its memory does not suffice."""
 
 
 class Monitor:
@@ -34,8 +45,12 @@ class Monitor:
         start = _now()
         try:
             yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
+        except torch.OutOfMemoryError as error:
+            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+            raise RuntimeError(
+                f"Out of GPU memory in the phase {name!r} ({peak:.1f} GiB were in use): {_LOWER[name]}."
+            ) from error
+        self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 
     def round(self, rollout: Rollout, rewards: Rewards, num_tokens: int) -> dict[str, float]:
         """Numbers of a round; forgets its times.
@@ -77,6 +92,22 @@ class Monitor:
             values["train/tokens_per_second"] = num_tokens / total
         self.seconds = {}
         return values
+
+
+def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: int, number: int) -> list[dict[str, Any]]:
+    """What the policy wrote for the first study of a round, with its rewards: one dict per completion."""
+    return [
+        {
+            "round": number,
+            "id": batch.study_id[0],
+            "completion": rollout.texts[row],
+            "reward": float(rewards.total[row]),
+            **{name: float(value[row]) for name, value in rewards.parts.items()},
+            "truncated": bool(rollout.truncated[row]),
+            "target": batch.target[0],
+        }
+        for row in range(group_size)
+    ]
 
 
 def _now() -> float:

@@ -137,10 +137,13 @@ class Policy(nn.Module):
     def merged(self) -> Iterator[None]:
         """Within this context the adapter's update stands in the weights, so that a decoding step is less work.
 
-        In float32 only: bfloat16 would round most of a young adapter away. The weights themselves come back after it.
+        In float32 only, without autocast: bfloat16 would round most of a young adapter away. The weights themselves come
+        back after it.
         """
         layers = _lora_layers(self.base) if self.has_adapter else {}
-        if not layers or any(layer.get_base_layer().weight.dtype != torch.float32 for layer in layers.values()):
+        weights = [layer.get_base_layer().weight for layer in layers.values()]
+        exact = all(w.dtype == torch.float32 and not torch.is_autocast_enabled(w.device.type) for w in weights)
+        if not layers or not exact:
             yield
             return
         kept = {name: layer.get_base_layer().weight.data for name, layer in layers.items()}
@@ -246,8 +249,24 @@ class Policy(nn.Module):
         hidden = self.hidden(embeds, positions, attention, None, visual, repeated.deepstack)
         return hidden[:, -num_tokens - 1 : -1][mask]
 
+    def save_adapter(self, folder: str | Path) -> None:
+        """Write the adapter alone in peft's form, which peft and vLLM load beside the base model.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if not self.has_adapter:
+            raise ValueError("This policy has no adapter: it was trained without model.init_args.lora.")
+        self.model.save_pretrained(folder)
+
     def save(self, folder: str | Path) -> None:
-        """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor."""
+        """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor.
+
+        Raises:
+            ValueError: If the base is in 4 bits, into which an adapter cannot be merged without loss.
+        """
+        if getattr(self.base, "is_loaded_in_4bit", False):
+            raise ValueError("The base is in 4 bits, so that nothing can be merged into it: write the adapter alone.")
         self.base.save_pretrained(folder, state_dict=merged_weights(self.model) if self.has_adapter else None)
         self.processor.tokenizer.save_pretrained(folder)
         self.processor.image_processor.save_pretrained(folder)

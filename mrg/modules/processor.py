@@ -64,7 +64,11 @@ def load_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
 
 
 def build_processor(
-    corpus: Iterable[str], vocab_size: int = 1024, max_pixels: int = 112 * 112, merge_size: int = 2
+    corpus: Iterable[str],
+    vocab_size: int = 1024,
+    max_pixels: int = 112 * 112,
+    merge_size: int = 2,
+    patch_size: int = 14,
 ) -> StillImageProcessor:
     """Train a byte-level BPE tokenizer on reports and put it beside an image processor.
 
@@ -75,6 +79,7 @@ def build_processor(
         vocab_size: Upper bound of the vocabulary, special tokens included.
         max_pixels: Pixel budget of one image.
         merge_size: Patches along each side of the square that becomes one image token.
+        patch_size: Pixels along each side of a patch: 14 for a Qwen2-VL or Qwen2.5-VL, 16 for a Qwen3-VL.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -93,6 +98,5 @@ def build_processor(
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     size = {"shortest_edge": min(56 * 56, max_pixels), "longest_edge": max_pixels}
-    return StillImageProcessor(
-        Qwen2VLImageProcessorPil(size=size, merge_size=merge_size), tokenizer, chat_template=CHAT_TEMPLATE
-    )
+    image_processor = Qwen2VLImageProcessorPil(size=size, merge_size=merge_size, patch_size=patch_size)
+    return StillImageProcessor(image_processor, tokenizer, chat_template=CHAT_TEMPLATE)

@@ -1,0 +1,161 @@
+"""Several steps in a round, sampling again, truncation, patience, memory, ranks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrg.callbacks.results import ResultWriter
+from mrg.datamodules.collate import StudyCollator
+from mrg.modules.grpo import GRPOModule
+from mrg.modules.load import LoRA
+from mrg.modules.reward import Rewards
+from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def saved(policy, tmp_path):
+    policy.save(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+class Constant:
+    """Pays the same for all."""
+
+    def __call__(self, texts, target, study_id):
+        nothing = torch.zeros(len(texts), 14, dtype=torch.long)
+        return Rewards(torch.full((len(texts),), 0.35, dtype=torch.float64), {}, (nothing, nothing))
+
+
+def fitted(saved, studies, reward, steps=1, callbacks=(), batch_size=4, **settings):
+    torch.manual_seed(0)
+    options = {"lora": LoRA(4), "group_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, **SETTINGS, **settings}
+    module = GRPOModule(policy=saved, **options)
+    module.reward = reward
+    lightning = trainer(steps)
+    lightning.callbacks.extend(callbacks)
+    lightning.fit(module, FixedData(studies, batch_size=batch_size))
+    return module, lightning
+
+
+def test_minibatches_and_iterations_are_optimiser_steps(saved, studies):
+    _, lightning = fitted(saved, studies[:4], Shortness(), steps=6, num_minibatches=2, num_iterations=3)
+    assert lightning.global_step == 6
+    assert lightning.fit_loop.total_batch_idx == 0  # all of one round
+    with pytest.raises(ValueError, match=r"num_minibatches \(5\), but got 4"):
+        fitted(saved, studies[:4], Shortness(), num_minibatches=5)
+
+
+def test_a_second_iteration_is_clipped_against_the_rollout(saved, studies):
+    """One step per round has the ratio 1; later ones move away from the policy that sampled."""
+    settings = {"learning_rate": 3e-2, "kl_coef": 0.0}
+    _, once = fitted(saved, studies[:4], Shortness(), steps=1, **settings)
+    assert once.callback_metrics["train/clipped"] == 0
+    _, often = fitted(saved, studies[:4], Shortness(), steps=8, num_iterations=8, **settings)
+    assert often.callback_metrics["train/clipped"] > 0
+
+
+@pytest.mark.parametrize("loss_type", ["bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_every_loss_trains(saved, studies, loss_type):
+    module, lightning = fitted(saved, studies[:4], Shortness(), loss_type=loss_type, dual_clip=None)
+    start = weights(module_on(saved, studies)[0])
+    assert bool(torch.isfinite(lightning.callback_metrics["train/loss"]))
+    assert any(not torch.equal(start[n], w) for n, w in weights(module).items())
+
+
+def test_truncated_completions_send_no_gradient_where_masked(saved, studies):
+    """Four tokens are too few to end, so that every completion is truncated."""
+    start = weights(module_on(saved, studies)[0])
+    settings = {"max_new_tokens": 4, "kl_coef": 0.0}
+    masked, lightning = fitted(saved, studies[:4], Shortness(), mask_truncated=True, **settings)
+    assert lightning.callback_metrics["train/truncated"] == 1
+    assert all(torch.equal(start[n], w) for n, w in weights(masked).items())
+    plain, _ = fitted(saved, studies[:4], Shortness(), **settings)
+    assert any(not torch.equal(start[n], w) for n, w in weights(plain).items())
+
+
+def test_dead_groups_are_sampled_again(saved, studies):
+    module, _ = module_on(saved, studies, resample_dead=2)
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[:3])
+    prompts = module.writer.embed(batch)
+    first = module.rollout(prompts)
+
+    class SecondStudyIsDeadAtFirst:
+        calls = 0
+
+        def __call__(self, texts, target, study_id):
+            self.calls += 1
+            total = torch.arange(len(texts), dtype=torch.float64)
+            if self.calls < 2:
+                total[4:8] = 0.5
+            nothing = torch.zeros(len(texts), 14, dtype=torch.long)
+            return Rewards(total, {}, (nothing, nothing))
+
+    module.reward = SecondStudyIsDeadAtFirst()
+    rollout, rewards = module.resample(prompts, batch, first, module.rewards(first, batch))
+    assert module.reward.calls == 2  # once was enough
+    for rows, same in ((slice(0, 4), True), (slice(4, 8), False), (slice(8, 12), True)):
+        assert (rollout.texts[rows] == first.texts[rows]) == same
+    again = module.rollout(prompts.rows(torch.tensor([1])), 1)
+    assert rollout.texts[4:8] == again.texts
+    width = again.completion_ids.shape[1]
+    assert torch.equal(rollout.completion_ids[4:8, :width], again.completion_ids)
+    assert torch.equal(rollout.completion_mask[4:8, :width], again.completion_mask)
+    assert not rollout.completion_mask[4:8, width:].any()
+    assert rewards.total[4:8].tolist() == [4, 5, 6, 7]
+
+
+def test_rounds_in_which_nothing_can_be_learned_end_the_run(saved, studies):
+    with pytest.raises(RuntimeError, match="equal rewards in 2 rounds in a row"):
+        fitted(saved, studies, Constant(), steps=5, kl_coef=0.0, patience=2)
+    _, lightning = fitted(saved, studies, Constant(), steps=3, patience=2)  # the KL term goes on
+    assert lightning.global_step == 3
+
+
+def test_steps_without_a_finite_gradient_are_skipped_and_end_the_run(saved, studies):
+    module, _ = module_on(saved, studies)
+    assert module.is_finite(torch.tensor(1.0))
+    assert not module.is_finite(torch.tensor(float("nan")))
+    assert module.is_finite(torch.tensor(2.0))  # one bad step is forgotten
+    module.patience = 2
+    assert not module.is_finite(torch.tensor(float("inf")))
+    with pytest.raises(RuntimeError, match=r"norm was nan in 2 steps in a row.*lower model\.init_args\.learning_rate"):
+        module.is_finite(torch.tensor(float("nan")))
+
+
+def test_no_memory_says_what_to_lower(saved, studies):
+    module, _ = module_on(saved, studies)
+    for phase, setting in (("policy", "micro_batch_tokens"), ("rollout", "group_size"), ("vision", "max_pixels")):
+        with pytest.raises(RuntimeError, match=f"phase '{phase}'.*{setting}"), module.monitor.phase(phase):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_completions_of_a_round_are_shown(saved, studies, tmp_path):
+    callbacks = [ResultWriter(tmp_path / "run")]
+    fitted(saved, studies, Shortness(), steps=2, callbacks=callbacks, sample_every=2, batch_size=4)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 4  # of the first of two rounds
+    assert len({row["id"] for row in rows}) == 1
+    assert all(row["reward"] == row["shortness"] == -len(row["completion"]) for row in rows)
+    assert all(row["round"] == 0 and row["target"] for row in rows)
+
+
+@pytest.mark.parametrize(("loss_type", "kl_coef"), [("grpo", 0.04), ("dapo", 0.0)])
+def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef):
+    """Of unequal lengths, and with groups without signal, which one rank may hold alone."""
+    results = []
+    for devices in (1, 2):
+        output = tmp_path / f"{devices}.pt"
+        command = [sys.executable, "-m", "tests.modules.grpo_on_ranks", saved, str(output), str(devices)]
+        subprocess.run([*command, loss_type, str(kl_coef)], cwd=ROOT, check=True, capture_output=True)
+        results.append(torch.load(output))
+    one, two = results
+    assert max(float(w.abs().max()) for n, w in one.items() if "lora_B" in n) > 1e-3
+    # Adam's first steps are signs times the rate: an entry whose gradient is rounding noise may take another sign.
+    different = sum(int((~torch.isclose(one[n], two[n], atol=1e-4)).sum()) for n in one)
+    assert different <= 1e-3 * sum(w.numel() for w in one.values())
