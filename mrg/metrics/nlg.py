@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrg.metrics.labelers.base import check_texts
+from mrg.metrics.labelers.base import check_pairs
 
 NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
 
@@ -93,12 +93,7 @@ def nlg_scores(
         >>> round(scores.corpus["ROUGE-L"], 4)
         0.7722
     """
-    check_texts(preds, "preds")
-    check_texts(target, "target")
-    if len(preds) != len(target):
-        raise ValueError(
-            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
-        )
+    check_pairs(preds, target)
     if not preds:
         raise ValueError("Expected at least one report, but got none.")
     if max_tokens is not None and max_tokens < 1:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from mrg.metrics.labelers.base import check_texts
+from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labels import Scorer, identity
 
 
@@ -34,12 +34,7 @@ def score_reports(scorer: Scorer, preds: Sequence[str], target: Sequence[str], n
         TypeError: If something in `preds` or `target` is not a string.
         ValueError: If the lengths differ, or the scorer does not return N numbers.
     """
-    check_texts(preds, "preds")
-    check_texts(target, "target")
-    if len(preds) != len(target):
-        raise ValueError(
-            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
-        )
+    check_pairs(preds, target)
     if not preds:
         return torch.zeros(0, dtype=torch.float64)
     with torch.no_grad():  # a scorer that is a network would keep its graph

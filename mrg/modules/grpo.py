@@ -5,9 +5,9 @@ weighs its gradient. What a study's completions share is computed once, in the r
 its prompt.
 
 Choices: a round that makes one optimiser step takes the policy's own log-probabilities as the old ones, so the ratio
-is exactly 1; a round of several takes the rollout's. The reference is the policy with its adapter off. A loss is
-normalised by the whole step, so its value does not depend on how the step is cut. Without a KL term, groups of equal
-rewards send no gradient and are not computed. Left out: value networks.
+is exactly 1; a round of several takes the rollout's. The reference is the policy with its adapter off, or a copy of its
+start. A loss is normalised by the whole step, so its value does not depend on how the step is cut. Without a KL term,
+groups of equal rewards send no gradient and are not computed. Left out: value networks.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class GRPOModule(ReportModule):
         temperature: Of sampling, above 0.
         loss_type: See `mrg.modules.loss`.
         kl_coef: Weight of the KL to the reference; 0 needs no reference.
+        reference: `"adapter"`: the policy with its adapter off; `"copy"`: a copy of its weights at the start, where all
+            weights are trained.
         kl_estimator: `"k1"`, `"k2"` or `"k3"`, see `mrg.modules.kl`.
         kl_ratio_correction: Multiply the KL term by the ratio, see `mrg.modules.kl`.
         clip_low: See `grpo_loss`.
@@ -69,6 +71,7 @@ class GRPOModule(ReportModule):
         temperature: float = 1.0,
         loss_type: str = "grpo",
         kl_coef: float = 0.04,
+        reference: str = "adapter",
         kl_estimator: str = "k3",
         kl_ratio_correction: bool = False,
         clip_low: float = 0.2,
@@ -104,10 +107,13 @@ class GRPOModule(ReportModule):
             raise ValueError(
                 "The reference shares the vision tower: set model.init_args.train_vision to false, or kl_coef to 0."
             )
+        if reference not in ("adapter", "copy"):
+            raise ValueError(f"Expected model.init_args.reference to be 'adapter' or 'copy', but got {reference!r}.")
         check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         self.automatic_optimization = False  # several backward passes make one step
         self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
+        self.reference_kind = reference
         self.kl_coef, self.advantage_scale, self.mask_truncated = kl_coef, advantage_scale, mask_truncated
         self.loss_options: dict[str, Any] = {
             "clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef, "loss_type": loss_type,
@@ -129,9 +135,11 @@ class GRPOModule(ReportModule):
             )
         super().setup(stage)
         if self.kl_coef and not self.writer.has_adapter:
-            raise ValueError(
-                "The KL term needs a reference: set model.init_args.lora, or model.init_args.kl_coef to 0."
-            )
+            if self.reference_kind != "copy":
+                raise ValueError(
+                    "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
+                )
+            self.writer.keep_reference()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
@@ -145,7 +153,7 @@ class GRPOModule(ReportModule):
         rollout, rewards = self.resample(prompts, batch, rollout, rewards)
         advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale).to(self.device)
         with self.monitor.phase("reference"):
-            ref_logps = self.reference_logps(prompts, rollout)
+            ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
             stats = self.update(prompts, rollout, advantages, ref_logps, batch)
         self.log_round(rollout, rewards, stats, prompts)
@@ -179,13 +187,15 @@ class GRPOModule(ReportModule):
         return rollout, rewards
 
     @torch.no_grad()
-    def reference_logps(self, prompts: Prompts, rollout: Rollout) -> Tensor | None:
+    def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
         """(N, C) of the reference, or None where there is no KL term."""
         if not self.kl_coef:
             return None
         ref_logps = torch.zeros_like(rollout.old_logps)
         groups = range(len(prompts.mask))
         with self.writer.reference():
+            if not self.writer.has_adapter:
+                prompts = self.writer.embed(batch)  # a copy has embeddings of its own
             for part in micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens):
                 rows, few = self.rows(part), prompts.rows(torch.tensor(part, device=self.device))
                 ids, mask = rollout.trimmed(rows)

@@ -89,6 +89,7 @@ class Policy(nn.Module):
         self.model = model
         self.processor = processor
         self.train_vision, self.shared_prefix = train_vision, shared_prefix
+        self.kept: dict[str, Tensor] = {}
 
     @property
     def base(self) -> Any:
@@ -119,26 +120,42 @@ class Policy(nn.Module):
         unused = range(len(tokenizer), config.text_config.vocab_size)
         return sorted({i for i in ids if i is not None} | set(unused))
 
+    def keep_reference(self) -> None:
+        """Copy the trained weights as they are now: a reference where there is no adapter to switch off."""
+        self.kept = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Within this context the policy computes as the reference: its adapter is off.
+        """Within this context the policy computes as the reference: its adapter is off, or its kept weights are in.
 
         Raises:
-            ValueError: If there is no adapter to switch off.
+            ValueError: If there is neither.
         """
-        if not self.has_adapter:
+        if self.has_adapter:
+            with self.model.disable_adapter():
+                yield
+            return
+        if not self.kept:
             raise ValueError(
-                "The reference is the policy with its adapter off: set model.init_args.lora, or kl_coef 0."
+                "The reference is the policy with its adapter off, or a copy of it: set model.init_args.lora, "
+                "reference to 'copy', or kl_coef to 0."
             )
-        with self.model.disable_adapter():
+        parameters = {name: p for name, p in self.named_parameters() if name in self.kept}
+        present = {name: p.data for name, p in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                parameter.data = self.kept[name].to(parameter.device)
             yield
+        finally:
+            for name, parameter in parameters.items():
+                parameter.data = present[name]
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
         """Within this context the adapter's update stands in the weights, so that a decoding step is less work.
 
-        In float32 only, without autocast: bfloat16 would round most of a young adapter away. The weights themselves come
-        back after it.
+        In float32 only, without autocast: bfloat16 would round most of a young adapter away. The weights themselves
+        come back after it.
         """
         layers = _lora_layers(self.base) if self.has_adapter else {}
         weights = [layer.get_base_layer().weight for layer in layers.values()]
@@ -229,7 +246,7 @@ class Policy(nn.Module):
         else:
             hidden = self._hidden_repeated(prompts, completion_ids, mask)
         head = self.base.lm_head.weight
-        banned = torch.tensor(self.banned_ids, device=mask.device)
+        banned = torch.tensor(self.banned_ids, dtype=torch.long, device=mask.device)
         real = token_logps(hidden, head, completion_ids[mask], temperature, banned)
         return TokenLogps(
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)

@@ -116,7 +116,7 @@ def test_micro_batches_change_nothing(saved, studies):
     rollout = module.rollout(prompts)
     advantages = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grads = []
-    step = Step(rollout, advantages, module.reference_logps(prompts, rollout), list(range(4)), True, 16)
+    step = Step(rollout, advantages, module.reference_logps(prompts, rollout, batch), list(range(4)), True, 16)
     for parts in ([[0, 1, 2, 3]], [[2], [3, 0], [1]]):
         module.zero_grad()
         for part in parts:
@@ -261,6 +261,6 @@ def test_every_image_is_encoded_once_and_without_gradient(saved, studies, monkey
     prompts = module.writer.embed(batch)
     rollout = module.rollout(prompts)
     step = Step(rollout, torch.ones(16, dtype=torch.float64), None, list(range(4)), True, 16)
-    step.ref_logps = module.reference_logps(prompts, rollout)
+    step.ref_logps = module.reference_logps(prompts, rollout, batch)
     module.loss(prompts, step, step.groups)
     assert calls == [False]

@@ -79,6 +79,25 @@ def test_truncated_completions_send_no_gradient_where_masked(saved, studies):
     assert any(not torch.equal(start[n], w) for n, w in weights(plain).items())
 
 
+def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
+    settings = {"lora": None, "learning_rate": 1e-2, "kl_coef": 0.5}
+    module, lightning = fitted(saved, studies[:4], Shortness(), steps=1, reference="copy", **settings)
+    assert lightning.callback_metrics["train/kl"] == 0  # at the start they are one
+    module, lightning = fitted(saved, studies[:4], Shortness(), steps=3, reference="copy", **settings)
+    assert lightning.callback_metrics["train/kl"] > 1e-3
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[4:6])
+    prompts = module.writer.embed(batch)
+    rollout = module.rollout(prompts)
+    before = weights(module)
+    start, _ = module_on(saved, studies, kl_coef=0.0, lora=None)
+    of_start = start.writer.embed(batch)  # embeddings are trained too
+    expected = start.writer.logps(of_start, rollout.completion_ids, rollout.completion_mask).logps
+    assert torch.allclose(module.reference_logps(prompts, rollout, batch), expected, atol=1e-5)
+    assert all(torch.equal(before[n], w) for n, w in weights(module).items())
+    with pytest.raises(ValueError, match="needs a reference"):
+        fitted(saved, studies[:4], Shortness(), **settings)
+
+
 def test_dead_groups_are_sampled_again(saved, studies):
     module, _ = module_on(saved, studies, resample_dead=2)
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:3])

@@ -32,6 +32,21 @@ class Labeler(ABC):
         """
 
 
+def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
+    """Raise where two sides are not as many reports.
+
+    Raises:
+        TypeError: See `check_texts`.
+        ValueError: If the lengths differ.
+    """
+    check_texts(preds, "preds")
+    check_texts(target, "target")
+    if len(preds) != len(target):
+        raise ValueError(
+            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
+        )
+
+
 def check_texts(texts: Sequence[str], name: str = "texts") -> None:
     """Raise where a labeler would otherwise fail late or label something that is not a report.
 
