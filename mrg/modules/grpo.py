@@ -13,7 +13,6 @@ groups of equal rewards send no gradient and are not computed. Left out: value n
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +24,8 @@ from mrg.datamodules.collate import Batch
 from mrg.modules.advantage import dead_groups, group_advantages
 from mrg.modules.base import ReportModule
 from mrg.modules.loss import check_loss_options, grpo_loss
-from mrg.modules.minibatch import micro_batches, minibatches
-from mrg.modules.monitor import Monitor, first_group
+from mrg.modules.minibatch import Step, micro_batches, minibatches
+from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.policy import Prompts
 from mrg.modules.reward import Reward, Rewards
 from mrg.modules.rollout import Rollout, replace_groups, sample
@@ -120,8 +119,8 @@ class GRPOModule(ReportModule):
             "dual_clip": dual_clip, "kl_estimator": kl_estimator, "kl_ratio_correction": kl_ratio_correction,
             "max_tokens": self.max_new_tokens,
         }  # fmt: skip
-        self.resample_dead, self.patience, self.rollout_seed = resample_dead, patience, seed
-        self.dead_rounds = self.bad_rounds = 0
+        self.resample_dead, self.rollout_seed = resample_dead, seed
+        self.patience = Patience(patience)
         self.sample_every = sample_every
         self.samples: list[dict[str, Any]] = []
         self.reward = Reward(self.labeler, mccs_weight, format_weight, self.margin, self.think)
@@ -143,7 +142,6 @@ class GRPOModule(ReportModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
-        number = self.global_step
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
         with self.monitor.phase("rollout"):
@@ -157,13 +155,18 @@ class GRPOModule(ReportModule):
         with self.monitor.phase("policy"):
             stats = self.update(prompts, rollout, advantages, ref_logps, batch)
         self.log_round(rollout, rewards, stats, prompts)
-        if self.sample_every and batch_idx % self.sample_every == 0:
-            self.samples = first_group(rollout, rewards, batch, self.group_size, number)
+        if self.sample_every and self.number % self.sample_every == 0:
+            self.samples = first_group(rollout, rewards, batch, self.group_size, self.number)
+
+    @property
+    def number(self) -> int:
+        """Of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
+        return self.trainer.fit_loop.total_batch_idx
 
     def rollout(self, prompts: Prompts, attempt: int = 0) -> Rollout:
         """N = B * group_size sampled completions; a function of (seed, rank, round, attempt) and the policy alone."""
         # All ranks share a seed in Lightning, but must not write the same completions.
-        seed = hash((self.rollout_seed, self.global_rank, self.global_step, attempt)) % 2**63
+        seed = hash((self.rollout_seed, self.global_rank, self.number, attempt)) % 2**63
         generator = torch.Generator(self.device).manual_seed(seed)
         return sample(self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator)
 
@@ -218,7 +221,7 @@ class GRPOModule(ReportModule):
     ) -> dict[str, Tensor]:
         """Optimiser steps on the round; returns means over completions and steps."""
         num_steps = self.num_minibatches * self.num_iterations
-        generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.global_step)) % 2**63)
+        generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.number)) % 2**63)
         totals: dict[str, Tensor] = {}
         for _ in range(self.num_iterations):
             order = generator if num_steps > 1 else None
@@ -251,7 +254,7 @@ class GRPOModule(ReportModule):
                 totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
             prompts.send_back(leaves, self.manual_backward)
         norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
-        if self.is_finite(norm):
+        if self.patience.takes(norm, self.number):
             optimizer.step()
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
@@ -316,16 +319,6 @@ class GRPOModule(ReportModule):
                 torch.distributed.all_reduce(parameter.grad)
                 parameter.grad /= self.trainer.world_size
 
-    def is_finite(self, norm: Tensor) -> bool:
-        """Whether to take the step; `patience` bad ones in a row stop the run."""
-        self.bad_rounds = 0 if bool(norm.isfinite()) else self.bad_rounds + 1
-        if self.bad_rounds >= self.patience:
-            raise RuntimeError(
-                f"The gradient's norm was {float(norm)} in {self.bad_rounds} steps in a row, the last in round "
-                f"{self.global_step}: lower model.init_args.learning_rate."
-            )
-        return not self.bad_rounds
-
     def log_round(self, rollout: Rollout, rewards: Rewards, stats: dict[str, Tensor], prompts: Prompts) -> None:
         """What tells a healthy round from a collapse."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
@@ -337,32 +330,4 @@ class GRPOModule(ReportModule):
             )
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
-        self.dead_rounds = self.dead_rounds + 1 if values["train/dead_groups"] == 1 else 0
-        if self.dead_rounds >= self.patience and not self.kl_coef:
-            raise RuntimeError(
-                f"All groups had equal rewards in {self.dead_rounds} rounds in a row: nothing can be learned. Raise "
-                "model.init_args.temperature or group_size, lower margin, or train more with SFT first."
-            )
-
-
-@dataclasses.dataclass
-class Step:
-    """What one optimiser step is made of.
-
-    Args:
-        rollout: Of the whole round.
-        advantages: (N,).
-        ref_logps: (N, C), or None without a KL term.
-        groups: Groups of this step.
-        on_policy: Whether the old log-probabilities are the policy's own.
-        num_completions: Completions of the step, the mean over ranks.
-        num_tokens: Tokens that it is normalised by, the mean over ranks.
-    """
-
-    rollout: Rollout
-    advantages: Tensor
-    ref_logps: Tensor | None
-    groups: list[int]
-    on_policy: bool
-    num_completions: float = 1.0
-    num_tokens: float = 1.0
+        self.patience.watch(values["train/dead_groups"] == 1 and not self.kl_coef)

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mrg.modules.rollout import Rollout
+
+
+@dataclasses.dataclass
+class Step:
+    """What one optimiser step is made of.
+
+    Args:
+        rollout: Of the whole round.
+        advantages: (N,).
+        ref_logps: (N, C), or None without a KL term.
+        groups: Groups of this step.
+        on_policy: Whether the old log-probabilities are the policy's own.
+        num_completions: Completions of the step, the mean over ranks.
+        num_tokens: Tokens that it is normalised by, the mean over ranks.
+    """
+
+    rollout: Rollout
+    advantages: Tensor
+    ref_logps: Tensor | None
+    groups: list[int]
+    on_policy: bool
+    num_completions: float = 1.0
+    num_tokens: float = 1.0
 
 
 def minibatches(num_groups: int, num_minibatches: int, generator: torch.Generator | None = None) -> list[list[int]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.modules.advantage import dead_groups
@@ -92,6 +93,45 @@ class Monitor:
             values["train/tokens_per_second"] = num_tokens / total
         self.seconds = {}
         return values
+
+
+class Patience:
+    """Ends a run that goes nowhere.
+
+    Args:
+        limit: Steps in a row without a finite gradient, or rounds in a row that can teach nothing, after which it ends.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bad_steps = self.dead_rounds = 0
+
+    def takes(self, norm: Tensor, number: int) -> bool:
+        """Whether to take a step with a gradient of this norm.
+
+        Raises:
+            RuntimeError: If too many in a row were not finite.
+        """
+        self.bad_steps = 0 if bool(norm.isfinite()) else self.bad_steps + 1
+        if self.bad_steps >= self.limit:
+            raise RuntimeError(
+                f"The gradient's norm was {float(norm)} in {self.bad_steps} steps in a row, the last in round "
+                f"{number}: lower model.init_args.learning_rate."
+            )
+        return not self.bad_steps
+
+    def watch(self, dead: bool) -> None:
+        """Count rounds in which all groups are dead and no KL term is left to learn from.
+
+        Raises:
+            RuntimeError: If there are too many in a row.
+        """
+        self.dead_rounds = self.dead_rounds + 1 if dead else 0
+        if self.dead_rounds >= self.limit:
+            raise RuntimeError(
+                f"All groups had equal rewards in {self.dead_rounds} rounds in a row: nothing can be learned. Raise "
+                "model.init_args.temperature or group_size, lower margin, or train more with SFT first."
+            )
 
 
 def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: int, number: int) -> list[dict[str, Any]]:

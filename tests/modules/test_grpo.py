@@ -4,8 +4,9 @@ import torch
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.grpo import GRPOModule, Step
+from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
+from mrg.modules.minibatch import Step
 from mrg.modules.reward import RewardError, Rewards
 from mrg.modules.rollout import sample
 from mrg.modules.sft import SFTModule

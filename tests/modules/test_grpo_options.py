@@ -12,6 +12,7 @@ from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
+from mrg.modules.monitor import Patience
 from mrg.modules.reward import Rewards
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
 
@@ -137,14 +138,24 @@ def test_rounds_in_which_nothing_can_be_learned_end_the_run(saved, studies):
 
 
 def test_steps_without_a_finite_gradient_are_skipped_and_end_the_run(saved, studies):
-    module, _ = module_on(saved, studies)
-    assert module.is_finite(torch.tensor(1.0))
-    assert not module.is_finite(torch.tensor(float("nan")))
-    assert module.is_finite(torch.tensor(2.0))  # one bad step is forgotten
-    module.patience = 2
-    assert not module.is_finite(torch.tensor(float("inf")))
-    with pytest.raises(RuntimeError, match=r"norm was nan in 2 steps in a row.*lower model\.init_args\.learning_rate"):
-        module.is_finite(torch.tensor(float("nan")))
+    patience = Patience(2)
+    assert patience.takes(torch.tensor(1.0), 0)
+    assert not patience.takes(torch.tensor(float("nan")), 1)
+    assert patience.takes(torch.tensor(2.0), 2)  # one bad step is forgotten
+    assert not patience.takes(torch.tensor(float("inf")), 3)
+    with pytest.raises(RuntimeError, match=r"norm was nan in 2 steps in a row, the last in round 4: lower model"):
+        patience.takes(torch.tensor(float("nan")), 4)
+
+    class Broken(Shortness):
+        def __call__(self, texts, target, study_id):
+            rewards = super().__call__(texts, target, study_id)
+            return rewards._replace(total=rewards.total * 1e300)  # the advantages overflow in float32
+
+    module, data = module_on(saved, studies, advantage_scale="none", kl_coef=0.0, patience=3)
+    module.reward, start = Broken(), weights(module)
+    with pytest.raises(RuntimeError, match="norm was nan in 3 steps in a row, the last in round 2"):
+        trainer(1).fit(module, data)
+    assert all(torch.equal(start[n], w) for n, w in weights(module).items())
 
 
 def test_no_memory_says_what_to_lower(saved, studies):
