@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 
 def write_json(path: Path, value: object) -> None:
     """Write through a temporary file, so that an old file stays whole if writing fails."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(path)
+    _replace(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Write JSON lines in the same manner."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    # A name that nobody else uses: a file of the user's beside it must stay.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

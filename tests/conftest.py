@@ -5,7 +5,7 @@ from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.demo import World, make_study
 from mrg.modules.tiny import Tiny, tiny_policy
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # two threads only wait for each other where anything else runs
 
 
 @pytest.fixture(scope="session")

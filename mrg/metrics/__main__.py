@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mrg.cli import one_line
 from mrg.files import write_json
@@ -51,8 +53,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--chexbert", metavar="CHECKPOINT", help="label with CheXbert: a file, a folder or a hub id")
     result.add_argument("--tokenizer", metavar="FOLDER", help="CheXbert's tokenizer (default: bert-base-uncased)")
     result.add_argument("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
-    result.add_argument("--nlg", metavar="NORMALIZATION", nargs="?", const="none", help="add BLEU, METEOR, ROUGE-L and "
-                        "CIDEr: none (default), ptb, r2gen-iu or r2gen-mimic; pip install 'mrg[nlg]'")  # fmt: skip
+    result.add_argument(
+        "--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'"
+    )
+    result.add_argument("--normalization", default="none", help="of texts before --nlg: none (default), ptb, r2gen-iu "
+                        "or r2gen-mimic")  # fmt: skip
     result.add_argument("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION",
                         help="a further score per report, see docs/scorers.md; may be repeated")  # fmt: skip
     result.add_argument("--trials", type=int, help="of the bootstrap (default: 1000; with --compare 10000, and as many "
@@ -70,6 +75,8 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser().parse_args(args)
     try:
         run(options)
+    except BrokenPipeError:  # the reader of the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         line = one_line(error)
         if line is None:
@@ -80,12 +87,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score or compare, print, and write the JSON."""
-    if options.trials is not None and options.trials < 1:
-        raise ValueError(f"Expected --trials to be at least 1, but got {options.trials}.")
+    _check(options)
     first = _read(options.predictions, options)
     if options.compare is None:
-        output = options.output or options.predictions.with_suffix(".scores.json")
-        _score(first, output, options)
+        _score(first, _output(options, "scores.json"), options)
         return
     names = _names(options.predictions, options.compare)
     second = _read(options.compare, options)
@@ -93,18 +98,20 @@ def run(options: argparse.Namespace) -> None:
         missing = options.compare if first.has_ids else options.predictions
         raise ValueError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
     second = align(first, second, names)
-    output = options.output or options.predictions.with_suffix(".comparison.json")
+    output = _output(options, f"vs.{options.compare.name}.json")
     result = compare_systems(
         first.preds, second.preds, first.target, _labeler(options), first.ids, options.margin,
         options.trials or 10_000, options.seed, _scorers(options),
     )  # fmt: skip
-    print(format_comparison(result, names, options.changed))
-    write_json(output, {"a": str(options.predictions), "b": str(options.compare), **result})
-    print(f"\nAll of it: {output}")
+    columns = {"a_columns": first.columns, "b_columns": second.columns}
+    write_json(output, {"a": str(options.predictions), "b": str(options.compare), **columns, **result})
+    print(f"{format_comparison(result, names, options.changed)}\n\nAll of it: {output}")
 
 
 def _score(predictions: Predictions, output: Path, options: argparse.Namespace) -> None:
     name = options.predictions.stem
+    if name in ("constant normal", "most frequent reference"):
+        name += " (file)"
     systems = {
         "constant normal": [CONSTANT_NORMAL] * len(predictions.ids),
         "most frequent reference": [most_frequent_report(predictions.target)] * len(predictions.ids),
@@ -115,18 +122,58 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
         systems, predictions.target, _labeler(options), options.margin, None, differences, options.trials or 1000,
         options.seed, _scorers(options),
     )  # fmt: skip
-    if options.nlg is not None:
+    if options.nlg:
         from mrg.metrics.nlg import nlg_scores
 
         result["nlg"] = {
-            "normalization": options.nlg,
-            **{system: nlg_scores(preds, predictions.target, options.nlg).corpus for system, preds in systems.items()},
+            "normalization": options.normalization,
+            **{
+                system: nlg_scores(preds, predictions.target, options.normalization).corpus
+                for system, preds in systems.items()
+            },
         }
+    write_json(output, {"predictions": str(options.predictions), "columns": predictions.columns, **result})
+    print(_remarks(predictions))
     print(f"{format_table(result)}\n\n{format_conventions(result, name)}")
-    if options.nlg is not None:
+    if options.nlg:
         print(f"\n{format_nlg(result['nlg'])}")
-    write_json(output, {"predictions": str(options.predictions), **result})
     print(f"\nAll of it: {output}")
+
+
+def _remarks(predictions: Predictions) -> str:
+    """Which columns were read, and what else a reader of the table should know."""
+    columns = predictions.columns
+    lines = [f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."]
+    for side, texts in (("reports", predictions.preds), ("references", predictions.target)):
+        empty = sum(not text.strip() for text in texts)
+        if empty:
+            lines.append(f"{empty:,} of {len(texts):,} {side} are empty.")
+    if len(predictions.ids) < 100:
+        lines.append(f"{len(predictions.ids)} studies are few: read the intervals, not the values.")
+    return "\n".join(lines)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Before any work."""
+    for name, least in (("trials", 1), ("seed", 0), ("changed", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"Expected --{name} to be at least {least}, but got {value}.")
+    if options.compare is not None and options.nlg:
+        raise ValueError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
+    if options.tokenizer is not None and options.chexbert is None:
+        raise ValueError("--tokenizer is that of CheXbert: give --chexbert too.")
+
+
+def _output(options: argparse.Namespace, ending: str) -> Path:
+    """Where the JSON goes, after a look whether it can."""
+    output: Path = options.output or options.predictions.with_name(f"{options.predictions.name}.{ending}")
+    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output} cannot be written: name a file in a folder that exists with --output.")
+    inputs = [path.resolve() for path in (options.predictions, options.compare) if path is not None]
+    if output.resolve() in inputs:
+        raise ValueError(f"--output {output} is a file of predictions: name another one.")
+    return output
 
 
 def _read(path: Path, options: argparse.Namespace) -> Predictions:
@@ -148,7 +195,19 @@ def _labeler(options: argparse.Namespace) -> Labeler:
 
 
 def _scorers(options: argparse.Namespace) -> dict[str, Scorer]:
-    return {spec: ReportScore(load_scorer(spec)).scores for spec in options.scorer}
+    return {spec: _named(spec) for spec in options.scorer}
+
+
+def _named(spec: str) -> Scorer:
+    metric = ReportScore(load_scorer(spec))
+
+    def score(preds: Sequence[str], target: Sequence[str]) -> Any:
+        try:
+            return metric.scores(preds, target)
+        except Exception as error:
+            raise RuntimeError(f"The scorer {spec} failed: {type(error).__name__}: {error}") from error
+
+    return score
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
 from mrg.metrics.conventions import AVERAGES, SCORES, UNCERTAIN_OPTIONS, condition_indices, outcomes
-from mrg.metrics.labels import Labeler, Reports, as_labels, identity, require_reports
+from mrg.metrics.labels import Labeler, Reports, as_labels, check_labeler, identity, require_reports
 
 ZERO_DIVISION = (0, 1, "nan", "skip")
 
@@ -163,6 +163,7 @@ class CEF1(Metric):
     ):
         super().__init__(**kwargs)
         self.columns = _check(average, conditions, uncertain, score, zero_division)
+        check_labeler(labeler)
         self.conditions = tuple(CONDITIONS[column] for column in self.columns)
         self.average, self.uncertain = average, uncertain
         self.score, self.zero_division = score, zero_division
@@ -179,6 +180,13 @@ class CEF1(Metric):
         self.add_state("settings", torch.tensor(settings), dist_reduce_fx="max")
         table = torch.zeros(NUM_CONDITIONS, 4, 4, dtype=torch.int64)
         self.add_state("confusion", table, dist_reduce_fx="sum")
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return (
+            f"average={self.average!r}, conditions={len(self.columns)}, uncertain={self.uncertain!r}, "
+            f"score={self.score!r}, zero_division={self.zero_division!r}"
+        )
 
     def update(self, preds: Reports, target: Reports) -> None:
         """Add reports, which may be none."""

@@ -56,7 +56,7 @@ def compare_systems(
     sums = []
     for labels, texts in ((a, preds), (b, other)):
         extras = {name: torch.as_tensor(scorer(texts, target)) for name, scorer in (scorers or {}).items()}
-        sums.append(ReportSums(labels, reference, margin, written(texts), extras))
+        sums.append(ReportSums(labels, reference, margin, written(list(texts)), extras))
     drawn = bootstrap(sums, num_trials, seed)
     p_values = randomization_p(sums[0], sums[1], num_trials, seed)
     corpus, other_corpus = (s.corpus() for s in sums)
@@ -108,11 +108,12 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
         f"{'':<22}{'A':>7}{'B':>7}{'A - B':>8}{'95 % interval':>18}{'p':>9}",
     ]
     for name, row in result["scores"].items():
-        span = f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-        lines.append(
-            f"{name:<22}{100 * row['value']:>7.1f}{100 * row['other']:>7.1f}{100 * row['difference']:>+8.1f}"
-            f"{span:>18}{row['p']:>9.4f}"
-        )
+        # Ours are shares, shown in percent; what range a scorer of the user's has is not known.
+        by, digits = (100, 1) if name == "MCCS" or name.startswith("CE-F1 ") else (1, 3)
+        cells = (f"{by * row[key]:.{digits}f}" for key in ("value", "other"))
+        span = f"[{by * row['low']:+.{digits}f}, {by * row['high']:+.{digits}f}]"
+        value, other = cells
+        lines.append(f"{name:<22}{value:>7}{other:>7}{by * row['difference']:>+8.{digits}f}{span:>18}{row['p']:>9.4f}")
     changed = result["changed"]
     lines += ["", f"{len(changed):,} studies with a finding that only one of them has right."]
     if changed and num_changed:

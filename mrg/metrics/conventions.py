@@ -49,6 +49,7 @@ def convention(name: str) -> dict[str, Any]:
     Raises:
         ValueError: If the name is unknown, or stands for several numbers.
     """
+    name = name.lower().replace("-f1-", "-")  # LLaVA-Rad writes Micro-F1-14
     members = FAMILIES.get(name, (name,))
     if len(members) > 1:
         raise ValueError(f"Expected one convention, but {name!r} stands for several: choose from {', '.join(members)}.")
@@ -73,8 +74,8 @@ def condition_indices(conditions: int | Sequence[str]) -> list[int]:
                 f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions}."
             )
         conditions = SETS[conditions]
-    if isinstance(conditions, str):
-        raise ValueError(f"Expected argument `conditions` to be a list of names, but got the string {conditions!r}.")
+    if isinstance(conditions, str) or not isinstance(conditions, Sequence):
+        raise ValueError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions!r}.")
     unknown = [c for c in conditions if c not in CONDITIONS]
     if unknown:
         raise ValueError(

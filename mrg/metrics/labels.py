@@ -46,13 +46,16 @@ def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -
         ValueError: If lengths differ, strings come without a labeler, or a tensor does not hold label classes.
         TypeError: If something is neither a label tensor nor a list of strings.
     """
-    sides = {"preds": _texts_or_labels(preds, "preds"), "target": _texts_or_labels(target, "target")}
+    sides = {"preds": texts_or_labels(preds, "preds"), "target": texts_or_labels(target, "target")}
     lengths = [len(side) for side in sides.values()]
     if lengths[0] != lengths[1]:
         raise ValueError(
             f"Expected `preds` and `target` to have the same length, but got {lengths[0]} and {lengths[1]}."
         )
     texts = {name: side for name, side in sides.items() if isinstance(side, list)}
+    check_labeler(labeler)
+    if texts and not lengths[0]:
+        return tuple(torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64) for _ in sides)  # type: ignore[return-value]
     if texts:
         if labeler is None:
             raise ValueError(f"Expected argument `labeler` to be given where `{next(iter(texts))}` holds strings.")
@@ -69,9 +72,21 @@ def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -
     return checked[0], checked[1].to(checked[0].device)
 
 
-def written(preds: Reports) -> Tensor | None:
+def check_labeler(labeler: Any) -> None:
+    """Raise where a labeler cannot be called with reports.
+
+    Raises:
+        TypeError: If it is a class, or nothing that can be called.
+    """
+    if isinstance(labeler, type):
+        raise TypeError(f"Expected argument `labeler` to be an object, but got the class: write {labeler.__name__}().")
+    if labeler is not None and not callable(labeler):
+        raise TypeError(f"Expected argument `labeler` to be a labeler such as RulesLabeler(), but got {labeler!r}.")
+
+
+def written(preds: Tensor | list[str]) -> Tensor | None:
     """(N,) bool: which texts hold anything but white space; None where labels are given."""
-    if isinstance(preds, (Tensor, np.ndarray)):
+    if isinstance(preds, Tensor):
         return None
     return torch.tensor([bool(text.strip()) for text in preds], dtype=torch.bool)
 
@@ -86,11 +101,13 @@ def require_reports(labels: Tensor) -> None:
         raise ValueError("Expected at least one report in `preds` and `target`, but got none.")
 
 
-def _texts_or_labels(value: Any, name: str) -> Any:
+def texts_or_labels(value: Any, name: str) -> Any:
+    """A tensor, or a list of strings: whatever else holds them is copied once."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, np.ndarray) and value.dtype.kind in "iufb":
-        return torch.from_numpy(value)
+        kind = np.int64 if value.dtype.kind in "iu" else value.dtype
+        return torch.from_numpy(np.ascontiguousarray(value, dtype=kind))
     if value is None or not hasattr(value, "__iter__"):
         raise TypeError(
             f"Expected argument `{name}` to be a label tensor (N, 14) or a list of strings, but got {value!r}."
@@ -105,8 +122,9 @@ def _check_labels(value: Tensor, name: str) -> Tensor:
         raise ValueError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
     if value.is_floating_point() or value.dtype == torch.bool:
         raise ValueError(f"Expected argument `{name}` to hold integers, but got {value.dtype}.")
+    value = value.to(torch.int64)
     if value.numel():
         low, high = (int(x) for x in value.aminmax())
         if low < 0 or high > 3:
             raise ValueError(f"Expected argument `{name}` to hold label classes 0..3, but got {low}..{high}.")
-    return value.to(torch.int64)
+    return value

@@ -17,7 +17,16 @@ from torchmetrics import Metric
 
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.conventions import condition_indices
-from mrg.metrics.labels import Labeler, Reports, as_labels, identity, require_reports, written
+from mrg.metrics.labels import (
+    Labeler,
+    Reports,
+    as_labels,
+    check_labeler,
+    identity,
+    require_reports,
+    texts_or_labels,
+    written,
+)
 
 EMPTY = ("match", "zero", "nan")
 
@@ -57,13 +66,14 @@ def ccs(
         tensor([0.6000], dtype=torch.float64)
     """
     columns = _check(0.0, uncertain, empty, conditions)
-    p, t = as_labels(preds, target, labeler)
+    reports: Tensor | list[str] = texts_or_labels(preds, "preds")
+    p, t = as_labels(reports, target, labeler)
     a, b = _signed(p[:, columns], uncertain), _signed(t[:, columns], uncertain)
     dot, norms = (a * b).sum(1), (a * a).sum(1) * (b * b).sum(1)
     cosine = torch.where(norms > 0, dot / norms.clamp(min=1e-300).sqrt(), 0.0)
     both = (a == 0).all(1) & (b == 0).all(1)
     cosine = torch.where(both, {"match": 1.0, "zero": 0.0, "nan": float("nan")}[empty], cosine)
-    is_written = written(preds)
+    is_written = written(reports)
     return cosine if is_written is None else torch.where(is_written.to(cosine.device), cosine, 0.0)
 
 
@@ -112,6 +122,9 @@ def mccs(
 
 def _check(margin: float, uncertain: float, empty: str, conditions: int | Sequence[str]) -> list[int]:
     """The columns of the chosen conditions, after all arguments have been checked."""
+    for name, value in (("margin", margin), ("uncertain", uncertain)):
+        if not isinstance(value, (int, float)):
+            raise ValueError(f"Expected argument `{name}` to be a number, but got {value!r}.")
     if not 0 <= margin < 1:
         raise ValueError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
     if not -1 <= uncertain <= 1:
@@ -148,6 +161,7 @@ class MCCS(Metric):
     ):
         super().__init__(**kwargs)
         self.columns = _check(margin, uncertain, empty, conditions)
+        check_labeler(labeler)
         self.conditions = tuple(CONDITIONS[column] for column in self.columns)
         self.margin, self.uncertain, self.empty = margin, uncertain, empty
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
@@ -157,6 +171,10 @@ class MCCS(Metric):
         self.add_state("settings", torch.tensor(settings, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def extra_repr(self) -> str:
+        """The settings."""
+        return f"margin={self.margin}, uncertain={self.uncertain}, empty={self.empty!r}, conditions={len(self.columns)}"
 
     def update(self, preds: Reports, target: Reports) -> None:
         """Add reports, which may be none."""

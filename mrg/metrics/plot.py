@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -28,6 +29,9 @@ def plot_conditions(values: Tensor, support: Tensor, conditions: Sequence[str], 
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("Plots need matplotlib: pip install 'mrg[plot]'") from error
+    values = torch.as_tensor(values, dtype=torch.float64)
+    if values.ndim != 1:
+        raise ValueError("Expected argument `val` to hold a value per condition, but got one: leave it out.")
     if len(values) != len(conditions):
         raise ValueError(f"Expected argument `val` to hold {len(conditions)} values, but got {len(values)}.")
     figure, axes = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 0.8 + 0.3 * len(conditions)))

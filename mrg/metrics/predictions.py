@@ -21,12 +21,14 @@ class Predictions(NamedTuple):
         preds: Generated reports.
         target: Reference reports.
         has_ids: Whether the ids stand in the file.
+        columns: Which column was read as `id` ("row number" without one), `preds` and `target`.
     """
 
     ids: list[str]
     preds: list[str]
     target: list[str]
     has_ids: bool
+    columns: dict[str, str]
 
 
 def read_predictions(
@@ -50,10 +52,15 @@ def read_predictions(
         raise ValueError(f"{path} holds no studies.")
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
     target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
+    if preds_column == target_column:
+        raise ValueError(f"{path}: {preds_column!r} cannot be both report and reference: see --preds and --target.")
     if id_column is None:
-        id_column = next((c for c in ID_COLUMNS if all(c in row for row in rows)), None)
-    elif any(id_column not in row for row in rows):
-        raise ValueError(f"{path} has no column {id_column!r} in every row; it has {', '.join(rows[0])}.")
+        id_column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
+    if id_column is not None:
+        without = [str(number) for number, row in enumerate(rows, 1) if row.get(id_column) in (None, "")]
+        if without:
+            has = _quoted(rows[0])
+            raise ValueError(f"{path} has no {id_column!r} in {len(without)} rows: {_some(without)}; it has {has}.")
     ids = [str(number if id_column is None else row[id_column]) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
@@ -63,9 +70,9 @@ def read_predictions(
         wrong = [name for name, row in zip(ids, rows, strict=True) if not isinstance(row.get(column), str)]
         if wrong:
             raise ValueError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {_some(wrong)}.")
-    return Predictions(
-        ids, [row[preds_column] for row in rows], [row[target_column] for row in rows], id_column is not None
-    )
+    preds, target = ([row[column] for row in rows] for column in (preds_column, target_column))
+    columns = {"id": id_column or "row number", "preds": preds_column, "target": target_column}
+    return Predictions(ids, preds, target, id_column is not None, columns)
 
 
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
@@ -80,9 +87,8 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
         raise ValueError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
     place = {name: row for row, name in enumerate(second.ids)}
     order = [place[name] for name in first.ids]
-    aligned = Predictions(
-        first.ids, [second.preds[i] for i in order], [second.target[i] for i in order], second.has_ids
-    )
+    preds, target = ([texts[i] for i in order] for texts in (second.preds, second.target))
+    aligned = Predictions(first.ids, preds, target, second.has_ids, second.columns)
     other = [name for name, a, b in zip(first.ids, first.target, aligned.target, strict=True) if a.split() != b.split()]
     if other:
         raise ValueError(
@@ -101,7 +107,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         rows = list(readers[path.suffix.lower()](path))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}.") from error
+        reason = f"{error.reason} at byte {error.start}"
+        raise ValueError(f"{path} is not UTF-8 text ({reason}): save it as UTF-8.") from error
     except csv.Error as error:
         raise ValueError(f"{path} is not a readable table: {error}.") from error
     for number, row in enumerate(rows, 1):
@@ -125,6 +132,8 @@ def _json(path: Path) -> Iterable[Any]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
+    except (RecursionError, ValueError) as error:  # nested or long beyond what Python reads
+        raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
@@ -135,7 +144,16 @@ def _json(path: Path) -> Iterable[Any]:
 def _table(path: Path) -> Iterable[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        for row in csv.DictReader(file, delimiter=delimiter, strict=True):
+        csv.field_size_limit(2**30)
+        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+        names = [name.strip() for name in reader.fieldnames or []]
+        if len(names) == 1 and ";" in names[0]:
+            raise ValueError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise ValueError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
+        reader.fieldnames = names
+        for row in reader:
             if None in row:
                 raise ValueError(f"{path}: a row ({_some([str(v) for v in row.values()][:1])}) has too many fields.")
             yield row
@@ -149,10 +167,14 @@ def _column(
     if chosen is None or chosen not in names:
         looked = repr(name) if name is not None else " or ".join(known)
         raise ValueError(
-            f"{path} has no column for the {what} (looked for {looked}); it has {', '.join(names)}: name it with "
+            f"{path} has no column for the {what} (looked for {looked}); it has {_quoted(names)}: name it with "
             f"--{option}."
         )
     return chosen
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:

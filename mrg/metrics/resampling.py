@@ -62,13 +62,16 @@ class ReportSums:
         flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1).double() for mapping in _MAPPINGS]
         values = [value.double().cpu().reshape(-1, 1) for value in means.values()]
         self.columns: np.ndarray = torch.cat([*(part.cpu() for part in flat), *values], 1).numpy()
+        self.defined = {mapping: counts[mapping].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
         self.num_reports = len(preds)
 
-    def scores(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+    def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
         """Corpus scores by name.
 
         Args:
             sums: (T, K) column sums of `columns` over T samples of N reports.
+            resampled: A condition that all reports together have, and a sample by chance has not, is left out of the
+                sample's macro average: as 0/0 = 0 it would pull every interval of a rare condition down.
 
         Returns:
             Name -> (T,) scores.
@@ -78,7 +81,7 @@ class ReportSums:
         result = {"MCCS": means.pop("MCCS"), **dict.fromkeys(f"CE-F1 {name}" for name in CONVENTIONS)}
         for i, mapping in enumerate(_MAPPINGS):
             counts = torch.from_numpy(sums[:, i * size : (i + 1) * size]).reshape(-1, 3, NUM_CONDITIONS)
-            averages = _averages(counts.transpose(0, 1).contiguous())
+            averages = _averages(counts.transpose(0, 1).contiguous(), self.defined[mapping] if resampled else None)
             for name, setting in CONVENTIONS.items():
                 if setting["uncertain"] == mapping and setting["average"] != "example":
                     score = averages[setting["average"]][:, _SETS.index(setting["conditions"])]
@@ -90,13 +93,23 @@ class ReportSums:
         return {name: float(value[0]) for name, value in self.scores(self.columns.sum(0, keepdims=True)).items()}
 
 
-def _averages(counts: Tensor) -> dict[str, Tensor]:
-    """`ce.average_score` of (3, T, 14) counts of T samples, for all sets of conditions at once: each (T, 3)."""
+def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
+    """`ce.average_score` of (3, T, 14) counts of T samples, for all sets of conditions at once: each (T, 3).
+
+    Args:
+        counts: True positives, false positives, false negatives.
+        defined: (14,) bool, conditions that must not count where a sample has none of them; None counts all.
+    """
     chosen = torch.tensor([[float(c in conditions) for conditions in _SETS] for c in CONDITIONS], dtype=counts.dtype)
     values, support = ratio(counts), counts[0] + counts[2]
+    weight = 1 / chosen.sum(0)
+    if defined is not None:
+        # The mean over the conditions that the sample has, times the share of conditions that the reports have.
+        has = (counts.sum(0) > 0).to(counts.dtype) @ chosen
+        weight = (defined.to(counts.dtype) @ chosen) * weight / has.clamp(min=1)
     return {
         "micro": ratio(counts @ chosen),
-        "macro": values @ chosen / chosen.sum(0),
+        "macro": values @ chosen * weight,
         "weighted": (values * support) @ chosen / (support @ chosen).clamp(min=1),
     }
 
@@ -156,7 +169,7 @@ def _resample(
     systems: Sequence[ReportSums], num_trials: int, draw: Callable[[int, int], np.ndarray]
 ) -> list[dict[str, np.ndarray]]:
     sums = _sums([system.columns for system in systems], num_trials, draw)
-    return [system.scores(part) for system, part in zip(systems, sums, strict=True)]
+    return [system.scores(part, resampled=True) for system, part in zip(systems, sums, strict=True)]
 
 
 def _sums(

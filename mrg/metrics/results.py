@@ -138,16 +138,17 @@ def format_table(results: Mapping[str, Any]) -> str:
         ),
         "",
     ]
-    width = max(12, *map(len, systems))
-    head = [c.removeprefix("CE-F1 ") for c in COLUMNS]
-    lines.append(" " * width + "".join(f"{h:>19}" for h in head) + f"{'distinct':>9}{'format':>7}")
-    for name, row in systems.items():
-        cells = "".join(
-            f"{100 * s['value']:.1f} [{100 * s['low']:.1f},{100 * s['high']:.1f}]".rjust(19)
-            for s in (row["scores"][c] for c in COLUMNS)
-        )
+    width = max(12, *map(len, systems)) + 1
+    extras = [c for c in next(iter(systems.values()))["scores"] if c != "MCCS" and not c.startswith("CE-F1 ")]
+    columns = [*COLUMNS, *extras]
+    head = [c.removeprefix("CE-F1 ") for c in columns]
+    cells = [[_cell(row["scores"][c], c in extras) for c in columns] for row in systems.values()]
+    widths = [max(18, *(len(row[i]) + 1 for row in cells), len(h) + 1) for i, h in enumerate(head)]
+    lines.append(" " * width + "".join(f"{h:>{w}}" for h, w in zip(head, widths, strict=True)) + " distinct format")
+    for (name, row), texts in zip(systems.items(), cells, strict=True):
         rate = "-" if row["format"] is None else f"{100 * row['format']:.0f} %"
-        lines.append(f"{name:<{width}}{cells}{100 * row['distinct']:>7.0f} %{rate:>7}")
+        line = "".join(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))
+        lines.append(f"{name:<{width}}{line}{100 * row['distinct']:>7.0f} %{rate:>7}")
     for gap in results["differences"]:
         if gap["score"] in COLUMNS[:2]:
             lines.append(
@@ -155,6 +156,13 @@ def format_table(results: Mapping[str, Any]) -> str:
                 f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
             )
     return "\n".join(lines)
+
+
+def _cell(score: Mapping[str, float], is_extra: bool) -> str:
+    """Ours are shares, shown in percent; what range a scorer of the user's has is not known."""
+    by, digits = (1, 3) if is_extra else (100, 1)
+    value, low, high = (f"{by * score[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low},{high}]"
 
 
 def format_conventions(results: Mapping[str, Any], system: str) -> str:

@@ -83,6 +83,10 @@ class ReportReward:
             )
         if getattr(metric, "higher_is_better", True) is False:
             raise ValueError(f"Expected a metric of which more is better, but {scorer_name(metric)} says otherwise.")
+        if isinstance(metric, Metric) and getattr(metric, "labeler", 0) is None:
+            raise ValueError(f"Expected {scorer_name(metric)} to have a labeler: a reward is paid for strings.")
+        if getattr(metric, "average", "example") != "example":
+            raise ValueError(f"Expected `average` to be 'example' for scores per report, but it is {metric.average!r}.")
         if think is not None:
             parse_completion("", think)  # raises now and not in the first step where the setting is unknown
         self.metric, self.target, self.think = metric, target, think

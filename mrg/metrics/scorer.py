@@ -162,8 +162,10 @@ def load_scorer(path: str) -> Scorer:
         raise ValueError(f"Expected a scorer in the form 'package.module:function', but got {path!r}.")
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ImportError(f"The module of scorer {path!r} could not be imported: {error}") from error
+    except Exception as error:  # a module may raise anything while it is imported
+        raise ImportError(
+            f"The module of scorer {path!r} could not be imported: {type(error).__name__}: {error}"
+        ) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
             raise ValueError(f"Expected scorer {path!r} to exist, but `{module_name}` has no such attribute {name!r}.")

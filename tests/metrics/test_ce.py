@@ -169,7 +169,7 @@ def test_scores_of_reports():
         ({"zero_division": 0.5}, "`zero_division` to be 0, 1, 'nan' or 'skip', but got 0.5"),
         ({"conditions": 12}, "14, 13, 5 or a list of names, but got 12"),
         ({"conditions": ["Edema", "Oedema"]}, "but got 'Oedema'"),
-        ({"conditions": "Edema"}, "a list of names, but got the string 'Edema'"),
+        ({"conditions": "Edema"}, "a list of names, but got 'Edema'"),
         ({"conditions": []}, "different names, but got"),
         ({"conditions": ["Edema", "Edema"]}, "different names, but got"),
     ],

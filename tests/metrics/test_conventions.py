@@ -24,6 +24,7 @@ def test_a_name_gives_the_arguments():
     metric = CEF1(**convention("example"))
     metric.update(PREDS, TARGET)
     assert float(metric.compute()) == pytest.approx(0.5)
+    assert convention("Micro-F1-14+") == convention("micro-14+")  # as LLaVA-Rad writes it
     convention("micro-5")["average"] = "macro"
     assert CONVENTIONS["micro-5"]["average"] == "micro"
 

@@ -82,3 +82,36 @@ def test_no_reports_and_no_labeler():
         mccs(PREDS[:1], ["Edema."])
     with pytest.raises(ValueError, match=r"labeler to return \(2, 14\) labels, but got \(2, 13\)"):
         mccs(["a"], ["b"], labeler=lambda texts: torch.zeros(len(texts), 13, dtype=torch.long))
+
+
+def test_arrays_and_generators_are_lists():
+    """Also for the rule that nothing written is worth nothing."""
+    preds, target, labeler = ["", "Chest."], ["Chest.", "Chest."], RulesLabeler()
+    for form in (list, tuple, np.array, lambda x: np.array(x, dtype=object), iter):
+        got = mccs(form(preds), form(target), reduction="none", labeler=labeler)
+        assert got.tolist() == [0, 1]
+        metric = MCCS(labeler=labeler)
+        metric.update(form(preds), form(target))
+        assert float(metric.compute()) == 0.5
+    assert torch.equal(labeler(iter(preds)), labeler(preds))
+    reversed_labels = np.array(PREDS)[::-1].astype(np.uint16)
+    assert torch.equal(as_labels(reversed_labels, reversed_labels)[0], PREDS.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("labeler", "message"), [("rules", "such as RulesLabeler"), (RulesLabeler, r"write RulesLabeler\(\)")]
+)
+def test_what_is_no_labeler(labeler, message):
+    for call in (
+        lambda: CEF1(labeler=labeler),
+        lambda: MCCS(labeler=labeler),
+        lambda: ce_f1(["a"], ["b"], labeler=labeler),
+        lambda: mccs(["a"], ["b"], labeler=labeler),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_settings_show():
+    assert "average='macro', conditions=5" in repr(CEF1("macro", 5))
+    assert "margin=0.3" in repr(MCCS(0.3))

@@ -35,7 +35,7 @@ def fails(capsys, *args):
 def test_table_and_json(predictions, capsys):
     main([str(predictions)])
     text = capsys.readouterr().out
-    result = json.loads(predictions.with_name("predictions.scores.json").read_text())
+    result = json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())
     assert list(result["systems"]) == ["constant normal", "most frequent reference", "predictions"]
     scores = result["systems"]["predictions"]["scores"]
     # 2 right, 1 invented, 1 missed.
@@ -47,7 +47,9 @@ def test_table_and_json(predictions, capsys):
     assert line.split()[-2:] == ["0.0", "0.0"]
     condition = next(line for line in text.splitlines() if line.startswith("Pleural Effusion"))
     assert condition.split()[2:] == ["0.0", "0.0", "0.0", "1", "1"]
-    assert "predictions.scores.json" in text
+    assert "predictions.jsonl.scores.json" in text
+    assert "Reports: 'prediction'; references: 'target'; ids: 'id'." in text
+    assert "4 studies are few" in text
 
 
 def test_compare(predictions, tmp_path, capsys):
@@ -70,6 +72,16 @@ def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert "2 only in predictions.jsonl (s2, s3)" in fails(capsys, predictions, "--compare", few)
     nameless = write(tmp_path / "nameless.jsonl", [{k: r[k] for k in ("prediction", "target")} for r in rows(PREDS)])
     assert "nameless.jsonl has no column of ids" in fails(capsys, predictions, "--compare", nameless)
+    assert "cannot be written" in fails(capsys, predictions, "--output", tmp_path / "none" / "x.json")
+    assert "cannot be written" in fails(capsys, predictions, "--output", tmp_path)
+    before = predictions.read_text()
+    assert "is a file of predictions" in fails(capsys, predictions, "--output", predictions)
+    assert predictions.read_text() == before
+    assert "--seed to be at least 0, but got -1" in fails(capsys, predictions, "--seed", "-1")
+    assert "--nlg scores one file" in fails(capsys, predictions, "--nlg", "--compare", few)
+    assert "give --chexbert too" in fails(capsys, predictions, "--tokenizer", "x")
+    spec = "tests.metrics.test_main:fails_always"
+    assert f"The scorer {spec} failed: KeyError: 'boom'" in fails(capsys, predictions, "--scorer", spec)
     assert "margin" in fails(capsys, predictions, "--margin", "1")
     assert "--trials" in fails(capsys, predictions, "--trials", "0")
     assert "no column for the generated report" in fails(capsys, predictions, "--preds", "text")
@@ -78,14 +90,20 @@ def test_mistakes_are_one_line(predictions, tmp_path, capsys):
 
 def test_scorers_and_nlg(predictions, capsys):
     pytest.importorskip("pycocoevalcap")
-    main([str(predictions), "--scorer", "tests.metrics.test_main:overlap", "--nlg", "r2gen-iu"])
+    main([str(predictions), "--scorer", "tests.metrics.test_main:overlap", "--nlg", "--normalization", "r2gen-iu"])
     text = capsys.readouterr().out
-    result = json.loads(predictions.with_name("predictions.scores.json").read_text())
+    result = json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())
     score = result["systems"]["predictions"]["scores"]["tests.metrics.test_main:overlap"]["value"]
     assert score == pytest.approx((1 / 3 + 1 / 3 + 1 + 0) / 4)
     assert result["nlg"]["normalization"] == "r2gen-iu"
     assert 0 < result["nlg"]["predictions"]["BLEU-1"] < 1
+    row = next(line for line in text.splitlines() if line.startswith("predictions "))
+    assert f" {score:.3f} [" in row
     assert "likeness of wording, not findings" in text
+
+
+def fails_always(preds, target):
+    raise KeyError("boom")
 
 
 def overlap(preds, target):
@@ -98,4 +116,18 @@ def test_as_a_command_without_lightning(predictions):
     code += "print('lightning' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code, str(predictions)], capture_output=True, text=True, check=True)
     assert result.stdout.strip().endswith("False")
+    assert result.stderr == ""
+
+
+def test_a_file_named_like_a_baseline_keeps_the_baseline(tmp_path, capsys):
+    main([str(write(tmp_path / "constant normal.jsonl", rows(TARGET)))])
+    result = json.loads((tmp_path / "constant normal.jsonl.scores.json").read_text())
+    assert list(result["systems"]) == ["constant normal", "most frequent reference", "constant normal (file)"]
+    assert result["systems"]["constant normal"]["scores"]["CE-F1 micro-13+"]["value"] == 0
+
+
+def test_a_reader_that_closes_early(predictions):
+    command = f"{sys.executable} -m mrg.metrics {predictions} | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("Reports: ")
     assert result.stderr == ""

@@ -100,6 +100,8 @@ def test_strings():
         ({"margin": 1}, r"`margin` to be in \[0, 1\), but got 1"),
         ({"margin": -0.1}, r"`margin` to be in \[0, 1\), but got -0.1"),
         ({"uncertain": 2}, r"`uncertain` to be in \[-1, 1\], but got 2"),
+        ({"margin": "high"}, "`margin` to be a number, but got 'high'"),
+        ({"uncertain": "positive"}, "`uncertain` to be a number, but got 'positive'"),
         ({"empty": "one"}, "`empty` to be 'match', 'zero' or 'nan', but got 'one'"),
         ({"conditions": ["Cough"]}, "but got 'Cough'"),
     ],

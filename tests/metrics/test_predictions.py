@@ -9,7 +9,8 @@ ROWS = [
     {"id": "a", "prediction": "No edema.\u2028Heart normal.", "target": 'Edema, "mild".'},
     {"id": "b", "prediction": "", "target": "No effusion."},
 ]
-EXPECTED = Predictions(["a", "b"], [r["prediction"] for r in ROWS], [r["target"] for r in ROWS], True)
+COLUMNS = {"id": "id", "preds": "prediction", "target": "target"}
+EXPECTED = Predictions(["a", "b"], [r["prediction"] for r in ROWS], [r["target"] for r in ROWS], True, COLUMNS)
 
 
 def write(path, rows):
@@ -38,21 +39,29 @@ def test_rexrank(tmp_path):
         "p2_s1": {"image_path": ["b.png"], "context": "", "report": "Clear.", "model_prediction": "Clear."},
     }
     path = write(tmp_path / "rexrank.json", studies)
-    expected = Predictions(["p1_s1", "p2_s1"], ["No edema.", "Clear."], ["Edema.", "Clear."], True)
+    expected = Predictions(
+        ["p1_s1", "p2_s1"],
+        ["No edema.", "Clear."],
+        ["Edema.", "Clear."],
+        True,
+        {"id": "study_id", "preds": "model_prediction", "target": "report"},
+    )
     assert read_predictions(path) == expected
 
 
 def test_columns_by_name_and_rows_without_ids(tmp_path):
     path = write(tmp_path / "own.csv", [{"text": "a", "gold": "b"}, {"text": "c", "gold": "d"}])
     got = read_predictions(path, preds_column="text", target_column="gold")
-    assert got == Predictions(["1", "2"], ["a", "c"], ["b", "d"], False)
+    assert got == Predictions(
+        ["1", "2"], ["a", "c"], ["b", "d"], False, {"id": "row number", "preds": "text", "target": "gold"}
+    )
     with pytest.raises(
-        ValueError, match=r"own.csv has no column for the generated report .* it has text, gold: .*--preds"
+        ValueError, match=r"own.csv has no column for the generated report .* it has 'text', 'gold': .*--preds"
     ):
         read_predictions(path, target_column="gold")
-    with pytest.raises(ValueError, match=r"\(looked for 'note'\); it has text, gold: name it with --target"):
+    with pytest.raises(ValueError, match=r"\(looked for 'note'\); it has 'text', 'gold': name it with --target"):
         read_predictions(path, preds_column="text", target_column="note")
-    with pytest.raises(ValueError, match="no column 'key' in every row; it has text, gold"):
+    with pytest.raises(ValueError, match="no 'key' in 2 rows: 1, 2; it has 'text', 'gold'"):
         read_predictions(path, "key", "text", "gold")
 
 
@@ -68,6 +77,15 @@ def test_columns_by_name_and_rows_without_ids(tmp_path):
         ("p.csv", b"id,prediction,target\n1,a,b,c\n", "too many fields"),
         ("p.csv", b"id,prediction,target\n1,a\n", "'target' is not a text in 1 of 1 rows: 1"),
         ("p.csv", b'id,prediction,target\n1,"a,b\n', "not a readable table"),
+        ("p.csv", b"id;prediction;target\n1;a;b\n", "separates its columns by semicolons"),
+        ("p.csv", b"id,prediction,prediction,target\n1,a,b,c\n", "more than one column 'prediction'"),
+        ("p.jsonl", b'{"id": null, "prediction": "a", "target": "b"}\n', "no 'id' in 1 rows: 1; it has 'id', "),
+        (
+            "p.jsonl",
+            b'{"id": 1, "prediction": "a", "target": "b"}\n{"prediction": "a", "target": "b"}\n',
+            "in 1 rows: 2",
+        ),
+        ("p.json", b"[" * 100_000, "cannot be read as JSON"),
         ("p.txt", b"", r"ends in .jsonl, .json, .csv, .tsv, but got .*p.txt"),
         ("p.jsonl", b'{"id": 1, "prediction": null, "target": "b"}\n', "'prediction' is not a text in 1 of 1 rows: 1"),
         ("p.jsonl", b'{"id": 1, "prediction": "", "target": ""}\n' * 2, "holds 1 studies twice: 1"),
@@ -88,13 +106,25 @@ def test_no_file(tmp_path):
 
 
 def test_align():
-    first = Predictions(["a", "b", "c"], ["1", "2", "3"], ["x", "y z", "w"], True)
-    second = Predictions(["c", "a", "b"], ["6", "4", "5"], ["w", "x", " y\nz"], True)
+    first = Predictions(["a", "b", "c"], ["1", "2", "3"], ["x", "y z", "w"], True, COLUMNS)
+    second = Predictions(["c", "a", "b"], ["6", "4", "5"], ["w", "x", " y\nz"], True, COLUMNS)
     assert align(first, second, ("one", "two")).preds == ["4", "5", "6"]
     with pytest.raises(ValueError, match=r"1 only in one \(c\) and 2 only in two \(d, e\)"):
-        align(first, Predictions(list("abde"), ["1"] * 4, ["x"] * 4, True), ("one", "two"))
-    many = Predictions([str(i) for i in range(30)], ["1"] * 30, ["x"] * 30, True)
+        align(first, Predictions(list("abde"), ["1"] * 4, ["x"] * 4, True, COLUMNS), ("one", "two"))
+    many = Predictions([str(i) for i in range(30)], ["1"] * 30, ["x"] * 30, True, COLUMNS)
     with pytest.raises(ValueError, match=r"30 only in two \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more\)"):
         align(first, many, ("one", "two"))
     with pytest.raises(ValueError, match="those of 1 studies differ between one and two: b"):
         align(first, second._replace(target=["w", "x", "y"]), ("one", "two"))
+
+
+def test_a_column_cannot_be_both_sides(tmp_path):
+    path = write(tmp_path / "p.jsonl", ROWS)
+    with pytest.raises(ValueError, match="'prediction' cannot be both report and reference"):
+        read_predictions(path, target_column="prediction")
+
+
+def test_headings_with_spaces_and_long_fields(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("id, prediction , target\n1," + "a" * 200_000 + ",b\n")
+    assert read_predictions(path).preds == ["a" * 200_000]

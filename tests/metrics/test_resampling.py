@@ -122,3 +122,19 @@ def test_extras_nothing_written_and_no_reports():
     assert set(one["MCCS"]) == {1.0}
     with pytest.raises(ValueError, match="at least one report"):
         ReportSums(preds[:0], target[:0])
+
+
+def test_the_interval_of_a_macro_score_holds_the_score_where_conditions_are_rare():
+    """Perfect reports in which each condition stands once: many samples have none of some of them."""
+    target = torch.zeros(100, 14, dtype=torch.long)
+    target[torch.arange(14), torch.arange(14)] = 1
+    sums = ReportSums(target, target)
+    drawn = bootstrap([sums], 200)[0]
+    for name in ("CE-F1 macro-13+", "CE-F1 macro-14", "CE-F1 macro-5+"):
+        assert sums.corpus()[name] == 1
+        assert percentile_interval(drawn[name]) == (1, 1)
+    # A condition that no report has stays 0/0 = 0, in the score as in its samples.
+    target[3] = 0
+    sums = ReportSums(target, target)
+    assert sums.corpus()["CE-F1 macro-13+"] == pytest.approx(12 / 13)
+    np.testing.assert_allclose(bootstrap([sums], 50)[0]["CE-F1 macro-13+"], 12 / 13)

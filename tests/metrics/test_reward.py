@@ -156,8 +156,13 @@ def test_failure_stops_with_the_study_and_is_never_zero():
 
     with pytest.raises(RewardError, match="failed on 3 completions, each of which can be scored alone: too many"):
         call(as_reward(crowded), ["x", "y", "", "z"])
-    with pytest.raises(RewardError, match=r"failed on completion 0: .*`labeler` to be given"):
-        call(as_reward(MCCS()), ["x"])
+
+
+def test_what_could_only_fail_in_the_first_step_fails_at_once():
+    with pytest.raises(ValueError, match="MCCS to have a labeler"):
+        as_reward(MCCS())
+    with pytest.raises(ValueError, match="'example' for scores per report, but it is 'micro'"):
+        as_reward(CEF1(labeler=RulesLabeler()))
 
 
 def test_values_that_are_not_finite_or_missing():

@@ -198,7 +198,9 @@ def test_load_scorer(tmp_path, monkeypatch):
     for path in ("my_scorers", "my_scorers.words", "my_scorers:", ":words", "my_scorers:words()", "my scorers:words"):
         with pytest.raises(ValueError, match=re.escape(f"'package.module:function', but got {path!r}")):
             load_scorer(path)
-    with pytest.raises(ImportError, match=r"'no_such:words' could not be imported: No module named 'no_such'"):
+    with pytest.raises(
+        ImportError, match=r"'no_such:words' could not be imported: ModuleNotFoundError: No module named 'no_such'"
+    ):
         load_scorer("no_such:words")
     with pytest.raises(ImportError, match=r"'my_broken:words'.*No module named 'a_package_that_is_missing'"):
         load_scorer("my_broken:words")

@@ -6,6 +6,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
+from mrg.modules.loss import LOSS_TYPES
 from mrg.modules.minibatch import Step
 from mrg.modules.reward import RewardError, Rewards
 from mrg.modules.rollout import sample
@@ -110,20 +111,27 @@ def test_gradient_is_that_of_reinforce_by_autograd(saved, studies):
             assert torch.allclose(grads[name], parameter.grad, atol=1e-6), name
 
 
-def test_micro_batches_change_nothing(saved, studies):
-    module, _ = module_on(saved, studies)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_micro_batches_change_nothing(saved, studies, loss_type):
+    """Neither the loss nor a gradient, in passes of other groups in another order."""
+    module, _ = module_on(saved, studies, loss_type=loss_type)
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
     prompts = module.writer.embed(batch)
     rollout = module.rollout(prompts)
     advantages = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grads = []
-    step = Step(rollout, advantages, module.reference_logps(prompts, rollout, batch), list(range(4)), True, 16)
+    num_tokens = float(rollout.completion_mask.sum())
+    ref_logps = module.reference_logps(prompts, rollout, batch)
+    step = Step(rollout, advantages, ref_logps, list(range(4)), True, 16, num_tokens)
+    losses, grads = [], []
     for parts in ([[0, 1, 2, 3]], [[2], [3, 0], [1]]):
         module.zero_grad()
-        for part in parts:
-            module.loss(prompts, step, part)[0].backward()
+        shares = [module.loss(prompts, step, part)[0] for part in parts]
+        for share in shares:
+            share.backward()
+        losses.append(float(sum(share.detach() for share in shares)))
         grads.append({n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None})
     whole, split = grads
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5, abs=1e-6)
     assert max(g.abs().max() for g in whole.values()) > 1e-3
     assert all(torch.allclose(whole[n], split[n], atol=1e-6) for n in whole)
 
@@ -247,21 +255,20 @@ def test_sft_target_with_thinking():
         assert text == f"<think>{thinking}</think><report>{report}</report>"
 
 
-def test_every_image_is_encoded_once_and_without_gradient(saved, studies, monkeypatch):
-    module, _ = module_on(saved, studies)
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
+def test_every_image_is_encoded_once_a_round_and_without_gradient(saved, studies, monkeypatch):
+    """In whole rounds with a reference, groups sampled again, and a pass for each group."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel as Visual
+
     calls = []
-    visual = module.writer.base.model.visual
-    forward = visual.forward
+    forward = Visual.forward
 
-    def counted(*args, **kwargs):
-        calls.append(torch.is_grad_enabled())
-        return forward(*args, **kwargs)
+    def counted(self, pixels, *args, **kwargs):
+        calls.append((len(pixels), torch.is_grad_enabled()))
+        return forward(self, pixels, *args, **kwargs)
 
-    monkeypatch.setattr(visual, "forward", counted)
-    prompts = module.writer.embed(batch)
-    rollout = module.rollout(prompts)
-    step = Step(rollout, torch.ones(16, dtype=torch.float64), None, list(range(4)), True, 16)
-    step.ref_logps = module.reference_logps(prompts, rollout, batch)
-    module.loss(prompts, step, step.groups)
-    assert calls == [False]
+    monkeypatch.setattr(Visual, "forward", counted)
+    module_on(saved, studies, steps=2, micro_batch_tokens=1, resample_dead=1, gradient_checkpointing=True)
+    assert len(calls) == 2
+    assert not any(with_gradient for _, with_gradient in calls)
+    batch = StudyCollator(module_on(saved, studies)[0].writer.processor, "Report:")(studies)
+    assert sum(patches for patches, _ in calls) == len(batch.pixel_values)  # two rounds of four of the eight studies

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.modules.decoding import prefill
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 
@@ -55,10 +56,14 @@ def test_sampling_depends_on_the_generator_alone(policy, batch):
 
 
 def test_forced_image_token_cannot_be_sampled(policy, batch):
+    image_id, prompts = policy.base.config.image_token_id, policy.embed(batch)
     with torch.no_grad():
-        policy.base.lm_head.weight[policy.base.config.image_token_id] = 50.0
-    rollout = sample(policy, policy.embed(batch), 4, 8, generator=torch.Generator().manual_seed(0))
-    assert policy.base.config.image_token_id not in rollout.completion_ids
+        # Along the state that writes the first token, so that its logit is far above all others.
+        policy.base.lm_head.weight[image_id] = 50 * prefill(policy, prompts, 1, 1)[0].mean(0)
+    rollout = sample(policy, prompts, 4, 8, generator=torch.Generator().manual_seed(0))
+    assert image_id not in rollout.completion_ids
+    policy.banned_ids = [i for i in policy.banned_ids if i != image_id]
+    assert (sample(policy, prompts, 4, 1).completion_ids == image_id).all()
 
 
 def test_saved_policy_loads_and_its_reference_is_the_saved_one(policy, batch, tmp_path):

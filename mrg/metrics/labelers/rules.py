@@ -124,6 +124,7 @@ class RulesLabeler(Labeler):
         Raises:
             TypeError: If something in `texts` is not a string; the message gives its index.
         """
+        texts = texts if isinstance(texts, str) else list(texts)
         check_texts(texts)
         rows = {text: self._row(text) for text in dict.fromkeys(texts)}
         if not texts:

@@ -1,0 +1,115 @@
+"""Both attentions over a packed row, and that of a decoding step, against a dense masked one."""
+
+import pytest
+import torch
+
+import mrg.modules.decoding
+from mrg.modules.attention import PackedPrompts, _Merged, concatenated
+from mrg.modules.decoding import Decoding, by_products
+from mrg.modules.prefix import _layout
+
+CASES = {
+    "one prompt, equal completions": ([5], [[3, 3]]),
+    "unequal prompts and completions": ([4, 7, 2], [[3, 1, 2], [5, 5, 1], [2, 4, 6]]),
+    "some completions are not read": ([3, 5], [[0, 4, 0], [2, 0, 0]]),
+    "a prompt none of whose completions is read": ([4, 3, 6], [[2, 3], [0, 0], [1, 1]]),
+    "no completions": ([4, 6], [[], []]),
+    "a prompt of one token": ([1, 3], [[4, 2], [1, 1]]),
+}
+PACKED = {"merged": _Merged.apply, "concatenated": concatenated}
+
+
+def packed(lengths, groups, num_heads=4, num_keys=2, width=8, dtype=torch.float64, seed=0):
+    """A layout, and random query, key and value of its row."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(lengths) + sum(map(sum, groups))
+    tensors = [
+        torch.randn(1, heads, total, width, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for heads in (num_heads, num_keys, num_keys)
+    ]
+    return _layout(lengths, groups, torch.device("cpu")), tensors
+
+
+def seen(lengths, groups):
+    """(L, L) bool, who sees whom, token by token."""
+    owner = [(b, None) for b, length in enumerate(lengths) for _ in range(length)]
+    owner += [(b, n) for b, group in enumerate(groups) for n, length in enumerate(group) for _ in range(length)]
+    return torch.tensor(
+        [
+            [j <= i and other[0] == own[0] and other[1] in (None, own[1]) for j, other in enumerate(owner)]
+            for i, own in enumerate(owner)
+        ]
+    )
+
+
+def dense(query, key, value, mask, scale):
+    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    products = (query @ key.transpose(-1, -2)) * scale
+    return products.masked_fill(~mask, -torch.inf).softmax(-1) @ value
+
+
+@pytest.mark.parametrize("name", list(PACKED))
+@pytest.mark.parametrize("num_keys", [4, 2, 1])
+@pytest.mark.parametrize("case", list(CASES))
+def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case):
+    lengths, groups = CASES[case]
+    layout, tensors = packed(lengths, groups, num_keys=num_keys)
+    expected = dense(*tensors, seen(lengths, groups), 0.3)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    wanted = torch.autograd.grad((expected * weights).sum(), tensors)
+    output = PACKED[name](*tensors, layout, 0.3)
+    assert torch.allclose(output, expected, atol=1e-12, rtol=0)
+    for got, want in zip(torch.autograd.grad((output * weights).sum(), tensors), wanted, strict=True):
+        assert torch.allclose(got, want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("name", list(PACKED))
+def test_gradients_by_finite_differences(name):
+    layout, tensors = packed([2, 3], [[2, 1], [0, 2]], num_heads=2, num_keys=1, width=2)
+    assert torch.autograd.gradcheck(lambda *x: PACKED[name](*x, layout, 0.7), tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", list(PACKED))
+def test_bfloat16_is_as_near_as_its_precision(name):
+    lengths, groups = [30, 45], [[20, 7, 13], [9, 1, 25]]
+    layout, tensors = packed(lengths, groups, width=16, dtype=torch.bfloat16)
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    expected, output = dense(*exact, seen(lengths, groups), 0.25), PACKED[name](*tensors, layout, 0.25)
+    assert output.dtype == torch.bfloat16
+    assert (output - expected).abs().max() < 0.02
+    got, wanted = (torch.autograd.grad(x.double().square().sum(), y) for x, y in ((output, tensors), (expected, exact)))
+    for one, other in zip(got, wanted, strict=True):
+        assert (one - other).norm() < 0.01 * other.norm()
+
+
+@pytest.mark.parametrize("name", list(PACKED))
+def test_layout_of_the_memory_does_not_matter(name):
+    """transformers hands over transposed views, and autograd an expanded gradient."""
+    layout, tensors = packed(*CASES["unequal prompts and completions"])
+    views = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in tensors]
+    one, other = (PACKED[name](*x, layout, 0.3) for x in (tensors, views))
+    assert torch.equal(one, other)
+    grads = (torch.autograd.grad(x.sum(), y) for x, y in ((one, tensors), (other, views)))
+    assert all(torch.allclose(a, b, atol=1e-13) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("by", ["flash", "products"])
+@pytest.mark.parametrize("lengths", [[4, 4], [3, 6, 1]])
+@pytest.mark.parametrize("num_keys", [4, 2])
+def test_decoding_step_by_step_equals_dense_attention_over_the_whole(monkeypatch, by, lengths, num_keys):
+    """Three rows of four tokens behind each prompt, read one at a time."""
+    if by == "products":  # as on a GPU, in float32
+        monkeypatch.setattr(mrg.modules.decoding, "_attend", by_products)
+    groups = [[4, 4, 4]] * len(lengths)
+    _, tensors = packed(lengths, groups, num_keys=num_keys)
+    query, key, value = (x.detach() for x in tensors)
+    expected = dense(query, key, value, seen(lengths, groups), 0.3)
+    prompts = sum(lengths)
+    reading = PackedPrompts(_layout(lengths, [[]] * len(lengths), torch.device("cpu")), keep=True)
+    reading.attend(0, *(x[:, :, :prompts] for x in (query, key, value)), 0.3)
+    decoding = Decoding(reading, 3, 4)
+    rows = [x[0, :, prompts:].unflatten(1, (-1, 4)).transpose(0, 1) for x in (query, key, value, expected)]
+    for step in range(4):
+        q, k, v, want = (x[:, :, step : step + 1] for x in rows)
+        output = decoding.at(step).attend(0, q, k, v, 0.3)
+        assert torch.allclose(output, want, atol=1e-12 if by == "flash" else 1e-6, rtol=0)

@@ -1,0 +1,79 @@
+import time
+
+import pytest
+import torch
+
+from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
+from mrg.modules.monitor import Monitor
+from mrg.modules.reward import Rewards
+from mrg.modules.rollout import Rollout
+
+CARDIOMEGALY, EDEMA, NO_FINDING = (CONDITIONS.index(name) for name in ("Cardiomegaly", "Edema", "No Finding"))
+
+
+def labels(*rows):
+    result = torch.zeros(len(rows), 14, dtype=torch.long)
+    for row, stated in enumerate(rows):
+        for column, value in stated.items():
+            result[row, column] = value
+    return result
+
+
+def a_round():
+    """Two groups of two: in the first both texts and both rewards are equal."""
+    mask = torch.arange(5) < torch.tensor([1, 2, 3, 5])[:, None]
+    rollout = Rollout(
+        torch.zeros(4, 5, dtype=torch.long),
+        mask,
+        torch.zeros(4, 5),
+        ["clear", "clear", "edema", "large heart"],
+        torch.tensor([False, False, False, True]),
+    )
+    total = torch.tensor([0.35, 0.35, 0.1, 0.5], dtype=torch.float64)
+    parts = {"mccs": total, "format": torch.tensor([1, 1, 1, 0], dtype=torch.float64)}
+    found = labels({NO_FINDING: POSITIVE}, {EDEMA: NEGATIVE}, {EDEMA: UNCERTAIN}, {CARDIOMEGALY: POSITIVE})
+    stated = labels(*[{EDEMA: POSITIVE}] * 2, *[{EDEMA: UNCERTAIN, CARDIOMEGALY: POSITIVE, NO_FINDING: NEGATIVE}] * 2)
+    return rollout, Rewards(total, parts, (found, stated))
+
+
+def test_a_round_by_hand():
+    values = Monitor(2).round(*a_round(), 100)
+    assert values == pytest.approx(
+        {
+            "reward/total": 0.325,
+            "reward/total_std": (0.0825 / 3) ** 0.5,  # (.025^2 + .025^2 + .225^2 + .175^2) / 3
+            "reward/mccs": 0.325,
+            "reward/mccs_std": (0.0825 / 3) ** 0.5,
+            "reward/format": 0.75,
+            "reward/format_std": 0.5,
+            "train/dead_groups": 0.5,
+            "train/distinct": 0.75,  # one text and two, of four
+            "train/truncated": 0.25,
+            "train/nothing_found": 0.5,  # No Finding is none, and neither is what is ruled out
+            "train/length": 2.75,
+            "train/length_min": 1,
+            "train/length_max": 5,
+            "recall/edema": 0.25,
+            "recall/cardiomegaly": 0.5,
+        }
+    )
+
+
+def test_phases_add_up_and_are_forgotten():
+    monitor = Monitor(2)
+    for name in ("rollout", "policy", "rollout"):
+        with monitor.phase(name):
+            time.sleep(0.02)
+    values = monitor.round(*a_round(), 100)
+    assert 0.04 <= values["seconds/rollout"] < 0.2
+    assert 0.02 <= values["seconds/policy"] < 0.1
+    assert values["train/tokens_per_second"] == pytest.approx(
+        100 / (values["seconds/rollout"] + values["seconds/policy"])
+    )
+    assert not any(name.startswith("seconds/") for name in monitor.round(*a_round(), 100))
+
+
+def test_memory_that_does_not_suffice_is_told_with_its_remedy():
+    message = r"in the phase 'policy' .*: lower model\.init_args\.micro_batch_tokens"
+    with pytest.raises(RuntimeError, match=message), Monitor(2).phase("policy"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
