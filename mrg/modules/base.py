@@ -50,6 +50,7 @@ class ReportModule(L.LightningModule):
         dtype: See `load_policy`.
         gradient_checkpointing: See `load_policy`.
         load_in_4bit: See `load_policy`.
+        shared_prefix: `"auto"`, `"required"` or `"off"`: see `Policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
@@ -77,6 +78,7 @@ class ReportModule(L.LightningModule):
         dtype: str = "auto",
         gradient_checkpointing: bool = False,
         load_in_4bit: bool = False,
+        shared_prefix: str = "auto",
         max_pixels: int = 0,
         prompt: str = THINK_PROMPT,
         think: str = "required",
@@ -106,6 +108,7 @@ class ReportModule(L.LightningModule):
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
+        self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -153,6 +156,7 @@ class ReportModule(L.LightningModule):
             self.max_pixels,
             self.gradient_checkpointing,
             self.load_in_4bit,
+            self.shared_prefix,
         )
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:

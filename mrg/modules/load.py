@@ -11,12 +11,8 @@ from typing import Any
 import torch
 
 from mrg.modules.attention import install
+from mrg.modules.families import FAMILIES, LANGUAGE_LINEARS
 from mrg.modules.policy import Policy
-from mrg.modules.processor import StillImageProcessor, load_processor
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Types of checkpoints whose prompts can be shared: causal attention in every layer, explicit positions."""
-LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 @dataclasses.dataclass
@@ -42,6 +38,7 @@ def load_policy(
     max_pixels: int = 0,
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
+    shared_prefix: str = "auto",
 ) -> Policy:
     """Load a checkpoint of one of `FAMILIES`.
 
@@ -50,18 +47,24 @@ def load_policy(
         lora: Train adapters of this shape on the language model; `None` trains the language model itself.
         train_vision: Train the vision tower as well.
         dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
-        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        max_pixels: Pixel budget of one image, for a Qwen-VL; 0 keeps the checkpoint's own. Others have a fixed size.
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023); needs `lora`, a CUDA GPU
             and `pip install 'mrg[qlora]'`.
+        shared_prefix: See `Policy`.
 
     Raises:
-        ValueError: If the checkpoint cannot be found or lacks weights: a tower of random weights would train silently.
+        ValueError: If the checkpoint cannot be found, is not of a supported family, or lacks weights: a tower of random
+            weights would train silently.
     """
     from transformers import AutoModelForImageTextToText
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
+    if shared_prefix not in ("auto", "required", "off"):
+        raise ValueError(
+            f"Expected model.init_args.shared_prefix to be 'auto', 'required' or 'off', but got {shared_prefix!r}."
+        )
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     if path.startswith((".", "/", "runs/")) or Path(path).exists():
         config = Path(path) / "config.json"
@@ -69,15 +72,14 @@ def load_policy(
             raise ValueError(
                 f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
             )
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        if kind not in FAMILIES:
-            raise ValueError(f"Policy {path!r} is of type {kind!r}; expected {' or '.join(FAMILIES)} in {config}.")
+        check_family(path, json.loads(config.read_text(encoding="utf-8")).get("model_type"))
     options: dict[str, Any] = {"quantization_config": four_bits(lora)} if load_in_4bit else {}
     try:
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
-        processor = load_processor(path, max_pixels)
+        check_family(path, model.config.model_type)
+        processor = FAMILIES[model.config.model_type].load_processor(path, max_pixels)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
@@ -89,7 +91,17 @@ def load_policy(
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return prepare(model, processor, lora, train_vision)
+    return prepare(model, processor, lora, train_vision, shared_prefix)
+
+
+def check_family(path: str, kind: str | None) -> None:
+    """Refuse a checkpoint of a family that is not supported.
+
+    Raises:
+        ValueError: If it is of no type in `FAMILIES`.
+    """
+    if kind not in FAMILIES:
+        raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
 
 
 def four_bits(lora: LoRA | None) -> Any:
@@ -111,22 +123,12 @@ def four_bits(lora: LoRA | None) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["visual", "lm_head"],
+        llm_int8_skip_modules=sorted({"lm_head", *(name for family in FAMILIES.values() for name in family.vision)}),
     )
 
 
-def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
-    """Wrap a model: add the adapter where there is one, and freeze what is not trained.
-
-    Raises:
-        ValueError: If a layer attends to a sliding window: shared attention knows none.
-    """
-    windows = sum(kind != "full_attention" for kind in getattr(model.config.text_config, "layer_types", None) or ())
-    if windows:
-        raise ValueError(
-            f"The policy has {windows} layers of sliding-window attention, which cannot share a prompt: set "
-            "text_config.use_sliding_window to false in its config.json."
-        )
+def prepare(model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: str = "auto") -> Policy:
+    """Wrap a model: add the adapter where there is one, and freeze what is not trained."""
     model.config.use_cache = False
     install(model.model.language_model)
     if lora is not None:
@@ -136,9 +138,9 @@ def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LANGUAGE_LINEARS
         )
         model = get_peft_model(model, shape)
-    policy = Policy(model, processor, train_vision)
+    policy = Policy(model, processor, train_vision, shared_prefix)
     for name, parameter in policy.named_parameters():
-        if ".visual." in name:
+        if any(f".{module}." in name for module in policy.family.vision):
             parameter.requires_grad_(train_vision)
     # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning leaves it there.
     policy.train()

@@ -1,4 +1,4 @@
-"""A Qwen-VL processor for still images, loaded or built without torchvision."""
+"""Processors for still images, loaded or built without torchvision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLProcessor
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -42,8 +42,40 @@ class StillImageProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
+def load_fixed_size_processor(path: str, max_pixels: int = 0) -> ProcessorMixin:
+    """Load the processor of a checkpoint whose images have one size.
+
+    Args:
+        path: Hub id or local folder.
+        max_pixels: 0.
+
+    Raises:
+        ValueError: If there is a pixel budget.
+    """
+    if max_pixels:
+        raise ValueError("its images have one size: set model.init_args.max_pixels to 0")
+    processor = AutoProcessor.from_pretrained(path, backend="pil")
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    if processor.chat_template is None:
+        raise ValueError("it has no chat template")
+    return processor
+
+
+def save_processor(processor: Any, folder: str | Path) -> None:
+    """Write what `load_policy` and transformers load a processor from."""
+    if isinstance(processor, StillImageProcessor):
+        processor.tokenizer.save_pretrained(folder)
+    else:
+        processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+
+
 def load_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
-    """Load the processor of a checkpoint.
+    """Load the processor of a Qwen-VL.
 
     Args:
         path: Hub id or local folder.
