@@ -19,6 +19,11 @@ LLAVA_TEMPLATE = (
     "{% for part in message['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}{% endfor %}"
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 WINDOW = 24
 """Of the tiny Gemma's local layers: shorter than its prompts."""
 
@@ -45,7 +50,7 @@ def save_family(kind: str, folder: Path, corpus: list[str]) -> str:
 
 
 def _tokenizer(corpus: list[str], special: list[str], template: str, named: dict[str, str], **kwargs):
-    """A tokenizer that starts a text with its `bos_token`, as those of Llama and Gemma do."""
+    """A tokenizer that starts a text with its `bos_token` where it has one, as those of Llama and Gemma do."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -54,10 +59,11 @@ def _tokenizer(corpus: list[str], special: list[str], template: str, named: dict
         vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     bpe.train_from_iterator(corpus, trainer)
-    start = kwargs["bos_token"]
-    bpe.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A", special_tokens=[(start, bpe.token_to_id(start))]
-    )
+    start = kwargs.get("bos_token")
+    if start:
+        bpe.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", special_tokens=[(start, bpe.token_to_id(start))]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, extra_special_tokens=named, **kwargs)
     tokenizer.chat_template = template
     return tokenizer
@@ -154,7 +160,43 @@ def _llava(corpus: list[str], text_type: str = "llama"):
     return tokenizer, image, processor, config
 
 
+def _internvl(corpus: list[str]):
+    from transformers import InternVLConfig
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    named = {
+        "context_image_token": "<IMG_CONTEXT>",
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "video_token": "<video>",
+    }
+    tokenizer = _tokenizer(
+        corpus, [*special, *named.values()], INTERNVL_TEMPLATE, named, eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )  # fmt: skip
+    text = _text(tokenizer, len(tokenizer) + 3, num_hidden_layers=2, model_type="qwen2")
+    del text["head_dim"]
+    config = InternVLConfig(
+        text_config=text,
+        vision_config=VISION,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    image = {
+        "crop_to_patches": False,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "max_patches": 3,
+        "min_patches": 1,
+        "processor_class": "InternVLProcessor",
+        "size": {"height": 56, "width": 56},
+    }
+    return tokenizer, image, {"image_seq_length": 4, "processor_class": "InternVLProcessor"}, config
+
+
 BUILDERS = {
+    "internvl": _internvl,
     "gemma3": _gemma3,
     "llava": _llava,
     "llava-mistral": lambda corpus: _llava(corpus, "mistral"),

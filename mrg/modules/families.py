@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.layout import sees
-from mrg.modules.processor import load_fixed_size_processor, load_processor
+from mrg.modules.processor import load_fixed_size_processor, load_processor, load_tile_processor
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """The layers that LoRA adapts; every family's language model has them under these names."""
@@ -152,6 +152,18 @@ class Llava(Family):
     special = ("<s>", "<unk>", "<pad>", "<|im_start|>")
 
 
+class InternVL(Family):
+    """InternVL in the format of transformers (the checkpoints whose names end in -hf): images in tiles of one size."""
+
+    texts = ("qwen2", "llama")
+    special = ("<s>", "<unk>", "<|im_start|>", "<img>", "</img>", "<video>")
+
+    @staticmethod
+    def load_processor(path: str, max_pixels: int) -> Any:
+        """See `Family`."""
+        return load_tile_processor(path, max_pixels)
+
+
 class Gemma3(Family):
     """Gemma 3 with images, and MedGemma: an image's tokens see each other; most layers have a window."""
 
@@ -182,5 +194,6 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen3_vl": QwenVL,
     "gemma3": Gemma3,
     "llava": Llava,
+    "internvl": InternVL,
 }
 """Types of checkpoints that are supported."""

@@ -47,7 +47,8 @@ def load_policy(
         lora: Train adapters of this shape on the language model; `None` trains the language model itself.
         train_vision: Train the vision tower as well.
         dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
-        max_pixels: Pixel budget of one image, for a Qwen-VL; 0 keeps the checkpoint's own. Others have a fixed size.
+        max_pixels: Pixel budget of one image, for a Qwen-VL or an InternVL; 0 keeps the checkpoint's own. The images of
+            others have one size.
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023); needs `lora`, a CUDA GPU
             and `pip install 'mrg[qlora]'`.

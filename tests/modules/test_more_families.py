@@ -1,16 +1,20 @@
-"""Gemma 3 and LLaVA: prompts that are shared, repeated, and read by the model's own forward pass give the same."""
+"""Gemma 3, LLaVA, InternVL: a prompt that is shared, repeated, or read by the model's own forward pass gives the same."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.policy import Policy
+from mrg.modules.processor import StillInternVLProcessor
 from mrg.modules.rollout import sample
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
+from tests.modules.test_grpo import FixedData, Shortness, trainer
 
 KINDS = sorted(BUILDERS)
 PROMPT = "Findings:"
@@ -52,7 +56,9 @@ def completions(policy, rows=8, lengths=LENGTHS):
 
 def own_inputs(folder, study):
     """What the family's own processor makes of a study, by its public interface."""
-    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    # The public processor of an InternVL needs torchvision for videos; the one here differs in having no video part.
+    source = StillInternVLProcessor if "internvl" in Path(folder, "config.json").read_text() else AutoProcessor
+    processor = source.from_pretrained(folder, backend="pil")
     images = [view.load() for view in study.views[:2]]
     content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": PROMPT}]
     inputs = processor.apply_chat_template(
@@ -102,11 +108,12 @@ def test_shared_repeated_and_own_forward_agree(folders, four, kind, tmp_path):
         assert (gradients["required"][name] - expected).abs().max() < 1e-6 * max(1, expected.abs().max()), name
     policy.save(tmp_path)
     model = own_model(str(tmp_path))
+    own = [own_inputs(str(tmp_path), study) for study in four]
+    for inputs, prompt, real in zip(own, batch.prompt_ids, batch.prompt_mask, strict=True):
+        assert torch.equal(inputs["input_ids"][0], prompt[real])
     for row, num in enumerate(LENGTHS.tolist()):
         with torch.no_grad():
-            inputs = own_inputs(str(tmp_path), four[row // 2])
-            assert torch.equal(inputs["input_ids"][0], batch.prompt_ids[row // 2][batch.prompt_mask[row // 2]])
-            expected = own_logps(model, inputs, ids[row, :num], policy.banned_ids)
+            expected = own_logps(model, own[row // 2], ids[row, :num], policy.banned_ids)
         assert (logps["required"][row, :num] - expected).abs().max() < 1e-6
 
 
@@ -114,7 +121,7 @@ def test_shared_repeated_and_own_forward_agree(folders, four, kind, tmp_path):
 def test_greedy_tokens_are_those_of_generate(folders, four, kind):
     policy = exact(folders[kind], lora=False)
     rollout = sample(policy, policy.embed(StudyCollator(policy.processor, PROMPT)(four)), 1, 30, temperature=0.0)
-    assert rollout.completion_ids.shape[1] > WINDOW  # the prompt gets out of sight
+    assert rollout.completion_ids.shape[1] > WINDOW or kind == "internvl"  # the prompt gets out of sight
     model = own_model(folders[kind])
     for study, ids, mask in zip(four, rollout.completion_ids, rollout.completion_mask, strict=True):
         inputs = own_inputs(folders[kind], study)
@@ -131,7 +138,7 @@ def test_rollout_logps_equal_recomputed(folders, four, kind):
     assert (again - rollout.old_logps).abs().max() < 1e-4  # sampled in float32
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llava"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("llava", "internvl")])
 def test_completion_longer_than_the_window(folders, four, kind):
     """It cannot share its prompt by two attentions: `auto` repeats rows, `required` says so."""
     policy = exact(folders[kind])
@@ -174,6 +181,50 @@ def test_prompt_has_one_start_and_the_vision_tower_is_frozen(folders, four, kind
     moving = load_policy(folders[kind], train_vision=True)
     assert all(p.requires_grad for p in moving.parameters())
     assert tokenizer.decode([policy.eos_id]) == ("<end_of_turn>" if kind == "gemma3" else "</s>")
+
+
+def test_an_internvl_takes_a_pixel_budget_in_tiles(folders, four, tmp_path):
+    policy = load_policy(folders["internvl"], max_pixels=2 * 56 * 56)
+    assert policy.processor.image_processor.max_patches == 2
+    policy.save(tmp_path)
+    assert "StillInternVL" not in "".join(file.read_text() for file in tmp_path.glob("*.json"))
+    assert load_policy(str(tmp_path)).processor.image_seq_length == 4
+
+
+def test_a_qwen_with_a_window(policy, four, tmp_path):
+    """Three axes of positions beside a window of places."""
+    policy.save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["text_config"]["layer_types"]
+    config["text_config"] |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    windowed = exact(str(tmp_path), shared_prefix="required")
+    assert windowed.family.window == WINDOW
+    batch = StudyCollator(windowed.processor, PROMPT)(four)
+    ids, mask = completions(windowed)
+    with torch.no_grad():
+        shared = windowed.logps(windowed.embed(batch), ids, mask).logps
+        windowed.shared_prefix = "off"
+        assert (windowed.logps(windowed.embed(batch), ids, mask).logps - shared).abs().max() < 1e-6
+        policy.double()
+        assert (policy.logps(policy.embed(batch), ids, mask).logps - shared).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "llava", "internvl"])
+def test_a_round_of_grpo_moves_the_adapter_alone(folders, studies, kind):
+    """One round through the module: the adapter moves, everything else stays."""
+    module = GRPOModule(
+        policy=folders[kind], lora=LoRA(4), prompt=PROMPT, think="absent", max_new_tokens=8, group_size=3,
+        learning_rate=1e-2, warmup_steps=1, shared_prefix="required",
+    )  # fmt: skip
+    module.reward = Shortness()
+    data = FixedData(studies[:4], batch_size=2)
+    quick = trainer(1)
+    start = {name: p.clone() for name, p in load_policy(folders[kind], LoRA(4)).named_parameters()}
+    quick.fit(module, data)
+    moved = {n for n, p in module.writer.named_parameters() if "lora" not in n and not torch.equal(p, start[n])}
+    assert not moved
+    assert any(p.abs().max() > 0 for n, p in module.writer.named_parameters() if "lora_B" in n)
 
 
 def test_bad_settings(folders, tmp_path):
