@@ -81,7 +81,7 @@ def load_tile_processor(path: str, max_pixels: int = 0) -> StillInternVLProcesso
         max_pixels: Pixel budget of one image, in whole tiles, the small picture of the whole not counted; 0 keeps the
             checkpoint's own.
     """
-    processor = StillInternVLProcessor.from_pretrained(path, backend="pil")
+    processor: StillInternVLProcessor = StillInternVLProcessor.from_pretrained(path, backend="pil")
     if max_pixels:
         size = processor.image_processor.size
         processor.image_processor.max_patches = max(1, max_pixels // (size["height"] * size["width"]))

@@ -1,4 +1,4 @@
-"""Gemma 3, LLaVA, InternVL: a prompt that is shared, repeated, or read by the model's own forward pass gives the same."""
+"""Gemma 3, LLaVA, InternVL: a prompt shared, repeated, or read by the model's own forward pass gives the same."""
 
 import json
 from pathlib import Path
