@@ -133,15 +133,7 @@ def _llava(corpus: list[str], text_type: str = "llama"):
     text = _text(tokenizer, len(tokenizer) + 7, num_hidden_layers=2, model_type=text_type)
     if text_type == "mistral":
         text["sliding_window"] = WINDOW
-    if text_type == "qwen2":
-        text |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
-        del text["head_dim"]
-    config = LlavaConfig(
-        text_config=text,
-        vision_config={"model_type": "clip_vision_model", "projection_dim": 32, **VISION},
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=16,
-    )
+    vision, strategy = {"model_type": "clip_vision_model", "projection_dim": 32, **VISION}, "default"
     image = {
         "crop_size": {"height": 56, "width": 56},
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -150,17 +142,29 @@ def _llava(corpus: list[str], text_type: str = "llama"):
         "processor_class": "LlavaProcessor",
         "size": {"shortest_edge": 56},
     }
+    if text_type == "qwen2":
+        vision, strategy = {"model_type": "siglip_vision_model", **VISION}, "full"
+        image = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 56, "width": 56}}
+        text |= {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        del text["head_dim"]
+    config = LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        vision_feature_select_strategy=strategy,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=16,
+    )
     processor = {
         "image_token": "<image>",
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": int(strategy == "default"),
         "patch_size": 14,
         "processor_class": "LlavaProcessor",
-        "vision_feature_select_strategy": "default",
+        "vision_feature_select_strategy": strategy,
     }
     return tokenizer, image, processor, config
 
 
-def _internvl(corpus: list[str]):
+def _internvl(corpus: list[str], text_type: str = "qwen2"):
     from transformers import InternVLConfig
 
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -174,8 +178,9 @@ def _internvl(corpus: list[str]):
         corpus, [*special, *named.values()], INTERNVL_TEMPLATE, named, eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
     )  # fmt: skip
-    text = _text(tokenizer, len(tokenizer) + 3, num_hidden_layers=2, model_type="qwen2")
-    del text["head_dim"]
+    text = _text(tokenizer, len(tokenizer) + 3, num_hidden_layers=2, model_type=text_type)
+    if text_type == "qwen2":
+        del text["head_dim"]
     config = InternVLConfig(
         text_config=text,
         vision_config=VISION,
@@ -197,6 +202,7 @@ def _internvl(corpus: list[str]):
 
 BUILDERS = {
     "internvl": _internvl,
+    "internvl-qwen3": lambda corpus: _internvl(corpus, "qwen3"),
     "gemma3": _gemma3,
     "llava": _llava,
     "llava-mistral": lambda corpus: _llava(corpus, "mistral"),

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.load import LoRA, load_policy
+from mrg.modules.load import LoRA, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
 from mrg.modules.tiny import Tiny, tiny_policy
@@ -97,6 +97,7 @@ class ReportModule(L.LightningModule):
         super().__init__()
         if think not in ("required", "absent"):
             raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
+        check_shared_prefix(shared_prefix)
         for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
@@ -147,7 +148,9 @@ class ReportModule(L.LightningModule):
         if self.source == "tiny":
             # The prompt's words are part of the corpus, so that they cost few tokens.
             corpus = [*self.target_texts(reports), *[f"user\n{self.prompt}", "assistant\n"] * len(reports)]
-            return tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
+            policy = tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
+            policy.shared_prefix = self.shared_prefix
+            return policy
         return load_policy(
             self.source,
             self.lora,

@@ -57,8 +57,7 @@ class Family:
 
     def end_id(self, tokenizer: Any) -> int:
         """The token that ends a completion."""
-        found = tokenizer.get_vocab().get(self.end)
-        return int(tokenizer.eos_token_id if found is None else found)
+        return int(tokenizer.get_vocab().get(self.end, tokenizer.eos_token_id))
 
     def banned_ids(self, tokenizer: Any) -> set[int]:
         """Ids that are never sampled: an image token in a completion breaks the next forward pass."""
@@ -155,7 +154,7 @@ class Llava(Family):
 class InternVL(Family):
     """InternVL in the format of transformers (the checkpoints whose names end in -hf): images in tiles of one size."""
 
-    texts = ("qwen2", "llama")
+    texts = ("qwen2", "qwen3")
     special = ("<s>", "<unk>", "<|im_start|>", "<img>", "</img>", "<video>")
 
     @staticmethod

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +60,11 @@ def load_policy(
         ValueError: If the checkpoint cannot be found, is not of a supported family, or lacks weights: a tower of random
             weights would train silently.
     """
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
-    if shared_prefix not in ("auto", "required", "off"):
-        raise ValueError(
-            f"Expected model.init_args.shared_prefix to be 'auto', 'required' or 'off', but got {shared_prefix!r}."
-        )
+    check_shared_prefix(shared_prefix)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     if path.startswith((".", "/", "runs/")) or Path(path).exists():
         config = Path(path) / "config.json"
@@ -73,17 +72,18 @@ def load_policy(
             raise ValueError(
                 f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
             )
-        check_family(path, json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    else:
+        with _readable(path):
+            kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in FAMILIES:
+        raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
     options: dict[str, Any] = {"quantization_config": four_bits(lora)} if load_in_4bit else {}
-    try:
+    with _readable(path):
+        processor = FAMILIES[kind].load_processor(path, max_pixels)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
-        check_family(path, model.config.model_type)
-        processor = FAMILIES[model.config.model_type].load_processor(path, max_pixels)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
@@ -95,14 +95,26 @@ def load_policy(
     return prepare(model, processor, lora, train_vision, shared_prefix)
 
 
-def check_family(path: str, kind: str | None) -> None:
-    """Refuse a checkpoint of a family that is not supported.
+def check_shared_prefix(value: str) -> None:
+    """Refuse what is not a setting of `Policy`.
 
     Raises:
-        ValueError: If it is of no type in `FAMILIES`.
+        ValueError: If it is unknown.
     """
-    if kind not in FAMILIES:
-        raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
+    if value not in ("auto", "required", "off"):
+        raise ValueError(
+            f"Expected model.init_args.shared_prefix to be 'auto', 'required' or 'off', but got {value!r}."
+        )
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn what transformers says of a checkpoint into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
 
 
 def four_bits(lora: LoRA | None) -> Any:

@@ -55,7 +55,7 @@ class Policy(nn.Module):
         """Whether a LoRA adapter is trained."""
         return hasattr(self.model, "peft_config")
 
-    @property
+    @functools.cached_property
     def eos_id(self) -> int:
         """The token that ends a completion."""
         return self.family.end_id(self.processor.tokenizer)

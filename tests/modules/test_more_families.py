@@ -121,7 +121,7 @@ def test_shared_repeated_and_own_forward_agree(folders, four, kind, tmp_path):
 def test_greedy_tokens_are_those_of_generate(folders, four, kind):
     policy = exact(folders[kind], lora=False)
     rollout = sample(policy, policy.embed(StudyCollator(policy.processor, PROMPT)(four)), 1, 30, temperature=0.0)
-    assert rollout.completion_ids.shape[1] > WINDOW or kind == "internvl"  # the prompt gets out of sight
+    assert rollout.completion_ids.shape[1] > WINDOW or kind.startswith("internvl")  # the prompt gets out of sight
     model = own_model(folders[kind])
     for study, ids, mask in zip(four, rollout.completion_ids, rollout.completion_mask, strict=True):
         inputs = own_inputs(folders[kind], study)
@@ -138,7 +138,7 @@ def test_rollout_logps_equal_recomputed(folders, four, kind):
     assert (again - rollout.old_logps).abs().max() < 1e-4  # sampled in float32
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("llava", "internvl")])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in ("gemma3", "llava-mistral", "llava-qwen2")])
 def test_completion_longer_than_the_window(folders, four, kind):
     """It cannot share its prompt by two attentions: `auto` repeats rows, `required` says so."""
     policy = exact(folders[kind])
