@@ -60,24 +60,13 @@ def load_policy(
         ValueError: If the checkpoint cannot be found, is not of a supported family, or lacks weights: a tower of random
             weights would train silently.
     """
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
     check_shared_prefix(shared_prefix)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
-    if path.startswith((".", "/", "runs/")) or Path(path).exists():
-        config = Path(path) / "config.json"
-        if not config.is_file():
-            raise ValueError(
-                f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
-            )
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-    else:
-        with _readable(path):
-            kind = AutoConfig.from_pretrained(path).model_type
-    if kind not in FAMILIES:
-        raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
+    kind = _kind(path)
     options: dict[str, Any] = {"quantization_config": four_bits(lora)} if load_in_4bit else {}
     with _readable(path):
         processor = FAMILIES[kind].load_processor(path, max_pixels)
@@ -105,6 +94,25 @@ def check_shared_prefix(value: str) -> None:
         raise ValueError(
             f"Expected model.init_args.shared_prefix to be 'auto', 'required' or 'off', but got {value!r}."
         )
+
+
+def _kind(path: str) -> str:
+    """The family of a checkpoint, a key of `FAMILIES`."""
+    if path.startswith((".", "/", "runs/")) or Path(path).exists():
+        config = Path(path) / "config.json"
+        if not config.is_file():
+            raise ValueError(
+                f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
+            )
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    else:
+        with _readable(path):
+            from transformers import AutoConfig
+
+            kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in FAMILIES:
+        raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
+    return str(kind)
 
 
 @contextlib.contextmanager
