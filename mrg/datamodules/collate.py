@@ -21,15 +21,15 @@ class Batch:
     """B studies with V views each.
 
     Args:
-        pixel_values: (sum of patches, patch size) as the image processor makes them.
-        image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image.
+        pixel_values: All images as the image processor makes them: (sum of patches, patch size), or images of one size.
+        image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
         studies: The studies themselves, for ids and file names.
     """
 
     pixel_values: Tensor
-    image_grid_thw: Tensor
+    image_grid_thw: Tensor | None
     prompt_ids: Tensor
     prompt_mask: Tensor
     studies: list[Study]
@@ -96,6 +96,11 @@ class StudyCollator:
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
+    def _marked(self, prompts: list[str]) -> bool:
+        """Whether the chat template writes the token of the text's start, which the tokenizer must not add again."""
+        start = self.processor.tokenizer.bos_token
+        return start is not None and all(prompt.startswith(start) for prompt in prompts)
+
     def __call__(self, studies: list[Study]) -> Batch:
         """Read and preprocess.
 
@@ -111,7 +116,9 @@ class StudyCollator:
             except ImageReadError as error:
                 raise ImageReadError(f"Study {study.id}: {error}") from None
             prompts.append(self.prompt_text(study, len(views)))
-        encoded = self.processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        encoded = self.processor(
+            images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
+        )
         prompt_mask = encoded["attention_mask"].bool()
         longest = int(prompt_mask.sum(1).max())
         if self.max_prompt_length and longest > self.max_prompt_length:
@@ -122,7 +129,7 @@ class StudyCollator:
             )
         return Batch(
             pixel_values=encoded["pixel_values"],
-            image_grid_thw=encoded["image_grid_thw"],
+            image_grid_thw=encoded.get("image_grid_thw"),
             prompt_ids=encoded["input_ids"],
             prompt_mask=prompt_mask,
             studies=studies,

@@ -1,7 +1,8 @@
 """Attention of completions that share a prompt: every prompt is kept once, however many completions follow it.
 
 A packed row is [prompt_1 … prompt_B | completion_1 … completion_N] without padding. A prompt attends causally to
-itself; a completion attends to all of its prompt and causally to itself. The second is computed as two attentions, all
+itself, but where the model reads an image's tokens in both directions; a completion attends to all of its prompt and
+causally to itself, both within the layer's window where it has one. The second is computed as two attentions, all
 completions of a prompt against its one copy of keys, and each completion against itself, merged by their log-sum-exp
 (Milakov and Gimelshein, 2018): the same softmax, without a prompt's keys per completion. In the backward pass both
 parts get the merged output and log-sum-exp, from which each computes its share of the gradient (as in Ring Attention;
@@ -12,12 +13,13 @@ transformers calls `attention` for every layer of the language model; what is pa
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mrg.modules.layout import Layout, Masks
 
 NAME = "mrg_shared"
 
@@ -25,7 +27,9 @@ NAME = "mrg_shared"
 class SharedAttention(Protocol):
     """What a pass over shared prompts hands to every layer."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         """Attention of one layer.
 
         Args:
@@ -34,6 +38,7 @@ class SharedAttention(Protocol):
             key: (R, K, L, d), K heads that divide H.
             value: (R, K, L, d).
             scale: Of the products.
+            window: A token sees itself and so many less one before it; None sets no limit.
 
         Returns:
             (R, H, L, d).
@@ -57,13 +62,14 @@ def attention(
         if torch.is_autocast_enabled(kind):  # as PyTorch's own does; rotated queries and keys are float32 under it
             query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return shared.attend(module.layer_idx, query, key, value, scale).transpose(1, 2), None
+        output = shared.attend(module.layer_idx, query, key, value, scale, kwargs.get("sliding_window"))
+        return output.transpose(1, 2), None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    output: tuple[Tensor, None] = sdpa_attention_forward(
+    result: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
-    return output
+    return result
 
 
 def install(language_model: Any) -> None:
@@ -74,24 +80,6 @@ def install(language_model: Any) -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     language_model.config._attn_implementation = NAME
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """Where the tokens of a packed row are.
-
-    Args:
-        prompts: For each of B prompts its first token and one past its last.
-        completions: For each prompt the first token of its completions and one past the last one's.
-        slots: For each prompt (G, C) index of a token within its completions, rows padded on the right with their last
-            token; G completions that have any token at all.
-        real: For each prompt (G, C) bool, False at padding.
-    """
-
-    prompts: list[tuple[int, int]]
-    completions: list[tuple[int, int]]
-    slots: list[Tensor]
-    real: list[Tensor]
 
 
 class PackedPrompts:
@@ -105,27 +93,34 @@ class PackedPrompts:
     def __init__(self, layout: Layout, keep: bool = False) -> None:
         self.layout, self.keep = layout, keep
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.masks: dict[int | None, Masks] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         """See `SharedAttention`; R is 1."""
         if self.keep:
             self.kept[layer] = (key, value)
+        if window not in self.masks:
+            # Layers of a kind share them, also when checkpointing runs a layer again.
+            self.masks[window] = Masks.of(self.layout, window, query)
+        masks = self.masks[window]
         if query.device.type == "cpu":
-            output: Tensor = _Merged.apply(query, key, value, self.layout, scale)  # type: ignore[no-untyped-call]
+            output: Tensor = _Merged.apply(query, key, value, self.layout, masks, scale)  # type: ignore[no-untyped-call]
             return output
-        return concatenated(query, key, value, self.layout, scale)
+        return concatenated(query, key, value, self.layout, masks, scale)
 
 
-def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Masks, scale: float) -> Tensor:
     """The same by PyTorch's public attention, on any device: keys of a prompt are copied for its completions."""
     from torch.nn.attention.bias import causal_lower_right
 
-    parts, gqa = [], query.shape[1] != key.shape[1]
-    for start, stop in layout.prompts:
+    parts = []
+    for (start, stop), seen in zip(layout.prompts, masks.prompts, strict=True):
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa))
-    for (start, stop), (first, last), slots, real in zip(
-        layout.prompts, layout.completions, layout.slots, layout.real, strict=True
+        parts.append(_sdpa(q, k, v, seen, scale))
+    for (start, stop), (first, last), slots, real, reach in zip(
+        layout.prompts, layout.completions, layout.slots, layout.real, masks.reaches, strict=True
     ):
         if first == last:
             continue
@@ -136,9 +131,21 @@ def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scal
         )
         # A query of a completion sees all keys before its own, and padding comes after every real token.
         mask: Any = causal_lower_right(longest, k.shape[2])
-        output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=gqa)
+        if reach is not None:
+            mask = torch.cat([reach, reach.new_ones(longest, longest).tril()], 1)
+        output = _sdpa(q, k, v, mask, scale)
         parts.append(output.transpose(0, 1)[:, real][None])
     return torch.cat(parts, 2)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
+    """PyTorch's attention, causal where there is no mask."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and type(mask) is Tensor:  # no fused kernel takes both a mask and fewer heads of keys
+        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    return F.scaled_dot_product_attention(
+        query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
 
 
 def _rows(packed: Tensor, slots: Tensor) -> Tensor:
@@ -154,52 +161,55 @@ class _Merged(torch.autograd.Function):
     """Both parts by the CPU's flash kernels, which return the log-sum-exp that the public function hides."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, masks: Masks, scale: float
+    ) -> Tensor:
         output = torch.empty_like(query)
         lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        for start, stop in layout.prompts:
+        for index, (start, stop) in enumerate(layout.prompts):
             q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-            output[:, :, start:stop], lse[:, :, start:stop] = flash_forward(q, k, v, 0.0, True, scale=scale)
-        for (start, stop), (first, last), slots, real in zip(
-            layout.prompts, layout.completions, layout.slots, layout.real, strict=True
+            output[:, :, start:stop], lse[:, :, start:stop] = flash_forward(q, k, v, scale=scale, **masks.prompt(index))
+        for index, ((start, stop), (first, last), slots, real) in enumerate(
+            zip(layout.prompts, layout.completions, layout.slots, layout.real, strict=True)
         ):
             if first == last:
                 continue
             q = query[:, :, first:last]
-            above, above_lse = flash_forward(q, key[:, :, start:stop], value[:, :, start:stop], 0.0, False, scale=scale)
+            k, v = key[:, :, start:stop], value[:, :, start:stop]
+            above, above_lse = flash_forward(q, k, v, scale=scale, **masks.reach(index))
             own = [_rows(x[:, :, first:last], slots) for x in (query, key, value)]
-            own_output, own_lse = flash_forward(*own, 0.0, True, scale=scale)
+            own_output, own_lse = flash_forward(*own, is_causal=True, scale=scale)
             own_output, own_lse = (x.transpose(0, 1)[:, real][None] for x in (own_output, own_lse))
             total = torch.logaddexp(above_lse, own_lse)
             weight = (above_lse - total).exp()[..., None]
             output[:, :, first:last] = above * weight + own_output * (own_lse - total).exp()[..., None]
             lse[:, :, first:last] = total
         ctx.save_for_backward(query, key, value, output, lse)
-        ctx.layout, ctx.scale = layout, scale
+        ctx.layout, ctx.masks, ctx.scale = layout, masks, scale
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value, output, lse = ctx.saved_tensors
-        layout, scale = ctx.layout, ctx.scale
+        layout, masks, scale = ctx.layout, ctx.masks, ctx.scale
         grad_query, grad_key, grad_value = (torch.zeros_like(x) for x in (query, key, value))
-        for start, stop in layout.prompts:
+        for index, (start, stop) in enumerate(layout.prompts):
             span = slice(start, stop)
             parts = flash_backward(
                 grad[:, :, span], query[:, :, span], key[:, :, span], value[:, :, span], output[:, :, span],
-                lse[:, :, span], 0.0, True, scale=scale,
+                lse[:, :, span], 0.0, scale=scale, **masks.prompt(index),
             )  # fmt: skip
             for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
                 total[:, :, span] += part
-        for (start, stop), (first, last), slots, real in zip(
-            layout.prompts, layout.completions, layout.slots, layout.real, strict=True
+        for index, ((start, stop), (first, last), slots, real) in enumerate(
+            zip(layout.prompts, layout.completions, layout.slots, layout.real, strict=True)
         ):
             if first == last:
                 continue
             prompt, own = slice(start, stop), slice(first, last)
             parts = flash_backward(
                 grad[:, :, own], query[:, :, own], key[:, :, prompt], value[:, :, prompt], output[:, :, own],
-                lse[:, :, own], 0.0, False, scale=scale,
+                lse[:, :, own], 0.0, scale=scale, **masks.reach(index),
             )  # fmt: skip
             grad_query[:, :, own] += parts[0]
             grad_key[:, :, prompt] += parts[1]
@@ -210,4 +220,4 @@ class _Merged(torch.autograd.Function):
             parts = flash_backward(*rows, 0.0, True, scale=scale)
             for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
                 total[:, :, own] += part.transpose(0, 1)[:, real][None]
-        return grad_query, grad_key, grad_value, None, None
+        return grad_query, grad_key, grad_value, None, None, None

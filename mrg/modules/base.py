@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.load import LoRA, load_policy
+from mrg.modules.load import LoRA, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
 from mrg.modules.tiny import Tiny, tiny_policy
@@ -50,6 +50,7 @@ class ReportModule(L.LightningModule):
         dtype: See `load_policy`.
         gradient_checkpointing: See `load_policy`.
         load_in_4bit: See `load_policy`.
+        shared_prefix: `"auto"`, `"required"` or `"off"`: see `Policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
@@ -77,6 +78,7 @@ class ReportModule(L.LightningModule):
         dtype: str = "auto",
         gradient_checkpointing: bool = False,
         load_in_4bit: bool = False,
+        shared_prefix: str = "auto",
         max_pixels: int = 0,
         prompt: str = THINK_PROMPT,
         think: str = "required",
@@ -95,6 +97,7 @@ class ReportModule(L.LightningModule):
         super().__init__()
         if think not in ("required", "absent"):
             raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
+        check_shared_prefix(shared_prefix)
         for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
@@ -106,6 +109,7 @@ class ReportModule(L.LightningModule):
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
+        self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
@@ -144,7 +148,9 @@ class ReportModule(L.LightningModule):
         if self.source == "tiny":
             # The prompt's words are part of the corpus, so that they cost few tokens.
             corpus = [*self.target_texts(reports), *[f"user\n{self.prompt}", "assistant\n"] * len(reports)]
-            return tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
+            policy = tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
+            policy.shared_prefix = self.shared_prefix
+            return policy
         return load_policy(
             self.source,
             self.lora,
@@ -153,6 +159,7 @@ class ReportModule(L.LightningModule):
             self.max_pixels,
             self.gradient_checkpointing,
             self.load_in_4bit,
+            self.shared_prefix,
         )
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mrg.modules.attention import PackedPrompts, flash_forward
-from mrg.modules.policy import Policy, Prompts
+from mrg.modules.policy import Policy
 from mrg.modules.prefix import pack
+from mrg.modules.prompts import Prompts
 
 
 def prefill(policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: int) -> tuple[Tensor, Decoding]:
@@ -60,17 +61,29 @@ class Decoding:
             _, num_heads, _, width = kept[0].shape
             shape = (self.num_prompts * group_size, num_heads, max_new_tokens, width)
             self.rows[layer] = (kept[0].new_zeros(shape), kept[1].new_zeros(shape))
+        self.lengths = torch.tensor(lengths, device=self.prompts[0][0].device)
+        self.longest = max(lengths)
         if len(set(lengths)) > 1:
-            device = self.prompts[0][0].device
-            real = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
-            self.absent = ~real[:, None, None]
+            self.absent = self._places() >= self.lengths[:, None, None, None]
 
     def at(self, step: int) -> Decoding:
         """The attention of the pass that reads each row's token number `step`."""
         self.step = step
         return self
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _places(self) -> Tensor:
+        return torch.arange(self.longest, device=self.lengths.device).view(1, 1, 1, -1)
+
+    def _unseen(self, window: int | None) -> Tensor | None:
+        """(B, 1, 1, P) bool, the places of a prompt that this step's tokens do not see."""
+        if window is None or self.longest + self.step < window:
+            return self.absent
+        unseen = self._places() <= (self.lengths + self.step - window)[:, None, None, None]
+        return unseen if self.absent is None else unseen | self.absent
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
+    ) -> Tensor:
         """See `SharedAttention`; R is B * S and L is 1."""
         num_rows, num_heads, _, width = query.shape
         keys, values = self.rows[layer]
@@ -78,15 +91,17 @@ class Decoding:
         groups = key.shape[1]
         per_group = num_heads // groups
         own = query.reshape(num_rows, groups, per_group, width)
+        written = slice(0 if window is None else max(0, self.step + 1 - window), self.step + 1)
+        output, own_lse = _attend(own, keys[:, :, written], values[:, :, written], scale)
+        if window is not None and self.step + 1 >= window:  # the prompt is out of sight
+            return output.to(query.dtype).reshape(num_rows, num_heads, 1, width)
         shape = (self.num_prompts, self.num_places, groups, per_group, width)
         asked = own.view(shape).transpose(1, 2).reshape(self.num_prompts, groups, -1, width)
-        above, above_lse = _attend(asked, *self.prompts[layer], scale, self.absent)
+        above, above_lse = _attend(asked, *self.prompts[layer], scale, self._unseen(window))
         above, above_lse = (
             x.view(self.num_prompts, groups, self.num_places, per_group, -1).transpose(1, 2).reshape(*own.shape[:3], -1)
             for x in (above, above_lse)
         )
-        written = slice(0, self.step + 1)
-        output, own_lse = _attend(own, keys[:, :, written], values[:, :, written], scale)
         total = torch.logaddexp(above_lse, own_lse)
         merged = above * (above_lse - total).exp() + output * (own_lse - total).exp()
         return merged.to(query.dtype).reshape(num_rows, num_heads, 1, width)
@@ -113,6 +128,7 @@ class Decoding:
         if len(prompts) < self.num_prompts:
             self.prompts = {layer: (k[prompts], v[prompts]) for layer, (k, v) in self.prompts.items()}
             self.absent = None if self.absent is None else self.absent[prompts]
+            self.lengths = self.lengths[prompts]
         self.num_prompts, self.num_places = len(prompts), num_places
         return keep
 

@@ -26,7 +26,7 @@ from mrg.modules.base import ReportModule
 from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
-from mrg.modules.policy import Prompts
+from mrg.modules.prompts import Prompts
 from mrg.modules.reward import Reward, Rewards
 from mrg.modules.rollout import Rollout, replace_groups, sample
 

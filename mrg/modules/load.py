@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mrg.modules.attention import install
+from mrg.modules.families import FAMILIES, LANGUAGE_LINEARS
 from mrg.modules.policy import Policy
-from mrg.modules.processor import StillImageProcessor, load_processor
-
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""Types of checkpoints whose prompts can be shared: causal attention in every layer, explicit positions."""
-LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 
 @dataclasses.dataclass
@@ -42,6 +40,7 @@ def load_policy(
     max_pixels: int = 0,
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
+    shared_prefix: str = "auto",
 ) -> Policy:
     """Load a checkpoint of one of `FAMILIES`.
 
@@ -50,37 +49,30 @@ def load_policy(
         lora: Train adapters of this shape on the language model; `None` trains the language model itself.
         train_vision: Train the vision tower as well.
         dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
-        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        max_pixels: Pixel budget of one image, for a Qwen-VL or an InternVL; 0 keeps the checkpoint's own. The images of
+            others have one size.
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023); needs `lora`, a CUDA GPU
             and `pip install 'mrg[qlora]'`.
+        shared_prefix: See `Policy`.
 
     Raises:
-        ValueError: If the checkpoint cannot be found or lacks weights: a tower of random weights would train silently.
+        ValueError: If the checkpoint cannot be found, is not of a supported family, or lacks weights: a tower of random
+            weights would train silently.
     """
     from transformers import AutoModelForImageTextToText
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
+    check_shared_prefix(shared_prefix)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
-    if path.startswith((".", "/", "runs/")) or Path(path).exists():
-        config = Path(path) / "config.json"
-        if not config.is_file():
-            raise ValueError(
-                f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
-            )
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        if kind not in FAMILIES:
-            raise ValueError(f"Policy {path!r} is of type {kind!r}; expected {' or '.join(FAMILIES)} in {config}.")
+    kind = _kind(path)
     options: dict[str, Any] = {"quantization_config": four_bits(lora)} if load_in_4bit else {}
-    try:
+    with _readable(path):
+        processor = FAMILIES[kind].load_processor(path, max_pixels)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
-        processor = load_processor(path, max_pixels)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
@@ -89,7 +81,48 @@ def load_policy(
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return prepare(model, processor, lora, train_vision)
+    return prepare(model, processor, lora, train_vision, shared_prefix)
+
+
+def check_shared_prefix(value: str) -> None:
+    """Refuse what is not a setting of `Policy`.
+
+    Raises:
+        ValueError: If it is unknown.
+    """
+    if value not in ("auto", "required", "off"):
+        raise ValueError(
+            f"Expected model.init_args.shared_prefix to be 'auto', 'required' or 'off', but got {value!r}."
+        )
+
+
+def _kind(path: str) -> str:
+    """The family of a checkpoint, a key of `FAMILIES`."""
+    if path.startswith((".", "/", "runs/")) or Path(path).exists():
+        config = Path(path) / "config.json"
+        if not config.is_file():
+            raise ValueError(
+                f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
+            )
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    else:
+        with _readable(path):
+            from transformers import AutoConfig
+
+            kind = AutoConfig.from_pretrained(path).model_type
+    if kind not in FAMILIES:
+        raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
+    return str(kind)
+
+
+@contextlib.contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Turn what transformers says of a checkpoint into one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
 
 
 def four_bits(lora: LoRA | None) -> Any:
@@ -111,22 +144,12 @@ def four_bits(lora: LoRA | None) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["visual", "lm_head"],
+        llm_int8_skip_modules=sorted({"lm_head", *(name for family in FAMILIES.values() for name in family.vision)}),
     )
 
 
-def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train_vision: bool) -> Policy:
-    """Wrap a model: add the adapter where there is one, and freeze what is not trained.
-
-    Raises:
-        ValueError: If a layer attends to a sliding window: shared attention knows none.
-    """
-    windows = sum(kind != "full_attention" for kind in getattr(model.config.text_config, "layer_types", None) or ())
-    if windows:
-        raise ValueError(
-            f"The policy has {windows} layers of sliding-window attention, which cannot share a prompt: set "
-            "text_config.use_sliding_window to false in its config.json."
-        )
+def prepare(model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: str = "auto") -> Policy:
+    """Wrap a model: add the adapter where there is one, and freeze what is not trained."""
     model.config.use_cache = False
     install(model.model.language_model)
     if lora is not None:
@@ -136,9 +159,9 @@ def prepare(model: Any, processor: StillImageProcessor, lora: LoRA | None, train
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LANGUAGE_LINEARS
         )
         model = get_peft_model(model, shape)
-    policy = Policy(model, processor, train_vision)
+    policy = Policy(model, processor, train_vision, shared_prefix)
     for name, parameter in policy.named_parameters():
-        if ".visual." in name:
+        if any(f".{module}." in name for module in policy.family.vision):
             parameter.requires_grad_(train_vision)
     # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning leaves it there.
     policy.train()

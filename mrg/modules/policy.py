@@ -1,95 +1,50 @@
-"""The policy: a vision-language model of the Qwen-VL families, and its reference.
+"""The policy: a vision-language model, and its reference.
 
 Choices: image embeddings are computed once per study and handed on; a prompt is read once for all of its completions,
 in the loss (`prefix.py`) as in the rollout; positions are always explicit (the model's own `rope_deltas` is stale
 state, and a missing token-type mask falls back to one dimension silently); the reference is the policy with its adapter
-off, so an SFT adapter is merged before a new one is added. Left out: other model families.
+off, so an SFT adapter is merged before a new one is added. What differs between models stands in `families.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.attention import PackedPrompts, SharedAttention
+from mrg.modules.families import FAMILIES
 from mrg.modules.head import TokenLogps, token_logps
 from mrg.modules.prefix import Packed, pack
-from mrg.modules.processor import StillImageProcessor
-
-
-@dataclasses.dataclass
-class Prompts:
-    """The prompts of B studies, ready for the language model.
-
-    Args:
-        embeds: (B, P, D) with image embeddings in place.
-        mask: (B, P) bool.
-        positions: (3, B, P) int64, time, height and width of each token.
-        visual: (B, P) bool, the image tokens.
-        deepstack: For each of the first layers of a Qwen3-VL (V, D), what is added at the V image tokens after it.
-    """
-
-    embeds: Tensor
-    mask: Tensor
-    positions: Tensor
-    visual: Tensor
-    deepstack: tuple[Tensor, ...] = ()
-
-    def rows(self, index: Tensor) -> Prompts:
-        """The prompts of some studies, in the order of the index; one may come several times."""
-        deepstack = self.deepstack
-        if deepstack:
-            sizes = self.visual.sum(1).tolist()
-            chosen = index.tolist()
-            parts = [torch.split(layer, sizes) for layer in deepstack]
-            deepstack = tuple(torch.cat([part[i] for i in chosen]) for part in parts)
-        return Prompts(self.embeds[index], self.mask[index], self.positions[:, index], self.visual[index], deepstack)
-
-    def detached(self) -> Prompts:
-        """The same as leaves, at which gradients are collected where they are wanted."""
-        embeds, *deepstack = (x.detach().requires_grad_(x.requires_grad) for x in (self.embeds, *self.deepstack))
-        return dataclasses.replace(self, embeds=embeds, deepstack=tuple(deepstack))
-
-    def send_back(self, leaves: Prompts, backward: Callable[[Tensor], None]) -> None:
-        """Send the gradients collected at `detached` leaves on to what these prompts were made by."""
-        pairs = zip((self.embeds, *self.deepstack), (leaves.embeds, *leaves.deepstack), strict=True)
-        parts = [(own * leaf.grad).sum() for own, leaf in pairs if leaf.grad is not None]
-        if parts:
-            backward(torch.stack(parts).sum())
-
-    @property
-    def next_position(self) -> Tensor:
-        """(B,) position of the first completion token."""
-        return self.positions.masked_fill(~self.mask, 0).amax((0, 2)) + 1
+from mrg.modules.processor import save_processor
+from mrg.modules.prompts import Prompts
 
 
 class Policy(nn.Module):
     """A vision-language model that writes reports.
 
     Args:
-        model: A Qwen2-VL, Qwen2.5-VL or Qwen3-VL for conditional generation, or the same wrapped by peft.
+        model: A model for conditional generation of one of `FAMILIES`, or the same wrapped by peft.
         processor: Its processor.
         train_vision: Let gradients reach the vision tower.
-        shared_prefix: Read a prompt once for all of its completions; otherwise once for each, which gives the same and
-            is the reference of the tests.
+        shared_prefix: `"auto"` reads a prompt once for all of its completions where that gives the same as reading it
+            once for each; `"required"` refuses where it does not; `"off"` reads it once for each in the loss.
     """
 
-    def __init__(
-        self, model: Any, processor: StillImageProcessor, train_vision: bool = False, shared_prefix: bool = True
-    ) -> None:
+    def __init__(self, model: Any, processor: Any, train_vision: bool = False, shared_prefix: str = "auto") -> None:
         super().__init__()
         self.model = model
         self.processor = processor
         self.train_vision, self.shared_prefix = train_vision, shared_prefix
         self.kept: dict[str, Tensor] = {}
+        self.family = FAMILIES[self.base.config.model_type](self.base.config)
 
     @property
     def base(self) -> Any:
@@ -101,10 +56,10 @@ class Policy(nn.Module):
         """Whether a LoRA adapter is trained."""
         return hasattr(self.model, "peft_config")
 
-    @property
+    @functools.cached_property
     def eos_id(self) -> int:
         """The token that ends a completion."""
-        return int(self.processor.tokenizer.eos_token_id)
+        return self.family.end_id(self.processor.tokenizer)
 
     @property
     def pad_id(self) -> int:
@@ -113,12 +68,10 @@ class Policy(nn.Module):
 
     @functools.cached_property
     def banned_ids(self) -> list[int]:
-        """Ids that are never sampled: one image token in a completion breaks the next forward pass."""
-        config, tokenizer = self.base.config, self.processor.tokenizer
-        named = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|im_start|>"])
-        ids = {config.image_token_id, config.video_token_id, *named}
-        unused = range(len(tokenizer), config.text_config.vocab_size)
-        return sorted({i for i in ids if i is not None} | set(unused))
+        """Ids that are never sampled: marks of images and turns, and rows of the head that stand for no token."""
+        tokenizer, num_ids = self.processor.tokenizer, self.base.config.text_config.vocab_size
+        ids = self.family.banned_ids(tokenizer) | set(range(len(tokenizer), num_ids))
+        return sorted(i for i in ids if i < num_ids)
 
     def keep_reference(self) -> None:
         """Copy the trained weights as they are now: a reference where there is no adapter to switch off."""
@@ -178,28 +131,22 @@ class Policy(nn.Module):
         base = self.base.model
         image_mask = batch.prompt_ids == self.base.config.image_token_id
         with contextlib.nullcontext() if self.train_vision else torch.no_grad():
-            features = base.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
-            images = torch.cat(list(features.pooler_output))
-            deepstack = tuple(torch.cat(list(layer)) for layer in getattr(features, "deepstack_features", None) or ())
+            images, deepstack = self.family.images(base, batch)
         if int(image_mask.sum()) != images.shape[0]:
             raise ValueError(
                 f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}."
             )
-        embeds = base.get_input_embeddings()(batch.prompt_ids)
+        # Some families have no row for the image token in their embedding.
+        embeds = base.get_input_embeddings()(batch.prompt_ids.masked_fill(image_mask, 0))
         embeds = embeds.masked_scatter(image_mask[..., None], images.to(embeds.dtype))
-        positions, _ = base.get_rope_index(
-            batch.prompt_ids,
-            mm_token_type_ids=image_mask.int(),
-            image_grid_thw=batch.image_grid_thw,
-            attention_mask=batch.prompt_mask,
-        )
-        return Prompts(embeds, batch.prompt_mask, positions, image_mask, deepstack)
+        positions, blocks = self.family.positions(base, batch, image_mask), self.family.blocks(image_mask)
+        return Prompts(embeds, batch.prompt_mask, positions, image_mask, deepstack, blocks)
 
     def hidden(
         self,
         embeds: Tensor,
         positions: Tensor,
-        attention: Tensor | None = None,
+        mask: Any = None,
         shared: SharedAttention | None = None,
         visual: Tensor | None = None,
         deepstack: tuple[Tensor, ...] = (),
@@ -208,17 +155,20 @@ class Policy(nn.Module):
 
         Args:
             embeds: (R, L, D).
-            positions: (3, R, L).
-            attention: (R, L) int64, 1 at real tokens; None where `shared` says who attends to whom.
+            positions: (A, R, L), see `Prompts`.
+            mask: As `Family.row_mask` makes it; None where `shared` says who attends to whom.
             shared: Attention over shared prompts, or of a decoding step.
             visual: (R, L) bool, the image tokens; needed with `deepstack`.
             deepstack: See `Prompts`.
         """
-        extra: dict[str, Any] = {} if shared is None else {"shared": shared}
+        extra: dict[str, Any] = {}
+        if shared is not None:
+            mask, extra = self.family.no_mask(embeds), {"shared": shared}
+        places = self.family.position_ids(positions)
         if deepstack:
             extra |= {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)}
         # By place: transformers renames the cache's argument between the releases that are supported.
-        output = self.base.model.language_model(None, attention, positions, None, embeds, use_cache=False, **extra)
+        output = self.base.model.language_model(None, mask, places, None, embeds, use_cache=False, **extra)
         states: Tensor = output.last_hidden_state
         return states
 
@@ -240,7 +190,7 @@ class Policy(nn.Module):
         Returns:
             Both (N, C), 0 where the mask is False.
         """
-        if self.shared_prefix:
+        if self._shares(mask.shape[1]):
             packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
             hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
         else:
@@ -252,18 +202,30 @@ class Policy(nn.Module):
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
         )
 
+    def _shares(self, num_tokens: int) -> bool:
+        """Whether a prompt is read once for all of its completions of so many tokens or less."""
+        window = self.family.window
+        fits = window is None or num_tokens <= window
+        if self.shared_prefix == "required" and not fits:
+            raise ValueError(
+                f"A completion of {num_tokens} tokens is longer than the policy's window of attention, {window}, so "
+                "that it cannot share its prompt: lower model.init_args.max_new_tokens, or set shared_prefix to 'auto'."
+            )
+        return fits and self.shared_prefix != "off"
+
     def _hidden_repeated(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor) -> Tensor:
         """States (T, D) that predict the real tokens, each completion behind a prompt of its own."""
         num_rows, num_tokens = completion_ids.shape
         rows = torch.arange(num_rows, device=mask.device) // (num_rows // len(prompts.mask))
         repeated = prompts.rows(rows)
         steps = torch.arange(num_tokens, device=mask.device)
-        after = (repeated.next_position[:, None] + steps).expand(3, -1, -1)
+        after = (repeated.next_position[:, None] + steps).expand(len(repeated.positions), -1, -1)
         embeds = torch.cat([repeated.embeds, self.base.get_input_embeddings()(completion_ids)], 1)
         positions = torch.cat([repeated.positions, after], 2)
-        attention = torch.cat([repeated.mask, mask], 1).long()
         visual = torch.cat([repeated.visual, torch.zeros_like(mask)], 1)
-        hidden = self.hidden(embeds, positions, attention, None, visual, repeated.deepstack)
+        blocks = None if repeated.blocks is None else F.pad(repeated.blocks, (0, num_tokens), value=-1)
+        rows_mask = self.family.row_mask(torch.cat([repeated.mask, mask], 1), blocks)
+        hidden = self.hidden(embeds, positions, rows_mask, None, visual, repeated.deepstack)
         return hidden[:, -num_tokens - 1 : -1][mask]
 
     def save_adapter(self, folder: str | Path) -> None:
@@ -285,8 +247,7 @@ class Policy(nn.Module):
         if getattr(self.base, "is_loaded_in_4bit", False):
             raise ValueError("The base is in 4 bits, so that nothing can be merged into it: write the adapter alone.")
         self.base.save_pretrained(folder, state_dict=merged_weights(self.model) if self.has_adapter else None)
-        self.processor.tokenizer.save_pretrained(folder)
-        self.processor.image_processor.save_pretrained(folder)
+        save_processor(self.processor, folder)
 
 
 def merged_weights(model: Any) -> dict[str, Tensor]:

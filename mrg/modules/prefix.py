@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrg.modules.attention import Layout
-
-if TYPE_CHECKING:
-    from mrg.modules.policy import Prompts
+from mrg.modules.layout import Layout
+from mrg.modules.prompts import Prompts
 
 
 @dataclasses.dataclass
@@ -22,7 +19,7 @@ class Packed:
 
     Args:
         embeds: (1, L, D).
-        positions: (3, 1, L).
+        positions: (A, 1, L), see `Prompts`.
         layout: Where the tokens are.
         predicts: (T,) for each real completion token, row by row, the token whose hidden state predicts it.
         visual: (1, L) bool, the image tokens.
@@ -61,9 +58,12 @@ def pack(prompts: Prompts, completion_ids: Tensor, mask: Tensor, embed: Callable
     steps = torch.arange(mask.shape[1], device=mask.device)
     after = (first[:, None] + steps)[inner]
     embeds = torch.cat([prompts.embeds[prompts.mask], embed(completion_ids[inner])])
-    positions = torch.cat([prompts.positions[:, prompts.mask], after.expand(3, -1)], 1)
+    positions = torch.cat([prompts.positions[:, prompts.mask], after.expand(len(prompts.positions), -1)], 1)
     visual = F.pad(prompts.visual[prompts.mask], (0, len(after)))
     layout = _layout(prompts.mask.sum(1).tolist(), (lengths - 1).view(num_prompts, group_size).tolist(), mask.device)
+    if prompts.blocks is not None:
+        blocks = [row[real] for row, real in zip(prompts.blocks, prompts.mask, strict=True)]
+        layout = dataclasses.replace(layout, blocks=blocks)
     return Packed(embeds[None], positions[:, None], layout, _predicts(layout, lengths, mask), visual[None])
 
 

@@ -1,13 +1,14 @@
-"""A Qwen-VL processor for still images, loaded or built without torchvision."""
+"""Processors for still images, loaded or built without torchvision."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2_5_VLProcessor
+from transformers import AutoProcessor, AutoTokenizer, InternVLProcessor, PreTrainedTokenizerFast, Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -42,8 +43,97 @@ class StillImageProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
+class StillInternVLProcessor(InternVLProcessor):  # type: ignore[misc]
+    """The InternVL processor without its video part, for the same reason."""
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        image_seq_length: int = 256,
+        chat_template: str | None = None,
+        **_: Any,
+    ) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+        self.image_seq_length = image_seq_length
+        self.start_image_token, self.end_image_token = tokenizer.start_image_token, tokenizer.end_image_token
+        self.start_image_token_id, self.end_image_token_id = tokenizer.convert_tokens_to_ids(
+            [self.start_image_token, self.end_image_token]
+        )
+        self.image_token, self.video_token = tokenizer.context_image_token, tokenizer.video_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        self.multimodal_pattern = re.compile(f"(?P<image>{re.escape(self.image_token)})")
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
+        """Write what loads as an `InternVLProcessor` as well."""
+        result = super().save_pretrained(save_directory, **kwargs)
+        for file in Path(save_directory).glob("*_config.json"):
+            text = file.read_text(encoding="utf-8")
+            file.write_text(text.replace('"StillInternVLProcessor"', '"InternVLProcessor"'), encoding="utf-8")
+        return result
+
+
+def load_tile_processor(path: str, max_pixels: int = 0) -> StillInternVLProcessor:
+    """Load the processor of an InternVL, which cuts an image into tiles of one size.
+
+    Args:
+        path: Hub id or local folder.
+        max_pixels: Pixel budget of one image, in whole tiles, the small picture of the whole not counted; 0 keeps the
+            checkpoint's own.
+    """
+    processor: StillInternVLProcessor = StillInternVLProcessor.from_pretrained(path, backend="pil")
+    if max_pixels:
+        size = processor.image_processor.size
+        processor.image_processor.max_patches = max(1, max_pixels // (size["height"] * size["width"]))
+    _complete(processor)
+    return processor
+
+
+def load_fixed_size_processor(path: str, max_pixels: int = 0) -> ProcessorMixin:
+    """Load the processor of a checkpoint whose images have one size.
+
+    Args:
+        path: Hub id or local folder.
+        max_pixels: 0.
+
+    Raises:
+        ValueError: If there is a pixel budget.
+    """
+    if max_pixels:
+        raise ValueError("its images have one size: set model.init_args.max_pixels to 0")
+    processor = AutoProcessor.from_pretrained(path, backend="pil")
+    if getattr(processor, "patch_size", 0) is None:
+        raise ValueError("its processor_config.json lacks patch_size")
+    _complete(processor)
+    return processor
+
+
+def _complete(processor: Any) -> None:
+    """Settle what checkpoints leave open.
+
+    Raises:
+        ValueError: If there is no chat template.
+    """
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    if processor.chat_template is None:
+        processor.chat_template = processor.tokenizer.chat_template
+    if processor.chat_template is None:
+        raise ValueError("it has no chat template")
+
+
+def save_processor(processor: Any, folder: str | Path) -> None:
+    """Write what `load_policy` and transformers load a processor from."""
+    if isinstance(processor, StillImageProcessor):
+        processor.tokenizer.save_pretrained(folder)
+    else:
+        processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+
+
 def load_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
-    """Load the processor of a checkpoint.
+    """Load the processor of a Qwen-VL.
 
     Args:
         path: Hub id or local folder.

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrg.modules.decoding import prefill
-from mrg.modules.policy import Policy, Prompts
+from mrg.modules.policy import Policy
+from mrg.modules.prompts import Prompts
 
 
 @dataclasses.dataclass
@@ -136,7 +137,7 @@ def _decode(
         keep = decoding.compact(going)
         if keep is not None:
             rows, going, token, position = rows[keep], going[keep], token[keep], position[keep]
-        positions = (position + step).view(1, -1, 1).expand(3, -1, -1)
+        positions = (position + step).view(1, -1, 1).expand(len(prompts.positions), -1, -1)
         hidden = policy.hidden(embedding(token)[:, None], positions, None, decoding.at(step))[:, -1]
     length = int(mask.sum(1).max())
     ids, mask, logps = ids[:, :length], mask[:, :length], logps[:, :length]

@@ -19,7 +19,10 @@ class SFTModule(ReportModule):
         tokenizer = self.writer.processor.tokenizer
         texts = self.target_texts(batch.target)
         # A target that is too long loses its end, and with it the end token: the policy must not learn to stop early.
-        rows = [[*tokenizer(text)["input_ids"], self.writer.eos_id][: self.max_new_tokens] for text in texts]
+        rows = [
+            [*tokenizer(text, add_special_tokens=False)["input_ids"], self.writer.eos_id][: self.max_new_tokens]
+            for text in texts
+        ]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self.writer.pad_id] * (longest - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)

@@ -6,6 +6,7 @@ import torch
 import mrg.modules.decoding
 from mrg.modules.attention import PackedPrompts, _Merged, concatenated
 from mrg.modules.decoding import Decoding, by_products
+from mrg.modules.layout import Masks
 from mrg.modules.prefix import _layout
 
 CASES = {
@@ -16,7 +17,10 @@ CASES = {
     "no completions": ([4, 6], [[], []]),
     "a prompt of one token": ([1, 3], [[4, 2], [1, 1]]),
 }
-PACKED = {"merged": _Merged.apply, "concatenated": concatenated}
+PACKED = {
+    "merged": lambda q, k, v, layout, scale: _Merged.apply(q, k, v, layout, Masks.of(layout, None, q), scale),
+    "concatenated": lambda q, k, v, layout, scale: concatenated(q, k, v, layout, Masks.of(layout, None, q), scale),
+}
 
 
 def packed(lengths, groups, num_heads=4, num_keys=2, width=8, dtype=torch.float64, seed=0):

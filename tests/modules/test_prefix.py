@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from mrg.modules.policy import Prompts
 from mrg.modules.prefix import pack
+from mrg.modules.prompts import Prompts
 
 
 def prompts():

@@ -5,11 +5,12 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from mrg.modules.families import LANGUAGE_LINEARS
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import FAMILIES, LANGUAGE_LINEARS, LoRA, load_policy
+from mrg.modules.load import LoRA, load_policy
 from mrg.modules.reward import Rewards
 from mrg.modules.rollout import Rollout
-from tests.families import family_policy, unequal_studies
+from tests.families import QWEN, family_policy, unequal_studies
 from tests.modules.test_grpo import FixedData, trainer
 
 trl = pytest.importorskip("trl", minversion="1.16")
@@ -48,7 +49,7 @@ class Recorded(trl.GRPOTrainer):
         return loss
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=QWEN)
 def saved(request, tmp_path_factory):
     """A checkpoint whose completions end at different lengths."""
     policy = family_policy(request.param, dtype=torch.float32)
