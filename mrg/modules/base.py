@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -50,6 +51,7 @@ class ReportModule(L.LightningModule):
         dtype: See `load_policy`.
         gradient_checkpointing: See `load_policy`.
         load_in_4bit: See `load_policy`.
+        vision_cache: Folder in which image embeddings of a frozen vision tower are kept; empty keeps none.
         shared_prefix: `"auto"`, `"required"` or `"off"`: see `Policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
         prompt: The user's text after the images.
@@ -78,6 +80,7 @@ class ReportModule(L.LightningModule):
         dtype: str = "auto",
         gradient_checkpointing: bool = False,
         load_in_4bit: bool = False,
+        vision_cache: str = "",
         shared_prefix: str = "auto",
         max_pixels: int = 0,
         prompt: str = THINK_PROMPT,
@@ -109,6 +112,7 @@ class ReportModule(L.LightningModule):
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
+        self.vision_cache = vision_cache
         self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
@@ -136,6 +140,8 @@ class ReportModule(L.LightningModule):
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
         if self.policy is None:
             self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
+            if self.vision_cache:
+                self.policy.keep_images(Path(self.vision_cache))
         data.setup()
         if self.use_indication and not any(study.indication for part in data.splits.values() for study in part):
             raise ValueError("No study has an indication: set model.init_args.use_indication to false.")

@@ -25,6 +25,7 @@ from mrg.modules.head import TokenLogps, token_logps
 from mrg.modules.prefix import Packed, pack
 from mrg.modules.processor import save_processor
 from mrg.modules.prompts import Prompts
+from mrg.modules.vision_cache import VisionCache
 
 
 class Policy(nn.Module):
@@ -44,7 +45,18 @@ class Policy(nn.Module):
         self.processor = processor
         self.train_vision, self.shared_prefix = train_vision, shared_prefix
         self.kept: dict[str, Tensor] = {}
+        self.cache: VisionCache | None = None
         self.family = FAMILIES[self.base.config.model_type](self.base.config)
+
+    def keep_images(self, folder: Path) -> None:
+        """Keep image embeddings on disk, see `VisionCache`.
+
+        Raises:
+            ValueError: If the vision tower is trained: what it makes of an image changes.
+        """
+        if self.train_vision:
+            raise ValueError("A trained vision tower has nothing to keep: set model.init_args.vision_cache to ''.")
+        self.cache = VisionCache(folder, self.family, self.base.model)
 
     @property
     def base(self) -> Any:
@@ -131,7 +143,7 @@ class Policy(nn.Module):
         base = self.base.model
         image_mask = batch.prompt_ids == self.base.config.image_token_id
         with contextlib.nullcontext() if self.train_vision else torch.no_grad():
-            images, deepstack = self.family.images(base, batch)
+            images, deepstack = self.family.images(base, batch) if self.cache is None else self.cache.images(batch)
         if int(image_mask.sum()) != images.shape[0]:
             raise ValueError(
                 f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}."
