@@ -50,7 +50,7 @@ class GRPOModule(ReportModule):
         clip_low: See `grpo_loss`.
         clip_high: See `grpo_loss`.
         dual_clip: See `clipped_surrogate`.
-        advantage_scale: See `group_advantages`.
+        advantage_scale: See `group_advantages`; the batch is that of the rank.
         mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
         resample_dead: How often groups of equal rewards are sampled again.
         patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
