@@ -24,27 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from operations import GEOMETRIES, language_operations, vision_operations
 
-GEOMETRIES: dict[str, dict[str, dict[str, Any]]] = {
-    "tiny": {
-        "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
-                 "intermediate_size": 704, "vocab_size": 2048},
-        "vision": {"depth": 4, "hidden_size": 128, "num_heads": 4, "intermediate_size": 344,
-                   "fullatt_block_indexes": [3]},
-    },
-    "3b": {
-        "text": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
-                 "intermediate_size": 11008, "vocab_size": 151936},
-        "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
-                   "fullatt_block_indexes": [7, 15, 23, 31]},
-    },
-    "7b": {
-        "text": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-                 "intermediate_size": 18944, "vocab_size": 152064},
-        "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
-                   "fullatt_block_indexes": [7, 15, 23, 31]},
-    },
-}  # fmt: skip
 PROMPT = "Describe the lungs and the heart in detail. " + "normal " * 40
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -113,10 +94,14 @@ class Clock:
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    def stamp(self) -> None:
+    @staticmethod
+    def now() -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.stamps.append(time.perf_counter())
+        return time.perf_counter()
+
+    def stamp(self) -> None:
+        self.stamps.append(self.now())
 
     def result(self) -> dict[str, Any]:
         steps = np.diff(self.stamps).tolist()[1:]  # the first step also allocates and plans
@@ -183,8 +168,32 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     names = timed.phases[-1]
     phases = {name: float(np.median([p[name] for p in timed.phases[1:]])) for name in names}
     prompt = module.writer.embed(data.collator(data.splits["train"][:1]))
-    return {**clock.result(), "phases": phases, "prompt_tokens": int(prompt.mask.sum()),
-            "image_tokens": int(prompt.visual.sum())}  # fmt: skip
+    result = {**clock.result(), "phases": phases, "prompt_tokens": int(prompt.mask.sum())}
+    weights = sum(p.numel() * p.element_size() for p in module.writer.base.model.language_model.parameters())
+    return {
+        **result,
+        "image_tokens": int(prompt.visual.sum()),
+        "weight_bytes": weights,
+        **speed_of_light(module.device),
+    }
+
+
+def speed_of_light(device: torch.device) -> dict[str, float]:
+    """What this machine does at best: operations per second of a large product, bytes per second of a large copy."""
+    dtype, size = (torch.bfloat16, 8192) if device.type == "cuda" else (torch.float32, 1024)
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
+    source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device, dtype=torch.uint8)
+
+    def best(function: Any) -> float:
+        seconds = []
+        for _ in range(6):
+            start = Clock.now()
+            function()
+            seconds.append(Clock.now() - start)
+        return min(seconds)
+
+    copied = 2 * source.numel() / best(source.clone)
+    return {"matmul_per_s": 2 * size**3 / best(lambda: a @ b), "bytes_per_s": copied}
 
 
 def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
@@ -232,29 +241,30 @@ def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 def ideal(options: argparse.Namespace, prompt: int, image_tokens: int) -> float:
     """How many times less arithmetic a step needs where the prompt is computed once per study."""
-    text, vision = (GEOMETRIES[options.geometry][part] for part in ("text", "vision"))
-    width, heads = text["hidden_size"], text["num_attention_heads"]
-    kv = text["num_key_value_heads"] * width // heads
-    layer = 2 * width * width + 2 * width * kv + 3 * width * text["intermediate_size"]
-    token = 2 * text["num_hidden_layers"] * layer
-    pair = 4 * text["num_hidden_layers"] * width
-    group, length = options.group_size, options.completion
-    patches = 4 * image_tokens
-    block = 4 * vision["hidden_size"] ** 2 + 3 * vision["hidden_size"] * vision["intermediate_size"]
-    full = len(vision["fullatt_block_indexes"])
-    images = 2 * vision["depth"] * block * patches + 4 * vision["hidden_size"] * patches * (
-        patches * full + 64 * (vision["depth"] - full)
+    images, group = vision_operations(options.geometry, image_tokens), options.group_size
+    once, repeated = (
+        language_operations(options.geometry, prompt, copies, group, options.completion) for copies in (1, group)
     )
-    head = 2 * width * text["vocab_size"] * length * group
-
-    def language(copies: int) -> float:
-        """One pass over a group with so many copies of its prompt."""
-        tokens = copies * prompt + group * length
-        pairs = copies * prompt**2 / 2 + group * (prompt * length + length**2 / 2)
-        return tokens * token + pairs * pair + head
-
     # Rollout and reference are one pass each, the policy two: with frozen weights backward costs as much as forward.
-    return float((4 * language(group) + 3 * group * images) / (4 * language(1) + images))
+    return (4 * repeated + 3 * group * images) / (4 * once + images)
+
+
+def efficiency(options: argparse.Namespace, mine: dict[str, Any]) -> dict[str, float]:
+    """Tokens per second, and how near the policy pass and decoding come to what the machine does at best."""
+    text, prompt = GEOMETRIES[options.geometry]["text"], mine["prompt_tokens"]
+    passes = 3 if options.checkpointing else 2
+    once = language_operations(options.geometry, prompt, 1, options.group_size, options.completion)
+    done = passes * options.studies * once / mine["phases"]["seconds/policy"]
+    kv = 2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["hidden_size"]
+    kv //= text["num_attention_heads"]
+    read = mine["weight_bytes"] + options.studies * prompt * kv * (2 if options.dtype == "bfloat16" else 4)
+    least = options.completion * read / mine["bytes_per_s"]
+    tokens = options.studies * (prompt + options.group_size * options.completion)
+    return {
+        "tokens_per_s": tokens / float(np.median(mine["seconds"])),
+        "policy_share_of_matmul": done / mine["matmul_per_s"],
+        "rollout_over_bandwidth_bound": mine["phases"]["seconds/rollout"] / least,
+    }
 
 
 def machine(options: argparse.Namespace) -> dict[str, Any]:
@@ -318,8 +328,15 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> d
             f"{memory:,.0f} MB above the loaded model"
         )
     print("mrg by phase: " + ", ".join(f"{k.removeprefix('seconds/')} {v:.2f}" for k, v in mine["phases"].items()))
+    near = efficiency(options, mine)
+    print(
+        f"{near['tokens_per_s']:,.0f} tokens/s; the policy pass runs at "
+        f"{100 * near['policy_share_of_matmul']:.0f} % of a large product's speed; the rollout takes "
+        f"{near['rollout_over_bandwidth_bound']:.1f} times as long as reading "
+        "the weights and one copy of each prompt's keys would"
+    )
     settings = {k: v for k, v in vars(options).items() if k not in ("output", "side", "folder")}
-    summary: dict[str, Any] = {**machine(options), "settings": settings}
+    summary: dict[str, Any] = {**machine(options), "settings": settings, "efficiency": near}
     if "trl" in results:
         speedup = float(np.median(results["trl"]["seconds"]) / np.median(mine["seconds"]))
         memory = [row["peak_mb"] - row["base_mb"] for row in (mine, results["trl"])]
