@@ -202,7 +202,7 @@ class Policy(nn.Module):
         Returns:
             Both (N, C), 0 where the mask is False.
         """
-        if self._shares(mask.shape[1]):
+        if self._shares(mask.shape[1], len(mask) > len(prompts.mask)):
             packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
             hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
         else:
@@ -214,8 +214,12 @@ class Policy(nn.Module):
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
         )
 
-    def _shares(self, num_tokens: int) -> bool:
-        """Whether a prompt is read once for all of its completions of so many tokens or less."""
+    def _shares(self, num_tokens: int, several: bool) -> bool:
+        """Whether a prompt is read once for all of its completions of so many tokens or less.
+
+        Where each prompt has one completion (supervision) there is nothing to share, and rows of a batch are faster
+        than one attention per prompt.
+        """
         window = self.family.window
         fits = window is None or num_tokens <= window
         if self.shared_prefix == "required" and not fits:
@@ -223,7 +227,7 @@ class Policy(nn.Module):
                 f"A completion of {num_tokens} tokens is longer than the policy's window of attention, {window}, so "
                 "that it cannot share its prompt: lower model.init_args.max_new_tokens, or set shared_prefix to 'auto'."
             )
-        return fits and self.shared_prefix != "off"
+        return fits and (several or self.shared_prefix == "required") and self.shared_prefix != "off"
 
     def _hidden_repeated(self, prompts: Prompts, completion_ids: Tensor, mask: Tensor) -> Tensor:
         """States (T, D) that predict the real tokens, each completion behind a prompt of its own."""
