@@ -123,7 +123,9 @@ class QwenVL(Family):
         """See `Family`."""
         features = base.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
         deepstack = getattr(features, "deepstack_features", None) or ()
-        return torch.cat(list(features.pooler_output)), tuple(torch.cat(list(layer)) for layer in deepstack)
+        # Cut by image, or whole in the oldest releases of transformers that are supported.
+        layers = (layer if isinstance(layer, Tensor) else torch.cat(list(layer)) for layer in deepstack)
+        return torch.cat(list(features.pooler_output)), tuple(layers)
 
     def positions(self, base: Any, batch: Batch, visual: Tensor) -> Tensor:
         """See `Family`."""
