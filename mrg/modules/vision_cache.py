@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,19 @@ class VisionCache:
         folder: Where the files go.
         family: How the model encodes images.
         base: The model with its tower.
+
+    Raises:
+        ValueError: If the folder cannot be made.
     """
 
     def __init__(self, folder: Path, family: Family, base: Any) -> None:
         self.folder, self.family, self.base = folder, family, base
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"The folder {folder} cannot be made ({error.strerror}): check model.init_args.vision_cache."
+            ) from error
         digest = hashlib.sha256()
         for name in family.vision:
             for key, value in getattr(base, name).state_dict().items():
@@ -73,8 +82,11 @@ class VisionCache:
         return list(torch.split(batch.pixel_values, patches)), [count // merged for count in patches]
 
     def _key(self, unit: Tensor, grid: Any) -> str:
+        # What autocast computes in is not seen in the weights.
+        kind = unit.device.type
+        precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         pixels = unit.detach().cpu().float().contiguous().numpy().tobytes()
-        shape = f"{tuple(unit.shape)} {tuple(grid)}".encode()
+        shape = f"{tuple(unit.shape)} {tuple(grid)} {precision}".encode()
         return hashlib.sha256(self.tower + shape + pixels).hexdigest()
 
 
@@ -84,8 +96,7 @@ def _load(file: Path) -> list[Tensor] | None:
         return parts
     except FileNotFoundError:
         return None
-    except Exception:  # torn by a crash: made again
-        file.unlink(missing_ok=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # torn by a crash: made again, and written over
         return None
 
 

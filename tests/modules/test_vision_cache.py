@@ -65,3 +65,23 @@ def test_a_torn_file_is_made_again(tmp_path):
 def test_a_trained_tower_keeps_nothing(tmp_path):
     with pytest.raises(ValueError, match="trained vision tower"):
         family_policy("qwen2_vl", train_vision=True).keep_images(tmp_path)
+
+
+def test_another_precision_is_another_file(tmp_path):
+    """Of weights, or of autocast over the same weights."""
+    policy = family_policy("qwen2_5_vl", dtype=torch.float32)
+    batch = family_batch(policy)
+    policy.keep_images(tmp_path)
+    exact = policy.embed(batch).embeds
+    num = len(list(tmp_path.iterdir()))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = policy.embed(batch).embeds
+    assert len(list(tmp_path.iterdir())) == 2 * num
+    assert not torch.equal(exact, rounded)
+    assert torch.equal(policy.embed(batch).embeds, exact)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file.cache cannot be made \(Not a directory\).*vision_cache"):
+        family_policy("qwen2_5_vl").keep_images(tmp_path / "file" / "cache")
