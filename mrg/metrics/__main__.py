@@ -15,6 +15,7 @@ from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import Labeler, Scorer
+from mrg.metrics.nlg import NORMALIZATIONS, nlg_scores
 from mrg.metrics.predictions import (
     ID_COLUMNS,
     PREDS_COLUMNS,
@@ -98,7 +99,10 @@ def run(options: argparse.Namespace) -> None:
         missing = options.compare if first.has_ids else options.predictions
         raise ValueError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
     second = align(first, second, names)
-    output = _output(options, f"vs.{options.compare.name}.json")
+    other = options.compare.name
+    if other == options.predictions.name:  # of two runs: the folder tells them apart
+        other = f"{options.compare.resolve().parent.name}.{other}"
+    output = _output(options, f"vs.{other}.json")
     result = compare_systems(
         first.preds, second.preds, first.target, _labeler(options), first.ids, options.margin,
         options.trials or 10_000, options.seed, _scorers(options),
@@ -122,20 +126,15 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
         systems, predictions.target, _labeler(options), options.margin, None, differences, options.trials or 1000,
         options.seed, _scorers(options),
     )  # fmt: skip
-    if options.nlg:
-        from mrg.metrics.nlg import nlg_scores
-
-        result["nlg"] = {
-            "normalization": options.normalization,
-            **{
-                system: nlg_scores(preds, predictions.target, options.normalization).corpus
-                for system, preds in systems.items()
-            },
-        }
-    write_json(output, {"predictions": str(options.predictions), "columns": predictions.columns, **result})
+    result = {"predictions": str(options.predictions), "columns": predictions.columns, **result}
+    write_json(output, result)
     print(_remarks(predictions))
-    print(f"{format_table(result)}\n\n{format_conventions(result, name)}")
-    if options.nlg:
+    print(f"{format_table(result)}\n\n{format_conventions(result, name)}", flush=True)
+    if options.nlg:  # last: where Java or the extra is missing, the rest is there already
+        texts, how = predictions.target, options.normalization
+        scores = {system: nlg_scores(preds, texts, how).corpus for system, preds in systems.items()}
+        result["nlg"] = {"normalization": how, **scores}
+        write_json(output, result)
         print(f"\n{format_nlg(result['nlg'])}")
     print(f"\nAll of it: {output}")
 
@@ -161,6 +160,9 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"Expected --{name} to be at least {least}, but got {value}.")
     if options.compare is not None and options.nlg:
         raise ValueError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
+    if options.normalization not in NORMALIZATIONS:
+        known = ", ".join(NORMALIZATIONS)
+        raise ValueError(f"Expected --normalization to be one of {known}, but got {options.normalization}.")
     if options.tokenizer is not None and options.chexbert is None:
         raise ValueError("--tokenizer is that of CheXbert: give --chexbert too.")
 

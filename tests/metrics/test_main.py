@@ -79,6 +79,7 @@ def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert predictions.read_text() == before
     assert "--seed to be at least 0, but got -1" in fails(capsys, predictions, "--seed", "-1")
     assert "--nlg scores one file" in fails(capsys, predictions, "--nlg", "--compare", few)
+    assert "one of none, ptb, r2gen-iu, r2gen-mimic, but got r2" in fails(capsys, predictions, "--normalization", "r2")
     assert "give --chexbert too" in fails(capsys, predictions, "--tokenizer", "x")
     spec = "tests.metrics.test_main:fails_always"
     assert f"The scorer {spec} failed: KeyError: 'boom'" in fails(capsys, predictions, "--scorer", spec)
@@ -131,3 +132,23 @@ def test_a_reader_that_closes_early(predictions):
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
     assert result.stdout.startswith("Reports: ")
     assert result.stderr == ""
+
+
+def test_scores_are_kept_where_wording_cannot_be_scored(predictions, capsys, monkeypatch):
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit):
+        main([str(predictions), "--nlg"])
+    printed = capsys.readouterr()
+    assert "Expected `java` on the PATH" in printed.err
+    assert "micro-13+" in printed.out
+    assert "predictions" in json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())["systems"]
+
+
+def test_comparisons_with_two_runs_are_two_files(predictions, tmp_path, capsys):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        other = write(tmp_path / run / "predictions.jsonl", rows(TARGET))
+        main([str(predictions), "--compare", str(other), "--trials", "10"])
+        assert (tmp_path / f"predictions.jsonl.vs.{run}.predictions.jsonl.json").is_file()
+        assert f"B: {other}" in capsys.readouterr().out
