@@ -14,7 +14,6 @@ from jsonargparse import ArgumentParser
 from mrg.metrics import CEF1, CONDITIONS, MCCS
 from mrg.metrics.labelers import chexbert
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
 from tests.metrics.labelers.chexbert_lookalike import (
     ODD,
@@ -23,33 +22,7 @@ from tests.metrics.labelers.chexbert_lookalike import (
     prefixed,
     random_text,
     random_weights,
-    write_lookalike,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The network is so small that threads would wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with chexbert.pth and the vocabulary."""
-    folder = tmp_path_factory.mktemp("chexbert")
-    write_lookalike(folder)
-    return folder
-
-
-@pytest.fixture
-def make(folder):
-    def make(checkpoint=folder / "chexbert.pth", tokenizer=folder, device="cpu", **settings):
-        return CheXbertLabeler(checkpoint, tokenizer, device, **settings)
-
-    return make
 
 
 @pytest.fixture(scope="module")

@@ -13,34 +13,9 @@ from tests.metrics.labelers.chexbert_lookalike import (
     prefixed,
     published,
     random_weights,
-    write_lookalike,
 )
 
 TEXTS = [*ODD, *(f"mild {word} no {word}" for word in WORDS)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """The network is so small that threads would wait for each other most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chexbert")
-    write_lookalike(folder)
-    return folder
-
-
-@pytest.fixture
-def make(folder):
-    def make(checkpoint=folder / "chexbert.pth", tokenizer=folder):
-        return CheXbertLabeler(checkpoint, tokenizer, "cpu")
-
-    return make
 
 
 def fails(make, message, error=ValueError, **arguments):
