@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -13,9 +13,9 @@ from mrg.datamodules.study import Study
 
 
 class StudyDataset(Dataset[Study]):
-    """A list of studies as a dataset: one item is one study."""
+    """A sequence of studies as a dataset: one item is one study."""
 
-    def __init__(self, studies: list[Study]) -> None:
+    def __init__(self, studies: Sequence[Study]) -> None:
         self.studies = studies
 
     def __len__(self) -> int:
@@ -26,7 +26,7 @@ class StudyDataset(Dataset[Study]):
 
 
 class ReportDataModule(L.LightningDataModule):
-    """Serves studies; a subclass fills `splits` in `read`.
+    """Serves studies; a subclass returns them in `read`.
 
     Images are read and preprocessed in the loader's workers by the `collator`, which the model's module sets when it is
     set up: the processor belongs to the policy, not to the data.
@@ -38,6 +38,10 @@ class ReportDataModule(L.LightningDataModule):
         limit_train: Use only the first so many training studies; 0 uses all.
         limit_val: The same for validation.
         limit_test: The same for test.
+
+    Attributes:
+        splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
+        removed: What each filter of `read` took away: its name, in words, and the number of studies.
     """
 
     def __init__(
@@ -61,11 +65,15 @@ class ReportDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.limits = limits
-        self.splits: dict[str, list[Study]] = {}
+        self.splits: dict[str, Sequence[Study]] = {}
+        self.removed: dict[str, int] = {}
         self.collator: Callable[[list[Study]], Any] | None = None
 
-    def read(self) -> dict[str, list[Study]]:
-        """Read all studies: `{"train": [...], "val": [...], "test": [...]}`."""
+    def read(self) -> Mapping[str, Sequence[Study]]:
+        """Read all studies: `{"train": [...], "val": [...], "test": [...]}`; note in `removed` what filters take away.
+
+        A large data set returns sequences that make a study when it is asked for.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define read().")  # abstract
 
     def setup(self, stage: str | None = None) -> None:
@@ -73,6 +81,12 @@ class ReportDataModule(L.LightningDataModule):
         if not self.splits:
             splits = self.read()
             self.splits = {name: studies[: self.limits[name] or None] for name, studies in splits.items()}
+
+    def describe(self) -> str:
+        """Say in one line what was read, and which published variant of the data set it is where there are several."""
+        self.setup()
+        counts = ", ".join(f"{name} {len(studies)}" for name, studies in self.splits.items())
+        return f"{type(self).__name__} ({counts})"
 
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""

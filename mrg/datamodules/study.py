@@ -132,9 +132,13 @@ class Study:
         views: One or more images, in the order in which the policy sees them.
         report: The reference report as written; empty only where a study is to be predicted without a reference.
         indication: Why the examination was made; empty where the source does not say.
+        patient: Who was examined, where the source says; splits are made, and leakage is looked for, by patient.
+        prior: An earlier study of the same patient, where the source has one and it is asked for.
     """
 
     id: str
     views: tuple[View, ...]
     report: str
     indication: str = ""
+    patient: str = ""
+    prior: Study | None = None

@@ -217,7 +217,7 @@ class CEF1(Metric):
         return self._report_scores(*as_labels(preds, target, self.labeler))
 
     def plot(self, val: Tensor | None = None, ax: Any = None) -> Any:
-        """Draw the score of each condition with its support; needs `pip install 'mrg[plot]'`.
+        """Draw the score of each condition with its support; needs `pip install matplotlib`.
 
         Args:
             val: (C,) values to draw in place of this metric's own.

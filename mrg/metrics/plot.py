@@ -28,7 +28,7 @@ def plot_conditions(values: Tensor, support: Tensor, conditions: Sequence[str], 
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: pip install 'mrg[plot]'") from error
+        raise ModuleNotFoundError("Plots need matplotlib: pip install matplotlib") from error
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.ndim != 1:
         raise ValueError("Expected argument `val` to hold a value per condition, but got one: leave it out.")

@@ -1,0 +1,41 @@
+"""Splits of studies that come without any: by patient, or all into one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from mrg.datamodules.study import Study
+
+SPLITS = ("train", "val", "test")
+
+
+def split_by_patient(
+    studies: Sequence[Study], seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+) -> dict[str, list[Study]]:
+    """Split at random so that all studies of a patient are in one split; within a split the order stays.
+
+    A patient's place depends on the seed and the patient's id alone, so it stays where studies are added or removed.
+
+    Args:
+        studies: Studies; one that names no patient is a patient of its own.
+        seed: Another seed gives another split.
+        fractions: Shares of the patients in train, val and test, which add up to 1.
+
+    Raises:
+        ValueError: If the fractions are negative or do not add up to 1.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise ValueError(f"Expected the fractions of train, val and test to add up to 1, but got {fractions}.")
+    splits: dict[str, list[Study]] = {name: [] for name in SPLITS}
+    for study in studies:
+        digest = hashlib.sha256(f"{seed}/{study.patient or study.id}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        name = "train" if place < fractions[0] else "val" if place < fractions[0] + fractions[1] else "test"
+        splits[name].append(study)
+    return splits
+
+
+def all_as_test(studies: Sequence[Study]) -> dict[str, list[Study]]:
+    """All studies as test, none to train on: how a model trained elsewhere is judged on a whole collection."""
+    return {"train": [], "val": [], "test": list(studies)}

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from mrg.datamodules.splits import all_as_test, split_by_patient
+from mrg.datamodules.study import Study, View
+
+VIEW = View(np.zeros((2, 2), np.uint8))
+
+
+def studies(num_patients, per_patient=3):
+    return [
+        Study(f"s{p}-{k}", (VIEW,), "Clear.", patient=f"p{p}") for k in range(per_patient) for p in range(num_patients)
+    ]
+
+
+def test_a_patient_is_in_one_split_and_every_study_in_exactly_one():
+    given = studies(200)
+    splits = split_by_patient(given, seed=3)
+    patients = {name: {s.patient for s in part} for name, part in splits.items()}
+    assert not patients["train"] & patients["val"]
+    assert not patients["train"] & patients["test"]
+    assert not patients["val"] & patients["test"]
+    assert sorted(s.id for part in splits.values() for s in part) == sorted(s.id for s in given)
+
+
+def test_shares_are_near_the_fractions_and_seeds_differ():
+    given = studies(2000, per_patient=1)
+    splits = split_by_patient(given, fractions=(0.6, 0.1, 0.3))
+    shares = [len(splits[name]) / 2000 for name in ("train", "val", "test")]
+    assert shares == pytest.approx([0.6, 0.1, 0.3], abs=0.03)
+    assert split_by_patient(given, seed=0) == split_by_patient(given, seed=0)
+    assert split_by_patient(given, seed=0) != split_by_patient(given, seed=1)
+
+
+def test_a_patient_stays_in_its_split_when_others_go():
+    given = studies(100)
+    whole, part = split_by_patient(given), split_by_patient(given[::2])
+    ids = {name: {s.id for s in studies_of} for name, studies_of in whole.items()}
+    assert all(s.id in ids[name] for name in part for s in part[name])
+
+
+def test_studies_without_a_patient_are_split_one_by_one():
+    given = [Study(f"s{k}", (VIEW,), "Clear.") for k in range(100)]
+    assert all(split_by_patient(given).values())
+
+
+def test_fractions_must_add_up():
+    with pytest.raises(ValueError, match="add up to 1"):
+        split_by_patient(studies(3), fractions=(0.5, 0.5, 0.5))
+
+
+def test_all_as_test():
+    given = studies(3)
+    assert all_as_test(given) == {"train": [], "val": [], "test": given}
