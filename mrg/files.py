@@ -1,11 +1,54 @@
-"""JSON and JSON lines on disk; an old file stays whole if writing fails."""
+"""JSON and JSON lines on disk; an old file stays whole if writing fails, and what was replaced outlasts a crash."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+
+class WriteError(RuntimeError):
+    """A file could not be written: the disk is full, the folder read-only."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write in the place of another, which stays until the new one is whole and on the disk.
+
+    Args:
+        path: The file to replace or to make; its folder must exist.
+
+    Raises:
+        WriteError: If it cannot be written; what stood there stays.
+    """
+    # A name that nobody else uses: a file of the user's beside it must stay.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written ({error.strerror or error}).") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put on the disk which names a folder holds: a new name is lost in a crash of the machine otherwise."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -19,18 +62,49 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    # A name that nobody else uses: a file of the user's beside it must stay.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
     """Add JSON lines to a file."""
-    with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    append_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to a file and put it on the disk.
+
+    Raises:
+        WriteError: If that fails.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written ({error.strerror or error}).") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def count_lines(path: Path) -> int:
+    """Lines that are whole; 0 where there is no file."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        return sum(line.endswith(b"\n") for line in file)
+
+
+def cut_lines(path: Path, count: int) -> int:
+    """Keep the first lines of a file; returns how many it holds now, which may be fewer."""
+    if not path.is_file():
+        return 0
+    with path.open("rb") as file:
+        lines = [line for line in file if line.endswith(b"\n")]
+    with replacing(path) as file:
+        file.writelines(lines[:count])
+    return min(count, len(lines))

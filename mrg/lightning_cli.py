@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning_utilities.core.rank_zero import rank_zero_only
 
 import mrg
+from mrg.callbacks.checkpoint import Checkpoints
+from mrg.callbacks.checkpoint_folder import BEST, CheckpointFolder
+from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.results import ResultWriter
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
@@ -60,6 +63,11 @@ class MrgCLI(LightningCLI):
         parser.add_argument(
             "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
         )
+        parser.add_argument(
+            "--resume", type=str, default="", help="auto: from the run's newest whole checkpoint, if any; or its path"
+        )
+        parser.add_argument("--save_every", type=int, default=50, help="rounds from one checkpoint to the next")
+        parser.add_argument("--keep", type=int, default=2, help="last checkpoints that are kept beside the best")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint must not override the configuration and the command line (Lightning issue 20801)."""
@@ -75,35 +83,48 @@ class MrgCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
         if self.subcommand == "fit":
-            self._guard(config.ckpt_path, config.overwrite)
+            self._prepare_fit(config)
             return
         if self.subcommand == "test":
             config.verbose = False  # our table says more
         self.save_config_callback = None  # the run's configuration is the one it was trained with
-        best = self.folder / "checkpoints" / "best.ckpt"
+        best = self.folder / "checkpoints" / BEST
         if config.ckpt_path is None:
             config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
         elif not Path(config.ckpt_path).is_file():
             raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
+        if config.ckpt_path is not None:
+            CheckpointFolder(Path(config.ckpt_path).parent).check(Path(config.ckpt_path))
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
 
-    def _guard(self, checkpoint: str | None, overwrite: bool) -> None:
+    def _prepare_fit(self, config: Any) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
-        if checkpoint and not Path(checkpoint).is_file():
-            raise UserError(f"Checkpoint {checkpoint} does not exist: check --ckpt_path.")
-        resumes = bool(checkpoint) and self.folder.resolve() in Path(str(checkpoint)).resolve().parents
-        if (self.folder / "config.yaml").exists() and not (overwrite or resumes):
+        _check_writable(self.folder)
+        files = CheckpointFolder(self.folder / "checkpoints")
+        path = _resumed(files, str(config.resume or config.ckpt_path or ""))
+        config.ckpt_path = None if path is None else str(path)
+        resumes = path is not None and path.resolve().parent == files.path.resolve()
+        if resumes:
+            return
+        auto = config.resume == "auto"
+        if (self.folder / "config.yaml").exists() and not (config.overwrite or auto):
             raise UserError(
-                f"Run folder {self.folder} holds a run already: choose another --name, or pass --overwrite true."
+                f"Run folder {self.folder} holds a run already: go on with --resume auto, choose another --name, or "
+                "pass --overwrite true."
             )
-        if overwrite and not resumes:
+        if rank_zero_only.rank:  # type: ignore[attr-defined]
+            return
+        if auto and path is None:
+            print(f"No checkpoint in {files.path}: the run starts at its beginning.", flush=True)
+        if config.overwrite:
             # A best checkpoint that stayed would pass for the new run's.
-            for old in ("best.ckpt", "last.ckpt"):
-                (self.folder / "checkpoints" / old).unlink(missing_ok=True)
-            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl"):
-                (self.folder / old).unlink(missing_ok=True)
+            for old in files.path.glob("*.ckpt"):
+                old.unlink()
+            for name in ("predictions.jsonl", "predict.jsonl", "results.json"):
+                (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
+        _keep(self.folder / "samples.jsonl")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
@@ -114,16 +135,50 @@ class MrgCLI(LightningCLI):
         if self.subcommand != "fit":
             trainer["logger"], trainer["callbacks"] = False, None  # what steers training has no say in a test
             return self._instantiate_trainer(trainer, own)
-        monitor = self.config[self.subcommand].monitor
-        mode = "min" if monitor.endswith("loss") else "max"
-        checkpoints = self.folder / "checkpoints"
-        own.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, mode=mode, enable_version_counter=False))
-        own.append(ModelCheckpoint(checkpoints, "last", enable_version_counter=False))
-        # An empty version puts metrics.csv and config.yaml into the run folder itself.
-        csv = CSVLogger(self.folder.parent, name=self.folder.name, version="", flush_logs_every_n_steps=10)
+        config = self.config[self.subcommand]
+        own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep))
         given = trainer.get("logger") or []
-        trainer["logger"] = [csv, *(given if isinstance(given, list) else [given])]
+        trainer["logger"] = [MetricsFile(self.folder), *(given if isinstance(given, list) else [given])]
+        # What the run is saved with: who trains or tests by it later means the best checkpoint, or says otherwise.
+        config.resume, config.ckpt_path = "", None
         return self._instantiate_trainer(trainer, own)
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes config.yaml when training starts: what is refused before leaves a run as it was."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Not yet."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it."""
+        super().setup(trainer, pl_module, "fit")
+
+
+def _resumed(files: CheckpointFolder, resume: str) -> Path | None:
+    """The checkpoint to go on from."""
+    if resume == "auto":
+        path, damaged = files.newest()
+        if damaged and path is None:
+            raise UserError(f"No checkpoint in {files.path} is whole: start anew with --overwrite true. {damaged[0]}")
+        for line in damaged if rank_zero_only.rank == 0 else []:  # type: ignore[attr-defined]
+            print(f"{line} The one before it is used.", flush=True)
+        return path
+    if not resume:
+        return None
+    if not Path(resume).is_file():
+        raise UserError(f"Checkpoint {resume} does not exist: check --resume.")
+    CheckpointFolder(Path(resume).parent).check(Path(resume))
+    return Path(resume)
+
+
+def _check_writable(folder: Path) -> None:
+    """Whether a run can be written; permissions say too little on network drives and to root."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"Run folder {folder} cannot be written ({error.strerror}): check --runs and --name.") from None
 
 
 def _checkpoint(best: Path, policy: str) -> str | None:
@@ -162,6 +217,7 @@ def quiet() -> None:
         ".*GPU available but not used.*",
         ".*gradient_checkpointing.*",
         ".*callbacks used to create the checkpoint.*",
+        ".*your dataloader is not resumable.*",  # it is, by `StudySampler`
     ):
         warnings.filterwarnings("ignore", text)
 
@@ -176,6 +232,7 @@ def run(argv: list[str]) -> None:
         trainer_class=Trainer,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        save_config_callback=RunConfig,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mrg.datamodules.sampler import StudySampler
 from mrg.datamodules.study import Study
 
 
@@ -68,6 +69,7 @@ class ReportDataModule(L.LightningDataModule):
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
         self.collator: Callable[[list[Study]], Any] | None = None
+        self.position: dict[str, int] = {}
 
     def read(self) -> Mapping[str, Sequence[Study]]:
         """Read all studies: `{"train": [...], "val": [...], "test": [...]}`; note in `removed` what filters take away.
@@ -96,17 +98,56 @@ class ReportDataModule(L.LightningDataModule):
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Study]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+        sampler = self._sampler(self.splits[split]) if shuffle else None
         return DataLoader(
             StudyDataset(self.splits[split]),
             batch_size=batch_size,
-            shuffle=shuffle,
+            sampler=sampler,
             # A last partial batch would make one optimiser step noisier than the others.
-            drop_last=shuffle and len(self.splits[split]) >= batch_size,
+            drop_last=sampler is not None and len(sampler) >= batch_size,
+            # Without one, starting a loader draws from the global generator, which a resumed run does more often.
+            generator=torch.Generator(),
             num_workers=self.num_workers,
             collate_fn=self.collator,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _sampler(self, studies: Sequence[Study]) -> StudySampler:
+        """The training order, from the place that a checkpoint names."""
+        trainer = self.trainer
+        num_ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        seed = trainer.strategy.broadcast(torch.initial_seed()) if trainer else torch.initial_seed()
+        saved, self.position = self.position, {}
+        if not saved:
+            return StudySampler(studies, seed, num_ranks, rank)
+        for name, value in self._counts().items():
+            if saved[name] != value:
+                raise ValueError(
+                    f"The checkpoint was written with {saved[name]} {name.replace('_', ' ')}, but this run has "
+                    f"{value}: its place among the studies means nothing here. Use the run's own data, or start a new "
+                    "run from its policy with model.init_args.policy."
+                )
+        start = saved["batches"] * self.batch_size
+        return StudySampler(studies, saved["seed"], num_ranks, rank, saved["epoch"], start)
+
+    def _counts(self) -> dict[str, int]:
+        return {"training_studies": len(self.splits["train"]), "studies_per_batch": self.batch_size}
+
+    def state_dict(self) -> dict[str, int]:
+        """The place in the training order: epoch, batches done in it, and what these numbers depend on."""
+        trainer = self.trainer
+        sampler = getattr(trainer.train_dataloader, "sampler", None) if trainer else None
+        if trainer is None or not isinstance(sampler, StudySampler):
+            return {}
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed if epochs.processed < epochs.started else 0
+        place = {"seed": sampler.seed, "epoch": epochs.processed, "batches": done}
+        return place | self._counts()
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin training at this place."""
+        self.position = dict(state_dict)
 
     def train_dataloader(self) -> DataLoader[Study]:
         """Shuffled training batches."""

@@ -273,6 +273,10 @@ class ReportModule(L.LightningModule):
         wrong = sorted(set(own) ^ set(given)) or sorted(k for k in own if own[k] != given[k].shape)
         if wrong or checkpoint.get("identity") != self._identity():
             name = wrong[0] if wrong else "its tokenizer or frozen base"
+            if name in own and name in given and ".lora_A." in name:
+                name = (
+                    f"its adapter has rank {len(given[name])} and model.init_args.lora.rank is {own[name][0]}; {name}"
+                )
             raise ValueError(
                 f"The checkpoint does not fit the policy {self.source!r}: {name} differs. "
                 "Use the run's own configuration and data."

@@ -140,6 +140,16 @@ class GRPOModule(ReportModule):
                 )
             self.writer.keep_reference()
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also keep how long the run has gone nowhere."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["patience"] = self.patience.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also take up the patience; see `ReportModule.on_load_checkpoint`."""
+        super().on_load_checkpoint(checkpoint)
+        self.patience.load_state_dict(checkpoint.get("patience", {}))
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
         with self.monitor.phase("vision"):

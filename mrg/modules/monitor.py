@@ -106,6 +106,14 @@ class Patience:
         self.limit = limit
         self.bad_steps = self.dead_rounds = 0
 
+    def state_dict(self) -> dict[str, int]:
+        """What is counted."""
+        return {"bad_steps": self.bad_steps, "dead_rounds": self.dead_rounds}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting; an empty state starts anew."""
+        self.bad_steps, self.dead_rounds = state.get("bad_steps", 0), state.get("dead_rounds", 0)
+
     def takes(self, norm: Tensor, number: int) -> bool:
         """Whether to take a step with a gradient of this norm.
 

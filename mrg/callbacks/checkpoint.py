@@ -1,0 +1,292 @@
+"""Checkpoints from which a run goes on as if nothing had happened: same weights, same metrics, same predictions.
+
+Saved at the boundaries of rounds (see `rounds.py`): what is trained, the optimiser and its schedule, counters, the
+place in the order of studies, every global random generator of every process, the state of callbacks, and how long the
+logs were. A signal to end (SIGTERM, or the one with which SLURM announces the end) lets the round finish, saves and
+leaves.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
+from mrg.callbacks.rng import rng_state, set_rng_state
+from mrg.callbacks.rounds import ROUND, UNVALIDATED, RoundLoop, install
+from mrg.files import WriteError, count_lines, cut_lines
+
+LOGS = ("metrics.csv", "samples.jsonl")
+"""Files of the run folder to which training adds lines; a resumed run cuts what came after its checkpoint."""
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written."""
+
+
+class Preempted(SystemExit):
+    """A run that was asked to end has saved its state and ends; exit code 0."""
+
+
+class Checkpoints(Checkpoint):
+    """Saves rounds, and resumes from them exactly.
+
+    Args:
+        folder: The run's folder; checkpoints go to `checkpoints/` in it.
+        monitor: Logged score by which the best checkpoint is chosen; one that ends in "loss" is minimised.
+        save_every: Rounds from one checkpoint to the next. There is one before and after each validation, too, and one
+            at the end.
+        keep: How many of the last checkpoints are kept, beside the best.
+
+    Raises:
+        ValueError: If `save_every` or `keep` is below 1.
+    """
+
+    def __init__(self, folder: Path, monitor: str = "val/mccs", save_every: int = 50, keep: int = 2) -> None:
+        for name, value in (("save_every", save_every), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"Expected {name} to be at least 1, but got {value}.")
+        self.run_folder, self.monitor, self.save_every = folder, monitor, save_every
+        self.files = CheckpointFolder(folder / "checkpoints", keep)
+        self.best, self.score = "", float("nan")
+        self.last = ""
+        self.place = ROUND
+        self.validated = False
+        self.signal = 0
+        self.saved_rng: list[dict[str, Any]] = []
+        self.resumed: dict[str, Any] = {}
+        self.number = 0
+        self.loop: RoundLoop | None = None
+        self.trainer: L.Trainer | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the trainer boundaries."""
+        if stage == "fit":
+            self.trainer = trainer
+            self.loop = install(trainer, self.boundary, self.take_up, self.restore_rng)
+
+    # Saving
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that there is a new score."""
+        self.validated = not trainer.sanity_checking
+
+    def boundary(self, place: str) -> None:
+        """Save where it is time to; leave where a signal asks for it."""
+        trainer, loop = self.trainer, self.loop
+        assert trainer is not None
+        assert loop is not None
+        number = loop.batch_progress.total.completed
+        name = checkpoint_name(number, place != UNVALIDATED)
+        validated, self.validated = self.validated, False
+        if validated:
+            self._compare(trainer, name)
+        ends = self._any_rank(trainer, bool(self.signal))
+        last = trainer.should_stop or trainer.fit_loop.done or loop._is_training_done
+        if place == UNVALIDATED or validated or ends or last or number % self.save_every == 0:
+            self.place = place
+            self.save(trainer, name)
+        if ends:
+            self._leave(trainer, number)
+
+    def _compare(self, trainer: L.Trainer, name: str) -> None:
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(key for key in trainer.callback_metrics if key.startswith("val/")))
+            raise ValueError(f"The run logs no {self.monitor!r} to choose its best checkpoint by; --monitor: {known}.")
+        score = float(trainer.callback_metrics[self.monitor])
+        better = score < self.score if self.monitor.endswith("loss") else score > self.score
+        if better or self.score != self.score:  # the first one, or one after a score that was not a number
+            self.best, self.score = name, score
+
+    def save(self, trainer: L.Trainer, name: str) -> None:
+        """Write the state of all ranks into one file.
+
+        Raises:
+            CheckpointError: On all ranks, if it cannot be written.
+        """
+        problem = ""
+        if trainer.is_global_zero:
+            try:
+                for logger in trainer.loggers:
+                    logger.save()
+            except WriteError as error:
+                problem = str(error)
+        # Sharded weights are gathered by all ranks.
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+        checkpoint["rng"] = self._gather(trainer, rng_state())
+        if trainer.is_global_zero and not problem:
+            try:
+                self.files.save(name, checkpoint, self.best)
+            except WriteError as error:
+                problem = str(error)
+        problem = trainer.strategy.broadcast(problem)
+        if problem:
+            raise CheckpointError(f"The state of this round could not be saved: {problem}")
+        self.last = name
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place, the best checkpoint, and how long the logs are."""
+        trainer = self.trainer
+        return {
+            "place": self.place,
+            "best": self.best,
+            "score": self.score,
+            "monitor": self.monitor,
+            "should_stop": bool(trainer is not None and trainer.should_stop),
+            "lines": {name: count_lines(self.run_folder / name) for name in LOGS},
+        }
+
+    @staticmethod
+    def _gather(trainer: L.Trainer, value: Any) -> list[Any]:
+        if trainer.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    @staticmethod
+    def _any_rank(trainer: L.Trainer, value: bool) -> bool:
+        if trainer.world_size == 1:
+            return value
+        flag = torch.tensor(int(value), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+        return bool(flag)
+
+    # Resuming
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what is needed when the data are there.
+
+        Raises:
+            ValueError: If the checkpoint is not one of ours, or was written by more or fewer processes.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None or "rng" not in checkpoint:
+            raise ValueError(
+                f"{trainer.ckpt_path} holds no state to go on from: resume from a round-*.ckpt of `python -m mrg fit`."
+            )
+        if len(checkpoint["rng"]) != trainer.world_size:
+            raise ValueError(
+                f"{trainer.ckpt_path} was written by {len(checkpoint['rng'])} processes, but this run has "
+                f"{trainer.world_size}: use as many (trainer.devices, trainer.num_nodes)."
+            )
+        assert self.loop is not None
+        self.loop.resumed = state["place"]
+        self.resumed, self.saved_rng = state, checkpoint["rng"]
+        self.number = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
+        trainer.should_stop = state["should_stop"]
+
+    def take_up(self) -> None:
+        """Make the run folder what it was when the checkpoint was written; all checks are behind us."""
+        trainer, state = self.trainer, self.resumed
+        assert trainer is not None
+        if trainer.is_global_zero:
+            self._clean(trainer, state)
+        self.best, self.score, self.last = trainer.strategy.broadcast((self.best, self.score, self.last))
+
+    def _clean(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
+        path = Path(str(trainer.ckpt_path))
+        name = checkpoint_name(self.number, state.get("place") != UNVALIDATED)
+        if not state or path.resolve().parent != self.files.path.resolve():
+            self.files.remove_after("")  # a new run, perhaps from another's state
+            return
+        print(f"Resuming after round {self.number} from {path}.", flush=True)
+        if state["monitor"] == self.monitor and state["best"]:
+            if (self.files.path / state["best"]).is_file():
+                self.best, self.score = state["best"], state["score"]
+            else:
+                print(f"The best checkpoint {state['best']} is gone: the best to come takes its place.", flush=True)
+        self.last = name
+        if path.name == name:
+            self.files.adopt(name, self.best)
+        if removed := self.files.remove_after(name):
+            print(f"Removed what came after it: {', '.join(removed)}.", flush=True)
+        if self.best:
+            self.files.set_best(self.best)
+        for file, count in state["lines"].items():
+            held = cut_lines(self.run_folder / file, count)
+            if held < count:
+                print(f"{self.run_folder / file} holds {held} of {count} lines: its history has a gap.", flush=True)
+
+    def restore_rng(self) -> None:
+        """Put this rank's generators back, right before the first batch."""
+        assert self.trainer is not None
+        set_rng_state(self.saved_rng[self.trainer.global_rank])
+        self.saved_rng = []
+
+    # Ending
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Catch the signals that announce an end, in the place of Lightning, which would not finish the round.
+
+        Under SLURM with requeueing, Lightning would also save a checkpoint of its own in the middle of a round.
+        """
+        connector = trainer._signal_connector
+        self.signal = int(signal.SIGTERM) if connector.received_sigterm else 0
+        connector.received_sigterm = False
+        signals = {int(signal.SIGTERM)}
+        if (requeue := _requeue_signal(trainer)) is not None:
+            signals.add(requeue)
+        for number in signals:
+            # Lightning puts the former handlers back when training has ended.
+            connector._register_signal(signal.Signals(number), self._on_signal)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Leave a validation: the state before it is saved. Several processes end it first, they cannot agree here."""
+        if self.signal and trainer.world_size == 1 and not trainer.sanity_checking and self.last:
+            assert self.loop is not None
+            self._leave(trainer, self.loop.batch_progress.total.completed)
+
+    def _leave(self, trainer: L.Trainer, number: int) -> None:
+        name = signal.Signals(self.signal or signal.SIGTERM).name
+        if trainer.is_global_zero:
+            print(
+                f"{name}: round {number} is saved in {self.files.path / self.last}. {self.how_to_go_on()}", flush=True
+            )
+            if self.signal and self.signal == _requeue_signal(trainer):
+                _requeue()
+        raise Preempted(0)
+
+    def how_to_go_on(self) -> str:
+        """The command with which to resume."""
+        return f"Go on with: python -m mrg fit --config {self.run_folder / 'config.yaml'} --resume auto"
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say what a run that was broken off left behind."""
+        if isinstance(exception, Preempted) or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.last:
+            print(f"\nThe last checkpoint is {self.files.path / self.last}. {self.how_to_go_on()}", flush=True)
+        elif isinstance(exception, KeyboardInterrupt):
+            print("\nInterrupted before the first checkpoint: see --save_every.", flush=True)
+
+
+def _requeue_signal(trainer: L.Trainer) -> int | None:
+    """The signal on which SLURM expects the job to end and to be queued again."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        return int(environment.requeue_signal or signal.SIGUSR1)
+    return None
+
+
+def _requeue() -> None:
+    job = str(SLURMEnvironment.job_id())
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
+        problem = done.stderr.strip() if done.returncode else ""
+    except (OSError, subprocess.SubprocessError) as error:
+        problem = str(error)
+    print(f"SLURM job {job} {'could not be requeued: ' + problem if problem else 'is queued again'}.", flush=True)
