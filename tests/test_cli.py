@@ -115,7 +115,10 @@ def test_a_run_is_not_written_over(tmp_path, tree, capsys):
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     code, message = failure(capsys, ["fit", *sft(tmp_path)])
     assert code == 2
-    assert message == f"mrg: Run folder {run} holds a run already: choose another --name, or pass --overwrite true."
+    assert message == (
+        f"mrg: Run folder {run} holds a run already: go on with --resume auto, choose another --name, or pass "
+        "--overwrite true."
+    )
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     main(["fit", *sft(tmp_path, "--overwrite=true")])
     assert (run / "metrics-1.csv").read_bytes() == before[run / "metrics.csv"]
@@ -136,7 +139,7 @@ def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, tree, capsys):
     main(["fit", *sft(tmp_path, "--name=other")])
     run = tmp_path / "runs" / "iu_tiny_sft"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    foreign = tmp_path / "runs" / "other" / "checkpoints" / "last.ckpt"
+    foreign = tmp_path / "runs" / "other" / "checkpoints" / "best.ckpt"
     for checkpoint, message in ((foreign, "holds a run already"), (run / "lost.ckpt", "lost.ckpt does not exist")):
         code, text = failure(capsys, ["fit", *sft(tmp_path, f"--ckpt_path={checkpoint}")])
         assert (code, message in text) == (2, True)
@@ -144,13 +147,26 @@ def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, tree, capsys):
 
 
 def test_resumed_run_goes_on_where_it_stopped(tmp_path, tree):
-    main(["fit", *sft(tmp_path, "--name=whole", "--trainer.max_steps=4")])
-    main(["fit", *sft(tmp_path, "--name=parts")])
-    last = tmp_path / "runs" / "parts" / "checkpoints" / "last.ckpt"
-    main(["fit", *sft(tmp_path, "--name=parts", "--trainer.max_steps=4", f"--ckpt_path={last}")])
-    with (tmp_path / "runs" / "parts" / "metrics.csv").open() as file:
-        assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == ["3"]
-    assert (tmp_path / "runs" / "parts" / "metrics-1.csv").is_file()
+    """By any of the three ways to name its checkpoint, and with the same weights as in one go."""
+    runs = tmp_path / "runs"
+    more = "--trainer.max_steps=4"
+    main(["fit", *sft(tmp_path, "--name=whole", more)])
+    ways = {"auto": "--resume=auto", "named": "--resume={}", "lightning": "--ckpt_path={}"}
+    for name, way in ways.items():
+        main(["fit", *sft(tmp_path, f"--name={name}")])
+        first = runs / name / "checkpoints" / "round-00000002.ckpt"
+        assert first.samefile(runs / name / "checkpoints" / "best.ckpt")
+        main(["fit", *sft(tmp_path, f"--name={name}", more, way.format(first))])
+        with (runs / name / "metrics.csv").open() as file:
+            assert [row["step"] for row in csv.DictReader(file) if row["val/loss"]] == ["1", "3"]
+        whole, parts = (runs / n / "checkpoints" / "round-00000004.ckpt" for n in ("whole", name))
+        a, b = (torch.load(path, weights_only=True)["state_dict"] for path in (whole, parts))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        # Saved is how to train such a run, not how this one was resumed: `test` must not take this checkpoint for best.
+        config = (runs / name / "config.yaml").read_text()
+        assert "ckpt_path: null" in config
+        assert "max_steps: 4" in config
+        assert str(first) not in config
 
 
 def test_predictions_of_two_processes_are_those_of_one(tmp_path, tree):

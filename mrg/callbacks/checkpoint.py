@@ -61,7 +61,7 @@ class Checkpoints(Checkpoint):
         self.place = ROUND
         self.validated = False
         self.signal = 0
-        self.saved_rng: list[dict[str, Any]] = []
+        self.rank_state: dict[str, Any] = {}
         self.resumed: dict[str, Any] = {}
         self.number = 0
         self.loop: RoundLoop | None = None
@@ -71,7 +71,7 @@ class Checkpoints(Checkpoint):
         """Give the trainer boundaries."""
         if stage == "fit":
             self.trainer = trainer
-            self.loop = install(trainer, self.boundary, self.take_up, self.restore_rng)
+            self.loop = install(trainer, self.boundary, self.take_up, self.before_rounds)
 
     # Saving
 
@@ -121,7 +121,7 @@ class Checkpoints(Checkpoint):
                 problem = str(error)
         # Sharded weights are gathered by all ranks.
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        checkpoint["rng"] = self._gather(trainer, rng_state())
+        checkpoint["ranks"] = self._gather(trainer, self._rank_state(trainer))
         if trainer.is_global_zero and not problem:
             try:
                 self.files.save(name, checkpoint, self.best)
@@ -143,6 +143,13 @@ class Checkpoints(Checkpoint):
             "should_stop": bool(trainer is not None and trainer.should_stop),
             "lines": {name: count_lines(self.run_folder / name) for name in LOGS},
         }
+
+    def _rank_state(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What each process has of its own: generators, and gradients that wait for more batches."""
+        assert self.loop is not None
+        waiting = trainer.accumulate_grad_batches > 1 and self.loop._should_accumulate()
+        own = trainer.lightning_module.named_parameters() if waiting else []
+        return {"rng": rng_state(), "gradients": {name: p.grad.cpu() for name, p in own if p.grad is not None}}
 
     @staticmethod
     def _gather(trainer: L.Trainer, value: Any) -> list[Any]:
@@ -171,18 +178,18 @@ class Checkpoints(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state is None or "rng" not in checkpoint:
+        if state is None or "ranks" not in checkpoint:
             raise ValueError(
                 f"{trainer.ckpt_path} holds no state to go on from: resume from a round-*.ckpt of `python -m mrg fit`."
             )
-        if len(checkpoint["rng"]) != trainer.world_size:
+        if len(checkpoint["ranks"]) != trainer.world_size:
             raise ValueError(
-                f"{trainer.ckpt_path} was written by {len(checkpoint['rng'])} processes, but this run has "
+                f"{trainer.ckpt_path} was written by {len(checkpoint['ranks'])} processes, but this run has "
                 f"{trainer.world_size}: use as many (trainer.devices, trainer.num_nodes)."
             )
         assert self.loop is not None
         self.loop.resumed = state["place"]
-        self.resumed, self.saved_rng = state, checkpoint["rng"]
+        self.resumed, self.rank_state = state, checkpoint["ranks"][trainer.global_rank]
         self.number = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
         trainer.should_stop = state["should_stop"]
 
@@ -218,11 +225,14 @@ class Checkpoints(Checkpoint):
             if held < count:
                 print(f"{self.run_folder / file} holds {held} of {count} lines: its history has a gap.", flush=True)
 
-    def restore_rng(self) -> None:
-        """Put this rank's generators back, right before the first batch."""
+    def before_rounds(self) -> None:
+        """Put back what this process had of its own, right before the first batch."""
         assert self.trainer is not None
-        set_rng_state(self.saved_rng[self.trainer.global_rank])
-        self.saved_rng = []
+        for name, parameter in self.trainer.lightning_module.named_parameters():
+            if name in self.rank_state["gradients"]:
+                parameter.grad = self.rank_state["gradients"][name].to(parameter.device)
+        set_rng_state(self.rank_state["rng"])
+        self.rank_state = {}
 
     # Ending
 

@@ -274,9 +274,7 @@ class ReportModule(L.LightningModule):
         if wrong or checkpoint.get("identity") != self._identity():
             name = wrong[0] if wrong else "its tokenizer or frozen base"
             if name in own and name in given and ".lora_A." in name:
-                name = (
-                    f"its adapter has rank {len(given[name])} and model.init_args.lora.rank is {own[name][0]}; {name}"
-                )
+                name = f"its adapter has rank {len(given[name])}, model.init_args.lora.rank is {own[name][0]}: {name}"
             raise ValueError(
                 f"The checkpoint does not fit the policy {self.source!r}: {name} differs. "
                 "Use the run's own configuration and data."

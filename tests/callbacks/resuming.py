@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import lightning as L
@@ -28,7 +27,7 @@ from mrg.modules.sft import SFTModule
 SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 8, "max_pixels": 56 * 56, "warmup_steps": 2}
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818
     """The run is broken off, as if the process had died."""
 
 
@@ -67,7 +66,7 @@ class Lengths:
 
 def module_of(kind, policy, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
-    options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.2), "learning_rate": 1e-2, **settings}
+    options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
     if kind == "grpo":
         module = GRPOModule(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options})
         module.reward = Lengths()
@@ -114,9 +113,11 @@ def outcome(folder):
     """All that must be equal: the last and the best checkpoint, the metrics without times, the samples, the policy."""
     folder = Path(folder)
     found = {}
-    for name in (Path(newest(folder)).name, "best.ckpt"):
+    for name in {Path(newest(folder)).name, "best.ckpt"} & {path.name for path in (folder / "checkpoints").iterdir()}:
         state = torch.load(folder / "checkpoints" / name, weights_only=True)
-        parts = {key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "rng", "epoch")}
+        parts = {
+            key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "ranks", "epoch")
+        }
         found[name] = leaves({**parts, "data": state["DemoDataModule"]})
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -164,5 +165,4 @@ def differences(folder, other):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    begun = time.monotonic()
     fit(**json.loads(Path(sys.argv[1]).read_text()))
