@@ -125,6 +125,10 @@ def _complete(processor: Any) -> None:
 
 def save_processor(processor: Any, folder: str | Path) -> None:
     """Write what `load_policy` and transformers load a processor from."""
+    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # it remembers how its last texts were padded, which would be written, too
+        backend.no_padding()
+        backend.no_truncation()
     if isinstance(processor, StillImageProcessor):
         processor.tokenizer.save_pretrained(folder)
     else:
