@@ -112,6 +112,7 @@ def kill_in(folder: Path, command: Command, rng: random.Random, seconds: float, 
     """Wait for the moment and kill; what was found then."""
     checkpoints = folder / "checkpoints"
     kill: dict[str, Any] = {"aim": "writing" if aimed else "any moment"}
+    stale = {entry.name for entry in temporary_files(checkpoints)}  # of the kill before
     if aimed:
         # The so-many-th file in the making since now, each checkpoint and each manifest being one; then a moment more.
         wanted, delay = rng.randint(1, 2 * ROUNDS), rng.uniform(0, 0.01)
@@ -126,7 +127,8 @@ def kill_in(folder: Path, command: Command, rng: random.Random, seconds: float, 
     kill["seconds"] = round(time.monotonic() - command.started, 3)
     kill["exit"] = command.kill()
     files = CheckpointFolder(checkpoints)
-    kill["half_written"] = sorted(entry.name.split(".")[1] for entry in temporary_files(checkpoints))
+    torn = [entry.name for entry in temporary_files(checkpoints) if entry.name not in stale]
+    kill["half_written"] = sorted(name.split(".")[1] for name in torn)
     kill["not_in_manifest"] = sorted(set(files.names()) - set(files.manifest()))
     path, damaged = files.newest()
     kill["newest"] = path.name if path else None
