@@ -83,13 +83,19 @@ class MrgCLI(LightningCLI):
         best = self.folder / "checkpoints" / "best.ckpt"
         if config.ckpt_path is None:
             config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
-        elif not Path(config.ckpt_path).is_file():
+        elif not Path(config.ckpt_path).exists():
             raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
+        sharded = config.ckpt_path is not None and Path(config.ckpt_path).is_dir()
+        if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
+            raise UserError(
+                f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
+                f"make one file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {config.ckpt_path}."
+            )
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
 
     def _guard(self, checkpoint: str | None, overwrite: bool) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
-        if checkpoint and not Path(checkpoint).is_file():
+        if checkpoint and not Path(checkpoint).exists():
             raise UserError(f"Checkpoint {checkpoint} does not exist: check --ckpt_path.")
         resumes = bool(checkpoint) and self.folder.resolve() in Path(str(checkpoint)).resolve().parents
         if (self.folder / "config.yaml").exists() and not (overwrite or resumes):
@@ -127,7 +133,7 @@ class MrgCLI(LightningCLI):
 
 
 def _checkpoint(best: Path, policy: str) -> str | None:
-    if best.is_file():
+    if best.exists():
         return str(best)
     if (best.parents[1] / "config.yaml").is_file():
         raise UserError(

@@ -12,6 +12,7 @@ import mrg
 from mrg.files import append_lines, write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
+from mrg.strategy import FSDP2
 
 
 class ResultWriter(L.Callback):
@@ -47,10 +48,15 @@ class ResultWriter(L.Callback):
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
         assert isinstance(pl_module, ReportModule)
         best = self.folder / "checkpoints" / "best.ckpt"
-        if trainer.is_global_zero and best.is_file():
+        if not trainer.strategy.broadcast(best.exists()):
+            return
+        if isinstance(trainer.strategy, FSDP2):
+            trainer.strategy.load_checkpoint(best)
+        else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-            pl_module.writer.save(self.folder / "policy")
+        pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
+        if trainer.is_global_zero:
             print(f"Best checkpoint: {best}\nPolicy: {self.folder / 'policy'}", flush=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
