@@ -73,7 +73,7 @@ class ResultWriter(L.Callback):
             [row["target"] for row in rows],
             pl_module.labeler,
             pl_module.margin,
-            {"model": rate},
+            {"model": rate} if pl_module.trained else None,
             [("model", name) for name in baselines],
         )
         protocol = {

@@ -70,6 +70,8 @@ class ReportModule(L.LightningModule):
     """
 
     labeler: Labeler
+    trained = True
+    """Whether it has weights to train, to keep in checkpoints and to export."""
 
     def __init__(
         self,
