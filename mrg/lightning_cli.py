@@ -57,6 +57,9 @@ class MrgCLI(LightningCLI):
         """The run's place, and by what its best checkpoint is chosen."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="this run's folder in --runs")
+        parser.add_argument(
+            "--into", type=str, default="", help="folder in the run's for what test and predict write about other data"
+        )
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a run folder that exists")
         parser.add_argument(
             "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
@@ -123,7 +126,8 @@ class MrgCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
-        own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
+        into = "" if self.subcommand == "fit" else str(self.config[self.subcommand].into)
+        own: list[Any] = [ResultWriter(self.folder / into), *(kwargs.pop("callbacks", None) or [])]
         trainer = dict(self._get(self.config_init, "trainer", default={}))
         if trainer.get("enable_model_summary") is None:
             trainer["enable_model_summary"] = False

@@ -96,6 +96,7 @@ class RexrankDataModule(ReportDataModule):
         submission = {row["id"]: {**self.entries[row["id"]], "model_prediction": row["prediction"]} for row in rows}
         write_json(folder / "rexrank.json", submission)
         print(f"{len(rows)} of {len(self.entries)} studies for ReXrank: {folder / 'rexrank.json'}", flush=True)
+        print(f"Score it: python -m mrg.metrics {folder / 'rexrank.json'} --target {REFERENCES[self.reference]}")
 
     def _study(self, name: str, entry: Mapping[str, Any], finder: ImageFinder) -> Study:
         paths, positions = entry["image_path"], entry.get("frontal_lateral")

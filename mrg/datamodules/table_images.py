@@ -18,7 +18,7 @@ class TableView(View):
     """A view whose image stays in the table until it is looked at; `image` is the name that messages call it by.
 
     Args:
-        rows: The `datasets.Dataset`, whose images are not decoded.
+        rows: The `datasets.Dataset` in Arrow's format, which leaves images as they are stored.
         place: Row, column, and place in the row's list of images, or -1 where there is one image.
     """
 
@@ -32,7 +32,7 @@ class TableView(View):
             ImageReadError: See `View.load`.
         """
         row, column, index = self.place
-        value = self.rows[row][column]
+        value = self.rows[row].column(column)[0].as_py()
         value = value if index < 0 else value[index]
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is None:
@@ -65,9 +65,7 @@ class StoredImages:
                 self.counts[name] = _present(rows, name)
             elif inner is not None and _holds_image(inner):
                 self.counts[name] = _lengths(rows, name)
-        for name in self.counts:
-            rows = rows.cast_column(name, _undecoded(rows.features[name]))
-        self.rows = rows
+        self.rows = rows.with_format("arrow")
 
     def views(self, column: str, row: int) -> list[View]:
         """The views of one row."""
@@ -83,16 +81,6 @@ def _holds_image(feature: Any) -> bool:
     import datasets
 
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in ("binary", "large_binary")
-
-
-def _undecoded(feature: Any) -> Any:
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    if isinstance(getattr(feature, "feature", None), datasets.Image):
-        return type(feature)(datasets.Image(decode=False))
-    return feature
 
 
 def _present(rows: Any, column: str) -> list[int]:

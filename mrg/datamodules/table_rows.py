@@ -100,8 +100,12 @@ class TableReader:
         """Read a `datasets.Dataset`; `split` is the name under which it was given, if any."""
         stored = StoredImages(rows, _several(self.columns.image), self.title)
         texts = [name for name in self.columns.names() if name not in stored.counts]
+        if not texts:
+            for number in range(len(rows)):
+                self._row({}, stored, number, split)
+            return
         number = 0
-        for block in rows.select_columns(texts).iter(batch_size=1000) if texts else ():
+        for block in rows.select_columns(texts).iter(batch_size=1000):
             for cells in zip(*block.values(), strict=True):
                 self._row(dict(zip(block, cells, strict=True)), stored, number, split)
                 number += 1

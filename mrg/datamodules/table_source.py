@@ -1,8 +1,8 @@
 """Tables of any kind as `datasets.Dataset`: CSV, JSON, JSON lines, Parquet, a saved folder, or a data set of the hub.
 
 Text stays text: an id such as 007 must not become the number 7, and "None" is a word until a column map says otherwise.
-Only the columns that are asked for are read. Rows lie on disk, as the `datasets` library keeps them, so that a table
-with the images in it may be larger than memory; JSON, which holds none, is read into memory.
+Rows lie on disk, as the `datasets` library keeps them, so that a table with the images in it may be larger than memory;
+of JSON, which holds none, the columns that are asked for are read into memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def open_table(
             (saved by `save_to_disk`, or of data files), or the id of a data set of the hub, with `:config` behind it
             where it has several.
         root: Folder to which `name` is relative.
-        columns: The columns to read; others are left out.
+        columns: The columns that it must have.
         encoding: Of CSV and JSON.
         delimiter: Of CSV; empty: a tab for .tsv, otherwise a comma.
         cache_dir: Where `datasets` keeps its copy of a table; empty: where it always does.
@@ -81,9 +81,11 @@ def _file(path: Path, kind: str, columns: Sequence[str], encoding: str, delimite
         options |= {"path": "parquet"}
     else:
         delimiter = delimiter or ("\t" if kind == ".tsv" else ",")
-        require(columns, _header(path, encoding, delimiter), str(path))
-        features = datasets.Features({name: datasets.Value("string") for name in columns})
-        options |= {"path": "csv", "sep": delimiter, "usecols": list(columns), "features": features}
+        names = _header(path, encoding, delimiter)
+        require(columns, names, str(path))
+        # Of all columns: with `usecols`, pandas would cut rows that are too long without a word.
+        features = datasets.Features({name: datasets.Value("string") for name in names})
+        options |= {"path": "csv", "sep": delimiter, "features": features}
         options |= {"keep_default_na": False, "encoding": _codec(encoding)}
     table = datasets.load_dataset(**options)
     require(columns, table.column_names, str(path))
@@ -104,7 +106,10 @@ def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
             f"Table {path}: its head names {len(names)} columns, but its first row has {len(first)} fields; check "
             "data.init_args.delimiter, or the quotes in the file."
         )
-    return names
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise AnnotationError(f"Table {path} has more than one column {repeated[0]!r}; rename all but one.")
+    return [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # as pandas calls a nameless column
 
 
 def _open(path: Path, encoding: str) -> IO[str]:
