@@ -128,6 +128,7 @@ class TableDataModule(ReportDataModule):
 
     def describe(self) -> str:
         """See `ReportDataModule`; also which table, and what was left out."""
+        self.setup()
         left_out = ", ".join(f"{count} with {what}" for what, count in self.removed.items() if count)
         text = f"{super().describe()} from {self.title}, {self.num_rows} rows"
         return f"{text}; left out: {left_out}" if left_out else text

@@ -128,11 +128,10 @@ def test_rows_of_images_become_studies(root):
     assert [(v.image.name, v.position) for v in first.views] == [("lat.png", "lateral"), ("pa.png", "frontal")]
     assert [(v.image.name, v.position) for v in second.views] == [("v.png", "")]
     frontal = module(root, columns=columns, split="test", row="image", positions=["frontal"])
-    frontal.setup()
-    assert [len(study.views) for study in frontal.splits["test"]] == [1]
     assert frontal.describe() == (
         "TableDataModule (train 0, val 0, test 1) from t.csv, 3 rows; left out: 1 with no frontal view"
     )
+    assert [len(study.views) for study in frontal.splits["test"]] == [1]
 
 
 @pytest.mark.parametrize("cell", ["a.png;b.png", '["a.png", "b.png"]', "['a.png', 'b.png']", " a.png ; b.png "])
