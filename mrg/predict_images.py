@@ -27,4 +27,5 @@ def with_images(args: Sequence[str]) -> list[str]:
         value = getattr(own, name)
         if value is not None:
             settings.append(f"--data.init_args.{name}={value}")
-    return [*others, f"--data={DATA}", *settings]
+    # The run may have been tested on a part of its data; of these images none may be left out.
+    return [*others, f"--data={DATA}", "--data.init_args.limit_test=0", *settings]

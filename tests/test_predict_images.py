@@ -19,6 +19,7 @@ def test_options_become_settings():
         "--name",
         "x",
         "--data=mrg.datamodules.images.ImagesDataModule",
+        "--data.init_args.limit_test=0",
         '--data.init_args.images=["a.png", "b c.png", "d"]',
         "--data.init_args.as_one_study=true",
     ]
@@ -39,6 +40,7 @@ def home(tmp_path_factory):
         f"--data.init_args.root={folder / 'data'}",
         "--data.init_args.variant=any",
         "--data.init_args.batch_size=4",
+        "--data.init_args.limit_test=3",
         "--data.init_args.num_workers=0",
         "--trainer.enable_progress_bar=false",
         "--trainer.max_steps=1",
@@ -87,6 +89,16 @@ def test_the_latest_run_and_several_images_as_one_study(home, capsys, monkeypatc
     run = Path("runs") / "iu_tiny"
     assert out.startswith(f"Latest run: {run}\npredict: {run / 'checkpoints' / 'best.ckpt'}\n\n0.png, 1.png\n")
     assert [row["images"] for row in lines(run / "images.jsonl")] == [["0.png", "1.png"]]
+
+
+def test_no_image_is_left_out_and_odd_names_are_names(home, capsys, monkeypatch):
+    """The run's own test split was cut to three studies."""
+    monkeypatch.chdir(home)
+    names = ["a b.png", "c[1].png", "it's.png", 'say "ah".png']
+    for name in names:
+        (home / name).write_bytes((home / "0.png").read_bytes())
+    main(["predict", "--images", *names, "--output", "odd.jsonl"])
+    assert [row["images"] for row in lines(home / "odd.jsonl")] == [[name] for name in names]
 
 
 def failure(capsys, argv):

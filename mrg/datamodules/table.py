@@ -86,6 +86,10 @@ class TableDataModule(ReportDataModule):
             raise ValueError("Rows that are images need data.init_args.columns.id, which says what study they are of.")
         if split == "column" and not columns.split:
             raise ValueError("A split by column needs data.init_args.columns.split, the name of the column.")
+        if set(positions or ()) - {"frontal", "lateral", ""}:
+            raise ValueError(
+                f"Expected data.init_args.positions to be of frontal, lateral and '', but got {positions}."
+            )
         if not 0 <= val_fraction < 1:
             raise ValueError(f"Expected data.init_args.val_fraction to be in [0, 1), but got {val_fraction}.")
         wrong = sorted(set((split_names or {}).values()) - {*SPLITS, "skip"})
@@ -191,6 +195,8 @@ class TableDataModule(ReportDataModule):
         return studies
 
     def _nothing_left(self, num_read: int) -> str:
+        if not num_read:
+            return f"Table {self.title} has no rows; copy it again."
         reasons = ", ".join(f"{count} with {what}" for what, count in self.removed.items() if count)
         return (
             f"Table {self.title}: none of its {num_read} studies is left: {reasons}. Check data.init_args.columns and "

@@ -129,9 +129,11 @@ class TableReader:
             self._note("stand in more than one row; set data.init_args.row to image if a row is an image", name)
         elif known.split != draft.split:
             self._note("are in more than one split", name)
-        elif known.report != draft.report:
+        elif known.report and draft.report and known.report != draft.report:
             self.contradicted.append(name)
         known.views.extend(draft.views)
+        for role in ("report", "indication", "patient"):  # where only some of its rows say so
+            setattr(known, role, getattr(known, role) or getattr(draft, role))
 
     def _note(self, problem: str, name: str) -> None:
         self.problems.setdefault(problem, []).append(name)

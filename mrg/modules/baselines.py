@@ -9,7 +9,7 @@ policy that looks at images must beat (Boag et al., 2020: nearest neighbours com
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,12 +117,11 @@ class NearestImage(Baseline):
     features are kept, in 16 bits: 2 kB for each training study at 32 by 32 pixels.
 
     Args:
-        features: `"pixels"` for small grey copies of the images, less their mean; `"encoder"` for what the vision tower
-            of a policy makes of them, averaged over the image.
-        size: Pixels along each side of the small copies.
-        policy: Hub id or folder of the policy whose tower is taken.
+        size: The features are grey copies of the images of so many pixels along each side, less their mean.
+        tower: Hub id or folder of a policy: the features are what its vision tower makes of the images, averaged over
+            an image's tokens. Empty takes pixels.
         dtype: Of that policy, see `load_policy`.
-        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        max_pixels: Pixel budget of one image of that policy; 0 keeps the checkpoint's own.
         margin: Of MCCS.
         labeler: See `ReportModule`.
     """
@@ -131,27 +130,19 @@ class NearestImage(Baseline):
 
     def __init__(
         self,
-        features: Literal["pixels", "encoder"] = "pixels",
         size: int = 32,
-        policy: str = "",
+        tower: str = "",
         dtype: str = "auto",
         max_pixels: int = 0,
         margin: float = 0.5,
         labeler: Labeler | None = None,
     ) -> None:
         super().__init__(margin, labeler)
-        if features not in ("pixels", "encoder"):
-            raise ValueError(f"Expected model.init_args.features to be 'pixels' or 'encoder', but got {features!r}.")
-        if (features == "encoder") != bool(policy):
-            raise ValueError(
-                "Features of an encoder need model.init_args.policy, the folder or hub id of the policy whose vision "
-                "tower is taken; pixels take none."
-            )
         if size < 2:
             raise ValueError(f"Expected model.init_args.size to be at least 2, but got {size}.")
-        self.size, self.tower = size, policy
+        self.size, self.tower = size, tower
         self.dtype_name, self.max_pixels = dtype, max_pixels
-        self.source += f" by {policy}" if policy else f" of {size} x {size} pixels"
+        self.source += f" by {tower}" if tower else f" of {size} x {size} pixels"
         self.known: Tensor = torch.empty(0)
         self.training_reports: list[str] = []
 

@@ -328,6 +328,7 @@ def test_a_table_that_does_not_exist(root):
         ({"split": "column", "columns": Columns("a")}, "needs data.init_args.columns.split"),
         ({"split_names": {"x": "dev"}}, "map to train, val, test or skip, not dev"),
         ({"val_fraction": 1.0}, "data.init_args.val_fraction"),
+        ({"positions": ["PA"]}, "data.init_args.positions to be of frontal, lateral and ''"),
     ],
 )
 def test_settings_that_cannot_be(root, settings, message):
@@ -350,6 +351,23 @@ def test_a_row_that_contradicts_an_earlier_one_of_its_study(root, caplog):
     assert "1 rows have another report than an earlier row of their study" in caplog.text
 
 
-def test_views_are_files(root):
-    write_csv(root / "t.csv")
-    assert module(root).read()["train"][0].views == (View(root / "images" / "a.png"),)
+def test_a_report_that_only_one_row_of_a_study_has(root):
+    rows = [{"s": "1", "a": "a.png", "f": "", "w": "Cough"}, {"s": "1", "a": "b.png", "f": "Two.", "w": ""}]
+    write_csv(root / "t.csv", rows)
+    columns = Columns("a", "f", id="s", indication="w")
+    study = module(root, columns=columns, split="test", row="image").read()["test"][0]
+    assert (study.report, study.indication) == ("Two.", "Cough")
+
+
+def test_a_table_without_rows(root):
+    features = datasets.Features({"a": datasets.Value("string"), "f": datasets.Value("string")})
+    datasets.Dataset.from_dict({"a": [], "f": []}, features=features).to_parquet(root / "t.parquet")
+    with pytest.raises(AnnotationError, match=r"^Table t\.parquet has no rows"):
+        module(root, "t.parquet", Columns("a", "f"), "test").read()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_views_are_files(root, absolute):
+    path = root / "images" / "a.png"
+    write_csv(root / "t.csv", [{"a": path if absolute else "a.png"}])
+    assert module(root, columns=Columns("a"), split="test").read()["test"][0].views == (View(path),)

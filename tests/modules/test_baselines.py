@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from mrg.cli import main
@@ -87,19 +86,22 @@ def test_batches_and_blocks_change_nothing(tree):
     assert [row["prediction"] for row in predictions(tree, "nearest_image")] == NEAREST
 
 
+def test_by_class_in_the_place_of_a_model_with_a_policy(tree):
+    main(options(tree, "--model=mrg.modules.baselines.NearestImage", "--name=class"))
+    assert [row["prediction"] for row in predictions(tree, "class")] == NEAREST
+
+
 def test_by_class_with_the_tower_of_a_policy(tree, policy):
     policy.save(tree / "policy")
     model = "mrg.modules.baselines.NearestImage"
-    tower = ["--model.init_args.features=encoder", f"--model.init_args.policy={tree / 'policy'}"]
-    before = torch.random.get_rng_state()
+    tower = [f"--model.init_args.tower={tree / 'policy'}", "--model.init_args.dtype=auto"]
     for index, source in enumerate((2, 0, 5)):  # to the tower, unlike to pixels, brightness matters
         image = (tree / "data" / "images" / f"train{source}" / "0.png").read_bytes()
         (tree / "data" / "images" / f"test{index}" / "0.png").write_bytes(image)
-    main(options(tree, f"--model={model}", *tower, "--name=encoder"))
-    assert [row["prediction"] for row in predictions(tree, "encoder")] == NEAREST
-    results = json.loads((tree / "runs" / "encoder" / "results.json").read_text())
+    main(options(tree, f"--model={model}", *tower, "--name=tower"))
+    assert [row["prediction"] for row in predictions(tree, "tower")] == NEAREST
+    results = json.loads((tree / "runs" / "tower" / "results.json").read_text())
     assert results["protocol"]["policy"] == f"baseline: nearest image by {tree / 'policy'}"
-    torch.random.set_rng_state(before)
 
 
 def test_validate_and_predict(tree, capsys):
@@ -121,10 +123,8 @@ def test_what_a_baseline_refuses(tree, capsys):
     for command in ("fit", "export"):
         line = failure(capsys, options(tree, config("constant_normal"), command=command))
         assert "ConstantNormal is a baseline, which is not trained" in line
-    line = failure(capsys, options(tree, config("nearest_image"), "--model.init_args.features=encoder"))
-    assert "need model.init_args.policy" in line
-    line = failure(capsys, options(tree, config("nearest_image"), "--model.init_args.policy=/some/policy"))
-    assert "pixels take none" in line
+    line = failure(capsys, options(tree, config("nearest_image"), "--model.init_args.tower=/no/such/policy"))
+    assert "Policy '/no/such/policy' is not a checkpoint" in line
     line = failure(capsys, options(tree, config("nearest_image"), "--model.init_args.size=1"))
     assert "model.init_args.size to be at least 2, but got 1" in line
     image = str(tree / "data" / "images" / "test0" / "0.png")
