@@ -91,6 +91,27 @@ def test_the_latest_run_and_several_images_as_one_study(home, capsys, monkeypatc
     assert [row["images"] for row in lines(run / "images.jsonl")] == [["0.png", "1.png"]]
 
 
+@pytest.mark.parametrize("name", ["iu_tiny_sft", "iu_tiny"])
+def test_a_run_on_a_file_of_rexrank(home, name, capsys, monkeypatch):
+    """A submission of a finished run: into a folder of its own, the same completions, the run's results untouched."""
+    monkeypatch.chdir(home)
+    run = home / "runs" / name
+    entries = {f"s{k}": {"image_path": [f"{k}.png"], "section_findings": "Clear.", "age": k} for k in range(3)}
+    (home / "rexrank.json").write_text(json.dumps(entries))
+    configs = [f"--config={run / 'config.yaml'}", f"--config={CONFIGS / 'data' / 'rexrank.yaml'}"]
+    data = [f"--data.init_args.{key}" for key in ("root=.", "file=rexrank.json", "images=.")]
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    main(["predict", *configs, *data])
+    written = json.loads((run / "rexrank" / "rexrank.json").read_text())
+    expected = [row["prediction"] for row in lines(run / "predict.jsonl")]
+    assert [entry.pop("model_prediction") for entry in written.values()] == expected
+    assert written == entries
+    main(["test", *configs, *data])
+    assert json.loads((run / "rexrank" / "results.json").read_text())["num_studies"] == 3
+    assert "most frequent report" not in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
 def test_no_image_is_left_out_and_odd_names_are_names(home, capsys, monkeypatch):
     """The run's own test split was cut to three studies."""
     monkeypatch.chdir(home)

@@ -107,6 +107,8 @@ class ReportDataModule(L.LightningDataModule):
     def _loader(self, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Study]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+        if not len(studies):
+            raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
         return DataLoader(
             StudyDataset(studies),
             batch_size=batch_size,

@@ -195,8 +195,6 @@ class TableDataModule(ReportDataModule):
         return studies
 
     def _nothing_left(self, num_read: int) -> str:
-        if not num_read:
-            return f"Table {self.title} has no rows; copy it again."
         reasons = ", ".join(f"{count} with {what}" for what, count in self.removed.items() if count)
         return (
             f"Table {self.title}: none of its {num_read} studies is left: {reasons}. Check data.init_args.columns and "

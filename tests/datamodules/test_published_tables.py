@@ -175,6 +175,20 @@ def test_the_example_names_every_setting():
     assert set(shown["columns"]) == set(whole["columns"])
 
 
+def test_a_split_that_is_in_use_and_empty_is_one_line(tmp_path, capsys):
+    """Whoever makes everything test has nothing to validate on."""
+    write_chexpert_plus(tmp_path)
+    files = ["iu.yaml", "data/chexpert_plus.yaml", "baselines/constant_normal.yaml"]
+    options = [f"--data.init_args.root={tmp_path}", "--data.init_args.split=test", "--data.init_args.split_names=null"]
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", *(f"--config={CONFIGS / file}" for file in files), *options, f"--runs={tmp_path / 'runs'}"])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(
+        "mrg: There are no studies to load: TableDataModule (train 0, val 0, test 3) from df_chexpert"
+    )
+
+
 def test_a_baseline_is_tested_on_a_published_table(tmp_path, capsys):
     write_chexpert_plus(tmp_path)
     files = ["iu.yaml", "data/chexpert_plus.yaml", "baselines/nearest_image.yaml"]
