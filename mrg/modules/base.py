@@ -72,6 +72,8 @@ class ReportModule(L.LightningModule):
     """
 
     labeler: Labeler
+    trained = True
+    """Whether it has weights to train, to keep in checkpoints and to export."""
 
     def __init__(
         self,
@@ -143,11 +145,16 @@ class ReportModule(L.LightningModule):
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
         if self.policy is None:
-            self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
+            reports = data.train_reports() if self.source == "tiny" else []
+            self.policy = self.load(reports) if reports or self.source != "tiny" else self._load_saved()
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
-        if self.use_indication and not any(study.indication for part in data.splits.values() for study in part):
+        if (
+            self.use_indication
+            and stage != "predict"
+            and not any(study.indication for part in data.splits.values() for study in part)
+        ):
             raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
         data.collator = StudyCollator(
             self.policy.processor, self.prompt, self.use_indication, self.max_views, self.max_prompt_length
@@ -158,6 +165,20 @@ class ReportModule(L.LightningModule):
         if self.device_mesh is not None and not self.writer.sharded:
             self._identity()  # needs whole weights
             shard(self.writer, self.device_mesh["data_parallel"])
+
+    def _load_saved(self) -> Policy:
+        """The run's tiny policy as `fit` saved it: without training reports there is no other way to its tokenizer.
+
+        Raises:
+            ValueError: If the run did not save one.
+        """
+        folder = Path(self.trainer.default_root_dir) / "policy"
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"The tokenizer of a tiny policy is made from training reports, which these data do not have, and "
+                f"{folder} holds no policy: let `fit` finish, or use the run's own data."
+            )
+        return load_policy(str(folder), train_vision=True, shared_prefix=self.shared_prefix)
 
     def load(self, reports: list[str]) -> Policy:
         """Build or load the policy that the settings name."""
