@@ -1,0 +1,94 @@
+"""The run's gallery: one page with every study's images, reference, generated report and verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from mrg.datamodules.study import Study
+from mrg.files import read_lines
+from mrg.modules.base import ReportModule
+from mrg.pages.gallery import Gallery
+from mrg.pages.pictures import Pictures
+
+PAGE = "gallery.html"
+PREDICT_PAGE = "gallery-predict.html"
+
+
+class GalleryWriter(L.Callback):
+    """Writes gallery.html into the run folder after `test` and `predict`, from what `ResultWriter` left there.
+
+    After `predict` there is no reference, so the page of a run that has been tested stays: the new one is then called
+    gallery-predict.html.
+
+    Args:
+        write: Whether to write it.
+        images: `"embed"`, `"link"` or `"none"`: see `mrg.pages.pictures.Pictures`.
+        image_size: Longest side of an embedded image in pixels, where `megabytes` allow.
+        quality: Of the embedded JPEG.
+        megabytes: Budget of the embedded images.
+        max_studies: Show only so many studies, those with the lowest MCCS.
+    """
+
+    def __init__(
+        self,
+        write: bool = True,
+        images: str = "embed",
+        image_size: int = 512,
+        quality: int = 75,
+        megabytes: float = 40.0,
+        max_studies: int = 5000,
+    ) -> None:
+        if max_studies < 1:
+            raise ValueError(f"Expected gallery.max_studies to be at least 1, but got {max_studies}.")
+        self.write, self.max_studies = write, max_studies
+        self.pictures = Pictures(images, image_size, quality, megabytes)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the page of the tested studies."""
+        if self.write and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            self._write(trainer, pl_module, folder / PAGE, "predictions.jsonl", results)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the page of reports without references."""
+        if self.write and trainer.is_global_zero:
+            folder = Path(trainer.default_root_dir)
+            name = PREDICT_PAGE if (folder / "predictions.jsonl").exists() else PAGE
+            self._write(trainer, pl_module, folder / name, "predict.jsonl", None)
+
+    def _write(
+        self, trainer: L.Trainer, module: L.LightningModule, page: Path, rows: str, results: Mapping[str, Any] | None
+    ) -> None:
+        assert isinstance(module, ReportModule)
+        systems = {"model": read_lines(page.parent / rows)}
+        if not systems["model"]:
+            return
+        wanted = {row["id"] for row in systems["model"]}
+        studies = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+        gallery = Gallery(
+            systems,
+            module.labeler,
+            module.margin,
+            **of_studies({study.id: study for study in studies if study.id in wanted}),
+            max_views=module.max_views,
+            results=results,
+            title=f"{page.parent.name}: {len(wanted):,} studies",
+            max_studies=self.max_studies,
+            pictures=self.pictures,
+        )
+        gallery.write(page)
+        print(f"Gallery: {page}", flush=True)
+
+
+def of_studies(studies: Mapping[str, Study]) -> dict[str, Any]:
+    """What a `Gallery` shows of the studies besides reports."""
+    return {
+        "views": {name: study.views for name, study in studies.items()},
+        "indications": {name: study.indication for name, study in studies.items()},
+    }
