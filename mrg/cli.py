@@ -1,8 +1,8 @@
 """The command line: `python -m mrg {fit,validate,test,predict,export,compare,demo}`.
 
-`demo` and `compare` are dispatched before Lightning is imported; the others are Lightning's own, with a run folder around them:
-`<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json, gallery.html
-and, from `predict`, predict.jsonl.
+`demo` and `compare` are dispatched before Lightning is imported; the others are Lightning's own, with a run folder
+around them: `<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json,
+gallery.html and, from `predict`, predict.jsonl.
 """
 
 from __future__ import annotations

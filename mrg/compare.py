@@ -68,12 +68,13 @@ def compare(
     """
     from mrg.metrics.compare import compare_systems, format_comparison
     from mrg.metrics.predictions import align, read_predictions
-    from mrg.pages.gallery import Gallery
+    from mrg.pages.gallery import Gallery, of_studies
     from mrg.pages.pictures import Pictures
     from mrg.pages.runs import Run
 
     if num_trials < 1:
         raise ValueError(f"Expected --trials to be at least 1, but got {num_trials}.")
+    pictures = Pictures(images, megabytes=megabytes)
     page = output or run_a / f"compare-{run_b.resolve().name}.html"
     if page.is_dir() or not page.parent.is_dir():
         raise ValueError(f"{page} cannot be written: name a file in a folder that exists with --output.")
@@ -83,9 +84,10 @@ def compare(
     second = align(first, second, names)
     margin = _margin(runs, names) if margin is None else margin
     labeler = _labeler(chexbert)
-    result = compare_systems(
-        first.preds, second.preds, first.target, labeler, first.ids, margin, num_trials, seed
-    )  # fmt: skip
+    for run, name in zip(runs, names, strict=True):
+        if (tested := run.results.get("labeler", labeler.name)) != labeler.name:
+            print(f"{name} was tested with the labeler {tested}; here both are read by {labeler.name}.")
+    result = compare_systems(first.preds, second.preds, first.target, labeler, first.ids, margin, num_trials, seed)
     print(format_comparison(result, names, num_changed), flush=True)
     by_id = {str(row["id"]): row for row in runs[1].rows}
     systems = dict(zip(names, (runs[0].rows, [by_id[name] for name in first.ids]), strict=True))
@@ -94,12 +96,12 @@ def compare(
         {name: [{**row, "id": str(row["id"])} for row in rows] for name, rows in systems.items()},
         labeler,
         margin,
-        {name: study.views for name, study in studies.items()},
-        {name: study.indication for name, study in studies.items()},
+        **of_studies(studies),
+        max_views=runs[0].max_views,
         results=_beside_baselines(systems, runs, labeler, margin, seed),
         comparison=result,
         title=f"{names[0]} and {names[1]}, study by study",
-        pictures=Pictures(images, megabytes=megabytes),
+        pictures=pictures,
     )
     gallery.write(page)
     print(f"\nPage: {page}", flush=True)

@@ -90,9 +90,9 @@ class Demo:
 
     def write_gallery(self, results: Mapping[str, Any]) -> Path:
         """One page with all policies side by side, judged by GRPO's at first; returns its path."""
-        from mrg.callbacks.gallery import PAGE, of_studies
+        from mrg.callbacks.gallery import PAGE
         from mrg.metrics import RulesLabeler
-        from mrg.pages.gallery import Gallery
+        from mrg.pages.gallery import Gallery, of_studies
         from mrg.pages.runs import Run
 
         runs = {title: Run.read(self.folder / name) for title, name in FOLDERS.items() if title in self.seconds}

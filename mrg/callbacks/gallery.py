@@ -9,10 +9,9 @@ from typing import Any
 
 import lightning as L
 
-from mrg.datamodules.study import Study
 from mrg.files import read_lines
 from mrg.modules.base import ReportModule
-from mrg.pages.gallery import Gallery
+from mrg.pages.gallery import Gallery, of_studies
 from mrg.pages.pictures import Pictures
 
 PAGE = "gallery.html"
@@ -44,7 +43,7 @@ class GalleryWriter(L.Callback):
         max_studies: int = 5000,
     ) -> None:
         if max_studies < 1:
-            raise ValueError(f"Expected gallery.max_studies to be at least 1, but got {max_studies}.")
+            raise ValueError(f"Expected `max_studies` of a gallery to be at least 1, but got {max_studies}.")
         self.write, self.max_studies = write, max_studies
         self.pictures = Pictures(images, image_size, quality, megabytes)
 
@@ -84,11 +83,3 @@ class GalleryWriter(L.Callback):
         )
         gallery.write(page)
         print(f"Gallery: {page}", flush=True)
-
-
-def of_studies(studies: Mapping[str, Study]) -> dict[str, Any]:
-    """What a `Gallery` shows of the studies besides reports."""
-    return {
-        "views": {name: study.views for name, study in studies.items()},
-        "indications": {name: study.indication for name, study in studies.items()},
-    }

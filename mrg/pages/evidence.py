@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol, TypeAlias
 
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
@@ -55,7 +56,7 @@ def cut(text: str, mentions: Sequence[Mention], labels: Sequence[int], kinds: Se
             shown.append((mention.mention_start, mention.mention_end, kinds[index], index))
     edges = sorted({0, len(text), *(place for start, end, *_ in shown for place in (start, end))})
     pieces: list[Piece] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         marks = [[kind, index] for first, stop, kind, index in shown if first <= start and end <= stop]
         marks = [mark for place, mark in enumerate(marks) if mark not in marks[:place]]
         pieces.append([text[start:end], marks] if marks else text[start:end])

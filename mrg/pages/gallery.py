@@ -13,7 +13,7 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
-from mrg.datamodules.study import View
+from mrg.datamodules.study import Study, View
 from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.labels import Labeler, as_labels
 from mrg.metrics.mccs import mccs
@@ -123,7 +123,7 @@ class Gallery:
         """The data of each study, in the order of the rows; see the script for how it is read."""
         rows = _aligned(self.systems)
         target = [row["target"] for row in rows] if "target" in rows[0] else None
-        reference = None if target is None else as_labels(target, target, self.labeler)[0]
+        reference = None if target is None else as_labels(target, target, self.labeler)[0].cpu()
         studies = [
             {"id": row["id"], "place": place, "indication": self.indications.get(row["id"], ""), "outputs": []}
             for place, row in enumerate(rows)
@@ -133,7 +133,7 @@ class Gallery:
         found: list[Tensor] = []
         for own in self.systems.values():
             texts = [row["prediction"] for row in own]
-            labels, _ = as_labels(texts, texts, self.labeler)
+            labels = as_labels(texts, texts, self.labeler)[0].cpu()
             found.append(labels)
             for study, output in zip(studies, self._outputs(own, labels, reference), strict=True):
                 study["outputs"].append(output)
@@ -172,6 +172,14 @@ class Gallery:
     def _cut(self, text: str, labels: Sequence[int], kinds: Sequence[str]) -> list[Piece]:
         evidence = evidence_of(self.labeler)
         return [text] if evidence is None else cut(text, evidence(text), labels, kinds)
+
+
+def of_studies(studies: Mapping[str, Study]) -> dict[str, Any]:
+    """What a `Gallery` shows of the studies besides reports."""
+    return {
+        "views": {name: study.views for name, study in studies.items()},
+        "indications": {name: study.indication for name, study in studies.items()},
+    }
 
 
 def changes(preds: Tensor, other: Tensor, target: Tensor) -> list[dict[str, list[int]]]:

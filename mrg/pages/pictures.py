@@ -41,12 +41,14 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.images not in WAYS:
-            raise ValueError(f"Expected gallery.images to be 'embed', 'link' or 'none', but got {self.images!r}.")
+            raise ValueError(
+                f"Expected `images` of a gallery to be 'embed', 'link' or 'none', but got {self.images!r}."
+            )
         for name, value, low, high in (("image_size", self.image_size, 16, 4096), ("quality", self.quality, 1, 95)):
             if not low <= value <= high:
-                raise ValueError(f"Expected gallery.{name} to be from {low} to {high}, but got {value}.")
+                raise ValueError(f"Expected `{name}` of a gallery to be from {low} to {high}, but got {value}.")
         if self.megabytes <= 0:
-            raise ValueError(f"Expected gallery.megabytes to be above 0, but got {self.megabytes}.")
+            raise ValueError(f"Expected `megabytes` of a gallery to be above 0, but got {self.megabytes}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,5 +148,3 @@ def _link(view: View, folder: Path) -> dict[str, Any]:
         return {"link": quote(Path(os.path.relpath(path, folder.absolute())).as_posix())}
     except ValueError:  # another drive
         return {"link": path.as_uri()}
-
-

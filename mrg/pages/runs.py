@@ -47,10 +47,10 @@ class Run:
 
     def config(self) -> dict[str, Any]:
         """The run's configuration; empty where there is none."""
-        import yaml
+        from omegaconf import OmegaConf
 
         file = self.folder / "config.yaml"
-        return _mapping(yaml.safe_load(file.read_text("utf-8"))) if file.is_file() else {}
+        return _mapping(OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
 
     def studies(self) -> dict[str, Study]:
         """The tested studies by id: from the files that the rows name or, where some are gone, from the data again.

@@ -12,11 +12,11 @@
   const word = { stated: "1", possible: "3", "ruled out": "2" };
 
   const kinds = hasReference
-    ? [["", "anything"], ["error", "an error"], ["missed", "missed"], ["invented", "invented"], ["contradicted", "contradicted"],
+    ? [["", "any"], ["error", "any error"], ["missed", "missed"], ["invented", "invented"], ["contradicted", "contradicted"],
        ["uncertain", "uncertain"], ["right", "right"], ["clean", "no error"], ["format", "broken format"]]
-    : [["", "anything"], ["stated", "stated"], ["possible", "possible"], ["ruled out", "ruled out"]];
+    : [["", "any"], ["stated", "stated"], ["possible", "possible"], ["ruled out", "ruled out"]];
   if (several && hasReference) {
-    kinds.push(["differs", "a change"], ["gained", `gained: right in ${systems[0]} alone`], ["lost", `lost: right in ${systems[1]} alone`]);
+    kinds.push(["differs", "changed"], ["gained", `gained: right in ${systems[0]} alone`], ["lost", `lost: right in ${systems[1]} alone`]);
   }
   const orders = hasReference
     ? [["worst", "worst first"], ["best", "best first"], ["errors", "most errors first"], ["order", "order of the file"]]
@@ -148,12 +148,12 @@
       const names = (list) => list.map((at) => conditions[at]);
       const list = chips([["gained", names(own.change.gained)], ["lost", names(own.change.lost)]]);
       for (const item of list.children) item.title = `gained: right in ${systems[0]} alone; lost: right in ${systems[place]} alone`;
-      if (list.children.length) section.append(make("p", "score", `${systems[0]} against this:`), list);
+      if (list.children.length) section.append(make("p", "score", `${systems[0]}, compared with this:`), list);
     }
     if (own.report.length && plain(own.report).trim()) section.append(report(own.report));
     else {
-      section.append(make("p", "soft", "There is no report in what the model wrote:"));
-      section.append(report([own.completion || "(nothing)"]));
+      section.append(make("p", "soft", own.completion ? "There is no report in what the model wrote." : "The model wrote nothing."));
+      if (own.completion) section.append(fold("What it wrote", report([own.completion])));
     }
     if (own.thinking) section.append(fold("Thinking", report([own.thinking])));
     return section;
@@ -259,7 +259,9 @@
     const texts = make("div", "texts");
     if (hasReference) {
       const section = make("section");
-      section.append(make("h4", "", several ? `Reference, marked against ${systems[state.judge]}` : "Reference"), report(output(study).target));
+      section.append(make("h4", "", "Reference"));
+      if (several) section.append(make("p", "score", `marked against ${systems[state.judge]}`));
+      section.append(report(output(study).target));
       texts.append(section);
     }
     const shown = state.show === "judged" ? [state.judge] : systems.map((_, index) => index);
@@ -301,6 +303,7 @@
     const shown = matched.slice(first, first + state.size);
     const cards = shown.map((study) => card(places.get(study.id)));
     if (pinned >= 0) cards.unshift(card(pinned));
+    el("studies").classList.toggle("many", cards.length > 100); // then only those in view are laid out
     el("studies").replaceChildren(...cards);
     const total = studies.length;
     el("count").textContent = shown.length
@@ -356,8 +359,11 @@
     if (!el(`study-${place}`)) draw();
     highlight();
     if (scroll) {
-      el(`study-${place}`).scrollIntoView({ block: "start" });
+      const show = () => el(`study-${place}`)?.scrollIntoView({ block: "start" });
+      show();
       el(`heading-${place}`).focus({ preventScroll: true });
+      // Where only those in view are laid out, the heights of the others are guesses until they are.
+      if (el("studies").classList.contains("many")) requestAnimationFrame(() => requestAnimationFrame(show));
     }
   }
   function leave() {
@@ -407,7 +413,7 @@
     button.addEventListener("click", () => {
       state.condition = button.dataset.condition;
       refresh(true);
-      el("filters").scrollIntoView();
+      el("fold").scrollIntoView();
     });
   }
   el("previous").addEventListener("click", () => step(-1));
@@ -422,6 +428,7 @@
     event.preventDefault();
   });
   window.addEventListener("hashchange", follow);
+  el("fold").open = window.innerWidth > 768; // on a phone they would fill the screen
   refresh(false);
   follow();
 })();
