@@ -416,6 +416,7 @@
       el("fold").scrollIntoView();
     });
   }
+  el("down").addEventListener("click", () => el("legend").scrollIntoView());
   el("previous").addEventListener("click", () => step(-1));
   el("next").addEventListener("click", () => step(1));
   document.addEventListener("keydown", (event) => {
