@@ -123,7 +123,10 @@
   }
   function summary(study, own) {
     if (!hasReference) {
-      return chips(["stated", "possible"].map((kind) => [kind, conditions.filter((_, i) => i < numFindings && own.labels[i] === word[kind])]));
+      const said = chips(["stated", "possible"].map((kind) =>
+        [kind, conditions.filter((_, i) => i < numFindings && own.labels[i] === word[kind])]));
+      if (!said.children.length) said.append(make("li", "soft", "No finding."));
+      return said;
     }
     const list = chips(["missed", "invented", "contradicted", "uncertain", "right"].map((kind) =>
       [kind, conditions.filter((_, i) => i < numFindings && verdicts[own.verdicts[i]] === kind)]));
