@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import mrg
+from mrg.callbacks.gallery import PAGE, PREDICT_PAGE, GalleryWriter
 from mrg.callbacks.results import ResultWriter
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
@@ -64,6 +65,7 @@ class MrgCLI(LightningCLI):
         parser.add_argument(
             "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
         )
+        parser.add_class_arguments(GalleryWriter, "gallery")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint must not override the configuration and the command line (Lightning issue 20801)."""
@@ -125,7 +127,7 @@ class MrgCLI(LightningCLI):
             # A best checkpoint that stayed would pass for the new run's.
             for old in ("best.ckpt", "last.ckpt"):
                 (self.folder / "checkpoints" / old).unlink(missing_ok=True)
-            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl"):
+            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl", PAGE, PREDICT_PAGE):
                 (self.folder / old).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
@@ -133,7 +135,8 @@ class MrgCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
         into = "" if self.subcommand == "fit" else str(self.config[self.subcommand].into)
-        own: list[Any] = [ResultWriter(self.folder / into), *(kwargs.pop("callbacks", None) or [])]
+        own: list[Any] = [ResultWriter(self.folder / into), self._get(self.config_init, "gallery")]
+        own += kwargs.pop("callbacks", None) or []
         trainer = dict(self._get(self.config_init, "trainer", default={}))
         if trainer.get("enable_model_summary") is None:
             trainer["enable_model_summary"] = False

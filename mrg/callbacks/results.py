@@ -114,10 +114,10 @@ class ResultWriter(L.Callback):
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        rows = _gather(trainer, self.predicted, data.to_predict())
+        self.predicted = _gather(trainer, self.predicted, data.to_predict())
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            data.keep_predictions(rows, self.folder)
+            data.keep_predictions(self.predicted, self.folder)
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:

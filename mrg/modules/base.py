@@ -245,6 +245,7 @@ class ReportModule(L.LightningModule):
                 {
                     "id": study.id,
                     "images": [str(v.image) if not hasattr(v.image, "shape") else v.position for v in study.views],
+                    "positions": [v.position for v in study.views],
                     "prediction": part.report,
                     "thinking": part.thinking,
                     "completion": text,
