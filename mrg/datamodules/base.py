@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mrg.datamodules.study import Study
+from mrg.datamodules.study_table import StudyTable
 
 
 class StudyDataset(Dataset[Study]):
@@ -91,7 +92,8 @@ class ReportDataModule(L.LightningDataModule):
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
         self.setup()
-        return [study.report for study in self.splits["train"]]
+        studies = self.splits["train"]
+        return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Study]:
         if self.collator is None:
