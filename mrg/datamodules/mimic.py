@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mrg.datamodules.annotation import SPLITS, AnnotationError, DataNotFoundError
 from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.mimic_index import open_annotation, open_official, patients_folder
+from mrg.datamodules.mimic_index import NO_FILE, NOT_UTF8, open_annotation, open_official, patients_folder
 from mrg.datamodules.mimic_studies import MIMICReader, Selection, select
 from mrg.datamodules.mimic_tables import PUBLISHED_AT, find_table, read_table
 from mrg.datamodules.sections import RULES, SOURCES
@@ -156,7 +156,8 @@ class MIMICDataModule(ReportDataModule):
         self._check_missing(found, images)
         self.listed = {split: found.listed[split] for split in SPLITS}
         self.removed = dict(sum(found.removed.values(), Counter[str]()).most_common())
-        self.sections_found = {name: found.sections[name] for name in (*SOURCES, *RULES) if found.sections[name]}
+        known = (*SOURCES, NO_FILE, *RULES, NOT_UTF8)
+        self.sections_found = {name: found.sections[name] for name in known if found.sections[name]}
         for split in SPLITS:
             if self.listed[split] and not len(found.rows[split]):
                 reasons = ", ".join(f"{count:,} by {name!r}" for name, count in found.removed[split].most_common())

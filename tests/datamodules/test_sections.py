@@ -194,7 +194,7 @@ def test_an_addendum_is_not_part_of_the_report():
 @pytest.mark.parametrize(
     ("text", "body", "source"),
     [
-        (report("INDICATION: Fever.", " ", "Lungs clear.", " ", "No effusion."), "Lungs clear. No effusion.", "last paragraphs"),
+        (report("INDICATION: Fever.", " ", "Clear.", " ", "No effusion."), "Clear. No effusion.", "last paragraphs"),
         (report("CHEST RADIOGRAPH", " ", "The lungs are clear."), "The lungs are clear.", "last paragraphs"),
         (report("The lungs are clear.", " ", "No effusion."), "The lungs are clear. No effusion.", "whole report"),
         (report("INDICATION: Fever. The lungs are clear."), "Fever. The lungs are clear.", "last section"),
