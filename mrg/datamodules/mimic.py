@@ -132,6 +132,7 @@ class MIMICDataModule(ReportDataModule):
         self.min_words, self.prior, self.missing = min_words, prior, missing
         self.sections_found: dict[str, int] = {}
         self.listed: dict[str, int] = {}
+        self.most_images = 0
         self._opened: tuple[Dataset, Path] | None = None
 
     def prepare_data(self) -> None:
@@ -154,16 +155,16 @@ class MIMICDataModule(ReportDataModule):
             min_words = self.min_words
         found = select(table, reader, min_words, SPLITS)
         self._check_missing(found, images)
-        self.listed = {split: found.listed[split] for split in SPLITS}
+        self.listed, self.most_images = {split: found.listed[split] for split in SPLITS}, found.most_images
         self.removed = dict(sum(found.removed.values(), Counter[str]()).most_common())
         known = (*SOURCES, NO_FILE, *RULES, NOT_UTF8)
         self.sections_found = {name: found.sections[name] for name in known if found.sections[name]}
         for split in SPLITS:
             if self.listed[split] and not len(found.rows[split]):
-                reasons = ", ".join(f"{count:,} by {name!r}" for name, count in found.removed[split].most_common())
+                reasons = ", ".join(f"{name!r} took {count:,}" for name, count in found.removed[split].most_common())
                 raise AnnotationError(
-                    f"Of {self.listed[split]:,} studies of split {split!r} none is left: {reasons}; change "
-                    "the settings in data.init_args that these filters come from."
+                    f"No study of split {split!r} is left of {self.listed[split]:,}: {reasons}; change the settings in "
+                    "data.init_args that these filters come from."
                 )
         return {
             split: StudyTable(table, found.rows[split], reader, found.priors[split] if self.prior else None)
@@ -175,7 +176,8 @@ class MIMICDataModule(ReportDataModule):
         self.setup()
         counts = ", ".join(f"{split} {len(studies):,}" for split, studies in self.splits.items())
         if self.annotation:
-            text = f"MIMIC-CXR, R2Gen's annotation, one image per item: {counts}"
+            images = "one image" if self.most_images == 1 else f"up to {self.most_images} images"
+            text = f"MIMIC-CXR, R2Gen's annotation, {images} per item: {counts}"
             return text if self.listed == R2GEN_COUNTS else f"{text}; {_deviation(self.listed, R2GEN_COUNTS)}"
         filters = [
             "findings and impression" if self.sections == "both" else self.sections,
@@ -248,13 +250,14 @@ class MIMICDataModule(ReportDataModule):
             return
         first = ", ".join(found.missing[:_NUM_LISTED]) + (", …" if len(found.missing) > _NUM_LISTED else "")
         num_reports = sum(name.endswith(".txt") for name in found.missing)
-        counted = f"{len(found.missing) - num_reports:,} images and {num_reports:,} reports"
+        counts = {"image file": len(found.missing) - num_reports, "report file": num_reports}
+        counted = " and ".join(f"{n:,} {name}{'s' * (n > 1)}" for name, n in counts.items() if n)
         if self.missing == "raise":
             raise DataNotFoundError(
-                f"{counted} of MIMIC-CXR are not in {images} and {self.report_root}: {first}; complete them, or set "
+                f"MIMIC-CXR lacks {counted} in {images} or {self.report_root}: {first}; complete them, or set "
                 "`data.init_args.missing` to skip in order to go on without them."
             )
-        _log.warning("MIMIC-CXR goes on without %s that are missing: %s.", counted, first)
+        _log.warning("MIMIC-CXR goes on without %s that are not there: %s.", counted, first)
 
 
 def _deviation(found: dict[str, int], published: dict[str, int]) -> str:

@@ -107,6 +107,7 @@ class Selection:
         removed: For each split what each filter took away; a study counts for the first that it fails.
         missing: Files that are not there, of those that are wanted, relative to their folder.
         sections: How many reports were read from what source, and by what rules.
+        most_images: Of any row.
     """
 
     rows: dict[str, np.ndarray]
@@ -115,6 +116,7 @@ class Selection:
     removed: dict[str, Counter[str]]
     missing: list[str]
     sections: Counter[str]
+    most_images: int
 
 
 def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence[str]) -> Selection:
@@ -123,12 +125,14 @@ def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence
     priors: dict[str, list[int]] = {split: [] for split in splits}
     removed: dict[str, Counter[str]] = {split: Counter() for split in splits}
     listed, sections, missing = Counter[str](), Counter[str](), list[str]()
+    most_images = 0
     patient, earlier = "", list[tuple[str, int]]()
     for number, row in enumerate(_rows(table)):
         split = row["split"]
         listed[split] += 1
         sections.update([row["source"], *row["rules"]])
         missing += _missing(row, reader)
+        most_images = max(most_images, len(row["images"]))
         if row["patient"] != patient:
             patient, earlier = row["patient"], []
         reason = _reason(row, reader, min_words)
@@ -146,6 +150,7 @@ def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence
         removed,
         missing,
         sections,
+        most_images,
     )
 
 

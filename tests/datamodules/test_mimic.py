@@ -107,10 +107,10 @@ def test_a_split_that_filters_empty_says_which_took_how_many(roots):
     with pytest.raises(AnnotationError) as caught:
         read(roots, min_words=5)
     assert str(caught.value) == (
-        "Of 1 studies of split 'val' none is left: 1 by 'fewer than 5 words'; change the settings in data.init_args "
-        "that these filters come from."
+        "No study of split 'val' is left of 1: 'fewer than 5 words' took 1; change the settings in data.init_args that "
+        "these filters come from."
     )
-    with pytest.raises(AnnotationError, match=r"Of 7 studies of split 'train' none is left: 7 by 'no view in LPO';"):
+    with pytest.raises(AnnotationError, match=r"No study of split 'train' is left of 7: 'no view in LPO' took 7;"):
         read(roots, positions=["LPO"])
 
 
@@ -169,14 +169,14 @@ def test_missing_files_are_counted_named_and_by_option_skipped(roots, tmp_path, 
         read(roots)
     assert "\n" not in str(caught.value)
     # a1 is a lateral view, which is not asked for.
-    assert "3 images and 1 reports of MIMIC-CXR are not in" in str(caught.value)
+    assert "MIMIC-CXR lacks 3 image files and 1 report file in " in str(caught.value)
     assert "p10/p10000032/s50000003/a2.jpg, p10/p10000032/s50000001.txt, p11/" in str(caught.value)
     assert "set `data.init_args.missing` to skip" in str(caught.value)
-    with pytest.raises(DataNotFoundError, match="4 images and 1 reports"):
+    with pytest.raises(DataNotFoundError, match="4 image files and 1 report file"):
         read(roots, laterals=True)
     with caplog.at_level(logging.WARNING):
         data = read(roots, missing="skip")
-    assert "goes on without 3 images and 1 reports that are missing: p10/" in caplog.text
+    assert "goes on without 3 image files and 1 report file that are not there: p10/" in caplog.text
     assert ids(data) == ["50000003"]
     assert names(data.splits["train"][0]) == ["a3"]
     assert (data.removed["report file missing"], data.removed["image files missing"]) == (1, 1)
@@ -206,7 +206,7 @@ def test_a_changed_table_makes_the_index_anew_and_says_so_but_a_filter_does_not(
     file = tmp_path / "mimic-cxr-jpg/mimic-cxr-2.0.0-split.csv.gz"
     rows = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
     file.write_bytes(gzip.compress("".join(rows[:-2]).encode()))
-    with pytest.raises(AnnotationError, match="of split 'test' none is left"):
+    with pytest.raises(AnnotationError, match="No study of split 'test' is left"):
         read(roots)
     out = capsys.readouterr().out
     assert f"the index in {tmp_path / 'index'} was made from another split table; it is made anew." in out
@@ -318,7 +318,7 @@ def test_errors_of_the_annotation_name_its_setting(annotated, tmp_path):
 
 def test_missing_images_of_the_annotation(annotated, tmp_path):
     (tmp_path / "mimic-cxr-jpg/files/p10/p10000032/s50000003/a1.jpg").unlink()
-    with pytest.raises(DataNotFoundError, match=r"1 images and 0 reports of MIMIC-CXR are not in .*s50000003/a1\.jpg"):
+    with pytest.raises(DataNotFoundError, match=r"MIMIC-CXR lacks 1 image file in .*s50000003/a1\.jpg"):
         read(annotated)
     data = read(annotated, missing="skip")
     assert len(data.splits["train"]) == 10
