@@ -64,7 +64,7 @@ class MIMICDataModule(ReportDataModule):
         report_root: Folder of the unpacked reports of MIMIC-CXR; empty where it is `image_root`.
         tables: Folder of the tables; empty looks in `image_root` and `report_root`.
         annotation: R2Gen's annotation.json, or its folder. Its items, reports and split are then taken as they are, and
-            `report_root`, `tables` and the filters below have no place.
+            `report_root`, `tables` and the filters below have no part in it.
         index: Folder in which the index is kept; empty keeps it in a folder of its own in `~/.cache/mrg`.
         positions: The views around which a study is made, in the order of preference; as in the metadata table.
         laterals: Take lateral views of these studies as well: first a frontal view, then a lateral one, in turn.
@@ -110,19 +110,13 @@ class MIMICDataModule(ReportDataModule):
             raise ValueError(f"Expected data.init_args.positions to be a list such as [PA, AP], but got {positions!r}.")
         if min_words < 1:
             raise ValueError(f"Expected data.init_args.min_words to be at least 1, but got {min_words}.")
-        defaults = {"report_root": "", "tables": "", "laterals": False, "sections": "findings", "prior": False}
-        given = {
-            "report_root": report_root,
-            "tables": tables,
-            "laterals": laterals,
-            "sections": sections,
-            "prior": prior,
-        }
-        out_of_place = [name for name in given if annotation and given[name] != defaults[name]]
+        out_of_place = [
+            name for name, set_ in (("sections", sections != "findings"), ("prior", prior)) if annotation and set_
+        ]
         if out_of_place:
             raise ValueError(
-                f"data.init_args.annotation takes items, reports and split as they are: remove {out_of_place[0]}, or "
-                "remove annotation to read the published tables and reports."
+                f"data.init_args.annotation takes reports as they are, and has no times: remove {out_of_place[0]}, "
+                "or remove annotation to read the published tables and reports."
             )
         self.image_root = Path(image_root).expanduser()
         self.report_root = Path(report_root).expanduser() if report_root else self.image_root

@@ -248,7 +248,7 @@ def test_bad_settings_and_folders_are_one_line_each(roots, tmp_path):
         ),
         ({"report_root": str(tmp_path)}, r"holds no files/p10 to files/p19; set `data\.init_args\.report_root`"),
         ({"tables": str(tmp_path)}, r"No table mimic-cxr-2\.0\.0-split\.csv\.gz in .*`data\.init_args\.tables`"),
-        ({"annotation": "a.json"}, r"remove report_root, or remove annotation"),
+        ({"annotation": "a.json", "sections": "both"}, r"remove sections, or remove annotation"),
     ):
         with pytest.raises((ValueError, DataNotFoundError), match=message) as caught:
             read(roots, **settings)
@@ -312,7 +312,7 @@ def test_errors_of_the_annotation_name_its_setting(annotated, tmp_path):
     (tmp_path / "annotation.json").write_text('{"train": []')
     with pytest.raises(AnnotationError, match=r"not valid JSON .*set `data\.init_args\.annotation`"):
         read(annotated, annotation=str(tmp_path))
-    with pytest.raises(ValueError, match="takes items, reports and split as they are: remove prior"):
+    with pytest.raises(ValueError, match="takes reports as they are, and has no times: remove prior"):
         read(annotated, prior=True)
 
 
