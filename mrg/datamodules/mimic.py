@@ -10,6 +10,7 @@ or, instead of reports and tables, R2Gen's annotation.json over the same images.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections import Counter
@@ -147,8 +148,12 @@ class MIMICDataModule(ReportDataModule):
         else:
             reader = MIMICReader(images, self.positions, self.laterals, self.sections, self.headerless == "use")
             min_words = self.min_words
+        # `data check` lists what is missing itself.
+        checking = bool(getattr(self, "checking", False))
+        reader = dataclasses.replace(reader, keep_missing=checking)
         found = select(table, reader, min_words, SPLITS)
-        self._check_missing(found, images)
+        if not checking:
+            self._check_missing(found, images)
         self.listed, self.most_images = {split: found.listed[split] for split in SPLITS}, found.most_images
         self.removed = dict(sum(found.removed.values(), Counter[str]()).most_common())
         known = (*SOURCES, NO_FILE, *RULES, NOT_UTF8)

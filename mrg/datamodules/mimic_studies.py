@@ -34,6 +34,7 @@ class MIMICReader:
         laterals: Take lateral views as well.
         sections: What the report is.
         headerless: Take the text of a report that has neither findings nor impression.
+        keep_missing: Take images whether they are there or not.
     """
 
     images: Path
@@ -41,6 +42,7 @@ class MIMICReader:
     laterals: bool = False
     sections: Section = "findings"
     headerless: bool = False
+    keep_missing: bool = False
     report_columns: tuple[str, ...] = ("findings", "impression", "body", "source")
 
     def wanted(self, position: str) -> bool:
@@ -49,8 +51,12 @@ class MIMICReader:
 
     def has_frontal(self, row: Mapping[str, Any]) -> bool:
         """Whether one of the images that are there is a view around which a study is made."""
-        pairs = zip(row["positions"], row["present"], strict=True)
-        return any(there and (not self.positions or position in self.positions) for position, there in pairs)
+        return any(not self.positions or position in self.positions for _, position in self.images_of(row))
+
+    def images_of(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Path and position of the images that can be taken."""
+        found = zip(row["images"], row["positions"], row["present"], strict=True)
+        return [(image, position) for image, position, there in found if there or self.keep_missing]
 
     def parts(self, source: str) -> tuple[str, ...]:
         """The columns of which a report is made, given what the whole report was taken from."""
@@ -67,19 +73,19 @@ class MIMICReader:
 
     def study(self, row: Mapping[str, Any]) -> Study:
         """The study of a row: one frontal view first, then a lateral one, and so on in turn."""
-        found = list(zip(row["images"], row["positions"], row["present"], strict=True))
-        views = [View(self.images / image, _side(position)) for image, position, there in found if there]
+        found = self.images_of(row)
+        views = [View(self.images / image, _side(position)) for image, position in found]
         if self.positions:
             frontal = [
                 View(self.images / image, "frontal")
                 for wanted in self.positions
-                for image, position, there in found
-                if there and position == wanted
+                for image, position in found
+                if position == wanted
             ]
             lateral = [
                 View(self.images / image, "lateral")
-                for image, position, there in found
-                if self.laterals and there and position in LATERAL
+                for image, position in found
+                if self.laterals and position in LATERAL
             ]
             in_turn = itertools.zip_longest(frontal, lateral)
             views = [view for pair in in_turn for view in pair if view is not None]

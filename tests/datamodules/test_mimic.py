@@ -182,6 +182,18 @@ def test_missing_files_are_counted_named_and_by_option_skipped(roots, tmp_path, 
     assert (data.removed["report file missing"], data.removed["image files missing"]) == (1, 1)
 
 
+def test_a_check_keeps_studies_whose_images_are_missing(roots, tmp_path):
+    (tmp_path / "mimic-cxr-jpg/files/p11/p11000015/s50000007/g1.jpg").unlink()
+    (tmp_path / "mimic-cxr-jpg/files/p11/p11000015/s50000007/g2.jpg").unlink()
+    (tmp_path / "mimic-cxr/files/p10/p10000032/s50000001.txt").unlink()
+    data = MIMICDataModule(**roots)
+    data.checking = True
+    data.setup()
+    assert ids(data) == ["50000003", "50000007"]
+    assert names(data.splits["train"][1]) == ["g1", "g2"]
+    assert data.removed["report file missing"] == 1
+
+
 def test_files_that_arrive_later_are_found(roots, tmp_path, capsys):
     image = tmp_path / "mimic-cxr-jpg/files/p10/p10000032/s50000003/a2.jpg"
     report = tmp_path / "mimic-cxr/files/p10/p10000032/s50000001.txt"
