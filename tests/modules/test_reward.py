@@ -133,10 +133,10 @@ def test_wording_can_be_paid():
 
 
 def test_wrong_parts():
-    with pytest.raises(ValueError, match="a weight other than 0 in the reward: set model.init_args.mccs_weight"):
+    with pytest.raises(ValueError, match="a weight other than 0 in the reward"):
         Reward(RulesLabeler(), mccs_weight=0, format_weight=0)
     twice = [WeightedScorer(f"{__name__}:length")] * 2
     with pytest.raises(ValueError, match="different names, but got 'length' twice"):
         Reward(RulesLabeler(), scorers=twice)
-    with pytest.raises(ValueError, match="in the form 'package.module:function', but got 'bleu'"):
+    with pytest.raises(ValueError, match="but got 'bleu'"):
         Reward(RulesLabeler(), scorers=[WeightedScorer("bleu")])
