@@ -1,8 +1,8 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,demo,ablate}`.
+"""The command line: `python -m mrg {fit,validate,test,predict,export,demo,ablate,page}`.
 
-`demo` and `ablate` are dispatched before Lightning is imported; the others are Lightning's own, with a run folder
-around them: `<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json
-and, from `predict`, predict.jsonl.
+`demo`, `ablate` and `page` are dispatched before Lightning is imported; the others are Lightning's own, with a run
+folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html, checkpoints/, policy/,
+predictions.jsonl, results.json and, from `predict`, predict.jsonl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mrg
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,demo,ablate} [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg {fit,validate,test,predict,export,demo,ablate,page} [--config FILE] [--KEY VALUE ...]
 
   demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
   fit       train what --config describes; everything goes to <runs>/<name>/
@@ -23,6 +23,7 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,demo,ablate} [--confi
   test      score it on the test split beside its baselines; alone, `test` takes the latest run
   predict   write reports without scoring them
   ablate    change one thing at a time, over seeds: one table, one figure
+  page      make a run's page, <runs>/<name>/index.html, anew
   export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
 
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
@@ -78,6 +79,11 @@ def _dispatch(argv: list[str]) -> None:
         from mrg.ablate import main as ablate
 
         ablate(argv[1:])
+        return
+    if argv[0] == "page":
+        from mrg.pages.run import main as page
+
+        page(argv[1:])
         return
     names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
     if argv == ["test"] or (argv[0] == "export" and not names_run):

@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import mrg
+from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
+from mrg.callbacks.run_page import RunPage
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
@@ -100,7 +102,14 @@ class MrgCLI(LightningCLI):
             # A best checkpoint that stayed would pass for the new run's.
             for old in ("best.ckpt", "last.ckpt"):
                 (self.folder / "checkpoints" / old).unlink(missing_ok=True)
-            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl"):
+            for old in (
+                "predictions.jsonl",
+                "predict.jsonl",
+                "results.json",
+                "samples.jsonl",
+                "run.json",
+                "index.html",
+            ):
                 (self.folder / old).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
@@ -109,6 +118,10 @@ class MrgCLI(LightningCLI):
         """Add the run folder's logger and callbacks."""
         own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
         trainer = dict(self._get(self.config_init, "trainer", default={}))
+        given = trainer.get("callbacks") or []
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+            own.append(ProgressLine())
+        own.append(RunPage(self.folder))
         if trainer.get("enable_model_summary") is None:
             trainer["enable_model_summary"] = False
         if self.subcommand != "fit":
@@ -121,8 +134,8 @@ class MrgCLI(LightningCLI):
         own.append(ModelCheckpoint(checkpoints, "last", enable_version_counter=False))
         # An empty version puts metrics.csv and config.yaml into the run folder itself.
         csv = CSVLogger(self.folder.parent, name=self.folder.name, version="", flush_logs_every_n_steps=10)
-        given = trainer.get("logger") or []
-        trainer["logger"] = [csv, *(given if isinstance(given, list) else [given])]
+        loggers = trainer.get("logger") or []
+        trainer["logger"] = [csv, *(loggers if isinstance(loggers, list) else [loggers])]
         return self._instantiate_trainer(trainer, own)
 
 
