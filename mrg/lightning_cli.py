@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import re
 import shutil
@@ -23,6 +24,9 @@ from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
+
+LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
 
 COMMANDS = ("fit", "validate", "test", "predict", "export")
 
@@ -77,6 +81,7 @@ class MrgCLI(LightningCLI):
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
         if self.subcommand == "fit":
+            _need_loggers(config.trainer.logger)
             self._guard(config.ckpt_path, config.overwrite)
             return
         if self.subcommand == "test":
@@ -119,7 +124,8 @@ class MrgCLI(LightningCLI):
         own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
         trainer = dict(self._get(self.config_init, "trainer", default={}))
         given = trainer.get("callbacks") or []
-        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in given):
+        callbacks = given if isinstance(given, list) else [given]
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())
         own.append(RunPage(self.folder))
         if trainer.get("enable_model_summary") is None:
@@ -137,6 +143,15 @@ class MrgCLI(LightningCLI):
         loggers = trainer.get("logger") or []
         trainer["logger"] = [csv, *(loggers if isinstance(loggers, list) else [loggers])]
         return self._instantiate_trainer(trainer, own)
+
+
+def _need_loggers(given: Any) -> None:
+    """Say which package a logger lacks before Lightning fails to build it."""
+    for logger in given if isinstance(given, list) else [given]:
+        name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        package = LOGGERS.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
 
 
 def _checkpoint(best: Path, policy: str) -> str | None:

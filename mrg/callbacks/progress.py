@@ -146,14 +146,15 @@ class ProgressLine(ProgressBar):
         """Count the batches."""
         if trainer.state.fn == "validate":
             self._count(batch_idx)
-        elif self.bar is not None:
-            total = self._batches(trainer.num_val_batches)
-            self.bar.update(self.task, scores=f"validating, batch {batch_idx + 1} of {total}")
+        else:
+            self._validating(trainer, batch_idx + 1)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin where validation is all that is done."""
+        """Begin, inside of training on its line."""
         if trainer.state.fn == "validate":
             self._open("validate", self._batches(trainer.num_val_batches))
+        else:
+            self._validating(trainer, 0)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say the scores."""
@@ -225,6 +226,11 @@ class ProgressLine(ProgressBar):
     def _count(self, batch_idx: int) -> None:
         if self.bar is not None:
             self.bar.update(self.task, completed=batch_idx + 1)
+
+    def _validating(self, trainer: L.Trainer, done: int) -> None:
+        if self.bar is not None:
+            total = self._batches(trainer.num_val_batches)
+            self.bar.update(self.task, scores=f"validating, {done} of {total} batches", refresh=True)
 
     def _close(self) -> None:
         if self.bar is not None:

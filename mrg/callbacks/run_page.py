@@ -17,6 +17,9 @@ from mrg.metrics.results import CONSTANT_NORMAL
 from mrg.modules.base import ReportModule
 from mrg.pages.run_log import STATE
 
+PAUSE = 100
+"""Times what a page took, the pause to the next one."""
+
 
 class RunPage(L.Callback):
     """Writes the page when training begins and ends, when it fails, and in between as often as it costs at most 1 %.
@@ -56,7 +59,7 @@ class RunPage(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Write the page where it is due."""
-        if self.state and time.monotonic() - self.written >= max(self.interval, 100 * self.cost):
+        if self.state and time.monotonic() - self.written >= max(self.interval, PAUSE * self.cost):
             started = time.perf_counter()
             self._write(trainer)
             self.cost = time.perf_counter() - started

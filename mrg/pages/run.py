@@ -18,10 +18,10 @@ from mrg.pages.run_log import RunLog
 PAGE = "index.html"
 FILES = {
     "gallery.html": "every study, what was written, what is right, missed and invented",
-    "predict_gallery.html": "what `predict` wrote",
+    "predict_gallery.html": "every study of a prediction",
     "results.json": "scores in every convention, with intervals",
-    "predictions.jsonl": "what `test` wrote",
-    "predict.jsonl": "what `predict` wrote",
+    "predictions.jsonl": "reports of the test split",
+    "predict.jsonl": "reports without scores",
     "samples.jsonl": "completions of some rounds",
     "metrics.csv": "scores by step",
     "config.yaml": "the configuration",
@@ -56,9 +56,9 @@ def _values(log: RunLog) -> dict[str, Any]:
     state = log.state
     running = state.get("state") == "running"
     return {
-        "title": f"{log.folder.resolve().name}: {state.get('state', 'run')}",
+        "title": ": ".join(filter(None, (log.folder.resolve().name, state.get("state")))),
         "name": log.folder.resolve().name,
-        "state": state.get("state", "unknown"),
+        "state": state.get("state", ""),
         "running": running,
         "error": state.get("error") or "",
         "facts": _facts(log),
@@ -91,7 +91,7 @@ def _facts(log: RunLog) -> list[str]:
         if state["state"] == "running" and state.get("seconds_left") is not None:
             facts.append(f"about {duration(state['seconds_left'])} left")
     if state.get("updated"):
-        facts.append(f"this page is of {_clock(state['updated'])}")
+        facts.append(f"page of {_clock(state['updated'])}")
     return facts
 
 

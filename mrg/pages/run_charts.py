@@ -112,7 +112,7 @@ def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int
         is_share: The axis begins at 0.
         ends: First and last step of the run, equal on all charts.
     """
-    figure = new_figure(5.6, 2.5)
+    figure = new_figure(4.7, 2.5)
     axes = figure.add_subplot()
     for index, line in enumerate(lines):
         color, dashes = _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
@@ -140,7 +140,8 @@ def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#8b949e", alpha=0.3, linewidth=0.6)
     if len(lines) > 1:
-        figure.legend(loc="outside upper left", ncols=3, frameon=False, fontsize=9, handlelength=2.6)
+        columns = 3 if max(len(line.label) for line in lines) < 12 else 2
+        figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9, handlelength=2.6)
     return svg(figure, describe(title, lines))
 
 
