@@ -233,7 +233,7 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
         settings["model.init_args.policy"] = str(ablation.run_folder(arm.start, seed) / "policy")
     # A value is YAML, of which JSON is a part.
     options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-    place = [f"--runs={folder.parent}", f"--name={name}", "--overwrite=true", "--trainer.enable_progress_bar=false"]
+    place = [f"--runs={folder.parent}", f"--name={name}", "--overwrite=true"]
     log = folder / "log.txt"
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:

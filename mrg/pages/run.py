@@ -18,7 +18,7 @@ from mrg.pages.run_log import RunLog
 PAGE = "index.html"
 FILES = {
     "gallery.html": "every study, what was written, what is right, missed and invented",
-    "predict_gallery.html": "every study of a prediction",
+    "gallery-predict.html": "every study of a prediction",
     "results.json": "scores in every convention, with intervals",
     "predictions.jsonl": "reports of the test split",
     "predict.jsonl": "reports without scores",
