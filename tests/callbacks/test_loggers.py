@@ -24,8 +24,8 @@ def test_tensorboard_has_the_names_and_values_of_the_csv(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    main(["fit", *fit_arguments(tmp_path, logger(tmp_path, "TensorBoardLogger", name="board", version="0"))])
-    events = EventAccumulator(str(tmp_path / "board" / "0"))
+    main(["fit", *fit_arguments(tmp_path, logger(tmp_path, "TensorBoardLogger", name="board"))])
+    events = EventAccumulator(str(tmp_path / "board" / "version_0"))
     events.Reload()
     tags = set(events.Tags()["scalars"]) - {"epoch", "hp_metric"}
     assert tags == csv_names(tmp_path) >= {"train/loss", "val/mccs", "val/ce_f1"}
