@@ -21,7 +21,7 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,compare,demo} [--conf
   fit       train what --config describes; everything goes to <runs>/<name>/
   validate  score the best checkpoint of a run on the validation split
   test      score it on the test split beside its baselines; alone, `test` takes the latest run
-  predict   write reports without scoring them
+  predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
   compare   two tested runs: the paired table, and a page that shows study by study where they differ
   export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
 
@@ -80,7 +80,12 @@ def _dispatch(argv: list[str]) -> None:
         compare(argv[1:])
         return
     names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
-    if argv == ["test"] or (argv[0] == "export" and not names_run):
+    own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)
+    if own_images:
+        from mrg.predict_images import with_images
+
+        argv = ["predict", *with_images(argv[1:])]
+    if argv == ["test"] or ((own_images or argv[0] == "export") and not names_run):
         folder = latest_run(Path("runs"))
         print(f"Latest run: {folder}")
         run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import re
 import shutil
@@ -57,6 +58,9 @@ class MrgCLI(LightningCLI):
         """The run's place, and by what its best checkpoint is chosen."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="this run's folder in --runs")
+        parser.add_argument(
+            "--into", type=str, default="", help="folder in the run's for what test and predict write about other data"
+        )
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a run folder that exists")
         parser.add_argument(
             "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
@@ -76,6 +80,9 @@ class MrgCLI(LightningCLI):
         """Refuse to write over a run; outside of `fit`, take the run's best checkpoint unless one is named."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
+        if not _class(str(config.model.class_path)).trained:
+            self._prepare_baseline(config)
+            return
         if self.subcommand == "fit":
             self._guard(config.ckpt_path, config.overwrite)
             return
@@ -85,13 +92,31 @@ class MrgCLI(LightningCLI):
         best = self.folder / "checkpoints" / "best.ckpt"
         if config.ckpt_path is None:
             config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
-        elif not Path(config.ckpt_path).is_file():
+        elif not Path(config.ckpt_path).exists():
             raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
+        sharded = config.ckpt_path is not None and Path(config.ckpt_path).is_dir()
+        if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
+            raise UserError(
+                f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
+                f"make one file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {config.ckpt_path}."
+            )
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
+
+    def _prepare_baseline(self, config: Any) -> None:
+        """Keep what is not trained out of the folders of runs that are, and away from their checkpoints."""
+        name = str(config.model.class_path)
+        if self.subcommand in ("fit", "export"):
+            raise UserError(f"{name} is a baseline, which is not trained: run `test`, `validate` or `predict`.")
+        if (self.folder / "config.yaml").is_file():
+            raise UserError(f"Run folder {self.folder} holds a trained run: choose another --name for the baseline.")
+        if self.subcommand == "test":
+            config.verbose = False
+        self.save_config_callback = config.ckpt_path = None
+        print(f"{self.subcommand}: {name}", flush=True)
 
     def _guard(self, checkpoint: str | None, overwrite: bool) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
-        if checkpoint and not Path(checkpoint).is_file():
+        if checkpoint and not Path(checkpoint).exists():
             raise UserError(f"Checkpoint {checkpoint} does not exist: check --ckpt_path.")
         resumes = bool(checkpoint) and self.folder.resolve() in Path(str(checkpoint)).resolve().parents
         if (self.folder / "config.yaml").exists() and not (overwrite or resumes):
@@ -109,7 +134,8 @@ class MrgCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
-        own: list[Any] = [ResultWriter(self.folder), self._get(self.config_init, "gallery")]
+        into = "" if self.subcommand == "fit" else str(self.config[self.subcommand].into)
+        own: list[Any] = [ResultWriter(self.folder / into), self._get(self.config_init, "gallery")]
         own += kwargs.pop("callbacks", None) or []
         trainer = dict(self._get(self.config_init, "trainer", default={}))
         if trainer.get("enable_model_summary") is None:
@@ -129,8 +155,14 @@ class MrgCLI(LightningCLI):
         return self._instantiate_trainer(trainer, own)
 
 
+def _class(path: str) -> type[ReportModule]:
+    module, _, name = path.rpartition(".")
+    found: type[ReportModule] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def _checkpoint(best: Path, policy: str) -> str | None:
-    if best.is_file():
+    if best.exists():
         return str(best)
     if (best.parents[1] / "config.yaml").is_file():
         raise UserError(

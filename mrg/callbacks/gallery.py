@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
+from mrg.callbacks.results import ResultWriter
+from mrg.datamodules.study import Study
 from mrg.files import read_lines
 from mrg.modules.base import ReportModule
 from mrg.pages.gallery import Gallery, of_studies
@@ -50,28 +52,34 @@ class GalleryWriter(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the page of the tested studies."""
         if self.write and trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
+            folder = _writer(trainer).folder
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            self._write(trainer, pl_module, folder / PAGE, "predictions.jsonl", results)
+            rows = read_lines(folder / "predictions.jsonl")
+            studies = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+            self._write(pl_module, folder / PAGE, rows, studies, results)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the page of reports without references."""
         if self.write and trainer.is_global_zero:
-            folder = Path(trainer.default_root_dir)
-            name = PREDICT_PAGE if (folder / "predictions.jsonl").exists() else PAGE
-            self._write(trainer, pl_module, folder / name, "predict.jsonl", None)
+            writer = _writer(trainer)
+            page = PREDICT_PAGE if (writer.folder / "predictions.jsonl").exists() else PAGE
+            studies = trainer.datamodule.to_predict()  # type: ignore[attr-defined]
+            self._write(pl_module, writer.folder / page, writer.predicted, studies, None)
 
     def _write(
-        self, trainer: L.Trainer, module: L.LightningModule, page: Path, rows: str, results: Mapping[str, Any] | None
+        self,
+        module: L.LightningModule,
+        page: Path,
+        rows: list[dict[str, Any]],
+        studies: Sequence[Study],
+        results: Mapping[str, Any] | None,
     ) -> None:
         assert isinstance(module, ReportModule)
-        systems = {"model": read_lines(page.parent / rows)}
-        if not systems["model"]:
+        if not rows:
             return
-        wanted = {row["id"] for row in systems["model"]}
-        studies = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+        wanted = {row["id"] for row in rows}
         gallery = Gallery(
-            systems,
+            {"model": rows},
             module.labeler,
             module.margin,
             **of_studies({study.id: study for study in studies if study.id in wanted}),
@@ -83,3 +91,8 @@ class GalleryWriter(L.Callback):
         )
         gallery.write(page)
         print(f"Gallery: {page}", flush=True)
+
+
+def _writer(trainer: L.Trainer) -> ResultWriter:
+    """The callback that knows where results belong; it comes first."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, ResultWriter))  # type: ignore[attr-defined]
