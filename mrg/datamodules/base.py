@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mrg.datamodules.study import Study
+from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
 
 
@@ -93,7 +94,8 @@ class ReportDataModule(L.LightningDataModule):
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
         self.setup()
-        return [study.report for study in self.splits["train"]]
+        studies = self.splits["train"]
+        return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
     def to_predict(self) -> Sequence[Study]:
         """The studies for which `predict` writes reports, with or without a reference: the test split."""
