@@ -191,7 +191,7 @@ def test_a_split_of_empty_reports_only(tmp_path: Path) -> None:
 
 
 def test_unknown_option(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Expected argument `empty_reports` to be 'raise', 'drop' or 'keep', but got 'no'"):
+    with pytest.raises(ValueError, match="`empty_reports` to be 'raise', 'drop' or 'keep', but got 'no'"):
         read_items(_write(tmp_path, _content()), empty_reports="no")  # type: ignore[arg-type]
 
 

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,11 @@ import pytest
 from PIL import Image
 
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
-from mrg.datamodules.iu import (
-    DEIDENTIFIED,
-    check_variant,
-    clean_target,
-    describe_variant,
-    leakage_free,
-    read_annotation,
-)
+from mrg.datamodules.deidentified import DEIDENTIFIED, clean_target
+from mrg.datamodules.iu import read_annotation
+from mrg.datamodules.iu_variant import check_variant
+from mrg.datamodules.leakage import leakage_free
 from mrg.datamodules.study import ImageReadError, Study, View
-
-IU_ROOT = Path(__file__).parents[2].parent / "shared/data/iu_xray"
 
 
 def _entry(name: str, *images: str, report: str = "Lungs are clear.") -> dict[str, Any]:
@@ -56,9 +49,9 @@ def test_studies_with_any_number_of_views(root: Path) -> None:
     splits = read_annotation(root)
     assert list(splits) == ["train", "val", "test"]
     assert [[len(study.views) for study in studies] for studies in splits.values()] == [[2, 3], [1], [2]]
-    view = View(root / "images" / "CXR1_IM-0001" / "0.jpg", "")
-    assert splits["train"][0].views[0] == view
-    assert splits["train"][0].id == "CXR1_IM-0001"
+    assert splits["train"][0].views[0] == View(root / "images" / "CXR1_IM-0001" / "0.jpg", "frontal")
+    assert _positions(splits["train"]) == [["frontal", "lateral"], ["frontal", "lateral", ""]]  # by file order
+    assert (splits["train"][0].id, splits["train"][0].patient) == ("CXR1_IM-0001", "CXR1")
     assert splits["test"][0].report == "LUNGS  are clear."
     assert all(view.load().size == (8, 8) for studies in splits.values() for study in studies for view in study.views)
 
@@ -115,6 +108,16 @@ def test_projections_that_cannot_be_used(root: Path) -> None:
         read_annotation(root)
 
 
+def test_projections_of_other_studies(root: Path) -> None:
+    _write_projections(root, "99,99_IM-0001-1001.dcm.png,Frontal")
+    with pytest.raises(
+        AnnotationError,
+        match=r"indiana_projections\.csv lists none of the 4 studies of .*annotation\.json \(it has CXR99, they are "
+        r"CXR1_IM-0001, .*\); copy it again, or remove it to go on without view positions\.$",
+    ):
+        read_annotation(root)
+
+
 def test_missing_images(root: Path) -> None:
     (root / "images" / "CXR1_IM-0001" / "1.jpg").unlink()
     (root / "images" / "CXR4_IM-0004" / "0.jpg").unlink()
@@ -142,10 +145,8 @@ def test_empty_reports(root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def iu() -> dict[str, list[Study]]:
-    if not IU_ROOT.is_dir():
-        pytest.skip("the IU X-Ray data are not at ../shared/data/iu_xray")
-    return read_annotation(IU_ROOT)
+def iu(iu_root: Path) -> dict[str, list[Study]]:
+    return read_annotation(iu_root)
 
 
 def test_real_counts(iu: dict[str, list[Study]], caplog: pytest.LogCaptureFixture) -> None:

@@ -10,8 +10,6 @@ from mrg.datamodules.kaggle import read_kaggle, read_projections
 from mrg.datamodules.openi import read_openi
 from tests.iu_collection import write_openi, write_tables
 
-IU_ROOT = Path(__file__).parents[2].parent / "shared/data/iu_xray"
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -142,10 +140,8 @@ def test_tables_that_do_not_belong_together(root: Path, caplog: pytest.LogCaptur
 
 
 @pytest.fixture(scope="module")
-def real() -> list[IURecord]:
-    if not (IU_ROOT / "indiana_reports.csv").is_file():
-        pytest.skip("the IU X-Ray data are not at ../shared/data/iu_xray")
-    return _read(IU_ROOT)
+def real(iu_root: Path) -> list[IURecord]:
+    return _read(iu_root)
 
 
 def test_real_tables(real: list[IURecord]) -> None:
@@ -158,16 +154,13 @@ def test_real_tables(real: list[IURecord]) -> None:
     assert sum(bool(record.findings) and len(record.images) >= 2 for record in real) == 2955
 
 
-def test_real_projections() -> None:
-    file = IU_ROOT / "indiana_projections.csv"
-    if not file.is_file():
-        pytest.skip("the IU X-Ray data are not at ../shared/data/iu_xray")
-    positions = read_projections(file)
+def test_real_projections(iu_root: Path) -> None:
+    positions = read_projections(iu_root / "indiana_projections.csv")
     assert Counter(p for listed in positions.values() for p in listed.values()) == {"frontal": 3818, "lateral": 3648}
 
 
-def test_real_records_are_those_of_the_xml_files(real: list[IURecord]) -> None:
-    xml = {record.patient: record for record in read_openi(IU_ROOT / "NLMCXR_reports.tgz")}
+def test_real_records_are_those_of_the_xml_files(real: list[IURecord], iu_xml: list[IURecord]) -> None:
+    xml = {record.patient: record for record in iu_xml}
     differing = [record for record in real if record != xml[record.patient]]
     images = {record.patient for record in differing if record.images != xml[record.patient].images}
     assert images == {"CXR2084", "CXR2560", "CXR3809"}  # four of their images are not in the table

@@ -11,8 +11,6 @@ from mrg.datamodules.iu_record import IURecord
 from mrg.datamodules.openi import NUM_REPORTS, read_openi
 from tests.iu_collection import COLLECTION, Report, write_archive, write_openi, write_xml
 
-IU_ROOT = Path(__file__).parents[2].parent / "shared/data/iu_xray"
-
 ONE = COLLECTION[0]
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
@@ -188,21 +186,13 @@ def test_text_beyond_ascii_and_within_elements(tmp_path: Path) -> None:
     assert read_openi(_archive(tmp_path, content))[0].findings == "Größe 1,5 cm; Ödem."
 
 
-@pytest.fixture(scope="module")
-def real() -> list[IURecord]:
-    file = IU_ROOT / "NLMCXR_reports.tgz"
-    if not file.is_file():
-        pytest.skip("the IU X-Ray data are not at ../shared/data/iu_xray")
-    return read_openi(file)
-
-
-def test_real_reports(real: list[IURecord]) -> None:
-    assert len(real) == NUM_REPORTS == 3955
-    assert Counter(len(record.images) for record in real) == {0: 104, 1: 446, 2: 3208, 3: 181, 4: 15, 5: 1}
-    assert sum(not record.findings for record in real) == 530
-    assert sum(not record.impression for record in real) == 34
-    assert sum(not record.indication for record in real) == 90
-    assert sum(bool(record.findings) and len(record.images) >= 2 for record in real) == 2955
-    assert sum(record.normal for record in real) == 1391
-    assert sum(record.normal for record in real if record.images) == 1379
-    assert len({record.id for record in real}) == 3955
+def test_real_reports(iu_xml: list[IURecord]) -> None:
+    assert len(iu_xml) == NUM_REPORTS == 3955
+    assert Counter(len(record.images) for record in iu_xml) == {0: 104, 1: 446, 2: 3208, 3: 181, 4: 15, 5: 1}
+    assert sum(not record.findings for record in iu_xml) == 530
+    assert sum(not record.impression for record in iu_xml) == 34
+    assert sum(not record.indication for record in iu_xml) == 90
+    assert sum(bool(record.findings) and len(record.images) >= 2 for record in iu_xml) == 2955
+    assert sum(record.normal for record in iu_xml) == 1391
+    assert sum(record.normal for record in iu_xml if record.images) == 1379
+    assert len({record.id for record in iu_xml}) == 3955
