@@ -26,7 +26,7 @@ class ResultWriter(L.Callback):
         self.predicted: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained."""
+        """Say what is trained on what."""
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
         if trainer.is_global_zero:
@@ -34,6 +34,12 @@ class ResultWriter(L.Callback):
                 f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
                 flush=True,
             )
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is judged on what."""
+        if trainer.is_global_zero:
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Add the completions that a round shows to samples.jsonl."""
@@ -60,10 +66,9 @@ class ResultWriter(L.Callback):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        baselines = {
-            "constant normal": CONSTANT_NORMAL,
-            "most frequent report": most_frequent_report(data.train_reports()),
-        }
+        baselines = {"constant normal": CONSTANT_NORMAL}
+        if data.train_reports():  # there are none where a whole collection is the test split
+            baselines["most frequent report"] = most_frequent_report(data.train_reports())
         systems = {name: [text] * len(rows) for name, text in baselines.items()}
         systems["model"] = [row["prediction"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
@@ -73,13 +78,14 @@ class ResultWriter(L.Callback):
             pl_module.labeler,
             pl_module.margin,
             {"model": rate},
-            [("model", "constant normal"), ("model", "most frequent report")],
+            [("model", name) for name in baselines],
         )
         protocol = {
             "mrg": mrg.__version__,
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+            "data_description": data.describe(),
             "baselines": baselines,
         }
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from mrg.datamodules.annotation import SPLITS, AnnotationError, read_items
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.iu_files import IUFiles, find_files
@@ -160,7 +158,6 @@ class IUXRayDataModule(ReportDataModule):
             splits["test"] = leakage_free(splits["test"], splits["train"])
             self.removed["report that stands in train"] = num_test - len(splits["test"])
         self._description = self._describe(files, splits)
-        rank_zero_info(self._description)
         texts = {record.id: section_texts(record, self.sections) for records in kept.values() for record in records}
         splits["train"] = [
             dataclasses.replace(study, report=join_sections(texts[study.id], self.deidentified))

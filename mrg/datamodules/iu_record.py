@@ -90,7 +90,9 @@ def join_sections(texts: Sequence[str], deidentified: Literal["keep", "drop_toke
     return " ".join(clean_target(text, deidentified) or text for text in texts)
 
 
-def to_study(record: IURecord, sections: Sections, positions: Positions | None, finder: ImageFinder) -> Study:
+def to_study(
+    record: IURecord, sections: Sections, positions: Positions | None, finder: ImageFinder, kaggle: bool = False
+) -> Study:
     """Look the images up and make the study; its report is as written.
 
     An indication of nothing but the token `XXXX` says nothing and is left out; any other stays as written, in all
@@ -101,10 +103,11 @@ def to_study(record: IURecord, sections: Sections, positions: Positions | None, 
         sections: What the report is made of.
         positions: From the table of projections; None takes the first view for frontal and the second for lateral.
         finder: Finds the images and notes the missing ones.
+        kaggle: Look for Kaggle's names of the images first, and then for those of Open-I.
     """
     listed = None if positions is None else positions.get(record.patient, {})
     views = tuple(
-        View(finder.find(*_file_names(image)), _position(image, index, listed))
+        View(finder.find(*_file_names(image, kaggle)), _position(image, index, listed))
         for index, image in enumerate(record.images)
     )
     return Study(
@@ -116,14 +119,15 @@ def to_study(record: IURecord, sections: Sections, positions: Positions | None, 
     )
 
 
-def _file_names(image: str) -> tuple[str, ...]:
+def _file_names(image: str, kaggle: bool) -> tuple[str, ...]:
     """The names under which an image is published: `CXR12_IM-0001-3001.png` (Open-I), `12_IM-0001-3001.dcm.png`."""
     if PurePosixPath(image).suffix:
         return (image,)  # a listed path
     short = image.removeprefix("CXR")
     if short.startswith("1_1_"):  # see `mrg.datamodules.kaggle`
         short = short.removeprefix("1_")
-    return f"{image}.png", f"{short}.dcm.png"
+    names = f"{image}.png", f"{short}.dcm.png"
+    return names[::-1] if kaggle else names
 
 
 def _position(image: str, index: int, listed: Mapping[str, str] | None) -> str:

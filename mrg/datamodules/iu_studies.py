@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
 from mrg.datamodules.annotation import AnnotationError, ImageFinder, first_names
@@ -10,6 +11,8 @@ from mrg.datamodules.iu_files import SOURCES, IUFiles
 from mrg.datamodules.iu_record import IURecord, Sections, listed_first, to_study
 from mrg.datamodules.kaggle import read_projections
 from mrg.datamodules.study import Study
+
+_log = logging.getLogger(__name__)
 
 BY_FILE_ORDER = (
     "positions by file order (first view frontal, second lateral: wrong in one of eight studies of the collection)"
@@ -55,6 +58,8 @@ def make_studies(
         AnnotationError: If the table of projections cannot be used or is not about these studies.
     """
     positions = None if files.projections is None else read_projections(files.projections)
+    if positions is None:
+        _log.warning("IU X-Ray: there is no indiana_projections.csv beside %s; %s.", files.main, BY_FILE_ORDER)
     finder = ImageFinder(files.images)
     studies: dict[str, list[Study]] = {}
     for name, records in groups.items():
@@ -63,7 +68,7 @@ def make_studies(
             if positions is not None and files.form == "openi":
                 record = listed_first(record, positions)
             record = dataclasses.replace(record, images=record.images[: max_images or None])
-            studies[name].append(to_study(record, sections, positions, finder))
+            studies[name].append(to_study(record, sections, positions, finder, files.form == "kaggle"))
     finder.check(files.main, SOURCES[files.form])
     every = [study for members in studies.values() for study in members]
     if positions is not None and every and all(study.patient not in positions for study in every):

@@ -143,9 +143,13 @@ def test_numbers_of_images_are_settings(roots: dict[str, Path]) -> None:
     )
 
 
-def test_positions_by_file_order_are_said(roots: dict[str, Path]) -> None:
+def test_positions_by_file_order_are_said(roots: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     (roots["openi"] / "indiana_projections.csv").unlink()
-    data = _data(roots["openi"], split="test", max_images=0)
+    with caplog.at_level(logging.WARNING):
+        data = _data(roots["openi"], split="test", max_images=0)
+    assert [record.getMessage().split("; ")[1][:50] for record in caplog.records if "projections" in record.msg] == [
+        "positions by file order (first view frontal, secon"
+    ]
     positions = {study.patient: [view.position for view in study.views] for study in data.splits["test"]}
     assert positions["CXR2"] == ["frontal", "lateral", ""]
     assert positions["CXR1"] == ["frontal", "lateral"]  # which is wrong, and said to be possible
@@ -298,6 +302,12 @@ def test_missing_images_are_named_with_their_source(roots: dict[str, Path]) -> N
         f"1 of the 10 images listed in {roots['openi'] / 'NLMCXR_reports.tgz'} are not in "
         f"{roots['openi'] / 'NLMCXR_png'}: CXR1_1_IM-0001-3001.png; set `data.init_args.root` to the folder that holds "
         "NLMCXR_png/, or complete the images from https://openi.nlm.nih.gov/faq#collection."
+    )
+    (roots["kaggle"] / "images" / "images_normalized" / "1_IM-0001-3001.dcm.png").unlink()
+    message = _refused(DataNotFoundError, roots["kaggle"])
+    assert f"are not in {roots['kaggle']}/images/images_normalized: 1_IM-0001-3001.dcm.png; set" in message
+    assert message.endswith(
+        "complete the images from https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university."
     )
 
 
