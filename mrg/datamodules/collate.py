@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrg.datamodules.study import ImageReadError, Study
+from mrg.datamodules.study import ImageReadError, Study, View
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
@@ -26,6 +26,8 @@ class Batch:
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
         studies: The studies themselves, for ids and file names.
+        contents: For each study the content of its chat message: marks of images, and text.
+        views: For each study the views of its image marks, in their order.
     """
 
     pixel_values: Tensor
@@ -33,6 +35,8 @@ class Batch:
     prompt_ids: Tensor
     prompt_mask: Tensor
     studies: list[Study]
+    contents: list[list[dict[str, str]]] = dataclasses.field(default_factory=list)
+    views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
 
     @property
     def target(self) -> list[str]:
@@ -71,6 +75,8 @@ class StudyCollator:
         use_indication: Put the indication before the prompt where a study has one.
         max_views: Use only the first so many views of a study.
         max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
+        use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
+            for each of the two.
     """
 
     def __init__(
@@ -80,19 +86,43 @@ class StudyCollator:
         use_indication: bool = False,
         max_views: int = 2,
         max_prompt_length: int = 0,
+        use_prior: bool = False,
     ) -> None:
         self.processor = processor
         self.prompt = prompt
         self.use_indication = use_indication
         self.max_views = max_views
         self.max_prompt_length = max_prompt_length
+        self.use_prior = use_prior
 
-    def prompt_text(self, study: Study, num_views: int) -> str:
-        """The chat-formatted prompt with one image mark per view."""
+    def views(self, study: Study) -> tuple[View, ...]:
+        """The views of a study as the policy sees them, those of its prior first."""
+        earlier = study.prior.views[: self.max_views] if self.use_prior and study.prior else ()
+        return earlier + study.views[: self.max_views]
+
+    def content(self, study: Study) -> list[dict[str, str]]:
+        """The parts of the chat message: one image mark per view, then the text."""
         text = self.prompt
         if self.use_indication and study.indication:
             text = f"Indication: {study.indication}\n{text}"
-        content = [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        num_views = min(len(study.views), self.max_views)
+        if not (self.use_prior and study.prior):
+            return [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        num_earlier = min(len(study.prior.views), self.max_views)
+        # Numbers as well as places: some chat templates move all images to the front.
+        earlier = f"{_images(1, num_earlier)}, of an earlier study of this patient:\n"
+        report = f"\nReport of the earlier study: {study.prior.report}" if study.prior.report else ""
+        current = f"{report}\n{_images(num_earlier + 1, num_views)}, of the current study:\n"
+        return [
+            {"type": "text", "text": earlier},
+            *[{"type": "image"}] * num_earlier,
+            {"type": "text", "text": current},
+            *[{"type": "image"}] * num_views,
+            {"type": "text", "text": f"\n{text}"},
+        ]
+
+    def prompt_text(self, content: list[dict[str, str]]) -> str:
+        """The chat-formatted prompt."""
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
@@ -108,14 +138,14 @@ class StudyCollator:
             ImageReadError: If an image cannot be read; names the study.
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
-        images, prompts = [], []
+        images, prompts, contents = [], [], []
         for study in studies:
-            views = study.views[: self.max_views]
             try:
-                images.append([view.load() for view in views])
+                images.append([view.load() for view in self.views(study)])
             except ImageReadError as error:
                 raise ImageReadError(f"Study {study.id}: {error}") from None
-            prompts.append(self.prompt_text(study, len(views)))
+            contents.append(self.content(study))
+            prompts.append(self.prompt_text(contents[-1]))
         encoded = self.processor(
             images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
         )
@@ -133,4 +163,10 @@ class StudyCollator:
             prompt_ids=encoded["input_ids"],
             prompt_mask=prompt_mask,
             studies=studies,
+            contents=contents,
+            views=[self.views(study) for study in studies],
         )
+
+
+def _images(first: int, count: int) -> str:
+    return f"Image {first}" if count == 1 else f"Images {first} to {first + count - 1}"

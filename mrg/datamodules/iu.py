@@ -34,6 +34,7 @@ def read_annotation(
     annotation: str = "annotation.json",
     images: str = "images",
     empty_reports: Literal["raise", "drop"] = "raise",
+    missing_images: Literal["raise", "keep"] = "raise",
 ) -> dict[str, list[Study]]:
     """Read all studies in the order of the file; images are looked up but not opened, reports stay as written.
 
@@ -44,6 +45,7 @@ def read_annotation(
         annotation: Name of the annotation file in `root`.
         images: Name of the folder in `root` to which image paths are relative.
         empty_reports: Whether an empty report is an error or its study is left out (with one warning).
+        missing_images: Whether an image that is not there is an error or stays in its study as listed.
 
     Returns:
         The studies of `"train"`, `"val"` and `"test"`.
@@ -60,6 +62,7 @@ def read_annotation(
             for split in SPLITS
         },
         files,
+        missing_images=missing_images,
     )
 
 
@@ -151,13 +154,15 @@ class IUXRayDataModule(ReportDataModule):
         kept, removed = count_and_drop(groups, self.sections, min_images)
         self.removed |= removed
         self._check_left(kept, files)
-        studies = make_studies(kept, files, self.sections, max_images)
+        studies = make_studies(kept, files, self.sections, max_images, "keep" if self.checking else "raise")
         splits = self._split(studies)
         if self.test_subset == "leakage_free":
             num_test = len(splits["test"])
             splits["test"] = leakage_free(splits["test"], splits["train"])
             self.removed["report that stands in train"] = num_test - len(splits["test"])
         self._description = self._describe(files, splits)
+        if self.checking:
+            return splits
         texts = {record.id: section_texts(record, self.sections) for records in kept.values() for record in records}
         splits["train"] = [
             dataclasses.replace(study, report=join_sections(texts[study.id], self.deidentified))

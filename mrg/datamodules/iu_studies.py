@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mrg.datamodules.annotation import AnnotationError, ImageFinder, first_names
 from mrg.datamodules.iu_files import SOURCES, IUFiles
@@ -43,7 +44,11 @@ def count_and_drop(
 
 
 def make_studies(
-    groups: Mapping[str, Sequence[IURecord]], files: IUFiles, sections: Sections = "findings", max_images: int = 0
+    groups: Mapping[str, Sequence[IURecord]],
+    files: IUFiles,
+    sections: Sections = "findings",
+    max_images: int = 0,
+    missing_images: Literal["raise", "keep"] = "raise",
 ) -> dict[str, list[Study]]:
     """Look up the images, which are not opened, and make the studies.
 
@@ -52,6 +57,7 @@ def make_studies(
         files: Where the table of projections and the images are.
         sections: What the report is made of.
         max_images: Take only the first so many images of a study; 0 takes all.
+        missing_images: Whether an image that is not there is an error or stays in its study as listed.
 
     Raises:
         DataNotFoundError: If an image is missing.
@@ -69,7 +75,8 @@ def make_studies(
                 record = listed_first(record, positions)
             record = dataclasses.replace(record, images=record.images[: max_images or None])
             studies[name].append(to_study(record, sections, positions, finder, files.form == "kaggle"))
-    finder.check(files.main, SOURCES[files.form])
+    if missing_images == "raise":
+        finder.check(files.main, SOURCES[files.form])
     every = [study for members in studies.values() for study in members]
     if positions is not None and every and all(study.patient not in positions for study in every):
         raise AnnotationError(

@@ -311,6 +311,22 @@ def test_missing_images_are_named_with_their_source(roots: dict[str, Path]) -> N
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_a_check_keeps_missing_images_and_texts_as_written(roots: dict[str, Path], form: str) -> None:
+    for file in roots[form].rglob("*2_IM*"):
+        if file.is_file():
+            file.unlink()
+    for file in roots[form].glob("images/CXR2_IM-0652/*"):
+        file.unlink()
+    _refused(DataNotFoundError, roots[form])
+    data = IUXRayDataModule(str(roots[form]), variant="any", deidentified="drop_token")
+    data.checking = True
+    data.setup()
+    study = data.splits["train"][2]
+    assert study.report == "Heart large. XXXX."
+    assert [view.image.exists() for view in study.views] == [False, False]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
