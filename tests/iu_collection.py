@@ -30,16 +30,16 @@ class Report:
 
 
 COLLECTION = (
-    Report(1, {"IM-0001-3001": "Lateral", "IM-0001-4001": "Frontal"}, indication="Positive <TB> test & fever"),
-    Report(2, {"IM-0652-2001": "Lateral", "IM-0652-12012": "Frontal", "IM-0652-3001": "Frontal"}, "Heart large. XXXX."),
-    Report(3, {"IM-1384-1001": "Frontal"}),
-    Report(4, {"IM-2050-1001": "Frontal", "IM-2050-2001": "Lateral"}, findings=""),
+    Report(1, {"IM-0001-3001": "Lateral", "IM-0001-4001": "Frontal"}, indication="Cough < 2 weeks & fever"),
+    Report(2, {"IM-0020-2001": "Lateral", "IM-0020-12012": "Frontal", "IM-0020-3001": "Frontal"}, "Heart large. XXXX."),
+    Report(3, {"IM-0030-1001": "Frontal"}),
+    Report(4, {"IM-0040-1001": "Frontal", "IM-0040-2001": "Lateral"}, findings=""),
     Report(5, {}),
-    Report(6, {"IM-2192-1001-0001": "Frontal", "IM-2192-1001-0002": "", "IM-2192-2001": "Lateral"}, "Small effusion."),
+    Report(6, {"IM-0060-1001-0001": "Frontal", "IM-0060-1001-0002": "", "IM-0060-2001": "Lateral"}, "Small effusion."),
     Report(
-        7, {"IM-2263-1001": "Frontal", "IM-2263-1002": "Frontal"}, impression="", indication="XXXX.", mesh=("a", "b/c")
+        7, {"IM-0070-1001": "Frontal", "IM-0070-1002": "Frontal"}, impression="", indication="XXXX.", mesh=("a", "b/c")
     ),
-    Report(10, {"IM-0002-1001": "Frontal", "IM-0002-2001": "Lateral"}, "THE lungs  are clear.", indication="+PPD"),
+    Report(10, {"IM-0100-1001": "Frontal", "IM-0100-2001": "Lateral"}, "THE lungs  are clear.", indication="+ smoker"),
 )
 """Studies 1, 2, 6, 7 and 10 have findings and two images; 4 has no findings, 3 and 5 too few images."""
 

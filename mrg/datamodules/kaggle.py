@@ -17,10 +17,10 @@ from pathlib import Path
 
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError, first_names
 from mrg.datamodules.iu_record import IURecord, Positions, make_record
+from mrg.datamodules.positions import to_position
 
 KAGGLE_SOURCE = "https://www.kaggle.com/datasets/raddar/chest-xrays-indiana-university"
 
-_POSITIONS = {"Frontal": "frontal", "Lateral": "lateral"}
 _SECTIONS = ("findings", "impression", "indication")
 _SPREADSHEET_ERRORS = ("#NAME?", "#VALUE!", "#REF!", "#N/A")
 _REMEDY = f"copy it again (published at {KAGGLE_SOURCE})"
@@ -81,7 +81,7 @@ def read_projections(file: Path, remedy: str = _PROJECTIONS_REMEDY) -> Positions
         AnnotationError: If it is not such a table.
     """
     pairs = [
-        (_image(row["filename"]), _patient(row, file, remedy), _POSITIONS.get(row["projection"], ""))
+        (_image(row["filename"]), _patient(row, file, remedy), to_position(row["projection"]))
         for row in _read_table(file, ("uid", "filename", "projection"), remedy)
     ]
     positions: dict[str, dict[str, str]] = {}

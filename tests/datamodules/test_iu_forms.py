@@ -69,16 +69,16 @@ def _comparable(study: Study) -> tuple[Any, ...]:
 def test_equal_studies_from_all_forms(roots: dict[str, Path]) -> None:
     data = {form: _data(roots[form]) for form in FORMS}
     assert _ids(data["annotation"]) == {
-        "train": ["CXR10_IM-0002", "CXR1_1_IM-0001", "CXR2_IM-0652"],
-        "val": ["CXR6_IM-2192-1001"],
-        "test": ["CXR7_IM-2263"],
+        "train": ["CXR10_IM-0100", "CXR1_1_IM-0001", "CXR2_IM-0020"],
+        "val": ["CXR6_IM-0060-1001"],
+        "test": ["CXR7_IM-0070"],
     }
     for split in ("train", "val", "test"):
         first, second, third = ([_comparable(study) for study in data[form].splits[split]] for form in FORMS)
         assert first == second
         if split == "train":  # a spreadsheet has spoilt this indication
-            assert (first[0][-1], third[0][-1]) == ("+PPD", "")
-            third[0] = (*third[0][:-1], "+PPD")
+            assert (first[0][-1], third[0][-1]) == ("+ smoker", "")
+            third[0] = (*third[0][:-1], "+ smoker")
         assert first == third
     assert [view.position for view in data["openi"].splits["val"][0].views] == ["frontal", "lateral"]
 
@@ -110,7 +110,7 @@ def test_reports_of_one_form_go_with_images_of_the_other(roots: dict[str, Path])
         assert [len(study.views) for study in data.splits["train"]] == [2, 2, 2]
     write_openi(roots["kaggle"], images="unused")
     data = _data(roots["kaggle"], form="openi")
-    assert str(data.splits["val"][0].views[1].image).endswith("images_normalized/6_IM-2192-2001.dcm.png")
+    assert str(data.splits["val"][0].views[1].image).endswith("images_normalized/6_IM-0060-2001.dcm.png")
 
 
 @pytest.mark.parametrize("form", ["openi", "kaggle"])
@@ -133,7 +133,7 @@ def test_numbers_of_images_are_settings(roots: dict[str, Path]) -> None:
     by_patient = {study.patient: study for study in data.splits["test"]}
     # The image that the table does not list comes last, without a position.
     assert [view.position for view in by_patient["CXR6"].views] == ["frontal", "lateral", ""]
-    assert str(by_patient["CXR6"].views[2].image).endswith("CXR6_IM-2192-1001-0002.png")
+    assert str(by_patient["CXR6"].views[2].image).endswith("CXR6_IM-0060-1001-0002.png")
     one = _data(roots["openi"], max_images=1)
     assert {len(study.views) for studies in one.splits.values() for study in studies} == {1}
     assert _refused(AnnotationError, roots["annotation"], min_images=3) == (
@@ -189,7 +189,7 @@ def test_a_section_that_empties_a_split_is_said(roots: dict[str, Path]) -> None:
 def test_indications(roots: dict[str, Path]) -> None:
     indications = {study.patient: study.indication for study in _data(roots["openi"], split="test").splits["test"]}
     assert indications == {
-        "CXR1": "Positive <TB> test & fever", "CXR2": "Cough.", "CXR6": "Cough.", "CXR7": "", "CXR10": "+PPD"
+        "CXR1": "Cough < 2 weeks & fever", "CXR2": "Cough.", "CXR6": "Cough.", "CXR7": "", "CXR10": "+ smoker"
     }  # fmt: skip
 
 
@@ -276,7 +276,7 @@ def test_empty_reports_of_an_annotation(roots: dict[str, Path]) -> None:
     content = json.loads(file.read_text())
     content["train"][0]["report"] = " "
     file.write_text(json.dumps(content))
-    assert "1 studies have an empty report: CXR10_IM-0002; set" in _refused(AnnotationError, roots["annotation"])
+    assert "1 studies have an empty report: CXR10_IM-0100; set" in _refused(AnnotationError, roots["annotation"])
     data = _data(roots["annotation"], empty_reports="drop")
     assert data.removed == {"no findings": 1}
     assert data.describe().startswith(
@@ -287,11 +287,11 @@ def test_empty_reports_of_an_annotation(roots: dict[str, Path]) -> None:
 def test_test_subset_and_limits(roots: dict[str, Path]) -> None:
     file = roots["annotation"] / "annotation.json"
     content = json.loads(file.read_text())
-    extra = {**content["test"][0], "id": "CXR3_IM-1384", "report": "Fracture."}
+    extra = {**content["test"][0], "id": "CXR3_IM-0030", "report": "Fracture."}
     content["test"].append(extra)
     file.write_text(json.dumps(content))
     data = _data(roots["annotation"], test_subset="leakage_free", limit_train=1)
-    assert _ids(data)["test"] == ["CXR3_IM-1384"]
+    assert _ids(data)["test"] == ["CXR3_IM-0030"]
     assert data.removed == {"report that stands in train": 1}
     assert data.describe().endswith("; left out: 1 with report that stands in train; of these at most train 1")
 
@@ -316,7 +316,7 @@ def test_a_check_keeps_missing_images_and_texts_as_written(roots: dict[str, Path
     for file in roots[form].rglob("*2_IM*"):
         if file.is_file():
             file.unlink()
-    for file in roots[form].glob("images/CXR2_IM-0652/*"):
+    for file in roots[form].glob("images/CXR2_IM-0020/*"):
         file.unlink()
     _refused(DataNotFoundError, roots[form])
     data = IUXRayDataModule(str(roots[form]), variant="any", deidentified="drop_token")

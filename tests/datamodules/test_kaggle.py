@@ -48,7 +48,7 @@ def test_records_are_those_of_the_xml_files(root: Path, caplog: pytest.LogCaptur
     assert xml.keys() - records.keys() == {"CXR5"}  # the one without images
     differing = {patient for patient, record in records.items() if record != xml[patient]}
     assert differing == {"CXR6", "CXR10"}  # an image that is not listed, an indication that begins with a sign
-    assert records["CXR6"].images == ("CXR6_IM-2192-1001-0001", "CXR6_IM-2192-2001")
+    assert records["CXR6"].images == ("CXR6_IM-0060-1001-0001", "CXR6_IM-0060-2001")
     assert records["CXR10"].indication == ""
     assert records["CXR1"].id == "CXR1_1_IM-0001"
 
@@ -62,16 +62,16 @@ def test_reports_without_the_table_of_projections(root: Path) -> None:
 def test_positions_are_in_text_order_of_the_names(root: Path) -> None:
     positions = read_projections(root / "indiana_projections.csv")
     assert list(positions["CXR2"].items()) == [
-        ("CXR2_IM-0652-12012", "frontal"),
-        ("CXR2_IM-0652-2001", "lateral"),
-        ("CXR2_IM-0652-3001", "frontal"),
+        ("CXR2_IM-0020-12012", "frontal"),
+        ("CXR2_IM-0020-2001", "lateral"),
+        ("CXR2_IM-0020-3001", "frontal"),
     ]
     assert positions["CXR1"] == {"CXR1_1_IM-0001-3001": "lateral", "CXR1_1_IM-0001-4001": "frontal"}
 
 
 def test_a_projection_of_another_name_is_no_position(root: Path) -> None:
-    _replace(root / "indiana_projections.csv", "3,3_IM-1384-1001.dcm.png,Frontal", "3,3_IM-1384-1001.dcm.png,Oblique")
-    assert read_projections(root / "indiana_projections.csv")["CXR3"] == {"CXR3_IM-1384-1001": ""}
+    _replace(root / "indiana_projections.csv", "3,3_IM-0030-1001.dcm.png,Frontal", "3,3_IM-0030-1001.dcm.png,Oblique")
+    assert read_projections(root / "indiana_projections.csv")["CXR3"] == {"CXR3_IM-0030-1001": ""}
 
 
 def test_missing_files(root: Path) -> None:
