@@ -1,4 +1,4 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,demo}`.
+"""The command line: `python -m mrg {fit,validate,test,predict,export,demo,data}`.
 
 `demo` is dispatched before Lightning is imported; the others are Lightning's own, with a run folder around them:
 `<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json and, from
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import mrg
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,demo} [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg {fit,validate,test,predict,export,demo,data} [--config FILE] [--KEY VALUE ...]
 
   demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
   fit       train what --config describes; everything goes to <runs>/<name>/
@@ -23,6 +23,7 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,demo} [--config FILE]
   test      score it on the test split beside its baselines; alone, `test` takes the latest run
   predict   write reports without scoring them
   export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
+  data      `data check` looks through the data that --config describes: counts, images, leakage, findings
 
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
 
@@ -72,6 +73,18 @@ def _dispatch(argv: list[str]) -> None:
         from mrg.demo import main as demo
 
         demo(argv[1:])
+        return
+    if argv[0] == "data":
+        if argv[1:2] != ["check"]:
+            wanted = "usage: python -m mrg data check --config FILE (`python -m mrg data check --help` lists every key)"
+            if argv[1:] in (["-h"], ["--help"]):
+                print(wanted)
+                return
+            raise UserError(wanted)
+        from mrg.data_check import run as check
+
+        if check(argv[2:]):
+            raise SystemExit(1)
         return
     names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
     if argv == ["test"] or (argv[0] == "export" and not names_run):

@@ -36,6 +36,7 @@ def read_annotation(
     annotation: str = "annotation.json",
     images: str = "images",
     empty_reports: Literal["raise", "drop"] = "raise",
+    missing_images: Literal["raise", "keep"] = "raise",
 ) -> dict[str, list[Study]]:
     """Read all studies in the order of the file; images are looked up but not opened, reports stay as written.
 
@@ -46,6 +47,7 @@ def read_annotation(
         annotation: Name of the annotation file in `root`.
         images: Name of the folder in `root` to which image paths are relative.
         empty_reports: Whether an empty report is an error or its study is left out (with one warning).
+        missing_images: Whether an image that is not there is an error or stays in its study as listed.
 
     Returns:
         The studies of `"train"`, `"val"` and `"test"`.
@@ -62,7 +64,8 @@ def read_annotation(
         split: [_study(item, finder, positions.get(item.id.split("_")[0], {})) for item in items[split]]
         for split in SPLITS
     }
-    finder.check(file)
+    if missing_images == "raise":
+        finder.check(file)
     return splits
 
 
@@ -226,10 +229,13 @@ class IUXRayDataModule(ReportDataModule):
             DataNotFoundError: If the folder, the annotation or an image is missing.
             AnnotationError: If the annotation cannot be used, or its counts are not those of the wanted variant.
         """
-        splits = read_annotation(self.root, self.annotation, self.images, self.empty_reports)
+        missing: Literal["raise", "keep"] = "keep" if self.checking else "raise"
+        splits = read_annotation(self.root, self.annotation, self.images, self.empty_reports, missing)
         check_variant(splits, self.variant)
         if self.test_subset == "leakage_free":
             splits["test"] = leakage_free(splits["test"], splits["train"])
+        if self.checking:
+            return splits
         splits["train"] = [
             # A report of nothing but de-identified sentences keeps them: an empty target would teach silence.
             dataclasses.replace(study, report=clean_target(study.report, self.deidentified) or study.report)
