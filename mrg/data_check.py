@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,7 +64,6 @@ def run(argv: Sequence[str]) -> int:
         ),
     }
     _add_limits(result)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / _JSON, result)
     write_check_page(folder / _PAGE, result)
     print(f"\n{format_check(result, str(folder / _JSON))}\n\nPage: {folder / _PAGE}\nAll of it: {folder / _JSON}")
@@ -85,8 +85,11 @@ def parser(others: Iterable[str] = ()) -> Parser:
 
 def _other_keys(argv: Sequence[str]) -> list[str]:
     """The keys of the configuration files named that belong to a run, not to its data."""
-    files = [word.partition("=")[2] or following for word, following in zip(argv, [*argv[1:], ""], strict=True)
-             if word in ("-c", "--config") or word.startswith("--config=")]  # fmt: skip
+    files = [
+        word.partition("=")[2] or following
+        for word, following in itertools.zip_longest(argv, argv[1:], fillvalue="")
+        if word in ("-c", "--config") or word.startswith("--config=")
+    ]
     keys: dict[str, None] = {"name": None, "model": None}
     for file in files:
         try:
@@ -114,9 +117,11 @@ def _plain(value: Any) -> Any:
 
 
 def _guard(folder: Path) -> None:
-    """Write only where nothing is, or an earlier check."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: name a folder with --output.")
+    """Write only where nothing is, or an earlier check, and say so before the work."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): name another folder with --output.") from None
     report, page = folder / _JSON, folder / _PAGE
     if report.exists() or page.exists():
         try:

@@ -61,7 +61,7 @@ def _charts(result: Mapping[str, Any]) -> dict[str, list[Markup]]:
     charts = {
         "counts": [_words(result["reports"])],
         "images": _images(result["images"]),
-        "views": [_num_views(result["counts"])],
+        "views": _num_views(result["counts"]),
         "labels": [_prevalence(result["labels"])],
     }
     if result["leakage"]:
@@ -80,20 +80,23 @@ def _words(reports: Mapping[str, Any]) -> Markup:
             shares = [100 * bins.get(start, 0) / sum(bins.values()) for start in edges[:-1]]
             axes.stairs(shares, list(edges), label=split, color=colour, linewidth=1.6)
     _label(axes, "words", f"% of reports per {WORD_BIN} words")
-    axes.legend(frameon=False)
+    _legend(axes)
     return svg(figure, "Histogram of the reports' lengths in words for each split.")
 
 
-def _num_views(counts: Mapping[str, Any]) -> Markup:
-    figure = new_figure(_WIDTH, 2.2)
-    axes = figure.add_subplot()
+def _num_views(counts: Mapping[str, Any]) -> list[Markup]:
+    """Numbers of views, where studies differ in it."""
     numbers = sorted({int(number) for row in counts.values() for number in row["num_views"]})
+    if len(numbers) < 2:
+        return []
+    figure = new_figure(_WIDTH, 2.4)
+    axes = figure.add_subplot()
     _bars(axes, {
         split: [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
         for split, row in counts.items()
     }, [str(number) for number in numbers])  # fmt: skip
     _label(axes, "images in a study", "% of studies")
-    return svg(figure, "How many images the studies of each split have.")
+    return [svg(figure, "How many images the studies of each split have.")]
 
 
 def _images(images: Mapping[str, Any]) -> list[Markup]:
@@ -133,7 +136,7 @@ def _prevalence(labels: Mapping[str, Any]) -> Markup:
     axes.grid(axis="y", color="#7d8590", alpha=0.3)
     axes.set_xlabel("% of reports, positive or uncertain")
     if shares:
-        axes.legend(frameon=False)
+        _legend(axes)
     return svg(figure, "How frequent each condition is in the reports of each split.")
 
 
@@ -152,7 +155,7 @@ def _leakage(rows: Sequence[Mapping[str, Any]]) -> Markup:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("% of studies")
-    axes.legend(frameon=False)
+    _legend(axes)
     return svg(figure, "Share of studies whose report stands in another split.")
 
 
@@ -168,7 +171,13 @@ def _bars(axes: Axes, values: Mapping[str, Sequence[float]], names: Sequence[str
             color=colour,
         )
     axes.set_xticks(range(len(names)), names)
-    axes.legend(frameon=False)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
 
 
 def _label(axes: Axes, x: str, y: str) -> None:

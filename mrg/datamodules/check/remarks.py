@@ -40,15 +40,15 @@ def _on_images(images: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         (within, "one study twice"),
     ):
         if groups:
-            yield "warning", f"Images of equal bytes in {where}: {len(groups):,}."
+            yield "warning", f"Groups of images of equal bytes in {where}: {len(groups):,}."
     sizes = images["sizes"]
-    if len(sizes) == 1 and total > 1:
+    if len(sizes) == 1 and total > 1 and not images["in_memory"]:
         (size,) = sizes
         width, height = size.split("x")
         if width == height:
             yield (
                 "note",
-                f"All images are {size}: squashed or padded to a square, if radiographs of many shapes came in.",
+                f"All images are {size} pixels. Radiographs are of many shapes: these were squashed, cut or padded.",
             )
 
 
@@ -77,15 +77,12 @@ def _on_leakage(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield (
                 "warning",
                 f"{row['folded']:,} of {num:,} {split} reports ({percent(row['folded'], num)}) stand word for word in "
-                f"{source}, case and spacing aside; of those not normal by the labeler ({labeler}) "
-                f"{abnormal['folded']:,} of {abnormal['num_studies']:,}. {row['free']:,} {split} studies are free of it.",
+                f"{source}, case and spacing aside: {abnormal['folded']:,} of the {abnormal['num_studies']:,} that are "
+                f"not normal by the labeler ({labeler}). {row['free']:,} {split} studies are free of it.",
             )
         if row["patients"]:
-            yield (
-                "warning",
-                f"Patients of {split} who are also in {source}: {row['patients']:,}, with {row['patient_studies']:,} of "
-                f"its {num:,} studies.",
-            )
+            studies = f"{row['patient_studies']:,} of its {num:,} studies"
+            yield "warning", f"Patients of {split} who are also in {source}: {row['patients']:,}, with {studies}."
     if not any(counts["patients"] for counts in result["counts"].values()):
         yield "note", "The source names no patients: whether one is in two splits cannot be told."
 

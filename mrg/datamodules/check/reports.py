@@ -123,5 +123,6 @@ def _leakage(part: SplitFacts, source: SplitFacts) -> dict[str, Any]:
 def _stands_in(part: SplitFacts, source: SplitFacts, how: str) -> np.ndarray:
     """(N,) bool: which reports of a split stand in another one; an empty report stands nowhere."""
     known = set(getattr(source, how))
-    flags: np.ndarray = np.fromiter((name in known for name in getattr(part, how)), bool, len(part))
-    return flags & part.is_written
+    flags = np.fromiter((name in known for name in getattr(part, how)), bool, len(part))
+    result: np.ndarray = flags & part.is_written
+    return result
