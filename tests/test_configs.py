@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mrg.cli import main
 from tests.checkpoints import save_published_format
 from tests.trees import write_iu_tree
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+PARTS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -22,6 +24,25 @@ def test_config_parses_and_names_its_run(config):
         main(["fit", f"--config={config}", "--print_config"])
     assert stop.value.code == 0
     assert f"name: {config.stem}\n" in out.getvalue()
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_a_part_composes_with_a_config(part):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={part.parents[1] / 'iu.yaml'}", f"--config={part}", "--print_config"])
+    assert stop.value.code == 0
+    composed, own = yaml.safe_load(out.getvalue()), yaml.safe_load(part.read_text())
+    assert_within(own, composed)
+
+
+def assert_within(part, whole):
+    """Every setting of a part stands in the whole."""
+    if isinstance(part, dict):
+        for name, value in part.items():
+            assert_within(value, whole[name])
+    else:
+        assert part == whole
 
 
 @pytest.mark.parametrize("num_views", [1, 2])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrg.datamodules.study import ImageReadError, Study
+from mrg.datamodules.study import ImageReadError, Study, View
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
@@ -26,6 +26,8 @@ class Batch:
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
         studies: The studies themselves, for ids and file names.
+        contents: For each study the content of its chat message: marks of images, and text.
+        views: For each study the views of its image marks, in their order.
     """
 
     pixel_values: Tensor
@@ -33,6 +35,8 @@ class Batch:
     prompt_ids: Tensor
     prompt_mask: Tensor
     studies: list[Study]
+    contents: list[list[dict[str, str]]] = dataclasses.field(default_factory=list)
+    views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
 
     @property
     def target(self) -> list[str]:
@@ -87,12 +91,15 @@ class StudyCollator:
         self.max_views = max_views
         self.max_prompt_length = max_prompt_length
 
-    def prompt_text(self, study: Study, num_views: int) -> str:
-        """The chat-formatted prompt with one image mark per view."""
+    def content(self, study: Study, num_views: int) -> list[dict[str, str]]:
+        """The parts of the chat message: one image mark per view, then the text."""
         text = self.prompt
         if self.use_indication and study.indication:
             text = f"Indication: {study.indication}\n{text}"
-        content = [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        return [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+
+    def prompt_text(self, content: list[dict[str, str]]) -> str:
+        """The chat-formatted prompt."""
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
@@ -108,14 +115,15 @@ class StudyCollator:
             ImageReadError: If an image cannot be read; names the study.
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
-        images, prompts = [], []
+        images, prompts, contents = [], [], []
         for study in studies:
             views = study.views[: self.max_views]
             try:
                 images.append([view.load() for view in views])
             except ImageReadError as error:
                 raise ImageReadError(f"Study {study.id}: {error}") from None
-            prompts.append(self.prompt_text(study, len(views)))
+            contents.append(self.content(study, len(views)))
+            prompts.append(self.prompt_text(contents[-1]))
         encoded = self.processor(
             images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
         )
@@ -133,4 +141,6 @@ class StudyCollator:
             prompt_ids=encoded["input_ids"],
             prompt_mask=prompt_mask,
             studies=studies,
+            contents=contents,
+            views=[study.views[: self.max_views] for study in studies],
         )

@@ -88,7 +88,7 @@ def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
     assert lightning.callback_metrics["train/kl"] > 1e-3
     batch = StudyCollator(module.writer.processor, "Report:")(studies[4:6])
     prompts = module.writer.embed(batch)
-    rollout = module.rollout(prompts)
+    rollout = module.rollout(prompts, batch)
     before = weights(module)
     start, _ = module_on(saved, studies, kl_coef=0.0, lora=None)
     of_start = start.writer.embed(batch)  # embeddings are trained too
@@ -103,7 +103,7 @@ def test_dead_groups_are_sampled_again(saved, studies):
     module, _ = module_on(saved, studies, resample_dead=2)
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:3])
     prompts = module.writer.embed(batch)
-    first = module.rollout(prompts)
+    first = module.rollout(prompts, batch)
 
     class SecondStudyIsDeadAtFirst:
         calls = 0
@@ -121,7 +121,7 @@ def test_dead_groups_are_sampled_again(saved, studies):
     assert module.reward.calls == 2  # once was enough
     for rows, same in ((slice(0, 4), True), (slice(4, 8), False), (slice(8, 12), True)):
         assert (rollout.texts[rows] == first.texts[rows]) == same
-    again = module.rollout(prompts.rows(torch.tensor([1])), 1)
+    again = module.rollout(prompts.rows(torch.tensor([1])), batch, [1], 1)
     assert rollout.texts[4:8] == again.texts
     width = again.completion_ids.shape[1]
     assert torch.equal(rollout.completion_ids[4:8, :width], again.completion_ids)
