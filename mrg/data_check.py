@@ -43,7 +43,8 @@ def run(argv: Sequence[str]) -> int:
     config = reader.parse_args(list(argv))
     if config.data is None:
         raise UserError("No data to check: name a configuration with a `data` section by --config.")
-    folder = Path(config.output or Path("data_check", _name(config)))
+    name = _name(config)
+    folder = Path(config.output or Path("data_check", name))
     _guard(folder)
     objects = reader.instantiate_classes(Namespace(data=config.data, labeler=config.labeler))
     data: ReportDataModule = objects.data
@@ -53,6 +54,7 @@ def run(argv: Sequence[str]) -> int:
     result = {
         "mrg": mrg.__version__,
         "command": "data check",
+        "name": name,
         "data": {
             "description": description,
             "removed": data.removed,

@@ -28,13 +28,14 @@ def write_check_page(path: Path, result: Mapping[str, Any]) -> None:
 
     Args:
         path: The file.
-        result: Of `check_splits`, with `data`: its `description`, `limits`, `removed` and `config`.
+        result: Of `check_splits`, with `mrg`, the version; `name`; and `data`: its `description`, `removed`, `config`.
     """
     images = result["images"]
     write_page(
         path,
         "data_check.html",
-        title=f"Data check: {result['data']['description']}",
+        title=f"Data check: {result['name']}",
+        description=result["data"]["description"],
         version=result["mrg"],
         remarks=[{**row, "mark": MARKS[row["kind"]]} for row in result["remarks"]],
         tables=tables(result),

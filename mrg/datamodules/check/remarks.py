@@ -78,7 +78,7 @@ def _on_leakage(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 "warning",
                 f"{row['folded']:,} of {num:,} {split} reports ({percent(row['folded'], num)}) stand word for word in "
                 f"{source}, case and spacing aside: {abnormal['folded']:,} of the {abnormal['num_studies']:,} that are "
-                f"not normal by the labeler ({labeler}). {row['free']:,} {split} studies are free of it.",
+                f"not normal by the labeler ({labeler}). Free of it: {row['free']:,} of {num:,}.",
             )
         if row["patients"]:
             studies = f"{row['patient_studies']:,} of its {num:,} studies"
