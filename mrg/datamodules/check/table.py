@@ -184,8 +184,8 @@ def _leakage(result: Mapping[str, Any]) -> Table:
     ]
     labeler = result["labels"]["labeler"]
     note = (
-        f"Studies of one split whose report, or patient, stands in another. Not normal: without No Finding by the "
-        f"labeler {labeler}; another labeler or index gives other numbers."
+        f"Studies of one split whose report, or patient, stands in another. Not normal: without No Finding "
+        f"(labeler {labeler}); another labeler or index gives other numbers."
     )
     columns = ["", "exact", "case, spacing aside", "of those not normal", "free of it", "same patient"]
     return Table("leakage", "Leakage between splits", columns, rows, note)
@@ -210,9 +210,7 @@ def _labels(labels: Mapping[str, Any]) -> Table:
         ]
         for condition in prevalence[splits[0]]
     ]
-    note = (
-        f"Percent of written reports in which the labeler {labels['labeler']} finds a condition, positive or uncertain."
-    )
+    note = f"Percent of written reports that have a condition, positive or uncertain (labeler {labels['labeler']})."
     if others:
         note += (
             f" Differences in percent points; the {shift['num_comparisons']} intervals hold together at "
