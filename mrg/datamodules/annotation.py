@@ -35,11 +35,12 @@ class DataNotFoundError(FileNotFoundError):
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One study of an annotation file: its id, its report as written and its image paths as listed."""
+    """One study of an annotation file: its id, its report as written, its image paths as listed, and its patient."""
 
     id: str
     report: str
     image_path: tuple[str, ...]
+    patient: str = ""
 
 
 def read_items(file: Path, empty_reports: Literal["raise", "drop"] = "raise") -> dict[str, list[Item]]:
@@ -194,7 +195,7 @@ def _item(entry: Any, where: str) -> Item:
         raise AnnotationError(f"{where}: expected 'image_path' to be a list of strings, but got {paths!r}; correct it.")
     if not paths:
         raise AnnotationError(f"{where} has no images; add their paths to 'image_path' or remove the item.")
-    return Item(id=name, report=report, image_path=tuple(paths))
+    return Item(id=name, report=report, image_path=tuple(paths), patient=str(entry.get("subject_id", "")))
 
 
 def _check_ids(items: Mapping[str, Sequence[Item]], file: Path) -> None:

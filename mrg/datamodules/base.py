@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mrg.datamodules.study import Study
+from mrg.datamodules.study_table import StudyTable
+from mrg.files import write_lines
 
 
 class StudyDataset(Dataset[Study]):
@@ -94,17 +97,29 @@ class ReportDataModule(L.LightningDataModule):
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
         self.setup()
-        return [study.report for study in self.splits["train"]]
+        studies = self.splits["train"]
+        return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
-    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Study]:
+    def to_predict(self) -> Sequence[Study]:
+        """The studies for which `predict` writes reports, with or without a reference: the test split."""
+        return self.splits["test"]
+
+    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write what `predict` wrote, one row for each study, into the run's folder, and say so."""
+        write_lines(folder / "predict.jsonl", rows)
+        print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
+
+    def _loader(self, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Study]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+        if not len(studies):
+            raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
         return DataLoader(
-            StudyDataset(self.splits[split]),
+            StudyDataset(studies),
             batch_size=batch_size,
             shuffle=shuffle,
             # A last partial batch would make one optimiser step noisier than the others.
-            drop_last=shuffle and len(self.splits[split]) >= batch_size,
+            drop_last=shuffle and len(studies) >= batch_size,
             num_workers=self.num_workers,
             collate_fn=self.collator,
             persistent_workers=self.num_workers > 0,
@@ -113,16 +128,16 @@ class ReportDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Study]:
         """Shuffled training batches."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader(self.splits["train"], self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Study]:
         """Validation batches in the order of the split."""
-        return self._loader("val", self.eval_batch_size, shuffle=False)
+        return self._loader(self.splits["val"], self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Study]:
         """Test batches in the order of the split."""
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+        return self._loader(self.splits["test"], self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader[Study]:
-        """The test split again, for prediction without scores."""
-        return self.test_dataloader()
+        """The studies of `to_predict`, for prediction without scores."""
+        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
@@ -28,10 +29,11 @@ from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.prompts import Prompts
-from mrg.modules.reward import Reward, Rewards
+from mrg.modules.reward import Reward, Rewards, WeightedScorer
 from mrg.modules.rollout import Rollout, replace_groups, sample
 from mrg.modules.server_rollout import ServerRollout, connect
 from mrg.modules.servers import Servers
+from mrg.modules.sharding import average_gradients, clip_gradients, most_of_ranks
 
 
 class GRPOModule(ReportModule):
@@ -59,6 +61,8 @@ class GRPOModule(ReportModule):
         patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
+        ce_f1_weight: See `Reward`.
+        rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
         sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
         seed: Rollouts are a function of (seed, rank, round).
         servers: vLLM servers that write the rollouts, see `mrg.modules.servers`; without any the policy writes them.
@@ -86,6 +90,8 @@ class GRPOModule(ReportModule):
         patience: int = 10,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
+        ce_f1_weight: float = 0.0,
+        rewards: list[WeightedScorer] | None = None,
         sample_every: int = 10,
         seed: int = 0,
         servers: Servers | None = None,
@@ -130,7 +136,9 @@ class GRPOModule(ReportModule):
         self.samples: list[dict[str, Any]] = []
         self.servers = servers
         self.writers: ServerRollout | None = None
-        self.reward = Reward(self.labeler, mccs_weight, format_weight, self.margin, self.think)
+        self.reward = Reward(
+            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or []
+        )
         self.monitor = Monitor(group_size)
 
     def setup(self, stage: str) -> None:
@@ -140,14 +148,18 @@ class GRPOModule(ReportModule):
                 "Gradients are clipped before they are unscaled: use trainer.precision bf16-mixed or 32-true."
             )
         super().setup(stage)
-        if self.kl_coef and not self.writer.has_adapter:
-            if self.reference_kind != "copy":
-                raise ValueError(
-                    "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
-                )
-            self.writer.keep_reference()
+        if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
+            raise ValueError(
+                "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
+            )
         if stage == "fit" and self.servers is not None:
             self.writers = connect(self.servers, self.writer, self.trainer)
+
+    def configure_model(self) -> None:
+        """Also keep the reference, sharded as the policy is."""
+        super().configure_model()
+        if self.trainer.training and self.kl_coef and not self.writer.has_adapter and not self.writer.kept:
+            self.writer.keep_reference()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
@@ -158,7 +170,9 @@ class GRPOModule(ReportModule):
         with self.monitor.phase("reward"):
             rewards = self.rewards(rollout, batch)
         rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale).to(self.device)
+        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
+            self.device
+        )
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
@@ -199,7 +213,7 @@ class GRPOModule(ReportModule):
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
         """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025)."""
         for attempt in range(1, self.resample_dead + 1):
-            dead = dead_groups(rewards.total, self.group_size).nonzero()[:, 0]
+            dead = dead_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
             with self.monitor.phase("rollout"):
@@ -224,11 +238,17 @@ class GRPOModule(ReportModule):
         """(N, C) of the policy as it is, in micro-batches."""
         logps = torch.zeros_like(rollout.old_logps)
         groups = range(len(prompts.mask))
-        for part in micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens):
+        for part, _ in self.passes(groups, prompts, rollout):
             rows, few = self.rows(part), prompts.rows(torch.tensor(part, device=self.device))
             ids, mask = rollout.trimmed(rows)
             logps[rows, : mask.shape[1]] = self.writer.logps(few, ids, mask, self.temperature).logps.to(logps.dtype)
         return logps
+
+    def passes(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[tuple[list[int], int]]:
+        """Micro-batches of some groups, each with 1, or with 0 where it only keeps ranks that share layers in step."""
+        parts = micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens)
+        spare = most_of_ranks(len(parts), self.device) - len(parts) if self.writer.sharded else 0
+        return [(part, 1) for part in parts] + [([0], 0)] * spare
 
     def num_group_tokens(self, prompts: Prompts, rollout: Rollout) -> list[int]:
         """Tokens of each group in a packed row."""
@@ -273,13 +293,15 @@ class GRPOModule(ReportModule):
         live = [g for g in step.groups if self.kl_coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with self.local_gradients():
-            for part in micro_batches(live, self.num_group_tokens(prompts, step.rollout), self.micro_batch_tokens):
+            for part, counts in self.passes(live, prompts, step.rollout):
                 loss, stats = self.loss(leaves, step, part)
-                self.manual_backward(loss)
+                self.manual_backward(loss * counts)
+                if not counts:
+                    continue
                 stats = {name: value / num_completions for name, value in stats.items()} | {"loss": loss.detach()}
                 totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
             prompts.send_back(leaves, self.manual_backward)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
+        norm = clip_gradients(self.parameters(), self.max_grad_norm)
         if self.patience.takes(norm, self.number):
             optimizer.step()
         scheduler = self.lr_schedulers()
@@ -345,14 +367,11 @@ class GRPOModule(ReportModule):
         if self.trainer.world_size == 1:
             yield
             return
-        with self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.trainer.strategy, DDPStrategy):
+                stack.enter_context(self.trainer.strategy.block_backward_sync())
             yield
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= self.trainer.world_size
+        average_gradients(self.parameters(), self.trainer.world_size)
 
     def log_round(self, rollout: Rollout, rewards: Rewards, stats: dict[str, Tensor], prompts: Prompts) -> None:
         """What tells a healthy round from a collapse."""

@@ -121,16 +121,14 @@ def _inspected(
     """Each study with what is known of its images, in the order of the split."""
     title = f"images of {split}"
     if not read:
-        for index in progress(range(len(studies)), title, len(studies)):
-            study = studies[index]
+        for study in progress(studies, title, len(studies)):
             yield study, [inspect_image(view, read=False) for view in study.views]
         return
     loader = DataLoader(
         StudyDataset(studies), batch_size=_BATCH, num_workers=num_workers if studies else 0, collate_fn=_inspect_studies
     )
     found = (images for batch in loader for images in batch)
-    for index, images in enumerate(progress(found, title, len(studies))):
-        yield studies[index], images
+    yield from zip(studies, progress(found, title, len(studies)), strict=True)
 
 
 def name_of(view: View, number: int) -> str:

@@ -131,7 +131,7 @@ def score_baselines(
     scores = {}
     for split, part in facts.items():
         if split != "train" and part.is_written.any():
-            target = [splits[split][index].report for index in range(len(part))]
+            target = [study.report for study in splits[split]]
             systems = {name: [report] * len(target) for name, report in reports.items()}
             scores[split] = evaluate_systems(systems, target, labeler, margin)
     return {"reports": reports, "train_count": count, "scores": scores}
