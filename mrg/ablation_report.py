@@ -216,8 +216,8 @@ def plot_summary(ablation: Ablation, results: Mapping[str, Any], path: Path) -> 
     highest = max(max(value["value"], min(1, value["high"] or 0)) for value in shown)
     grid[-1, 0].set_xlim(-2, 100 * max(highest, normal) + 2)
     number = len(results["seeds"])
-    spread = "mean, 95 % t-interval and each" if number > 1 else "value of the only"
-    grid[-1, 0].set_xlabel(f"percent points on held-out studies ({number} seeds: {spread} seed)")
+    spread = f"{number} seeds: mean, 95 % t-interval and each seed" if number > 1 else "one seed"
+    grid[-1, 0].set_xlabel(f"percent points on held-out studies ({spread})")
     handles = [Line2D([], [], color=c, marker=m, linewidth=1.3, label=s)
                for s, c, m in zip(CLINICAL, colors, markers, strict=True)]  # fmt: skip
     handles.append(Line2D([], [], color=colors[0], linestyle=":", label="MCCS of the constant normal report"))

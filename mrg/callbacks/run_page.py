@@ -38,6 +38,7 @@ class RunPage(L.Callback):
         self.written = 0.0
         # A guess for the first page of a run that has scores; then what the last one took.
         self.cost = 0.5
+        # What rounds have waited for pages.
         self.total_cost = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,6 +64,7 @@ class RunPage(L.Callback):
             started = time.perf_counter()
             self._write(trainer)
             self.cost = time.perf_counter() - started
+            self.total_cost += self.cost
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the last page."""
@@ -101,7 +103,6 @@ class RunPage(L.Callback):
         # The first import of matplotlib takes half a second, which a test without a page need not wait for.
         from mrg.pages.run import write_run_page
 
-        started = time.perf_counter()
         assert self.pace is not None
         for logger in trainer.loggers:
             logger.save()  # metrics.csv is written a few steps at a time
@@ -117,7 +118,6 @@ class RunPage(L.Callback):
         write_json(self.folder / STATE, self.state)
         write_run_page(self.folder)
         self.written = time.monotonic()
-        self.total_cost += time.perf_counter() - started
 
 
 def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]:

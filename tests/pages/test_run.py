@@ -10,6 +10,7 @@ from mrg.cli import main
 from mrg.pages.run import duration, find_warnings, run_page, sample_groups, write_run_page
 from mrg.pages.run_charts import Line, describe, draw, run_charts
 from mrg.pages.run_log import RunLog
+from tests.pages.browser import needs_chromium, opened
 
 HOSTILE = '<script>alert("x")</script> & \u202eright to left \U0001f600 </td>'
 
@@ -157,3 +158,45 @@ def test_command(tmp_path, capsys):
         main(["page", str(tmp_path / "nowhere")])
     assert stop.value.code == 2
     assert "to be a run's folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A page with all that it can show."""
+    score = {"value": 0.5, "low": 0.4, "high": 0.6}
+    sample = {
+        "id": "a",
+        "completion": "Clear. " * 40,
+        "target": "Edema.",
+        "reward": 0.25,
+        "mccs": 0.1,
+        "truncated": True,
+    }
+    (tmp_path / "metrics.csv").write_text("step,reward/total,val/mccs,train/kl\n0,0.1,,0\n1,0.2,,0.1\n1,,0.3,\n")
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps({"round": n, **sample}) + "\n" for n in range(3)))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"num_studies": 7, "systems": {"model": {"scores": {"MCCS": score}, "distinct": 0.25}}})
+    )
+    (tmp_path / "config.yaml").write_text("model:\n  class_path: mrg.modules.grpo.GRPOModule\n" + "x" * 300)
+    state = {"state": "stopped", "error": "no memory", "step": 2, "num_steps": 4, "seconds": 9, **NORMAL}
+    (tmp_path / "run.json").write_text(json.dumps(state))
+    return write_run_page(tmp_path)
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_and_labels(browser, whole, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install -e ".[dev]"')
+    with opened(browser, whole, color_scheme=scheme) as page:
+        page.eval_on_selector_all("details", "list => list.forEach(details => details.open = true)")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+@needs_chromium
+def test_a_phone_scrolls_down_only_and_charts_have_the_texts_colour(browser, whole):
+    with opened(browser, whole, viewport={"width": 360, "height": 740}, is_mobile=True, color_scheme="dark") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        colours = "e => [getComputedStyle(e).fill, getComputedStyle(document.body).color]"
+        drawn, text = page.eval_on_selector("figure svg text", colours)
+        assert drawn == text
