@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mrg.datamodules.study import ImageReadError, Study
+from mrg.datamodules.image import ImageReadError
+from mrg.datamodules.pixel_cache import PixelCache
+from mrg.datamodules.pixels import pixels_for
+from mrg.datamodules.study import Study
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
     "<think></think>, then write the report in <report></report>."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A study that was left out.
+
+    Args:
+        id: Of the study.
+        split: `"train"`, `"val"` or `"test"`.
+        reason: One line that names the file.
+    """
+
+    id: str
+    split: str
+    reason: str
 
 
 @dataclasses.dataclass
@@ -25,7 +46,9 @@ class Batch:
         image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
-        studies: The studies themselves, for ids and file names.
+        studies: The studies themselves, for ids and file names. None at all where every study of an evaluation's batch
+            was left out; the tensors are then empty.
+        skipped: The studies that were left out on the way.
     """
 
     pixel_values: Tensor
@@ -33,6 +56,7 @@ class Batch:
     prompt_ids: Tensor
     prompt_mask: Tensor
     studies: list[Study]
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def target(self) -> list[str]:
@@ -71,6 +95,12 @@ class StudyCollator:
         use_indication: Put the indication before the prompt where a study has one.
         max_views: Use only the first so many views of a study.
         max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
+        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share; 0 sets none. Only
+            where images may have any size.
+        pixel_cache: Folder in which shrunk pixels are kept, see `PixelCache`; empty keeps none.
+
+    Raises:
+        ValueError: If the processor takes no budget or no cache and there is one, or the folder cannot be made.
     """
 
     def __init__(
@@ -80,7 +110,11 @@ class StudyCollator:
         use_indication: bool = False,
         max_views: int = 2,
         max_prompt_length: int = 0,
+        max_study_pixels: int = 0,
+        pixel_cache: str = "",
     ) -> None:
+        cache = PixelCache(Path(pixel_cache).expanduser()) if pixel_cache else None
+        self.pixels = pixels_for(processor, max_study_pixels, cache)
         self.processor = processor
         self.prompt = prompt
         self.use_indication = use_indication
@@ -101,6 +135,18 @@ class StudyCollator:
         start = self.processor.tokenizer.bos_token
         return start is not None and all(prompt.startswith(start) for prompt in prompts)
 
+    def read(self, study: Study) -> list[np.ndarray]:
+        """Read and shrink the views of a study.
+
+        Raises:
+            ImageReadError: If an image cannot be read; names the study.
+        """
+        views = study.views[: self.max_views]
+        try:
+            return [self.pixels.read(view, len(views)) for view in views]
+        except ImageReadError as error:
+            raise type(error)(f"Study {study.id}: {error}") from None
+
     def __call__(self, studies: list[Study]) -> Batch:
         """Read and preprocess.
 
@@ -108,17 +154,17 @@ class StudyCollator:
             ImageReadError: If an image cannot be read; names the study.
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
-        images, prompts = [], []
-        for study in studies:
-            views = study.views[: self.max_views]
-            try:
-                images.append([view.load() for view in views])
-            except ImageReadError as error:
-                raise ImageReadError(f"Study {study.id}: {error}") from None
-            prompts.append(self.prompt_text(study, len(views)))
-        encoded = self.processor(
-            images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
-        )
+        return self.batch(studies, [self.read(study) for study in studies])
+
+    def batch(self, studies: list[Study], images: Sequence[Sequence[np.ndarray]]) -> Batch:
+        """Make a batch of studies and what `read` returned for each.
+
+        Raises:
+            ValueError: If a prompt is longer than `max_prompt_length`.
+        """
+        prompts = [self.prompt_text(study, len(views)) for study, views in zip(studies, images, strict=True)]
+        text = {"padding": True, "return_tensors": "pt", "add_special_tokens": not self._marked(prompts)}
+        encoded = self.pixels.encode(self.processor, images, prompts, **text)
         prompt_mask = encoded["attention_mask"].bool()
         longest = int(prompt_mask.sum(1).max())
         if self.max_prompt_length and longest > self.max_prompt_length:

@@ -100,7 +100,7 @@ def _check(data: Any, path: Path) -> None:
 def _check_compression(data: Any, path: Path) -> None:
     from pydicom.encaps import get_frame
     from pydicom.pixels import get_decoder
-    from pydicom.uid import HTJ2KTransferSyntaxes, JPEGExtended12Bit
+    from pydicom.uid import HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL, JPEGExtended12Bit
 
     syntax = data.file_meta.TransferSyntaxUID
     try:
@@ -111,7 +111,7 @@ def _check_compression(data: Any, path: Path) -> None:
     if not decoder.is_available or (extended and "pylibjpeg" not in decoder.available_plugins):
         # What GDCM does not read. Of libjpeg's plugin one should know that its licence is the GPL.
         others = "pip install pylibjpeg pylibjpeg-libjpeg" if extended else "pip install pylibjpeg pylibjpeg-openjpeg"
-        line = others if extended or syntax in HTJ2KTransferSyntaxes else _INSTALL
+        line = others if extended or syntax in (HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL) else _INSTALL
         raise DecoderMissingError(f"Image {path} is compressed ({syntax.name}), which needs a decoder: {line}")
     if syntax.is_encapsulated:
         # A compressed frame has a size of its own, by which decoders make room.
@@ -166,7 +166,7 @@ def _render(data: Any, path: Path) -> Image.Image:
 
 
 def _grey(data: Any, path: Path) -> np.ndarray:
-    """(H, W) uint8: the grey that each stored value is shown as is looked up, because values are few and pixels many."""
+    """(H, W) uint8: what each stored value is shown as is looked up, because values are few and pixels many."""
     stored = _stored_values(data)
     if stored.ndim != 2:
         raise ImageReadError(f"Image {path} is grey, but has {stored.shape[-1]} samples a pixel; copy it again.")
@@ -178,9 +178,10 @@ def _grey(data: Any, path: Path) -> np.ndarray:
     table = _shown(values, used & ~padding, data)
     if data.PhotometricInterpretation == "MONOCHROME1":
         table = 1 - table
-    table = np.floor(255 * table + 0.5).astype(np.uint8)
-    table[padding] = 0
-    return table[stored - lowest]
+    greys = np.floor(255 * table + 0.5).astype(np.uint8)
+    greys[padding] = 0
+    shown: np.ndarray = greys[stored - lowest]
+    return shown
 
 
 def _stored_values(data: Any) -> np.ndarray:
@@ -189,11 +190,11 @@ def _stored_values(data: Any) -> np.ndarray:
 
     signed, bits = bool(data.get("PixelRepresentation")), int(data.BitsStored)
     if data.file_meta.TransferSyntaxUID.is_encapsulated:
-        return pixel_array(data).astype(np.int32)
-    raw = pixel_array(data, correct_unused_bits=False).astype(np.int32)
+        return np.asarray(pixel_array(data), dtype=np.int32)
+    raw: np.ndarray = pixel_array(data, correct_unused_bits=False).astype(np.int32)
     high = data.get("HighBit")
     shift = max(0, (bits - 1 if high is None else int(high)) + 1 - bits)
-    values = (raw >> shift) & (2**bits - 1)
+    values: np.ndarray = (raw >> shift) & (2**bits - 1)
     return np.where(values >= 2 ** (bits - 1), values - 2**bits, values) if signed else values
 
 
@@ -204,37 +205,37 @@ def _padding(values: np.ndarray, data: Any) -> np.ndarray:
         return np.zeros(len(values), dtype=bool)
     last = data.get("PixelPaddingRangeLimit")
     low, high = sorted((int(first), int(first if last is None else last)))
-    return (values >= low) & (values <= high)
+    return np.asarray((values >= low) & (values <= high))
 
 
 def _shown(values: np.ndarray, seen: np.ndarray, data: Any) -> np.ndarray:
     """Stored values -> 0 to 1, before inversion; `seen` are those that occur in the image."""
     values, has_modality = _modality(values, data)
     if data.get("VOILUTSequence"):
-        entries, shown = _look_up(values, data.VOILUTSequence[0])
+        entries, shown = _look_up(values, data.VOILUTSequence[0], data)
         # The descriptor often says 16 bits of a table that uses 12.
-        return shown / (2 ** max(1, int(entries.max()).bit_length()) - 1)
+        return np.asarray(shown / (2 ** max(1, int(entries.max()).bit_length()) - 1))
     window = _window(data)
     if window is not None:
         return _windowed(values, *window, str(data.get("VOILUTFunction") or "LINEAR"))
     if int(data.BitsStored) <= 8 and not has_modality and not data.get("PixelRepresentation"):
-        return values / (2 ** int(data.BitsStored) - 1)
+        return np.asarray(values / (2 ** int(data.BitsStored) - 1))
     real = values[seen]
     if not len(real) or real.min() == real.max():
         return np.zeros(len(values))
-    return np.clip((values - real.min()) / (real.max() - real.min()), 0, 1)
+    return np.asarray(np.clip((values - real.min()) / (real.max() - real.min()), 0, 1))
 
 
 def _modality(values: np.ndarray, data: Any) -> tuple[np.ndarray, bool]:
     """Values in the modality's unit, and whether there is anything that makes them differ from the stored ones."""
     if data.get("ModalityLUTSequence"):
-        return _look_up(values, data.ModalityLUTSequence[0])[1], True
+        return _look_up(values, data.ModalityLUTSequence[0], data)[1], True
     slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
     slope, intercept = 1.0 if slope is None else float(slope), float(intercept or 0)
     return values * slope + intercept, (slope, intercept) != (1, 0)
 
 
-def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, np.ndarray]:
+def _look_up(values: np.ndarray, item: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
     """A table's entries, and what it makes of the values; those beyond its ends get its first or last entry.
 
     Not pydicom's `apply_voi`: a table from 12 bits to 8 makes it wrap.
@@ -243,7 +244,8 @@ def _look_up(values: np.ndarray, item: Any) -> tuple[np.ndarray, np.ndarray]:
     number = number or 2**16
     content = item.LUTData
     if isinstance(content, bytes):
-        entries = np.frombuffer(content, "u1" if len(content) < 2 * number else "<u2", count=number)
+        words = "<u2" if data.original_encoding[1] else ">u2"
+        entries = np.frombuffer(content, "u1" if len(content) < 2 * number else words, count=number)
     else:
         entries = np.asarray(content)[:number]
     if not 1 <= bits <= 16 or len(entries) < number:

@@ -34,7 +34,7 @@ class ImageReadError(ValueError):
 
 
 class DecoderMissingError(ImageReadError):
-    """An image that only lacks an optional package; the message names the pip line. It is never skipped as a bad one."""
+    """An image that lacks nothing but an optional package, and is not skipped; the message names the pip line."""
 
 
 def read_image(path: Path) -> Image.Image:
