@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -170,32 +171,43 @@ def _grey(data: Any, path: Path) -> np.ndarray:
     stored = _stored_values(data)
     if stored.ndim != 2:
         raise ImageReadError(f"Image {path} is grey, but has {stored.shape[-1]} samples a pixel; copy it again.")
-    lowest = int(stored.min())
-    values = np.arange(lowest, int(stored.max()) + 1)
+    lowest, highest = int(stored.min()), int(stored.max())
+    values = np.arange(lowest, highest + 1)
+    if lowest:
+        stored = stored - lowest
     padding = _padding(values, data)
-    used = np.zeros(len(values), dtype=bool)
-    used[np.unique(stored) - lowest] = True
-    table = _shown(values, used & ~padding, data)
+
+    def real() -> np.ndarray:
+        seen = np.zeros(len(values), dtype=bool)
+        seen[stored] = True
+        return np.asarray(seen & ~padding)
+
+    table = _shown(values, real, data)
     if data.PhotometricInterpretation == "MONOCHROME1":
         table = 1 - table
     greys = np.floor(255 * table + 0.5).astype(np.uint8)
     greys[padding] = 0
-    shown: np.ndarray = greys[stored - lowest]
-    return shown
+    return np.take(greys, stored)
 
 
 def _stored_values(data: Any) -> np.ndarray:
-    """(H, W) int32: the bits stored, wherever in the bits allocated they lie, with their sign."""
+    """(H, W) integers: the bits stored, wherever in the bits allocated they lie, with their sign."""
     from pydicom.pixels import pixel_array
 
     signed, bits = bool(data.get("PixelRepresentation")), int(data.BitsStored)
     if data.file_meta.TransferSyntaxUID.is_encapsulated:
-        return np.asarray(pixel_array(data), dtype=np.int32)
-    raw: np.ndarray = pixel_array(data, correct_unused_bits=False).astype(np.int32)
+        decoded: np.ndarray = pixel_array(data)
+        return decoded.astype(np.int32) if signed else decoded
+    raw: np.ndarray = pixel_array(data, correct_unused_bits=False)
+    raw = raw.astype(f"u{raw.dtype.itemsize}", copy=False)  # in the machine's order of bytes
     high = data.get("HighBit")
     shift = max(0, (bits - 1 if high is None else int(high)) + 1 - bits)
-    values: np.ndarray = (raw >> shift) & (2**bits - 1)
-    return np.where(values >= 2 ** (bits - 1), values - 2**bits, values) if signed else values
+    if shift or bits < 8 * raw.dtype.itemsize:
+        raw = (raw >> shift) & (2**bits - 1)
+    if signed:
+        raw = raw.astype(np.int32)
+        raw[raw >= 2 ** (bits - 1)] -= 2**bits
+    return raw
 
 
 def _padding(values: np.ndarray, data: Any) -> np.ndarray:
@@ -208,8 +220,8 @@ def _padding(values: np.ndarray, data: Any) -> np.ndarray:
     return np.asarray((values >= low) & (values <= high))
 
 
-def _shown(values: np.ndarray, seen: np.ndarray, data: Any) -> np.ndarray:
-    """Stored values -> 0 to 1, before inversion; `seen` are those that occur in the image."""
+def _shown(values: np.ndarray, real: Callable[[], np.ndarray], data: Any) -> np.ndarray:
+    """Stored values -> 0 to 1, before inversion; `real` says which of them occur in the image and are not padding."""
     values, has_modality = _modality(values, data)
     if data.get("VOILUTSequence"):
         entries, shown = _look_up(values, data.VOILUTSequence[0], data)
@@ -220,10 +232,10 @@ def _shown(values: np.ndarray, seen: np.ndarray, data: Any) -> np.ndarray:
         return _windowed(values, *window, str(data.get("VOILUTFunction") or "LINEAR"))
     if int(data.BitsStored) <= 8 and not has_modality and not data.get("PixelRepresentation"):
         return np.asarray(values / (2 ** int(data.BitsStored) - 1))
-    real = values[seen]
-    if not len(real) or real.min() == real.max():
+    found = values[real()]
+    if not len(found) or found.min() == found.max():
         return np.zeros(len(values))
-    return np.asarray(np.clip((values - real.min()) / (real.max() - real.min()), 0, 1))
+    return np.asarray(np.clip((values - found.min()) / (found.max() - found.min()), 0, 1))
 
 
 def _modality(values: np.ndarray, data: Any) -> tuple[np.ndarray, bool]:
