@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import re
 import shutil
@@ -11,16 +13,22 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import mrg
+from mrg.callbacks.gallery import PAGE, PREDICT_PAGE, GalleryWriter
+from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
+from mrg.callbacks.run_page import RunPage
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
+
+LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
 
 COMMANDS = ("fit", "validate", "test", "predict", "export")
 
@@ -56,10 +64,14 @@ class MrgCLI(LightningCLI):
         """The run's place, and by what its best checkpoint is chosen."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="this run's folder in --runs")
+        parser.add_argument(
+            "--into", type=str, default="", help="folder in the run's for what test and predict write about other data"
+        )
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a run folder that exists")
         parser.add_argument(
             "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
         )
+        parser.add_class_arguments(GalleryWriter, "gallery")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint must not override the configuration and the command line (Lightning issue 20801)."""
@@ -74,7 +86,11 @@ class MrgCLI(LightningCLI):
         """Refuse to write over a run; outside of `fit`, take the run's best checkpoint unless one is named."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
+        if not _class(str(config.model.class_path)).trained:
+            self._prepare_baseline(config)
+            return
         if self.subcommand == "fit":
+            _need_loggers(config.trainer.logger)
             self._guard(config.ckpt_path, config.overwrite)
             return
         if self.subcommand == "test":
@@ -83,13 +99,31 @@ class MrgCLI(LightningCLI):
         best = self.folder / "checkpoints" / "best.ckpt"
         if config.ckpt_path is None:
             config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
-        elif not Path(config.ckpt_path).is_file():
+        elif not Path(config.ckpt_path).exists():
             raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
+        sharded = config.ckpt_path is not None and Path(config.ckpt_path).is_dir()
+        if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
+            raise UserError(
+                f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
+                f"make one file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {config.ckpt_path}."
+            )
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
+
+    def _prepare_baseline(self, config: Any) -> None:
+        """Keep what is not trained out of the folders of runs that are, and away from their checkpoints."""
+        name = str(config.model.class_path)
+        if self.subcommand in ("fit", "export"):
+            raise UserError(f"{name} is a baseline, which is not trained: run `test`, `validate` or `predict`.")
+        if (self.folder / "config.yaml").is_file():
+            raise UserError(f"Run folder {self.folder} holds a trained run: choose another --name for the baseline.")
+        if self.subcommand == "test":
+            config.verbose = False
+        self.save_config_callback = config.ckpt_path = None
+        print(f"{self.subcommand}: {name}", flush=True)
 
     def _guard(self, checkpoint: str | None, overwrite: bool) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
-        if checkpoint and not Path(checkpoint).is_file():
+        if checkpoint and not Path(checkpoint).exists():
             raise UserError(f"Checkpoint {checkpoint} does not exist: check --ckpt_path.")
         resumes = bool(checkpoint) and self.folder.resolve() in Path(str(checkpoint)).resolve().parents
         if (self.folder / "config.yaml").exists() and not (overwrite or resumes):
@@ -100,15 +134,23 @@ class MrgCLI(LightningCLI):
             # A best checkpoint that stayed would pass for the new run's.
             for old in ("best.ckpt", "last.ckpt"):
                 (self.folder / "checkpoints" / old).unlink(missing_ok=True)
-            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl"):
+            written = ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl", "run.json", "index.html")
+            for old in (*written, PAGE, PREDICT_PAGE):
                 (self.folder / old).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
-        own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
+        into = "" if self.subcommand == "fit" else str(self.config[self.subcommand].into)
+        own: list[Any] = [ResultWriter(self.folder / into), self._get(self.config_init, "gallery")]
+        own += kwargs.pop("callbacks", None) or []
         trainer = dict(self._get(self.config_init, "trainer", default={}))
+        given = trainer.get("callbacks") or []
+        callbacks = given if isinstance(given, list) else [given]
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            own.append(ProgressLine())
+        own.append(RunPage(self.folder))
         if trainer.get("enable_model_summary") is None:
             trainer["enable_model_summary"] = False
         if self.subcommand != "fit":
@@ -121,13 +163,28 @@ class MrgCLI(LightningCLI):
         own.append(ModelCheckpoint(checkpoints, "last", enable_version_counter=False))
         # An empty version puts metrics.csv and config.yaml into the run folder itself.
         csv = CSVLogger(self.folder.parent, name=self.folder.name, version="", flush_logs_every_n_steps=10)
-        given = trainer.get("logger") or []
-        trainer["logger"] = [csv, *(given if isinstance(given, list) else [given])]
+        loggers = trainer.get("logger") or []
+        trainer["logger"] = [csv, *(loggers if isinstance(loggers, list) else [loggers])]
         return self._instantiate_trainer(trainer, own)
 
 
+def _need_loggers(given: Any) -> None:
+    """Say which package a logger lacks before Lightning fails to build it."""
+    for logger in given if isinstance(given, list) else [given]:
+        name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        package = LOGGERS.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
+
+
+def _class(path: str) -> type[ReportModule]:
+    module, _, name = path.rpartition(".")
+    found: type[ReportModule] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def _checkpoint(best: Path, policy: str) -> str | None:
-    if best.is_file():
+    if best.exists():
         return str(best)
     if (best.parents[1] / "config.yaml").is_file():
         raise UserError(

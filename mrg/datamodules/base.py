@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+<<<<<<< HEAD
 from typing import Any, Literal
+=======
+from pathlib import Path
+from typing import Any
+>>>>>>> main
 
 import lightning as L
 import torch
@@ -13,6 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from mrg.datamodules.collate import Skipped, StudyCollator
 from mrg.datamodules.skip import SkippingCollator
 from mrg.datamodules.study import Study
+from mrg.datamodules.study_table import StudyTable
+from mrg.files import write_lines
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +56,12 @@ class ReportDataModule(L.LightningDataModule):
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
+<<<<<<< HEAD
         skipped: The studies that were left out so far, by split and id; see `on_error`.
+=======
+        checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
+            settings say of them, so that all can be listed, and leaves the training targets as written.
+>>>>>>> main
     """
 
     def __init__(
@@ -80,6 +92,7 @@ class ReportDataModule(L.LightningDataModule):
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
+        self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
 
     def read(self) -> Mapping[str, Sequence[Study]]:
@@ -104,8 +117,10 @@ class ReportDataModule(L.LightningDataModule):
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
         self.setup()
-        return [study.report for study in self.splits["train"]]
+        studies = self.splits["train"]
+        return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
+<<<<<<< HEAD
     def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
@@ -119,6 +134,24 @@ class ReportDataModule(L.LightningDataModule):
             dataset, collate = range(len(studies)), SkippingCollator(self.collator, studies, split, replace=shuffle)
         return DataLoader(
             dataset,
+=======
+    def to_predict(self) -> Sequence[Study]:
+        """The studies for which `predict` writes reports, with or without a reference: the test split."""
+        return self.splits["test"]
+
+    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write what `predict` wrote, one row for each study, into the run's folder, and say so."""
+        write_lines(folder / "predict.jsonl", rows)
+        print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
+
+    def _loader(self, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Study]:
+        if self.collator is None:
+            raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+        if not len(studies):
+            raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
+        return DataLoader(
+            StudyDataset(studies),
+>>>>>>> main
             batch_size=batch_size,
             shuffle=shuffle,
             # A last partial batch would make one optimiser step noisier than the others.
@@ -140,16 +173,22 @@ class ReportDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader(self.splits["train"], self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the split."""
-        return self._loader("val", self.eval_batch_size, shuffle=False)
+        return self._loader(self.splits["val"], self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the split."""
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+        return self._loader(self.splits["test"], self.eval_batch_size, shuffle=False)
 
+<<<<<<< HEAD
     def predict_dataloader(self) -> DataLoader[Any]:
         """The test split again, for prediction without scores."""
         return self.test_dataloader()
+=======
+    def predict_dataloader(self) -> DataLoader[Study]:
+        """The studies of `to_predict`, for prediction without scores."""
+        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
+>>>>>>> main

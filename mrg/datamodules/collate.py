@@ -11,10 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from mrg.datamodules.image import ImageReadError
 from mrg.datamodules.pixel_cache import PixelCache
 from mrg.datamodules.pixels import pixels_for
 from mrg.datamodules.study import Study
+=======
+from mrg.datamodules.study import ImageReadError, Study, View
+>>>>>>> main
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
@@ -46,9 +50,15 @@ class Batch:
         image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
+<<<<<<< HEAD
         studies: The studies themselves, for ids and file names. None at all where every study of an evaluation's batch
             was left out; the tensors are then empty.
         skipped: The studies that were left out on the way.
+=======
+        studies: The studies themselves, for ids and file names.
+        contents: For each study the content of its chat message: marks of images, and text.
+        views: For each study the views of its image marks, in their order.
+>>>>>>> main
     """
 
     pixel_values: Tensor
@@ -56,7 +66,12 @@ class Batch:
     prompt_ids: Tensor
     prompt_mask: Tensor
     studies: list[Study]
+<<<<<<< HEAD
     skipped: tuple[Skipped, ...] = ()
+=======
+    contents: list[list[dict[str, str]]] = dataclasses.field(default_factory=list)
+    views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
+>>>>>>> main
 
     @property
     def target(self) -> list[str]:
@@ -95,12 +110,17 @@ class StudyCollator:
         use_indication: Put the indication before the prompt where a study has one.
         max_views: Use only the first so many views of a study.
         max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
+<<<<<<< HEAD
         max_study_pixels: Pixel budget of a study, of which each of its views gets the same share; 0 sets none. Only
             where images may have any size.
         pixel_cache: Folder in which shrunk pixels are kept, see `PixelCache`; empty keeps none.
 
     Raises:
         ValueError: If the processor takes no budget or no cache and there is one, or the folder cannot be made.
+=======
+        use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
+            for each of the two.
+>>>>>>> main
     """
 
     def __init__(
@@ -110,8 +130,12 @@ class StudyCollator:
         use_indication: bool = False,
         max_views: int = 2,
         max_prompt_length: int = 0,
+<<<<<<< HEAD
         max_study_pixels: int = 0,
         pixel_cache: str = "",
+=======
+        use_prior: bool = False,
+>>>>>>> main
     ) -> None:
         cache = PixelCache(Path(pixel_cache).expanduser()) if pixel_cache else None
         self.pixels = pixels_for(processor, max_study_pixels, cache)
@@ -120,13 +144,36 @@ class StudyCollator:
         self.use_indication = use_indication
         self.max_views = max_views
         self.max_prompt_length = max_prompt_length
+        self.use_prior = use_prior
 
-    def prompt_text(self, study: Study, num_views: int) -> str:
-        """The chat-formatted prompt with one image mark per view."""
+    def views(self, study: Study) -> tuple[View, ...]:
+        """The views of a study as the policy sees them, those of its prior first."""
+        earlier = study.prior.views[: self.max_views] if self.use_prior and study.prior else ()
+        return earlier + study.views[: self.max_views]
+
+    def content(self, study: Study) -> list[dict[str, str]]:
+        """The parts of the chat message: one image mark per view, then the text."""
         text = self.prompt
         if self.use_indication and study.indication:
             text = f"Indication: {study.indication}\n{text}"
-        content = [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        num_views = min(len(study.views), self.max_views)
+        if not (self.use_prior and study.prior):
+            return [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        num_earlier = min(len(study.prior.views), self.max_views)
+        # Numbers as well as places: some chat templates move all images to the front.
+        earlier = f"{_images(1, num_earlier)}, of an earlier study of this patient:\n"
+        report = f"\nReport of the earlier study: {study.prior.report}" if study.prior.report else ""
+        current = f"{report}\n{_images(num_earlier + 1, num_views)}, of the current study:\n"
+        return [
+            {"type": "text", "text": earlier},
+            *[{"type": "image"}] * num_earlier,
+            {"type": "text", "text": current},
+            *[{"type": "image"}] * num_views,
+            {"type": "text", "text": f"\n{text}"},
+        ]
+
+    def prompt_text(self, content: list[dict[str, str]]) -> str:
+        """The chat-formatted prompt."""
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
@@ -154,6 +201,7 @@ class StudyCollator:
             ImageReadError: If an image cannot be read; names the study.
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
+<<<<<<< HEAD
         return self.batch(studies, [self.read(study) for study in studies])
 
     def batch(self, studies: list[Study], images: Sequence[Sequence[np.ndarray]]) -> Batch:
@@ -165,6 +213,19 @@ class StudyCollator:
         prompts = [self.prompt_text(study, len(views)) for study, views in zip(studies, images, strict=True)]
         text = {"padding": True, "return_tensors": "pt", "add_special_tokens": not self._marked(prompts)}
         encoded = self.pixels.encode(self.processor, images, prompts, **text)
+=======
+        images, prompts, contents = [], [], []
+        for study in studies:
+            try:
+                images.append([view.load() for view in self.views(study)])
+            except ImageReadError as error:
+                raise ImageReadError(f"Study {study.id}: {error}") from None
+            contents.append(self.content(study))
+            prompts.append(self.prompt_text(contents[-1]))
+        encoded = self.processor(
+            images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
+        )
+>>>>>>> main
         prompt_mask = encoded["attention_mask"].bool()
         longest = int(prompt_mask.sum(1).max())
         if self.max_prompt_length and longest > self.max_prompt_length:
@@ -179,4 +240,10 @@ class StudyCollator:
             prompt_ids=encoded["input_ids"],
             prompt_mask=prompt_mask,
             studies=studies,
+            contents=contents,
+            views=[self.views(study) for study in studies],
         )
+
+
+def _images(first: int, count: int) -> str:
+    return f"Image {first}" if count == 1 else f"Images {first} to {first + count - 1}"

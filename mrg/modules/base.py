@@ -18,7 +18,9 @@ from mrg.metrics.labelers.base import Labeler
 from mrg.modules.load import LoRA, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
+from mrg.modules.sharding import optimizer_groups, shard
 from mrg.modules.tiny import Tiny, tiny_policy
+from mrg.strategy import check_strategy
 
 
 def target_text(report: str, labels: Tensor, think: str) -> str:
@@ -60,6 +62,7 @@ class ReportModule(L.LightningModule):
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
         use_indication: Put the indication into the prompt.
+        use_prior: Put the images and the report of an earlier study into the prompt, where the data has one.
         max_views: Use only the first so many views of a study.
         max_new_tokens: Longest completion.
         max_prompt_length: Longest prompt in tokens; 0 sets no limit.
@@ -73,6 +76,8 @@ class ReportModule(L.LightningModule):
     """
 
     labeler: Labeler
+    trained = True
+    """Whether it has weights to train, to keep in checkpoints and to export."""
 
     def __init__(
         self,
@@ -91,6 +96,7 @@ class ReportModule(L.LightningModule):
         prompt: str = THINK_PROMPT,
         think: str = "required",
         use_indication: bool = False,
+        use_prior: bool = False,
         max_views: int = 2,
         max_new_tokens: int = 256,
         max_prompt_length: int = 0,
@@ -123,6 +129,7 @@ class ReportModule(L.LightningModule):
         self.max_study_pixels, self.pixel_cache = max_study_pixels, pixel_cache
         self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
+        self.use_prior = use_prior
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
@@ -132,6 +139,7 @@ class ReportModule(L.LightningModule):
         # Not a submodule: a labeler's weights are not the policy's.
         object.__setattr__(self, "labeler", RulesLabeler() if labeler is None else labeler)
         self.policy: Policy | None = None
+        self.identity = ""
         self.scores = nn.ModuleDict(
             {
                 "mccs": MCCS(margin=margin, labeler=self.labeler),
@@ -144,25 +152,63 @@ class ReportModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
+        check_strategy(self.trainer.strategy)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
         if self.policy is None:
-            self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
+            reports = data.train_reports() if self.source == "tiny" else []
+            self.policy = self.load(reports) if reports or self.source != "tiny" else self._load_saved()
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
-        if self.use_indication and not any(study.indication for part in data.splits.values() for study in part):
+        if (
+            self.use_indication
+            and stage != "predict"
+            and not any(study.indication for part in data.splits.values() for study in part)
+        ):
             raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
+        if (
+            self.use_prior
+            and stage != "predict"
+            and not any(study.prior for part in data.splits.values() for study in part)
+        ):
+            raise ValueError(
+                "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
+            )
         data.collator = StudyCollator(
             self.policy.processor,
             self.prompt,
             self.use_indication,
             self.max_views,
             self.max_prompt_length,
+<<<<<<< HEAD
             self.max_study_pixels,
             self.pixel_cache,
+=======
+            self.use_prior,
+>>>>>>> main
         )
+
+    def configure_model(self) -> None:
+        """Share the policy out over ranks where the strategy is FSDP2."""
+        if self.device_mesh is not None and not self.writer.sharded:
+            self._identity()  # needs whole weights
+            shard(self.writer, self.device_mesh["data_parallel"])
+
+    def _load_saved(self) -> Policy:
+        """The run's tiny policy as `fit` saved it: without training reports there is no other way to its tokenizer.
+
+        Raises:
+            ValueError: If the run did not save one.
+        """
+        folder = Path(self.trainer.default_root_dir) / "policy"
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"The tokenizer of a tiny policy is made from training reports, which these data do not have, and "
+                f"{folder} holds no policy: let `fit` finish, or use the run's own data."
+            )
+        return load_policy(str(folder), train_vision=True, shared_prefix=self.shared_prefix)
 
     def load(self, reports: list[str]) -> Policy:
         """Build or load the policy that the settings name."""
@@ -195,7 +241,7 @@ class ReportModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear warm-up, then a constant or a linearly falling rate."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = optimizer_groups(self.parameters())
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -234,6 +280,7 @@ class ReportModule(L.LightningModule):
                 {
                     "id": study.id,
                     "images": [str(v.image) if not hasattr(v.image, "shape") else v.position for v in study.views],
+                    "positions": [v.position for v in study.views],
                     "prediction": part.report,
                     "thinking": part.thinking,
                     "completion": text,
@@ -289,13 +336,16 @@ class ReportModule(L.LightningModule):
 
     def _identity(self) -> str:
         """What a checkpoint's weights depend on without holding it: the tokenizer and the frozen weights."""
+        if self.identity:
+            return self.identity
         vocabulary = sorted(self.writer.processor.tokenizer.get_vocab().items())
         digest = hashlib.sha256(repr(vocabulary).encode())
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 start = parameter.detach().flatten()[:64].float().cpu()
                 digest.update(name.encode() + start.numpy().tobytes())
-        return digest.hexdigest()
+        self.identity = digest.hexdigest()
+        return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained: the frozen base of a large policy is on disk already."""
@@ -310,8 +360,11 @@ class ReportModule(L.LightningModule):
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
         own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        given: dict[str, Tensor] = checkpoint["state_dict"]
-        wrong = sorted(set(own) ^ set(given)) or sorted(k for k in own if own[k] != given[k].shape)
+        # A checkpoint of one file per rank holds its weights elsewhere.
+        given: dict[str, Tensor] = checkpoint.get("state_dict", own)
+        wrong = sorted(set(own) ^ set(given)) or sorted(
+            k for k in own if "state_dict" in checkpoint and own[k] != given[k].shape
+        )
         if wrong or checkpoint.get("identity") != self._identity():
             name = wrong[0] if wrong else "its tokenizer or frozen base"
             raise ValueError(

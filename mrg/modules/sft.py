@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.base import ReportModule
+from mrg.modules.sharding import average_gradients, clip_gradients
 
 
 class SFTModule(ReportModule):
@@ -47,4 +48,9 @@ class SFTModule(ReportModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip to `max_grad_norm`, the same setting as in GRPO."""
-        torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
+        clip_gradients(self.parameters(), self.max_grad_norm)
+
+    def on_after_backward(self) -> None:
+        """Average what a strategy of sharded layers leaves to us."""
+        if self.writer.sharded:
+            average_gradients(self.parameters(), self.trainer.world_size)

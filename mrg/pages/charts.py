@@ -38,5 +38,8 @@ def svg(figure: Figure, description: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    label = Markup('<svg role="img" aria-label="{}" ').format(description)
+    # Every figure numbers its parts from 1: on a page of several, only what is referred to may keep its name.
+    referred = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", text)
+    label = Markup('<svg role="img" fill="currentColor" aria-label="{}" ').format(description)
     return Markup(text.replace("<svg ", label, 1))
