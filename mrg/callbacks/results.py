@@ -58,6 +58,10 @@ class ResultWriter(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
         assert isinstance(pl_module, ReportModule)
+        for split in ("train", "val"):
+            skipped = _skipped(trainer, split)
+            if trainer.is_global_zero:
+                _say_skipped(trainer, split, skipped)
         best = self.folder / "checkpoints" / "best.ckpt"
         if not trainer.strategy.broadcast(best.exists()):
             return
@@ -74,8 +78,13 @@ class ResultWriter(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions.jsonl and results.json, print the table."""
         assert isinstance(pl_module, ReportModule)
+<<<<<<< HEAD
+        rows = _gather(trainer, pl_module.predictions)
+        skipped = _skipped(trainer, "test")
+=======
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = _gather(trainer, pl_module.predictions, data.splits["test"])
+>>>>>>> main
         if not trainer.is_global_zero:
             return
         baselines = {"constant normal": CONSTANT_NORMAL}
@@ -97,13 +106,18 @@ class ResultWriter(L.Callback):
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+<<<<<<< HEAD
+            "skipped": {"count": len(skipped), "studies": skipped},
+=======
             "data_description": data.describe(),
+>>>>>>> main
             "baselines": baselines,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
+        _say_skipped(trainer, "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -123,12 +137,23 @@ class ResultWriter(L.Callback):
         self.predicted += outputs
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+<<<<<<< HEAD
+        """Write predict.jsonl."""
+        rows = _gather(trainer, self.predicted)
+        skipped = _skipped(trainer, "test")
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_lines(self.folder / "predict.jsonl", rows)
+            _say_skipped(trainer, "test", skipped)
+            print(f"{len(rows)} reports: {self.folder / 'predict.jsonl'}", flush=True)
+=======
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
+>>>>>>> main
 
 
 def _best_score(trainer: L.Trainer) -> str:
@@ -146,4 +171,26 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[St
     parts: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(parts, rows)
     by_id = {row["id"]: row for part in parts for row in part}
+<<<<<<< HEAD
+    order = [study.id for study in trainer.datamodule.splits["test"]]  # type: ignore[attr-defined]
+    return [by_id[name] for name in order if name in by_id]
+
+
+def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
+    """Id and reason of the studies that any rank left out, in the order of their ids."""
+    found = trainer.datamodule.skipped[split]  # type: ignore[attr-defined]
+    reasons = {name: study.reason for name, study in found.items()}
+    if trainer.world_size > 1:
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, reasons)
+        reasons = {name: reason for part in parts for name, reason in part.items()}
+    return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
+
+
+def _say_skipped(trainer: L.Trainer, split: str, skipped: list[dict[str, str]]) -> None:
+    if skipped:
+        total = len(trainer.datamodule.splits[split])  # type: ignore[attr-defined]
+        print(f"Skipped in {split}: {len(skipped)} of {total} studies, whose images cannot be read (reasons above).")
+=======
     return [by_id[study.id] for study in studies if study.id in by_id]
+>>>>>>> main

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+<<<<<<< HEAD
+from typing import Any, Literal
+=======
 from pathlib import Path
 from typing import Any
+>>>>>>> main
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mrg.datamodules.collate import Skipped, StudyCollator
+from mrg.datamodules.skip import SkippingCollator
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
+
+_log = logging.getLogger(__name__)
 
 
 class StudyDataset(Dataset[Study]):
@@ -41,12 +50,18 @@ class ReportDataModule(L.LightningDataModule):
         limit_train: Use only the first so many training studies; 0 uses all.
         limit_val: The same for validation.
         limit_test: The same for test.
+        on_error: What an image that cannot be read does: `"raise"` an error, or `"skip"` its study, which is then
+            reported once and counted; in training the next study takes its place. See `mrg.datamodules.skip`.
 
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
+<<<<<<< HEAD
+        skipped: The studies that were left out so far, by split and id; see `on_error`.
+=======
         checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
             settings say of them, so that all can be listed, and leaves the training targets as written.
+>>>>>>> main
     """
 
     def __init__(
@@ -57,11 +72,14 @@ class ReportDataModule(L.LightningDataModule):
         limit_train: int = 0,
         limit_val: int = 0,
         limit_test: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"Expected data.init_args.on_error to be 'raise' or 'skip', but got {on_error!r}.")
         limits = {"train": limit_train, "val": limit_val, "test": limit_test}
         for name, value in [("num_workers", num_workers), *((f"limit_{split}", n) for split, n in limits.items())]:
             if value < 0:
@@ -70,6 +88,8 @@ class ReportDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.limits = limits
+        self.on_error = on_error
+        self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
         self.checking = False
@@ -100,6 +120,21 @@ class ReportDataModule(L.LightningDataModule):
         studies = self.splits["train"]
         return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
+<<<<<<< HEAD
+    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
+        if self.collator is None:
+            raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+        studies = self.splits[split]
+        dataset: Any = StudyDataset(studies)
+        collate: Callable[[Any], Any] = self.collator
+        if self.on_error == "skip":
+            if not isinstance(self.collator, StudyCollator):
+                raise ValueError("Expected `collator` to be a StudyCollator where data.init_args.on_error is 'skip'.")
+            # The collator reads the studies itself: it may need others than those of the batch.
+            dataset, collate = range(len(studies)), SkippingCollator(self.collator, studies, split, replace=shuffle)
+        return DataLoader(
+            dataset,
+=======
     def to_predict(self) -> Sequence[Study]:
         """The studies for which `predict` writes reports, with or without a reference: the test split."""
         return self.splits["test"]
@@ -116,28 +151,44 @@ class ReportDataModule(L.LightningDataModule):
             raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
         return DataLoader(
             StudyDataset(studies),
+>>>>>>> main
             batch_size=batch_size,
             shuffle=shuffle,
             # A last partial batch would make one optimiser step noisier than the others.
             drop_last=shuffle and len(studies) >= batch_size,
             num_workers=self.num_workers,
-            collate_fn=self.collator,
+            collate_fn=collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> DataLoader[Study]:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note, and log once, which studies a batch had to do without; Lightning calls this in the main process."""
+        for study in getattr(batch, "skipped", ()):
+            known = self.skipped.setdefault(study.split, {})
+            if study.id not in known:
+                known[study.id] = study
+                _log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+        return batch
+
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
         return self._loader(self.splits["train"], self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Study]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the split."""
         return self._loader(self.splits["val"], self.eval_batch_size, shuffle=False)
 
-    def test_dataloader(self) -> DataLoader[Study]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the split."""
         return self._loader(self.splits["test"], self.eval_batch_size, shuffle=False)
 
+<<<<<<< HEAD
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The test split again, for prediction without scores."""
+        return self.test_dataloader()
+=======
     def predict_dataloader(self) -> DataLoader[Study]:
         """The studies of `to_predict`, for prediction without scores."""
         return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
+>>>>>>> main
