@@ -23,6 +23,7 @@ QUICK = {
     "data": ["--data.init_args.num_train=320", "--data.init_args.num_val=16", "--data.init_args.num_test=64"],
 }
 SFT, GRPO, CONTINUED = "SFT", "GRPO from SFT", "SFT continued"
+FOLDERS = {SFT: "sft", GRPO: "grpo", CONTINUED: "continued"}
 
 
 def main(args: Sequence[str]) -> None:
@@ -82,8 +83,30 @@ class Demo:
             self.continue_sft(policy)
         self.say("All policies on the held-out studies, beside what saying nothing would earn:")
         results = self.compare()
+        page = self.write_gallery(results)
         self.say(f"Done: {self.folder / 'results.json'}, and in each run's folder predictions.jsonl and metrics.csv.")
+        print(f"Open {page} in a browser: every study, what each policy wrote, what is right, missed and invented.")
         return results
+
+    def write_gallery(self, results: Mapping[str, Any]) -> Path:
+        """One page with all policies side by side, judged by GRPO's at first; returns its path."""
+        from mrg.callbacks.gallery import PAGE
+        from mrg.metrics import RulesLabeler
+        from mrg.pages.gallery import Gallery, of_studies
+        from mrg.pages.runs import Run
+
+        runs = {title: Run.read(self.folder / name) for title, name in FOLDERS.items() if title in self.seconds}
+        gallery = Gallery(
+            {title: runs[title].rows for title in sorted(runs, key=[GRPO, SFT, CONTINUED].index)},
+            RulesLabeler(),
+            results["margin"],
+            **of_studies(runs[SFT].studies()),
+            max_views=runs[SFT].max_views,
+            results=results,
+            title=f"{GRPO} beside {SFT}, on drawn radiographs",
+        )
+        gallery.write(self.folder / PAGE)
+        return self.folder / PAGE
 
     def continue_sft(self, policy: str) -> None:
         """SFT from SFT's policy, for as many steps as fit into GRPO's time, validations included.
@@ -128,8 +151,7 @@ class Demo:
         from mrg.metrics import RulesLabeler
         from mrg.metrics.results import evaluate_systems, format_table
 
-        names = {SFT: "sft", GRPO: "grpo", CONTINUED: "continued"}
-        rows = {title: read_lines(self.folder / names[title] / "predictions.jsonl") for title in self.seconds}
+        rows = {title: read_lines(self.folder / FOLDERS[title] / "predictions.jsonl") for title in self.seconds}
         tested = json.loads((self.folder / "sft" / "results.json").read_text(encoding="utf-8"))
         systems = {title: [text] * len(rows[SFT]) for title, text in tested["protocol"]["baselines"].items()}
         systems |= {title: [row["prediction"] for row in part] for title, part in rows.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 import re
 import shutil
@@ -12,18 +14,25 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.checkpoint_folder import BEST, CheckpointFolder
+from mrg.callbacks.gallery import PAGE, PREDICT_PAGE, GalleryWriter
 from mrg.callbacks.metrics_file import MetricsFile
+from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
+from mrg.callbacks.run_page import RunPage
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
+
+LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
 
 COMMANDS = ("fit", "validate", "test", "predict", "export")
 
@@ -59,6 +68,9 @@ class MrgCLI(LightningCLI):
         """The run's place, and by what its best checkpoint is chosen."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="this run's folder in --runs")
+        parser.add_argument(
+            "--into", type=str, default="", help="folder in the run's for what test and predict write about other data"
+        )
         parser.add_argument("--overwrite", type=bool, default=False, help="train into a run folder that exists")
         parser.add_argument(
             "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
@@ -68,6 +80,7 @@ class MrgCLI(LightningCLI):
         )
         parser.add_argument("--save_every", type=int, default=50, help="rounds from one checkpoint to the next")
         parser.add_argument("--keep", type=int, default=2, help="last checkpoints that are kept beside the best")
+        parser.add_class_arguments(GalleryWriter, "gallery")
 
     def _parse_ckpt_path(self) -> None:
         """A checkpoint must not override the configuration and the command line (Lightning issue 20801)."""
@@ -82,7 +95,11 @@ class MrgCLI(LightningCLI):
         """Refuse to write over a run; outside of `fit`, take the run's best checkpoint unless one is named."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
+        if not _class(str(config.model.class_path)).trained:
+            self._prepare_baseline(config)
+            return
         if self.subcommand == "fit":
+            _need_loggers(config.trainer.logger)
             self._prepare_fit(config)
             return
         if self.subcommand == "test":
@@ -91,11 +108,29 @@ class MrgCLI(LightningCLI):
         best = self.folder / "checkpoints" / BEST
         if config.ckpt_path is None:
             config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
-        elif not Path(config.ckpt_path).is_file():
+        elif not Path(config.ckpt_path).exists():
             raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
+        sharded = config.ckpt_path is not None and Path(config.ckpt_path).is_dir()
+        if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
+            raise UserError(
+                f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
+                f"make one file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {config.ckpt_path}."
+            )
         if config.ckpt_path is not None:
             CheckpointFolder(Path(config.ckpt_path).parent).check(Path(config.ckpt_path))
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
+
+    def _prepare_baseline(self, config: Any) -> None:
+        """Keep what is not trained out of the folders of runs that are, and away from their checkpoints."""
+        name = str(config.model.class_path)
+        if self.subcommand in ("fit", "export"):
+            raise UserError(f"{name} is a baseline, which is not trained: run `test`, `validate` or `predict`.")
+        if (self.folder / "config.yaml").is_file():
+            raise UserError(f"Run folder {self.folder} holds a trained run: choose another --name for the baseline.")
+        if self.subcommand == "test":
+            config.verbose = False
+        self.save_config_callback = config.ckpt_path = None
+        print(f"{self.subcommand}: {name}", flush=True)
 
     def _prepare_fit(self, config: Any) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
@@ -118,9 +153,9 @@ class MrgCLI(LightningCLI):
             print(f"No checkpoint in {files.path}: the run starts at its beginning.", flush=True)
         if config.overwrite:
             # A best checkpoint that stayed would pass for the new run's.
-            for old in files.path.glob("*.ckpt"):
-                old.unlink()
-            for name in ("predictions.jsonl", "predict.jsonl", "results.json"):
+            files.clear()
+            written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
+            for name in (*written, PAGE, PREDICT_PAGE):
                 (self.folder / name).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
@@ -128,8 +163,15 @@ class MrgCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
-        own: list[Any] = [ResultWriter(self.folder), *(kwargs.pop("callbacks", None) or [])]
+        into = "" if self.subcommand == "fit" else str(self.config[self.subcommand].into)
+        own: list[Any] = [ResultWriter(self.folder / into), self._get(self.config_init, "gallery")]
+        own += kwargs.pop("callbacks", None) or []
         trainer = dict(self._get(self.config_init, "trainer", default={}))
+        given = trainer.get("callbacks") or []
+        callbacks = given if isinstance(given, list) else [given]
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            own.append(ProgressLine())
+        own.append(RunPage(self.folder))
         if trainer.get("enable_model_summary") is None:
             trainer["enable_model_summary"] = False
         if self.subcommand != "fit":
@@ -137,8 +179,8 @@ class MrgCLI(LightningCLI):
             return self._instantiate_trainer(trainer, own)
         config = self.config[self.subcommand]
         own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep))
-        given = trainer.get("logger") or []
-        trainer["logger"] = [MetricsFile(self.folder), *(given if isinstance(given, list) else [given])]
+        loggers = trainer.get("logger") or []
+        trainer["logger"] = [MetricsFile(self.folder), *(loggers if isinstance(loggers, list) else [loggers])]
         # What the run is saved with: who trains or tests by it later means the best checkpoint, or says otherwise.
         config.resume, config.ckpt_path = "", None
         return self._instantiate_trainer(trainer, own)
@@ -166,7 +208,7 @@ def _resumed(files: CheckpointFolder, resume: str) -> Path | None:
         return path
     if not resume:
         return None
-    if not Path(resume).is_file():
+    if not Path(resume).exists():
         raise UserError(f"Checkpoint {resume} does not exist: check --resume.")
     CheckpointFolder(Path(resume).parent).check(Path(resume))
     return Path(resume)
@@ -181,8 +223,23 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"Run folder {folder} cannot be written ({error.strerror}): check --runs and --name.") from None
 
 
+def _need_loggers(given: Any) -> None:
+    """Say which package a logger lacks before Lightning fails to build it."""
+    for logger in given if isinstance(given, list) else [given]:
+        name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        package = LOGGERS.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
+
+
+def _class(path: str) -> type[ReportModule]:
+    module, _, name = path.rpartition(".")
+    found: type[ReportModule] = getattr(importlib.import_module(module), name)
+    return found
+
+
 def _checkpoint(best: Path, policy: str) -> str | None:
-    if best.is_file():
+    if best.exists():
         return str(best)
     if (best.parents[1] / "config.yaml").is_file():
         raise UserError(

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -6,6 +8,11 @@ from mrg.datamodules.demo import World, make_study
 from mrg.modules.tiny import Tiny, tiny_policy
 
 torch.set_num_threads(1)  # two threads only wait for each other where anything else runs
+
+
+def pytest_addoption(parser):
+    default = Path(__file__).parents[1] / ".vllm"
+    parser.addoption("--vllm", type=Path, default=default, help="environment of tests/servers/build_vllm.sh")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from mrg.demo import _new_folder, main, study_table
+from tests.pages.browser import CHROMIUM, launched, opened
 
 
 @pytest.mark.slow
@@ -30,8 +31,23 @@ def test_quick_demo_leaves_three_runs_and_one_table(tmp_path, capsys):
         assert len(lines) == results["num_studies"] == 64
     assert "GRPO from SFT - SFT, MCCS:" in out
     assert (tmp_path / "demo" / "study.md").read_text() in out
+    assert f"Open {folder / 'gallery.html'} in a browser" in out
     # Images are drawn, so there is no file to name.
     assert json.loads(lines[0])["images"][0] == "frontal"
+    if CHROMIUM is not None:
+        open_gallery(folder / "gallery.html")
+
+
+def open_gallery(file):
+    """The page that the demo ends with: three policies side by side, filtered, and without any request."""
+    with launched() as browser, opened(browser, file) as page:
+        assert page.inner_text("#count") == "64 studies, 1 to 20 shown"
+        assert page.locator("header table").first.locator("tbody tr").count() == 5 + 3
+        study = page.locator(".study").first
+        assert study.locator("section").count() == 4
+        assert study.locator("img").first.evaluate("image => image.naturalWidth") == 112
+        page.select_option("#kind", "missed")
+        assert 0 < int(page.inner_text("#count").split()[0]) <= 64
 
 
 def test_a_second_demo_takes_a_new_folder(tmp_path):

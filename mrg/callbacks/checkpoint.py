@@ -8,6 +8,7 @@ leaves.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ import lightning as L
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
@@ -33,7 +35,18 @@ class CheckpointError(RuntimeError):
 
 
 class Preempted(SystemExit):
-    """A run that was asked to end has saved its state and ends; exit code 0."""
+    """A run that was asked to end has saved its state and ends; exit code 0.
+
+    Args:
+        reason: What ended it, and after which round.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(0)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class Checkpoints(Checkpoint):
@@ -122,15 +135,35 @@ class Checkpoints(Checkpoint):
         # Sharded weights are gathered by all ranks.
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
         checkpoint["ranks"] = self._gather(trainer, self._rank_state(trainer))
+        strategy = trainer.strategy
+        parts = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
+        if parts:
+            problem = problem or self._write_parts(trainer, name, checkpoint)
         if trainer.is_global_zero and not problem:
             try:
-                self.files.save(name, checkpoint, self.best)
+                if parts:
+                    self.files.take(name, self.best)
+                else:
+                    self.files.save(name, checkpoint, self.best)
             except WriteError as error:
                 problem = str(error)
-        problem = trainer.strategy.broadcast(problem)
+        problem = next(filter(None, self._gather(trainer, problem)), "")
         if problem:
             raise CheckpointError(f"The state of this round could not be saved: {problem}")
         self.last = name
+
+    def _write_parts(self, trainer: L.Trainer, name: str, checkpoint: dict[str, Any]) -> str:
+        """Let each rank write its part of sharded weights into one folder; returns what went wrong."""
+        folder = self.files.unfinished(name)
+        try:
+            if trainer.is_global_zero:
+                shutil.rmtree(folder, ignore_errors=True)
+            trainer.strategy.barrier()
+            trainer.strategy.save_checkpoint(checkpoint, folder)
+        except Exception as error:  # torch gathers the errors of all ranks into one of its own, with tracebacks
+            lines = str(error).strip().splitlines()
+            return f"{folder} cannot be written ({lines[-1].strip() if lines else type(error).__name__})."
+        return ""
 
     def state_dict(self) -> dict[str, Any]:
         """The place, the best checkpoint, and how long the logs are."""
@@ -209,7 +242,7 @@ class Checkpoints(Checkpoint):
             return
         print(f"Resuming after round {self.number} from {path}.", flush=True)
         if state["monitor"] == self.monitor and state["best"]:
-            if (self.files.path / state["best"]).is_file():
+            if (self.files.path / state["best"]).exists():
                 self.best, self.score = state["best"], state["score"]
             else:
                 print(f"The best checkpoint {state['best']} is gone: the best to come takes its place.", flush=True)
@@ -268,7 +301,7 @@ class Checkpoints(Checkpoint):
             )
             if self.signal and self.signal == _requeue_signal(trainer):
                 _requeue()
-        raise Preempted(0)
+        raise Preempted(f"ended by {name} after round {number}, which is saved")
 
     def how_to_go_on(self) -> str:
         """The command with which to resume."""

@@ -34,6 +34,7 @@ class CheckpointFolder:
 
     It holds `round-<number>.ckpt` for the last rounds that were saved, those which these name as their best ones,
     `best.ckpt`, another name of the best of all, and `manifest.json`: name -> SHA-256, size, and the best at that time.
+    A checkpoint is a file, or a folder of one file per rank where a strategy writes sharded weights.
 
     Args:
         path: The folder.
@@ -65,8 +66,31 @@ class CheckpointFolder:
             raise WriteError(f"{self.path} cannot be made ({error.strerror}).") from error
         with replacing(self.path / name) as file:
             digest, size = _dump(checkpoint, file)
+        self._finish(name, digest, size, best)
+
+    def unfinished(self, name: str) -> Path:
+        """Where the ranks write a folder that `take` will make a checkpoint."""
+        return self.path / f".{name}.ranks.tmp"
+
+    def take(self, name: str, best: str) -> None:
+        """Make a checkpoint of the folder that all ranks have written; otherwise like `save`."""
+        folder = self.unfinished(name)
+        try:
+            for path in folder.iterdir():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+            sync_folder(folder)
+            digest, size = _digest(folder), _size(folder)
+            _remove(self.path / name)  # of a round that came before a resume, if any
+            folder.rename(self.path / name)
+            sync_folder(self.path)
+        except OSError as error:
+            raise WriteError(f"{self.path / name} cannot be written ({error.strerror}).") from error
+        self._finish(name, digest, size, best)
+
+    def _finish(self, name: str, digest: str, size: int, best: str) -> None:
         self._note(name, digest, size, best)
-        if (self.path / best).is_file():
+        if best and (self.path / best).exists():
             self.set_best(best)
         self.prune()
 
@@ -74,8 +98,8 @@ class CheckpointFolder:
         """Note a checkpoint that is whole, and its best one, where a crash or a lost manifest left no entry."""
         for own, its_best in ((best, best), (name, best)):
             path = self.path / own
-            if own and path.is_file() and own not in self.manifest():
-                self._note(own, _digest(path), path.stat().st_size, its_best)
+            if own and path.exists() and own not in self.manifest():
+                self._note(own, _digest(path), _size(path), its_best)
 
     def _note(self, name: str, digest: str, size: int, best: str) -> None:
         entry = {"sha256": digest, "bytes": size, "best": best}
@@ -86,8 +110,13 @@ class CheckpointFolder:
         temporary = self.path / f".{BEST}.{os.getpid()}.tmp"
         temporary.unlink(missing_ok=True)
         try:
+            if (self.path / BEST).is_dir() and not (self.path / BEST).is_symlink():
+                _remove(self.path / BEST)  # a rename does not replace a folder
             try:
-                os.link(self.path / name, temporary)
+                if (self.path / name).is_dir():
+                    temporary.symlink_to(name)
+                else:
+                    os.link(self.path / name, temporary)
             except OSError:  # not every file system has hard links
                 shutil.copyfile(self.path / name, temporary)
             # A rename to another name of the same file would do nothing, and leave the temporary one.
@@ -112,16 +141,22 @@ class CheckpointFolder:
         if set(kept) != set(entries):
             write_json(self.path / "manifest.json", kept)  # first: an entry without a file would pass for damage
         for name in set(self.names()) - set(kept):
-            (self.path / name).unlink(missing_ok=True)
+            _remove(self.path / name)
+
+    def clear(self) -> None:
+        """Remove all checkpoints."""
+        for path in [*self.path.glob("*.ckpt"), *self.path.glob(".*.ckpt.*.tmp")]:
+            _remove(path)
+        (self.path / "manifest.json").unlink(missing_ok=True)
 
     def remove_after(self, name: str) -> list[str]:
         """Remove checkpoints that are newer than this one, and what a crash left half written; returns their names."""
         names = self.names()
         newer = names[: names.index(name)] if name in names else names
         for other in newer:
-            (self.path / other).unlink(missing_ok=True)
+            _remove(self.path / other)
         for torn in self.path.glob(".*.ckpt.*.tmp"):
-            torn.unlink(missing_ok=True)
+            _remove(torn)
         if newer and self.path.exists():
             write_json(self.path / "manifest.json", {k: v for k, v in self.manifest().items() if k not in newer})
         return newer
@@ -146,7 +181,7 @@ class CheckpointFolder:
             same = [n for n in entries if (self.path / n).exists() and os.path.samefile(path, self.path / n)]
             name = same[0] if same else name
         entry = entries.get(name) if path.resolve().parent == self.path.resolve() else None
-        size = path.stat().st_size
+        size = _size(path)
         if entry is not None:
             if size != entry["bytes"]:
                 raise DamagedCheckpointError(f"{path} is damaged: {size} bytes, but {entry['bytes']} were written.")
@@ -154,7 +189,7 @@ class CheckpointFolder:
                 raise DamagedCheckpointError(f"{path} is damaged: it is not what its SHA-256 in manifest.json says.")
             return
         try:
-            with zipfile.ZipFile(path) as file:
+            with zipfile.ZipFile(path / "meta.pt" if path.is_dir() else path) as file:
                 if (bad := file.testzip()) is not None:
                     raise DamagedCheckpointError(f"{path} is damaged in {bad}.")
         except (zipfile.BadZipFile, OSError, EOFError) as error:
@@ -206,8 +241,23 @@ def _dump(checkpoint: dict[str, Any], file: IO[bytes]) -> tuple[str, int]:
     return hashing.hash.hexdigest(), hashing.size
 
 
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _size(path: Path) -> int:
+    return sum(part.stat().st_size for part in path.iterdir()) if path.is_dir() else path.stat().st_size
+
+
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
+    if path.is_dir():
+        for part in sorted(path.iterdir()):
+            digest.update(f"{part.name} {_digest(part)}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import lightning as L
 import torch
 
 import mrg
+from mrg.callbacks.checkpoint import Checkpoints
+from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
+from mrg.strategy import FSDP2
 
 
 class ResultWriter(L.Callback):
@@ -26,14 +30,22 @@ class ResultWriter(L.Callback):
         self.predicted: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained."""
+        """Say what is trained on what."""
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
         if trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            print(f"{type(pl_module).__name__} on {data.describe()}")
             print(
                 f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
                 flush=True,
             )
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is judged on what."""
+        if trainer.is_global_zero:
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Add the completions that a round shows to samples.jsonl."""
@@ -46,24 +58,34 @@ class ResultWriter(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
         assert isinstance(pl_module, ReportModule)
+        for split in ("train", "val"):
+            skipped = _skipped(trainer, split)
+            if trainer.is_global_zero:
+                _say_skipped(trainer, split, skipped)
         best = self.folder / "checkpoints" / "best.ckpt"
-        if trainer.is_global_zero and best.is_file():
+        if not trainer.strategy.broadcast(best.exists()):
+            return
+        if isinstance(trainer.strategy, FSDP2):
+            trainer.strategy.load_checkpoint(best)
+        else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-            pl_module.writer.save(self.folder / "policy")
-            print(f"Best checkpoint: {best}\nPolicy: {self.folder / 'policy'}", flush=True)
+        pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            print(f"Best checkpoint: {best}{_best_score(trainer)}\nPolicy: {self.folder / 'policy'}")
+            print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions.jsonl and results.json, print the table."""
         assert isinstance(pl_module, ReportModule)
-        rows = _gather(trainer, pl_module.predictions)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        rows = _gather(trainer, pl_module.predictions, data.splits["test"])
+        skipped = _skipped(trainer, "test")
         if not trainer.is_global_zero:
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        baselines = {
-            "constant normal": CONSTANT_NORMAL,
-            "most frequent report": most_frequent_report(data.train_reports()),
-        }
+        baselines = {"constant normal": CONSTANT_NORMAL}
+        if reports := data.train_reports():  # data to judge on alone have none
+            baselines["most frequent report"] = most_frequent_report(reports)
         systems = {name: [text] * len(rows) for name, text in baselines.items()}
         systems["model"] = [row["prediction"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
@@ -72,20 +94,23 @@ class ResultWriter(L.Callback):
             [row["target"] for row in rows],
             pl_module.labeler,
             pl_module.margin,
-            {"model": rate},
-            [("model", "constant normal"), ("model", "most frequent report")],
+            {"model": rate} if pl_module.trained else None,
+            [("model", name) for name in baselines],
         )
         protocol = {
             "mrg": mrg.__version__,
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+            "skipped": {"count": len(skipped), "studies": skipped},
+            "data_description": data.describe(),
             "baselines": baselines,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
+        _say_skipped(trainer, "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -105,20 +130,44 @@ class ResultWriter(L.Callback):
         self.predicted += outputs
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write predict.jsonl."""
-        rows = _gather(trainer, self.predicted)
+        """Hand what was written to the data module, which knows where it belongs."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.predicted = _gather(trainer, self.predicted, data.to_predict())
+        skipped = _skipped(trainer, "test")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_lines(self.folder / "predict.jsonl", rows)
-            print(f"{len(rows)} reports: {self.folder / 'predict.jsonl'}", flush=True)
+            data.keep_predictions(self.predicted, self.folder)
+            _say_skipped(trainer, "test", skipped)
 
 
-def _gather(trainer: L.Trainer, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all ranks, each study once, in the order of the split: samplers pad the last ranks with repeats."""
+def _best_score(trainer: L.Trainer) -> str:
+    """The score that the best checkpoint was chosen by, where it is known."""
+    chosen = trainer.checkpoint_callback
+    return f" ({chosen.monitor} {chosen.score:.3f})" if isinstance(chosen, Checkpoints) and chosen.best else ""
+
+
+def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:
+    """The rows of all ranks, each study once and in their order: samplers pad the last ranks with repeats."""
     if trainer.world_size == 1:
         return rows
     parts: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(parts, rows)
     by_id = {row["id"]: row for part in parts for row in part}
-    order = [study.id for study in trainer.datamodule.splits["test"]]  # type: ignore[attr-defined]
-    return [by_id[name] for name in order if name in by_id]
+    return [by_id[study.id] for study in studies if study.id in by_id]
+
+
+def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
+    """Id and reason of the studies that any rank left out, in the order of their ids."""
+    found = trainer.datamodule.skipped[split]  # type: ignore[attr-defined]
+    reasons = {name: study.reason for name, study in found.items()}
+    if trainer.world_size > 1:
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, reasons)
+        reasons = {name: reason for part in parts for name, reason in part.items()}
+    return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
+
+
+def _say_skipped(trainer: L.Trainer, split: str, skipped: list[dict[str, str]]) -> None:
+    if skipped:
+        total = len(trainer.datamodule.splits[split])  # type: ignore[attr-defined]
+        print(f"Skipped in {split}: {len(skipped)} of {total} studies, whose images cannot be read (reasons above).")

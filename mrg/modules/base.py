@@ -18,7 +18,9 @@ from mrg.metrics.labelers.base import Labeler
 from mrg.modules.load import LoRA, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
+from mrg.modules.sharding import optimizer_groups, shard
 from mrg.modules.tiny import Tiny, tiny_policy
+from mrg.strategy import check_strategy
 
 
 def target_text(report: str, labels: Tensor, think: str) -> str:
@@ -54,9 +56,13 @@ class ReportModule(L.LightningModule):
         vision_cache: Folder in which image embeddings of a frozen vision tower are kept; empty keeps none.
         shared_prefix: `"auto"`, `"required"` or `"off"`: see `Policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share, for a Qwen-VL; 0 sets
+            none.
+        pixel_cache: Folder in which shrunk pixels are kept from epoch to epoch and run to run; empty keeps none.
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
         use_indication: Put the indication into the prompt.
+        use_prior: Put the images and the report of an earlier study into the prompt, where the data has one.
         max_views: Use only the first so many views of a study.
         max_new_tokens: Longest completion.
         max_prompt_length: Longest prompt in tokens; 0 sets no limit.
@@ -70,6 +76,8 @@ class ReportModule(L.LightningModule):
     """
 
     labeler: Labeler
+    trained = True
+    """Whether it has weights to train, to keep in checkpoints and to export."""
 
     def __init__(
         self,
@@ -83,9 +91,12 @@ class ReportModule(L.LightningModule):
         vision_cache: str = "",
         shared_prefix: str = "auto",
         max_pixels: int = 0,
+        max_study_pixels: int = 0,
+        pixel_cache: str = "",
         prompt: str = THINK_PROMPT,
         think: str = "required",
         use_indication: bool = False,
+        use_prior: bool = False,
         max_views: int = 2,
         max_new_tokens: int = 256,
         max_prompt_length: int = 0,
@@ -104,6 +115,8 @@ class ReportModule(L.LightningModule):
         for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
+        if max_study_pixels < 0:
+            raise ValueError(f"Expected model.init_args.max_study_pixels to be at least 0, but got {max_study_pixels}.")
         if policy == "tiny" and lora is not None:
             raise ValueError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
@@ -113,8 +126,10 @@ class ReportModule(L.LightningModule):
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
         self.vision_cache = vision_cache
+        self.max_study_pixels, self.pixel_cache = max_study_pixels, pixel_cache
         self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
+        self.use_prior = use_prior
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
@@ -124,6 +139,7 @@ class ReportModule(L.LightningModule):
         # Not a submodule: a labeler's weights are not the policy's.
         object.__setattr__(self, "labeler", RulesLabeler() if labeler is None else labeler)
         self.policy: Policy | None = None
+        self.identity = ""
         self.scores = nn.ModuleDict(
             {
                 "mccs": MCCS(margin=margin, labeler=self.labeler),
@@ -132,22 +148,64 @@ class ReportModule(L.LightningModule):
             }
         )
         self.predictions: list[dict[str, Any]] = []
+        self.num_scored = 0
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
+        check_strategy(self.trainer.strategy)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
         if self.policy is None:
-            self.policy = self.load(data.train_reports() if self.source == "tiny" else [])
+            reports = data.train_reports() if self.source == "tiny" else []
+            self.policy = self.load(reports) if reports or self.source != "tiny" else self._load_saved()
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
-        if self.use_indication and not any(study.indication for part in data.splits.values() for study in part):
+        if (
+            self.use_indication
+            and stage != "predict"
+            and not any(study.indication for part in data.splits.values() for study in part)
+        ):
             raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
+        if (
+            self.use_prior
+            and stage != "predict"
+            and not any(study.prior for part in data.splits.values() for study in part)
+        ):
+            raise ValueError(
+                "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
+            )
         data.collator = StudyCollator(
-            self.policy.processor, self.prompt, self.use_indication, self.max_views, self.max_prompt_length
+            self.policy.processor,
+            self.prompt,
+            self.use_indication,
+            self.max_views,
+            self.max_prompt_length,
+            self.use_prior,
+            self.max_study_pixels,
+            self.pixel_cache,
         )
+
+    def configure_model(self) -> None:
+        """Share the policy out over ranks where the strategy is FSDP2."""
+        if self.device_mesh is not None and not self.writer.sharded:
+            self._identity()  # needs whole weights
+            shard(self.writer, self.device_mesh["data_parallel"])
+
+    def _load_saved(self) -> Policy:
+        """The run's tiny policy as `fit` saved it: without training reports there is no other way to its tokenizer.
+
+        Raises:
+            ValueError: If the run did not save one.
+        """
+        folder = Path(self.trainer.default_root_dir) / "policy"
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"The tokenizer of a tiny policy is made from training reports, which these data do not have, and "
+                f"{folder} holds no policy: let `fit` finish, or use the run's own data."
+            )
+        return load_policy(str(folder), train_vision=True, shared_prefix=self.shared_prefix)
 
     def load(self, reports: list[str]) -> Policy:
         """Build or load the policy that the settings name."""
@@ -180,7 +238,7 @@ class ReportModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear warm-up, then a constant or a linearly falling rate."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
+        parameters = optimizer_groups(self.parameters())
         optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -190,6 +248,8 @@ class ReportModule(L.LightningModule):
         return rate * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else rate
 
     def _write(self, batch: Batch) -> list[str]:
+        if not batch.studies:
+            return []
         with torch.no_grad():
             prompts = self.writer.embed(batch)
         return sample(self.writer, prompts, 1, self.max_new_tokens, temperature=0.0).texts
@@ -198,11 +258,14 @@ class ReportModule(L.LightningModule):
         texts = self._write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
+        self.num_scored += len(batch)
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
-            metric.update(reports, batch.target)
+            if batch.studies:
+                metric.update(reports, batch.target)
+            # Logged without studies too: ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
-        rate = sum(p.well_formed for p in parsed) / len(parsed)
+        rate = sum(p.well_formed for p in parsed) / max(1, len(parsed))
         self.log(f"{stage}/format", rate, batch_size=len(batch), sync_dist=True)
         if stage == "test":
             self._collect(batch, texts, parsed)
@@ -214,6 +277,7 @@ class ReportModule(L.LightningModule):
                 {
                     "id": study.id,
                     "images": [str(v.image) if not hasattr(v.image, "shape") else v.position for v in study.views],
+                    "positions": [v.position for v in study.views],
                     "prediction": part.report,
                     "thinking": part.thinking,
                     "completion": text,
@@ -229,9 +293,30 @@ class ReportModule(L.LightningModule):
         """Write greedily and score."""
         self._evaluate(batch, "val")
 
+    def on_validation_epoch_start(self) -> None:
+        """Count studies from 0."""
+        self.num_scored = 0
+
+    def on_validation_epoch_end(self) -> None:
+        """Refuse to score nothing: a checkpoint would be chosen by it."""
+        if not self.trainer.sanity_checking:
+            self._check_scored("val")
+
+    def _check_scored(self, split: str) -> None:
+        count = torch.tensor(float(self.num_scored), device=self.device)
+        if not float(self.trainer.strategy.reduce(count, reduce_op="sum")):
+            first = next(iter(self.trainer.datamodule.skipped[split].values()), None)  # type: ignore[attr-defined]
+            reason = "" if first is None else f": {first.reason}"
+            raise ValueError(f"No study of split {split!r} could be scored{reason}")
+
     def on_test_start(self) -> None:
         """Forget the predictions of an earlier test."""
         self.predictions = []
+        self.num_scored = 0
+
+    def on_test_epoch_end(self) -> None:
+        """Refuse to report a test of nothing."""
+        self._check_scored("test")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Write greedily, score and keep."""
@@ -248,13 +333,16 @@ class ReportModule(L.LightningModule):
 
     def _identity(self) -> str:
         """What a checkpoint's weights depend on without holding it: the tokenizer and the frozen weights."""
+        if self.identity:
+            return self.identity
         vocabulary = sorted(self.writer.processor.tokenizer.get_vocab().items())
         digest = hashlib.sha256(repr(vocabulary).encode())
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 start = parameter.detach().flatten()[:64].float().cpu()
                 digest.update(name.encode() + start.numpy().tobytes())
-        return digest.hexdigest()
+        self.identity = digest.hexdigest()
+        return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained: the frozen base of a large policy is on disk already."""
@@ -269,8 +357,11 @@ class ReportModule(L.LightningModule):
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
         own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        given: dict[str, Tensor] = checkpoint["state_dict"]
-        wrong = sorted(set(own) ^ set(given)) or sorted(k for k in own if own[k] != given[k].shape)
+        # A checkpoint of one file per rank holds its weights elsewhere.
+        given: dict[str, Tensor] = checkpoint.get("state_dict", own)
+        wrong = sorted(set(own) ^ set(given)) or sorted(
+            k for k in own if "state_dict" in checkpoint and own[k] != given[k].shape
+        )
         if wrong or checkpoint.get("identity") != self._identity():
             name = wrong[0] if wrong else "its tokenizer or frozen base"
             if name in own and name in given and ".lora_A." in name:

@@ -14,21 +14,26 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.advantage import dead_groups, group_advantages
 from mrg.modules.base import ReportModule
+from mrg.modules.correction import correction_weights
 from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.prompts import Prompts
-from mrg.modules.reward import Reward, Rewards
+from mrg.modules.reward import Reward, Rewards, WeightedScorer
 from mrg.modules.rollout import Rollout, replace_groups, sample
+from mrg.modules.server_rollout import ServerRollout, connect
+from mrg.modules.servers import Servers
+from mrg.modules.sharding import average_gradients, clip_gradients, most_of_ranks
 
 
 class GRPOModule(ReportModule):
@@ -56,8 +61,11 @@ class GRPOModule(ReportModule):
         patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
+        ce_f1_weight: See `Reward`.
+        rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
         sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
         seed: Rollouts are a function of (seed, rank, round).
+        servers: vLLM servers that write the rollouts, see `mrg.modules.servers`; without any the policy writes them.
         **kwargs: See `ReportModule`.
     """
 
@@ -82,8 +90,11 @@ class GRPOModule(ReportModule):
         patience: int = 10,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
+        ce_f1_weight: float = 0.0,
+        rewards: list[WeightedScorer] | None = None,
         sample_every: int = 10,
         seed: int = 0,
+        servers: Servers | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -123,7 +134,11 @@ class GRPOModule(ReportModule):
         self.patience = Patience(patience)
         self.sample_every = sample_every
         self.samples: list[dict[str, Any]] = []
-        self.reward = Reward(self.labeler, mccs_weight, format_weight, self.margin, self.think)
+        self.servers = servers
+        self.writers: ServerRollout | None = None
+        self.reward = Reward(
+            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or []
+        )
         self.monitor = Monitor(group_size)
 
     def setup(self, stage: str) -> None:
@@ -133,11 +148,17 @@ class GRPOModule(ReportModule):
                 "Gradients are clipped before they are unscaled: use trainer.precision bf16-mixed or 32-true."
             )
         super().setup(stage)
-        if self.kl_coef and not self.writer.has_adapter:
-            if self.reference_kind != "copy":
-                raise ValueError(
-                    "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
-                )
+        if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
+            raise ValueError(
+                "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
+            )
+        if stage == "fit" and self.servers is not None:
+            self.writers = connect(self.servers, self.writer, self.trainer)
+
+    def configure_model(self) -> None:
+        """Also keep the reference, sharded as the policy is."""
+        super().configure_model()
+        if self.trainer.training and self.kl_coef and not self.writer.has_adapter and not self.writer.kept:
             self.writer.keep_reference()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -155,11 +176,13 @@ class GRPOModule(ReportModule):
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
         with self.monitor.phase("rollout"):
-            rollout = self.rollout(prompts)
+            rollout = self.rollout(prompts, batch)
         with self.monitor.phase("reward"):
             rewards = self.rewards(rollout, batch)
         rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale).to(self.device)
+        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
+            self.device
+        )
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
@@ -173,10 +196,21 @@ class GRPOModule(ReportModule):
         """Of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
         return self.trainer.fit_loop.total_batch_idx
 
-    def rollout(self, prompts: Prompts, attempt: int = 0) -> Rollout:
-        """N = B * group_size sampled completions; a function of (seed, rank, round, attempt) and the policy alone."""
+    def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
+        """`group_size` sampled completions of each study; a function of (seed, rank, round, attempt) and the policy.
+
+        Args:
+            prompts: Of the studies that are written for.
+            batch: Of the whole round.
+            groups: Places of these studies in the batch; all of them by default.
+            attempt: 0, or above it where a group is sampled again.
+        """
         # All ranks share a seed in Lightning, but must not write the same completions.
         seed = hash((self.rollout_seed, self.global_rank, self.number, attempt)) % 2**63
+        if self.writers is not None:
+            self.writers.synchronise(self.number, self.trainer)
+            seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
+            return self.writers.write(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
         generator = torch.Generator(self.device).manual_seed(seed)
         return sample(self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator)
 
@@ -189,11 +223,11 @@ class GRPOModule(ReportModule):
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
         """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025)."""
         for attempt in range(1, self.resample_dead + 1):
-            dead = dead_groups(rewards.total, self.group_size).nonzero()[:, 0]
+            dead = dead_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
             with self.monitor.phase("rollout"):
-                again = self.rollout(prompts.rows(dead.to(self.device)), attempt)
+                again = self.rollout(prompts.rows(dead.to(self.device)), batch, dead.tolist(), attempt)
             rollout = replace_groups(rollout, again, dead, self.group_size, self.writer.pad_id)
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
@@ -204,17 +238,27 @@ class GRPOModule(ReportModule):
         """(N, C) of the reference, or None where there is no KL term."""
         if not self.kl_coef:
             return None
-        ref_logps = torch.zeros_like(rollout.old_logps)
-        groups = range(len(prompts.mask))
         with self.writer.reference():
             if not self.writer.has_adapter:
                 prompts = self.writer.embed(batch)  # a copy has embeddings of its own
-            for part in micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens):
-                rows, few = self.rows(part), prompts.rows(torch.tensor(part, device=self.device))
-                ids, mask = rollout.trimmed(rows)
-                logps = self.writer.logps(few, ids, mask, self.temperature).logps
-                ref_logps[rows, : mask.shape[1]] = logps.to(ref_logps.dtype)
-        return ref_logps
+            return self.round_logps(prompts, rollout)
+
+    @torch.no_grad()
+    def round_logps(self, prompts: Prompts, rollout: Rollout) -> Tensor:
+        """(N, C) of the policy as it is, in micro-batches."""
+        logps = torch.zeros_like(rollout.old_logps)
+        groups = range(len(prompts.mask))
+        for part, _ in self.passes(groups, prompts, rollout):
+            rows, few = self.rows(part), prompts.rows(torch.tensor(part, device=self.device))
+            ids, mask = rollout.trimmed(rows)
+            logps[rows, : mask.shape[1]] = self.writer.logps(few, ids, mask, self.temperature).logps.to(logps.dtype)
+        return logps
+
+    def passes(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[tuple[list[int], int]]:
+        """Micro-batches of some groups, each with 1, or with 0 where it only keeps ranks that share layers in step."""
+        parts = micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens)
+        spare = most_of_ranks(len(parts), self.device) - len(parts) if self.writer.sharded else 0
+        return [(part, 1) for part in parts] + [([0], 0)] * spare
 
     def num_group_tokens(self, prompts: Prompts, rollout: Rollout) -> list[int]:
         """Tokens of each group in a packed row."""
@@ -232,13 +276,15 @@ class GRPOModule(ReportModule):
         """Optimiser steps on the round; returns means over completions and steps."""
         num_steps = self.num_minibatches * self.num_iterations
         generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.number)) % 2**63)
+        # A server's log-probabilities are not the policy's, whose own are needed once it moves within the round.
+        old_logps = self.round_logps(prompts, rollout) if self.writers is not None and num_steps > 1 else None
         totals: dict[str, Tensor] = {}
         for _ in range(self.num_iterations):
             order = generator if num_steps > 1 else None
             for groups in minibatches(len(prompts.mask), self.num_minibatches, order):
                 if totals and prompts.embeds.requires_grad:
                     prompts = self.writer.embed(batch)  # the last step changed what they are made by
-                step = Step(rollout, advantages, ref_logps, groups, on_policy=num_steps == 1)
+                step = Step(rollout, advantages, ref_logps, groups, on_policy=num_steps == 1, old_logps=old_logps)
                 for name, value in self.step(prompts, step).items():
                     totals[name] = totals.get(name, 0.0) + value / num_steps
         return totals
@@ -257,13 +303,15 @@ class GRPOModule(ReportModule):
         live = [g for g in step.groups if self.kl_coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with self.local_gradients():
-            for part in micro_batches(live, self.num_group_tokens(prompts, step.rollout), self.micro_batch_tokens):
+            for part, counts in self.passes(live, prompts, step.rollout):
                 loss, stats = self.loss(leaves, step, part)
-                self.manual_backward(loss)
+                self.manual_backward(loss * counts)
+                if not counts:
+                    continue
                 stats = {name: value / num_completions for name, value in stats.items()} | {"loss": loss.detach()}
                 totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
             prompts.send_back(leaves, self.manual_backward)
-        norm = torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
+        norm = clip_gradients(self.parameters(), self.max_grad_norm)
         if self.patience.takes(norm, self.number):
             optimizer.step()
         scheduler = self.lr_schedulers()
@@ -279,6 +327,12 @@ class GRPOModule(ReportModule):
         old_logps = sampled = step.rollout.old_logps[rows, : mask.shape[1]]
         if step.on_policy:
             old_logps = tokens.logps.detach()
+        elif step.old_logps is not None:
+            old_logps = step.old_logps[rows, : mask.shape[1]]
+        weights = beyond = None
+        if self.servers is not None:
+            kind, limit = self.servers.correction, self.servers.ratio_limit
+            weights, beyond = correction_weights(old_logps, sampled, mask, kind, limit)
         loss, stats = grpo_loss(
             tokens.logps,
             old_logps,
@@ -287,9 +341,12 @@ class GRPOModule(ReportModule):
             mask & self.counts(step.rollout)[rows, None],
             step.num_completions,
             num_tokens=step.num_tokens,
+            weights=weights,
             **self.loss_options,
         )
         length = mask.sum(1)
+        if beyond is not None:
+            stats["corrected"] = (beyond.sum(1) / length).sum()
         # What sampling and training disagree on; above .05 one of them computes another distribution.
         stats["logp_gap"] = ((tokens.logps.detach() - sampled).abs().sum(1) / length).sum()
         stats["entropy"] = (tokens.entropy.sum(1) / length).sum()
@@ -320,14 +377,11 @@ class GRPOModule(ReportModule):
         if self.trainer.world_size == 1:
             yield
             return
-        with self.trainer.strategy.block_backward_sync():  # type: ignore[attr-defined]
+        with contextlib.ExitStack() as stack:
+            if isinstance(self.trainer.strategy, DDPStrategy):
+                stack.enter_context(self.trainer.strategy.block_backward_sync())
             yield
-        for parameter in self.parameters():
-            if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= self.trainer.world_size
+        average_gradients(self.parameters(), self.trainer.world_size)
 
     def log_round(self, rollout: Rollout, rewards: Rewards, stats: dict[str, Tensor], prompts: Prompts) -> None:
         """What tells a healthy round from a collapse."""

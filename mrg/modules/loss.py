@@ -50,6 +50,7 @@ def grpo_loss(
     dual_clip: float | None = None,
     kl_estimator: str = "k3",
     kl_ratio_correction: bool = False,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Share of N completions in the loss of an optimiser step; formulas and sources in the table above.
 
@@ -71,6 +72,7 @@ def grpo_loss(
         dual_clip: See `clipped_surrogate`.
         kl_estimator: See `kl_estimate`.
         kl_ratio_correction: Multiply the KL term by the token's unclipped ratio, see `mrg.modules.kl`.
+        weights: (N, C) of the tokens' surrogates, but not of their KL, see `mrg.modules.correction`.
 
     Returns:
         The scalar share; detached sums over completions of token means: `kl`, `entropy_proxy` (-logp), and `_clipped`.
@@ -85,6 +87,8 @@ def grpo_loss(
         per_token = cispo_surrogate(logps, ratio, advantages, clip_low, clip_high)
     else:
         per_token = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
+    if weights is not None:
+        per_token = per_token * weights.where(mask, 0.0)
     stats = _clipped(ratio, advantages, clip_low, clip_high, dual_clip, loss_type) | {"entropy_proxy": -logps}
     if kl_coef:
         stats["kl"] = _kl_term(logps, ref_logps, mask, kl_estimator, token_ratio if kl_ratio_correction else None)

@@ -26,6 +26,8 @@ class Step:
         on_policy: Whether the old log-probabilities are the policy's own.
         num_completions: Completions of the step, the mean over ranks.
         num_tokens: Tokens that it is normalised by, the mean over ranks.
+        old_logps: (N, C) of the policy at the round's start, where others than it sampled and a round makes several
+            steps; None takes the sampler's, or on policy the policy's own.
     """
 
     rollout: Rollout
@@ -35,6 +37,7 @@ class Step:
     on_policy: bool
     num_completions: float = 1.0
     num_tokens: float = 1.0
+    old_logps: Tensor | None = None
 
 
 def minibatches(num_groups: int, num_minibatches: int, generator: torch.Generator | None = None) -> list[list[int]]:

@@ -25,6 +25,7 @@ from mrg.modules.head import TokenLogps, token_logps
 from mrg.modules.prefix import Packed, pack
 from mrg.modules.processor import save_processor
 from mrg.modules.prompts import Prompts
+from mrg.modules.sharding import exchange, full
 from mrg.modules.vision_cache import VisionCache
 
 
@@ -45,6 +46,7 @@ class Policy(nn.Module):
         self.processor = processor
         self.train_vision, self.shared_prefix = train_vision, shared_prefix
         self.kept: dict[str, Tensor] = {}
+        self.sharded = False
         self.cache: VisionCache | None = None
         self.family = FAMILIES[self.base.config.model_type](self.base.config)
 
@@ -106,14 +108,12 @@ class Policy(nn.Module):
                 "reference to 'copy', or kl_coef to 0."
             )
         parameters = {name: p for name, p in self.named_parameters() if name in self.kept}
-        present = {name: p.data for name, p in parameters.items()}
+        present = {name: exchange(p, self.kept[name]) for name, p in parameters.items()}
         try:
-            for name, parameter in parameters.items():
-                parameter.data = self.kept[name].to(parameter.device)
             yield
         finally:
             for name, parameter in parameters.items():
-                parameter.data = present[name]
+                exchange(parameter, present[name])
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:
@@ -254,27 +254,42 @@ class Policy(nn.Module):
             raise ValueError("This policy has no adapter: it was trained without model.init_args.lora.")
         self.model.save_pretrained(folder)
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, write: bool = True) -> None:
         """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor.
+
+        Args:
+            folder: Where to.
+            write: False on all ranks but one; where layers are sharded, all ranks must call this.
 
         Raises:
             ValueError: If the base is in 4 bits, into which an adapter cannot be merged without loss.
         """
         if getattr(self.base, "is_loaded_in_4bit", False):
             raise ValueError("The base is in 4 bits, so that nothing can be merged into it: write the adapter alone.")
-        self.base.save_pretrained(folder, state_dict=merged_weights(self.model) if self.has_adapter else None)
-        save_processor(self.processor, folder)
+        if not (write or self.sharded):
+            return
+        weights = merged_weights(self.model, write) if self.has_adapter or self.sharded else None
+        if write:
+            self.base.save_pretrained(folder, state_dict=weights)
+            save_processor(self.processor, folder)
 
 
-def merged_weights(model: Any) -> dict[str, Tensor]:
+def merged_weights(model: Any, keep: bool = True) -> dict[str, Tensor]:
     """The transformers model's weights with the adapter's update added, on the CPU; the model stays as it is.
 
     Args:
-        model: A peft model with LoRA on linear layers.
+        model: A transformers model, or a peft model with LoRA on linear layers.
+        keep: False returns nothing, on ranks that only help to gather what is sharded.
     """
-    base = model.get_base_model()
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
     named = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
-    weights = {name.replace(".base_layer.", "."): value.cpu() for name, value in named.items()}
+    weights = {}
+    for name, value in named.items():
+        whole = full(value)
+        if keep:
+            weights[name.replace(".base_layer.", ".")] = whole.cpu()
+    if not keep:
+        return weights
     for name, layer in _lora_layers(base).items():
         weight = weights[f"{name}.weight"]
         update = layer.get_delta_weight(model.active_adapter).cpu()

@@ -11,6 +11,7 @@ from torch import Tensor
 from mrg.modules.decoding import prefill
 from mrg.modules.policy import Policy
 from mrg.modules.prompts import Prompts
+from mrg.modules.sharding import gathered
 
 
 @dataclasses.dataclass
@@ -91,7 +92,7 @@ def sample(
     was_training = policy.training
     policy.eval()
     try:
-        with policy.merged():
+        with gathered(policy), policy.merged():
             return _decode(policy, prompts, group_size, max_new_tokens, temperature, generator)
     finally:
         policy.train(was_training)

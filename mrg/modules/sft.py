@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.base import ReportModule
+from mrg.modules.sharding import average_gradients, clip_gradients
 
 
 class SFTModule(ReportModule):
@@ -41,9 +42,15 @@ class SFTModule(ReportModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out likelihood, then reports."""
-        self.log("val/loss", self._loss(batch), batch_size=len(batch), prog_bar=True, sync_dist=True)
+        loss = self._loss(batch) if batch.studies else torch.zeros((), device=self.device)
+        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip to `max_grad_norm`, the same setting as in GRPO."""
-        torch.nn.utils.clip_grad_norm_([p for p in self.parameters() if p.requires_grad], self.max_grad_norm)
+        clip_gradients(self.parameters(), self.max_grad_norm)
+
+    def on_after_backward(self) -> None:
+        """Average what a strategy of sharded layers leaves to us."""
+        if self.writer.sharded:
+            average_gradients(self.parameters(), self.trainer.world_size)

@@ -23,6 +23,7 @@ from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
 from mrg.modules.reward import Rewards
 from mrg.modules.sft import SFTModule
+from mrg.strategy import FSDP2
 
 SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 8, "max_pixels": 56 * 56, "warmup_steps": 2}
 
@@ -75,8 +76,9 @@ def module_of(kind, policy, **settings):
 
 
 def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=1, keep=2, patience=0, data=None,
-        module=None, monitor="val/mccs", **trainer):  # fmt: skip
+        module=None, monitor="val/mccs", strategy="auto", **trainer):  # fmt: skip
     """Train a run; returns its module."""
+    strategies = {"fsdp": FSDP2(), "fsdp in parts": FSDP2(save_distributed_checkpoint=True)}
     quiet()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
     callbacks.append(Checkpoints(folder, monitor, save_every, keep))
     options = {"max_steps": -1, "max_epochs": 2, "val_check_interval": 2, "log_every_n_steps": 1, **trainer}
     L.Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", callbacks=callbacks,
+        accelerator="cpu", devices=devices, strategy=strategies.get(strategy, strategy), callbacks=callbacks,
         logger=MetricsFile(folder, 3), enable_progress_bar=False, enable_model_summary=False, **options,
     ).fit(own, studies, ckpt_path=checkpoint)  # fmt: skip
     return own
@@ -113,11 +115,12 @@ def outcome(folder):
     """All that must be equal: the last and the best checkpoint, the metrics without times, the samples, the policy."""
     folder = Path(folder)
     found = {}
-    for name in {Path(newest(folder)).name, "best.ckpt"} & {path.name for path in (folder / "checkpoints").iterdir()}:
-        state = torch.load(folder / "checkpoints" / name, weights_only=True)
-        parts = {
-            key: state[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "loops", "ranks", "epoch")
-        }
+    checkpoints = folder / "checkpoints"
+    for name in {Path(newest(folder)).name, "best.ckpt"} & {path.name for path in checkpoints.iterdir()}:
+        whole = checkpoints / name
+        state = torch.load(whole / "meta.pt" if whole.is_dir() else whole, weights_only=True)
+        keys = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "ranks", "epoch")
+        parts = {key: state[key] for key in keys if key in state}  # one file per rank holds the weights elsewhere
         found[name] = leaves({**parts, "data": state["DemoDataModule"]})
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

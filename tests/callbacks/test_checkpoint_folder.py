@@ -163,3 +163,33 @@ def test_what_was_not_noted_is_checked_by_its_own_sums(folder):
     path, lines = folder.newest()
     assert path == folder.path / "round-00000001.ckpt"
     assert "is damaged or no checkpoint" in lines[0]
+
+
+def write_parts(folder, number, best=""):
+    """A checkpoint of one file per rank."""
+    name = checkpoint_name(number)
+    part = folder.unfinished(name)
+    part.mkdir(parents=True)
+    torch.save({"number": number}, part / "meta.pt")
+    (part / "__0_0.distcp").write_bytes(bytes([number]) * 100)
+    folder.take(name, best or name)
+    return name
+
+
+def test_a_folder_of_one_file_per_rank_is_a_checkpoint_too(folder):
+    first = write_parts(folder, 1)
+    for number in (2, 3):
+        write_parts(folder, number, first)
+    assert folder.names() == ["round-00000003.ckpt", "round-00000002.ckpt", first]
+    assert (folder.path / "best.ckpt").resolve() == (folder.path / first).resolve()
+    folder.check(folder.path / "best.ckpt")
+    flip(folder.path / "round-00000003.ckpt" / "__0_0.distcp")
+    path, lines = folder.newest()
+    assert path == folder.path / "round-00000002.ckpt"
+    assert "round-00000003.ckpt is damaged" in lines[0]
+    folder.remove_after("round-00000002.ckpt")
+    write_parts(folder, 3, "round-00000003.ckpt")
+    assert folder.newest() == (folder.path / "round-00000003.ckpt", [])
+    assert folder.names() == ["round-00000003.ckpt", "round-00000002.ckpt", first]
+    folder.clear()
+    assert list(folder.path.iterdir()) == []

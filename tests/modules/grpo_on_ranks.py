@@ -1,4 +1,4 @@
-"""Two rounds of GRPO on four studies, on one process or two; prints nothing, saves the trained weights.
+"""Two rounds of GRPO on four studies, on one process or two, whole or sharded; saves the weights and what was logged.
 
 Completions depend on their study alone and not on its rank, so that the numbers of processes can be compared.
 """
@@ -14,6 +14,8 @@ from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
 from mrg.modules.reward import Rewards
 from mrg.modules.rollout import Rollout, sample
+from mrg.modules.sharding import full, is_sharded
+from mrg.strategy import FSDP2
 from tests.modules.test_grpo import SETTINGS, FixedData
 
 
@@ -24,7 +26,7 @@ class Fixed(GRPOModule):
         self.ids = batch.study_id
         super().training_step(batch, batch_idx)
 
-    def rollout(self, prompts, attempt=0):
+    def rollout(self, prompts, batch, groups=(), attempt=0):
         parts = []
         for row, name in enumerate(self.ids):
             generator = torch.Generator().manual_seed(int(name.split("-")[1]) + 100 * self.global_step)
@@ -46,22 +48,33 @@ class Fixed(GRPOModule):
         return Rewards(total, {}, (nothing, nothing))
 
 
-def main(policy, output, devices, loss_type, kl_coef):
+def main(policy, output, strategy, loss_type, kl_coef, trained):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     studies = [make_study(World(), 0, "train", index, 112) for index in range(4)]
+    options = {"lora": LoRA(4)} if trained == "adapter" else {"reference": "copy"}
     module = Fixed(
-        policy=policy, lora=LoRA(4), group_size=4, learning_rate=1e-2, warmup_steps=1, loss_type=loss_type,
-        kl_coef=kl_coef, **SETTINGS,
+        policy=policy, group_size=4, learning_rate=1e-2 if trained == "adapter" else 1e-3, warmup_steps=1,
+        loss_type=loss_type, kl_coef=kl_coef, micro_batch_tokens=200, **options, **SETTINGS,
     )  # fmt: skip
+    devices = 1 if strategy == "one" else 2
+    chosen = {"one": "auto", "fsdp": FSDP2()}.get(strategy, strategy)
     trainer = L.Trainer(
-        max_steps=2, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        max_steps=2, accelerator="cpu", devices=devices, strategy=chosen, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0,
     )  # fmt: skip
+    logged = []
+    record = module.log
+    module.log = lambda name, value, **options: (logged.append((name, float(value))), record(name, value, **options))
     trainer.fit(module, FixedData(studies, batch_size=4 // devices))
+    layer = module.writer.base.model.language_model.layers[0].mlp
+    assert any(is_sharded(p) for p in layer.parameters()) == (strategy == "fsdp")
+    weights = {name: full(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
     if trainer.is_global_zero:
-        torch.save({n: p.detach() for n, p in module.named_parameters() if p.requires_grad}, output)
+        kept = ("train/loss", "train/kl", "train/grad_norm")
+        torch.save({"weights": weights, "logged": [x for x in logged if x[0] in kept]}, output)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], float(sys.argv[5]))
+    main(*sys.argv[1:5], float(sys.argv[5]), sys.argv[6])

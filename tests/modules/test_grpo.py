@@ -117,7 +117,7 @@ def test_micro_batches_change_nothing(saved, studies, loss_type):
     module, _ = module_on(saved, studies, loss_type=loss_type)
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
     prompts = module.writer.embed(batch)
-    rollout = module.rollout(prompts)
+    rollout = module.rollout(prompts, batch)
     advantages = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     num_tokens = float(rollout.completion_mask.sum())
     ref_logps = module.reference_logps(prompts, rollout, batch)
@@ -190,7 +190,7 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
     module, _ = module_on(saved, studies)
     module.reward.labeler = Broken()
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:2])
-    rollout = module.rollout(module.writer.embed(batch))
+    rollout = module.rollout(module.writer.embed(batch), batch)
     with pytest.raises(RewardError, match="failed on study train-00000: no weights"):
         module.rewards(rollout, batch)
 

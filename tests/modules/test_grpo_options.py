@@ -11,7 +11,7 @@ import torch
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
+from mrg.modules.load import LoRA, load_policy
 from mrg.modules.monitor import Patience
 from mrg.modules.reward import Rewards
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
@@ -88,7 +88,7 @@ def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
     assert lightning.callback_metrics["train/kl"] > 1e-3
     batch = StudyCollator(module.writer.processor, "Report:")(studies[4:6])
     prompts = module.writer.embed(batch)
-    rollout = module.rollout(prompts)
+    rollout = module.rollout(prompts, batch)
     before = weights(module)
     start, _ = module_on(saved, studies, kl_coef=0.0, lora=None)
     of_start = start.writer.embed(batch)  # embeddings are trained too
@@ -103,7 +103,7 @@ def test_dead_groups_are_sampled_again(saved, studies):
     module, _ = module_on(saved, studies, resample_dead=2)
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:3])
     prompts = module.writer.embed(batch)
-    first = module.rollout(prompts)
+    first = module.rollout(prompts, batch)
 
     class SecondStudyIsDeadAtFirst:
         calls = 0
@@ -121,7 +121,7 @@ def test_dead_groups_are_sampled_again(saved, studies):
     assert module.reward.calls == 2  # once was enough
     for rows, same in ((slice(0, 4), True), (slice(4, 8), False), (slice(8, 12), True)):
         assert (rollout.texts[rows] == first.texts[rows]) == same
-    again = module.rollout(prompts.rows(torch.tensor([1])), 1)
+    again = module.rollout(prompts.rows(torch.tensor([1])), batch, [1], 1)
     assert rollout.texts[4:8] == again.texts
     width = again.completion_ids.shape[1]
     assert torch.equal(rollout.completion_ids[4:8, :width], again.completion_ids)
@@ -175,17 +175,33 @@ def test_completions_of_a_round_are_shown(saved, studies, tmp_path):
     assert all(row["round"] == 0 and row["target"] for row in rows)
 
 
-@pytest.mark.parametrize(("loss_type", "kl_coef"), [("grpo", 0.04), ("dapo", 0.0)])
-def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef):
+def on_ranks(saved, output, *arguments):
+    command = [sys.executable, "-m", "tests.modules.grpo_on_ranks", saved, str(output), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return torch.load(output)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "kl_coef", "trained", "strategies"),
+    [
+        ("grpo", 0.04, "adapter", ["ddp", "fsdp"]),
+        ("dapo", 0.0, "adapter", ["ddp", "fsdp"]),
+        ("grpo", 0.04, "all", ["fsdp"]),
+    ],
+)
+def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef, trained, strategies):
     """Of unequal lengths, and with groups without signal, which one rank may hold alone."""
-    results = []
-    for devices in (1, 2):
-        output = tmp_path / f"{devices}.pt"
-        command = [sys.executable, "-m", "tests.modules.grpo_on_ranks", saved, str(output), str(devices)]
-        subprocess.run([*command, loss_type, str(kl_coef)], cwd=ROOT, check=True, capture_output=True)
-        results.append(torch.load(output))
-    one, two = results
-    assert max(float(w.abs().max()) for n, w in one.items() if "lora_B" in n) > 1e-3
-    # Adam's first steps are signs times the rate: an entry whose gradient is rounding noise may take another sign.
-    different = sum(int((~torch.isclose(one[n], two[n], atol=1e-4)).sum()) for n in one)
-    assert different <= 1e-3 * sum(w.numel() for w in one.values())
+    one = on_ranks(saved, tmp_path / "one.pt", "one", loss_type, kl_coef, trained)
+    start = load_policy(saved, LoRA(4) if trained == "adapter" else None).state_dict()
+    for strategy in strategies:
+        two = on_ranks(saved, tmp_path / "two.pt", strategy, loss_type, kl_coef, trained)
+        weights, others = one["weights"], two["weights"]
+        assert set(weights) == set(others)
+        moved = max(
+            float((w - start[n.removeprefix("policy.")]).abs().max()) for n, w in weights.items() if "lora_A" not in n
+        )
+        assert max(moved) > 1e-3
+        # Adam's first steps are signs times the rate: an entry whose gradient is rounding noise may take another sign.
+        different = sum(int((~torch.isclose(weights[n], others[n], atol=1e-4)).sum()) for n in weights)
+        assert different <= 1e-3 * sum(w.numel() for w in weights.values())

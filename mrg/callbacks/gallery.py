@@ -1,0 +1,98 @@
+"""The run's gallery: one page with every study's images, reference, generated report and verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from mrg.callbacks.results import ResultWriter
+from mrg.datamodules.study import Study
+from mrg.files import read_lines
+from mrg.modules.base import ReportModule
+from mrg.pages.gallery import Gallery, of_studies
+from mrg.pages.pictures import Pictures
+
+PAGE = "gallery.html"
+PREDICT_PAGE = "gallery-predict.html"
+
+
+class GalleryWriter(L.Callback):
+    """Writes gallery.html into the run folder after `test` and `predict`, from what `ResultWriter` left there.
+
+    After `predict` there is no reference, so the page of a run that has been tested stays: the new one is then called
+    gallery-predict.html.
+
+    Args:
+        write: Whether to write it.
+        images: `"embed"`, `"link"` or `"none"`: see `mrg.pages.pictures.Pictures`.
+        image_size: Longest side of an embedded image in pixels, where `megabytes` allow.
+        quality: Of the embedded JPEG.
+        megabytes: Budget of the embedded images.
+        max_studies: Show only so many studies, those with the lowest MCCS.
+    """
+
+    def __init__(
+        self,
+        write: bool = True,
+        images: str = "embed",
+        image_size: int = 512,
+        quality: int = 75,
+        megabytes: float = 40.0,
+        max_studies: int = 5000,
+    ) -> None:
+        if max_studies < 1:
+            raise ValueError(f"Expected `max_studies` of a gallery to be at least 1, but got {max_studies}.")
+        self.write, self.max_studies = write, max_studies
+        self.pictures = Pictures(images, image_size, quality, megabytes)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the page of the tested studies."""
+        if self.write and trainer.is_global_zero:
+            folder = _writer(trainer).folder
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            rows = read_lines(folder / "predictions.jsonl")
+            studies = trainer.datamodule.splits["test"]  # type: ignore[attr-defined]
+            self._write(pl_module, folder / PAGE, rows, studies, results)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the page of reports without references."""
+        if self.write and trainer.is_global_zero:
+            writer = _writer(trainer)
+            page = PREDICT_PAGE if (writer.folder / "predictions.jsonl").exists() else PAGE
+            studies = trainer.datamodule.to_predict()  # type: ignore[attr-defined]
+            self._write(pl_module, writer.folder / page, writer.predicted, studies, None)
+
+    def _write(
+        self,
+        module: L.LightningModule,
+        page: Path,
+        rows: list[dict[str, Any]],
+        studies: Sequence[Study],
+        results: Mapping[str, Any] | None,
+    ) -> None:
+        assert isinstance(module, ReportModule)
+        if not rows:
+            return
+        wanted = {row["id"] for row in rows}
+        gallery = Gallery(
+            {"model": rows},
+            module.labeler,
+            module.margin,
+            **of_studies({study.id: study for study in studies if study.id in wanted}),
+            max_views=module.max_views,
+            results=results,
+            title=f"{page.parent.name}: {len(wanted):,} studies",
+            max_studies=self.max_studies,
+            pictures=self.pictures,
+        )
+        gallery.write(page)
+        print(f"Gallery: {page}", flush=True)
+
+
+def _writer(trainer: L.Trainer) -> ResultWriter:
+    """The callback that knows where results belong; it comes first."""
+    return next(callback for callback in trainer.callbacks if isinstance(callback, ResultWriter))  # type: ignore[attr-defined]

@@ -1,0 +1,142 @@
+"""ReXrank's benchmark files: studies by id in, the same studies with a model's reports out.
+
+    {study_id: {"image_path": [...], "key_image_path": "...", "frontal_lateral": [...], "context": "...",
+                "section_findings": "...", "section_impression": "...", "report": "..."}}
+
+`test` scores the studies that have a reference; `predict` writes `rexrank.json`: every study of the file, all of its
+keys and `model_prediction`, which is what ReXrank's own scripts and `python -m mrg.metrics` read.
+Source: Zhang et al., 2024 (https://github.com/rajpurkarlab/ReXrank).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mrg.datamodules.annotation import AnnotationError, DataNotFoundError, ImageFinder
+from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.positions import to_position
+from mrg.datamodules.splits import all_as_test
+from mrg.datamodules.study import Study, View
+from mrg.datamodules.table_rows import first, text
+from mrg.files import write_json
+
+REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
+"""What a model writes -> where its reference stands; `report` has both sections behind their names."""
+
+_INDICATION = re.compile(r"Indication:(.*?)(?:Comparison:|$)", re.DOTALL)
+
+
+class RexrankDataModule(ReportDataModule):
+    """A file of ReXrank as a data module: all of it is test.
+
+    Args:
+        file: The file, in `root`.
+        root: Folder that holds it.
+        images: Folder in `root` to which the image paths are relative.
+        reference: What the policy writes and is compared with: `"findings"`, `"impression"` or `"both"`.
+        key_image_first: Put the key image in front, so that a policy of few views sees it.
+        **kwargs: See `ReportDataModule`.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        root: str = ".",
+        images: str = "images",
+        reference: Literal["findings", "impression", "both"] = "findings",
+        key_image_first: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if reference not in REFERENCES:
+            raise ValueError(
+                f"Expected data.init_args.reference to be one of {', '.join(REFERENCES)}, but got {reference!r}."
+            )
+        self.root = Path(root).expanduser()
+        self.file, self.images = self.root / file, self.root / images
+        self.reference, self.key_image_first = reference, key_image_first
+        self.entries: dict[str, dict[str, Any]] = {}
+        self.studies: list[Study] = []
+
+    def read(self) -> dict[str, list[Study]]:
+        """Read all studies; those without a reference are predicted but not scored.
+
+        Raises:
+            DataNotFoundError: If the file or an image is missing.
+            AnnotationError: If the file is not one of ReXrank's.
+        """
+        self.entries = read_entries(self.file)
+        finder = ImageFinder(self.images)
+        self.studies = [self._study(name, entry, finder) for name, entry in self.entries.items()]
+        if finder.missing and not self.checking:
+            raise DataNotFoundError(
+                f"{len(finder.missing)} of the {finder.num_found + len(finder.missing)} images that {self.file} names "
+                f"are not in {self.images}: {first(finder.missing)}; set data.init_args.root and data.init_args.images."
+            )
+        scored = [study for study in self.studies if study.report]
+        self.removed[f"no {REFERENCES[self.reference]}"] = len(self.studies) - len(scored)
+        self.studies = self.studies[: self.limits["test"] or None]
+        return all_as_test(scored)
+
+    def to_predict(self) -> Sequence[Study]:
+        """All studies of the file: a submission holds also those without a findings section."""
+        return self.studies
+
+    def describe(self) -> str:
+        """See `ReportDataModule`."""
+        return f"{super().describe()} from {self.file}, {len(self.entries)} studies, reference {self.reference}"
+
+    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write predict.jsonl, and `rexrank.json` for a submission."""
+        super().keep_predictions(rows, folder)
+        submission = {row["id"]: {**self.entries[row["id"]], "model_prediction": row["prediction"]} for row in rows}
+        write_json(folder / "rexrank.json", submission)
+        print(f"{len(rows)} of {len(self.entries)} studies for ReXrank: {folder / 'rexrank.json'}", flush=True)
+        print(f"Score it: python -m mrg.metrics {folder / 'rexrank.json'} --target {REFERENCES[self.reference]}")
+
+    def _study(self, name: str, entry: Mapping[str, Any], finder: ImageFinder) -> Study:
+        paths, positions = entry["image_path"], entry.get("frontal_lateral")
+        paths = [paths] if isinstance(paths, str) else list(paths)
+        words = [positions] if isinstance(positions, str) else list(positions or [])
+        words += [""] * (len(paths) - len(words))
+        pairs = list(zip(paths, words, strict=False))
+        if self.key_image_first:
+            pairs.sort(key=lambda pair: pair[0] != entry.get("key_image_path"))  # stable: the others keep their order
+        # Paths of MIMIC-CXR start with a slash there, although they are relative.
+        views = tuple(View(finder.find(path.lstrip("/")), to_position(word)) for path, word in pairs)
+        found = _INDICATION.search(text(entry.get("context")))
+        return Study(
+            id=name,
+            views=views,
+            report=text(entry.get(REFERENCES[self.reference])),
+            indication=text(found[1]) if found else "",
+            patient=text(entry.get("subject_id")),
+        )
+
+
+def read_entries(file: Path) -> dict[str, dict[str, Any]]:
+    """Read the studies of a file as they stand there, by id.
+
+    Raises:
+        DataNotFoundError: If there is no such file.
+        AnnotationError: If it is not JSON in ReXrank's form.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataNotFoundError(
+            f"File {file} does not exist; set data.init_args.root and data.init_args.file (published at "
+            "https://github.com/rajpurkarlab/ReXrank/tree/main/data)."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AnnotationError(f"File {file} is not JSON in UTF-8 ({error}); copy it again.") from None
+    if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
+        raise AnnotationError(f"File {file}: expected an object of studies by id, ReXrank's form.")
+    without = [name for name, entry in content.items() if not entry.get("image_path")]
+    if without:
+        raise AnnotationError(f"File {file}: {len(without)} studies have no image_path: {first(without)}; correct it.")
+    return content

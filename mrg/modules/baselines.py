@@ -1,0 +1,187 @@
+"""What needs no training, in the place of a model: the same predictions, results and table.
+
+    python -m mrg test --config configs/iu.yaml --config configs/baselines/nearest_image.yaml
+
+A report that is the same for every image, and the report of the training study whose image is most alike, are what a
+policy that looks at images must beat (Boag et al., 2020: nearest neighbours come close to trained networks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mrg.datamodules.base import ReportDataModule, StudyDataset
+from mrg.datamodules.study import Study
+from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
+from mrg.modules.base import ReportModule
+from mrg.modules.image_features import Features, PixelCollator, TowerCollator, nearest, pixel_rows, tower_features
+from mrg.modules.load import load_policy
+
+
+class Baseline(ReportModule):
+    """A `ReportModule` without a policy; a subclass says in `prepare` what it takes from the training split.
+
+    Args:
+        margin: Of MCCS.
+        labeler: See `ReportModule`.
+    """
+
+    title = "baseline"
+    """What it is called in results.json in the place of a policy."""
+    trained = False
+
+    def __init__(self, margin: float = 0.5, labeler: Labeler | None = None) -> None:
+        super().__init__(think="absent", margin=margin, labeler=labeler)
+        self.source = f"baseline: {self.title}"
+
+    def setup(self, stage: str) -> None:
+        """Read the data and give the data module its collator.
+
+        Raises:
+            ValueError: If it is to be trained.
+        """
+        if stage == "fit":
+            raise ValueError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
+        data.setup()
+        data.collator = self.collator()
+
+    def prepare(self, data: ReportDataModule) -> None:
+        """Take what is needed from the training split, once the module is on its device."""
+
+    def collator(self) -> Callable[[list[Study]], Any]:
+        """What makes a batch of studies; one without images here."""
+        return Features
+
+    def on_validation_start(self) -> None:
+        """Prepare."""
+        self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_test_start(self) -> None:
+        """Prepare; see also `ReportModule`."""
+        super().on_test_start()
+        self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def on_predict_start(self) -> None:
+        """Prepare."""
+        self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
+
+    def reports(self, batch: Features) -> list[str]:
+        """The report of each study."""
+        raise NotImplementedError(f"{type(self).__name__} must define reports().")  # abstract
+
+    def _write(self, batch: Any) -> list[str]:
+        return [f"<report>{report}</report>" for report in self.reports(batch)]
+
+
+class ConstantNormal(Baseline):
+    """Says that all is normal, whatever the image shows; see `Baseline`."""
+
+    title = "constant normal"
+
+    def reports(self, batch: Features) -> list[str]:
+        """The same for every study."""
+        return [CONSTANT_NORMAL] * len(batch)
+
+
+class MostFrequentReport(Baseline):
+    """Writes the training split's commonest report; see `Baseline`."""
+
+    title = "most frequent report"
+
+    def prepare(self, data: ReportDataModule) -> None:
+        """Find it.
+
+        Raises:
+            ValueError: If there are no training studies.
+        """
+        self.report = most_frequent_report(_training(data, self.title, data.train_reports()))
+
+    def reports(self, batch: Features) -> list[str]:
+        """The same for every study."""
+        return [self.report] * len(batch)
+
+
+class NearestImage(Baseline):
+    """Writes the report of the training study whose image is most alike, by the cosine of image features.
+
+    Of each study one image is looked at, the first frontal one, or the first where none is known to be frontal. Only
+    features are kept, in 16 bits: 2 kB for each training study at 32 by 32 pixels.
+
+    Args:
+        size: The features are grey copies of the images of so many pixels along each side, less their mean.
+        tower: Hub id or folder of a policy: the features are what its vision tower makes of the images, averaged over
+            an image's tokens. Empty takes pixels.
+        dtype: Of that policy, see `load_policy`.
+        max_pixels: Pixel budget of one image of that policy; 0 keeps the checkpoint's own.
+        margin: Of MCCS.
+        labeler: See `ReportModule`.
+    """
+
+    title = "nearest image"
+
+    def __init__(
+        self,
+        size: int = 32,
+        tower: str = "",
+        dtype: str = "auto",
+        max_pixels: int = 0,
+        margin: float = 0.5,
+        labeler: Labeler | None = None,
+    ) -> None:
+        super().__init__(margin, labeler)
+        if size < 2:
+            raise ValueError(f"Expected model.init_args.size to be at least 2, but got {size}.")
+        self.size, self.tower = size, tower
+        self.dtype_name, self.max_pixels = dtype, max_pixels
+        self.source += f" by {tower}" if tower else f" of {size} x {size} pixels"
+        self.known: Tensor = torch.empty(0)
+        self.training_reports: list[str] = []
+
+    def collator(self) -> Callable[[list[Study]], Any]:
+        """Reads the one image of each study; loads the tower's policy the first time."""
+        if not self.tower:
+            return PixelCollator(self.size)
+        if self.policy is None:
+            self.policy = load_policy(self.tower, dtype=self.dtype_name, max_pixels=self.max_pixels).eval()
+            self.policy.requires_grad_(False)
+        return TowerCollator(self.policy.processor)
+
+    def prepare(self, data: ReportDataModule) -> None:
+        """Compute the features of the training split, batch by batch.
+
+        Raises:
+            ValueError: If there are no training studies.
+        """
+        self.training_reports = _training(data, self.title, data.train_reports())
+        loader = DataLoader(
+            StudyDataset(data.splits["train"]),
+            batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+            collate_fn=self.collator(),
+        )
+        with self.trainer.precision_plugin.forward_context():  # as in the steps, which Lightning runs in it
+            self.known = torch.cat([self.embed(batch.to(self.device)).half().cpu() for batch in loader])
+
+    @torch.no_grad()
+    def embed(self, batch: Any) -> Tensor:
+        """Features (B, D) of length 1."""
+        return pixel_rows(batch) if self.policy is None else tower_features(self.policy, batch)
+
+    def reports(self, batch: Features) -> list[str]:
+        """Those of the nearest training studies; the first one among equals."""
+        return [self.training_reports[i] for i in nearest(self.embed(batch).half().cpu(), self.known).tolist()]
+
+
+def _training(data: ReportDataModule, title: str, reports: Sequence[str]) -> list[str]:
+    if not reports:
+        raise ValueError(f"The {title} needs training studies, but {data.describe()} has none.")
+    return list(reports)

@@ -1,0 +1,31 @@
+"""`python -m mrg predict --images ...`: a run's policy on one's own images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+DATA = "mrg.datamodules.images.ImagesDataModule"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options that stand for settings of the data module."""
+    result = argparse.ArgumentParser("python -m mrg predict", add_help=False, allow_abbrev=False)
+    result.add_argument("--images", nargs="+", action="extend", default=[])
+    result.add_argument("--as_one_study", nargs="?", const="true")
+    result.add_argument("--indication")
+    result.add_argument("--output")
+    return result
+
+
+def with_images(args: Sequence[str]) -> list[str]:
+    """The options of `predict` with `--images` and what belongs to it put as settings of the data module."""
+    own, others = parser().parse_known_args(list(args))
+    settings = [f"--data.init_args.images={json.dumps(own.images)}"]
+    for name in ("as_one_study", "indication", "output"):
+        value = getattr(own, name)
+        if value is not None:
+            settings.append(f"--data.init_args.{name}={value}")
+    # The run may have been tested on a part of its data; of these images none may be left out.
+    return [*others, f"--data={DATA}", "--data.init_args.limit_test=0", *settings]

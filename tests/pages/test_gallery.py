@@ -1,0 +1,148 @@
+import json
+import re
+
+import pytest
+import torch
+
+from mrg.metrics import CONDITIONS, RulesLabeler, mccs
+from mrg.metrics.compare import compare_systems
+from mrg.metrics.verdicts import VERDICTS
+from mrg.pages.gallery import Gallery, changes
+from mrg.pages.pictures import Pictures
+
+TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "The lungs are clear.", "Possible pneumonia."]
+GOOD = ["Cardiomegaly.", "Edema. Left effusion.", "The lungs are clear.", "Pneumonia."]
+BAD = ["Edema.", "No edema.", "", "Pneumonia."]
+
+
+def rows(preds, target=TARGET):
+    listed = []
+    for i, text in enumerate(preds):
+        row = {"id": f"s{i}", "prediction": text, "thinking": "", "completion": f"<report>{text}"}
+        listed.append(row if target is None else {**row, "target": target[i], "format": bool(text)})
+    return listed
+
+
+def read(page):
+    """The page's text and the studies that its script reads."""
+    text = page.read_text(encoding="utf-8")
+    return text, json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def names(study, verdict, system=0):
+    digits = study["outputs"][system]["verdicts"]
+    return [CONDITIONS[i] for i in range(13) if VERDICTS[int(digits[i])] == verdict]
+
+
+def test_studies_stand_worst_first_with_verdicts_and_scores(tmp_path):
+    Gallery({"model": rows(BAD)[::-1]}, RulesLabeler(), margin=0.3).write(tmp_path / "g.html")
+    _, data = read(tmp_path / "g.html")
+    studies = {study["id"]: study for study in data["studies"]}
+    assert [study["id"] for study in data["studies"]] == ["s1", "s0", "s2", "s3"]
+    assert names(studies["s0"], "missed") == ["Cardiomegaly"]
+    assert names(studies["s0"], "contradicted") == ["Edema"]
+    assert names(studies["s1"], "missed") == ["Pleural Effusion"]
+    assert names(studies["s3"], "uncertain") == ["Pneumonia"]
+    scores = mccs(BAD, TARGET, 0.3, reduction="none", labeler=RulesLabeler()).tolist()
+    assert [studies[f"s{i}"]["outputs"][0]["mccs"] for i in range(4)] == pytest.approx(scores, abs=1e-4)
+    # What was written where there is no report, and only there.
+    assert [studies[f"s{i}"]["outputs"][0]["completion"] for i in range(4)] == ["", "", "<report>", ""]
+    assert [studies[f"s{i}"]["outputs"][0]["format"] for i in range(4)] == [True, True, False, True]
+
+
+def test_gained_and_lost_are_those_of_compare():
+    torch.manual_seed(0)
+    labeler = RulesLabeler()
+    pool = [*TARGET, *GOOD, "No pneumothorax.", "Fracture. Pacemaker."]
+    a, b, target = ([pool[i] for i in torch.randint(len(pool), (60,)).tolist()] for _ in range(3))
+    got = changes(labeler(a), labeler(b), labeler(target))
+    expected = {row["id"]: row for row in compare_systems(a, b, target, labeler, num_trials=2)["changed"]}
+    for place, change in enumerate(got, 1):
+        row = expected.get(str(place), {"better": [], "worse": []})
+        assert [CONDITIONS[i] for i in change["gained"]] == row["better"]
+        assert [CONDITIONS[i] for i in change["lost"]] == row["worse"]
+
+
+def test_a_comparison_stands_most_changed_first(tmp_path):
+    comparison = compare_systems(GOOD, BAD, TARGET, RulesLabeler(), [f"s{i}" for i in range(4)], num_trials=5)
+    Gallery({"A": rows(GOOD), "B": rows(BAD)}, RulesLabeler(), comparison=comparison).write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    # s0: cardiomegaly and edema; s1: edema and effusion; a normal report and silence agree on the 13.
+    assert [study["id"] for study in data["studies"]][:2] == ["s1", "s0"]
+    assert data["studies"][1]["outputs"][1]["change"] == {"gained": [1, 4], "lost": []}
+    assert "<b>A</b> is A, <b>B</b> is B" in text
+    assert "All 25 scores" in text
+
+
+def test_without_references_it_shows_what_is_said(tmp_path):
+    Gallery({"model": rows(GOOD, None)}, RulesLabeler()).write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    assert [study["id"] for study in data["studies"]] == ["s0", "s1", "s2", "s3"]
+    assert data["studies"][0]["outputs"][0]["report"] == [["Cardiomegaly", [["stated", 1]]], "."]
+    assert "verdicts" not in data["studies"][0]["outputs"][0]
+    assert "There is no reference here" in text
+
+
+class Silent:
+    """Labels as the rules do, without evidence: what CheXbert looks like from outside."""
+
+    name = "silent"
+
+    def __call__(self, texts):
+        return RulesLabeler()(texts)
+
+
+def test_a_labeler_without_evidence_leaves_texts_plain_and_says_so(tmp_path):
+    Gallery({"model": rows(GOOD)}, Silent()).write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    assert "The labeler silent gives labels without showing the words" in text
+    assert data["hasEvidence"] is False
+    assert {study["id"]: study["outputs"][0]["report"] for study in data["studies"]}["s0"] == ["Cardiomegaly."]
+    assert names(data["studies"][-1], "missed") == []
+
+
+def test_text_cannot_leave_its_place(tmp_path):
+    evil = "</script><script>alert(1)</script><!-- <b> \u2028 ' \" &"
+    row = {"id": evil, "prediction": evil, "thinking": evil, "completion": evil, "target": evil, "format": False}
+    Gallery({evil: [row]}, RulesLabeler(), indications={evil: evil}, title=evil).write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    assert "<script>alert" not in text
+    assert "<!-- <b>" not in text
+    assert data["studies"][0]["id"] == data["studies"][0]["outputs"][0]["thinking"] == evil
+    assert text.count("<script") == 2  # the data and ours
+
+
+def test_nothing_points_to_the_network(tmp_path):
+    Gallery({"model": rows(GOOD)}, RulesLabeler()).write(tmp_path / "g.html")
+    text = (tmp_path / "g.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:)|https?://|@import|url\(", text)
+    assert "default-src 'none'" in text
+
+
+def test_a_long_list_is_cut_and_says_so(tmp_path):
+    Gallery({"model": rows(BAD)[::-1]}, RulesLabeler(), max_studies=2).write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    assert [study["id"] for study in data["studies"]] == ["s1", "s0"]
+    assert "holds 2 of 4 studies: those with the lowest MCCS" in text
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(ValueError, match="at least one study"):
+        Gallery({"model": []}, RulesLabeler()).write(tmp_path / "g.html")
+    with pytest.raises(ValueError, match="'B' to have the same studies in the same order"):
+        Gallery({"A": rows(GOOD), "B": rows(BAD)[::-1]}, RulesLabeler()).write(tmp_path / "g.html")
+    assert not (tmp_path / "g.html").exists()
+
+
+def test_images_stand_with_their_study(tmp_path, studies):
+    preds = [{"id": s.id, "prediction": "Edema.", "target": s.report, "format": True} for s in studies]
+    views = {study.id: study.views for study in studies}
+    gallery = Gallery({"model": preds}, RulesLabeler(), views=views, pictures=Pictures(image_size=64))
+    gallery.write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    by_id = {study.id: study for study in studies}
+    for place, shown in enumerate(data["studies"]):
+        own = by_id[shown["id"]].views
+        assert [view["position"] for view in shown["views"]] == [view.position for view in own]
+        assert text.count(f'id="picture-{place}-') == len(own)
+    assert "at most 64 pixels" in text

