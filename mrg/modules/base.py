@@ -182,12 +182,9 @@ class ReportModule(L.LightningModule):
             self.use_indication,
             self.max_views,
             self.max_prompt_length,
-<<<<<<< HEAD
+            self.use_prior,
             self.max_study_pixels,
             self.pixel_cache,
-=======
-            self.use_prior,
->>>>>>> main
         )
 
     def configure_model(self) -> None:
