@@ -39,5 +39,6 @@ def _page(path: str) -> str:
 
 
 def _shown(path: str, text: str) -> str:
+    language = LANGUAGES.get(Path(path).suffix, "text")
     # More backticks than any file holds in a row, so that none of them ends the block.
-    return f"---\ntitle: {path}\nsearch: {{exclude: true}}\n---\n# {path}\n``````{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n``````\n"
+    return f"---\ntitle: {path}\nsearch: {{exclude: true}}\n---\n# {path}\n``````{language}\n{text}\n``````\n"

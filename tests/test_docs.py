@@ -45,9 +45,7 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attrs):
         given = dict(attrs)
         self.ids |= {given[name] for name in ("id", "name") if given.get(name)}
-        if tag == "a" and "href" in given:
-            self.leads.append(given["href"])
-        elif tag == "link" and given.get("rel") in ("canonical", "next", "prev"):
+        if (tag == "a" and "href" in given) or given.get("rel") in ("canonical", "next", "prev"):
             self.leads.append(given["href"])
         else:
             self.loads += [given[name] for name in ("href", "src", "srcset", "data", "poster") if given.get(name)]
