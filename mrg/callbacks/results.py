@@ -30,7 +30,7 @@ class ResultWriter(L.Callback):
         self.predicted: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained."""
+        """Say what is trained on what."""
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
         if trainer.is_global_zero:
@@ -40,6 +40,12 @@ class ResultWriter(L.Callback):
                 f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
                 flush=True,
             )
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is judged on what."""
+        if trainer.is_global_zero:
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Add the completions that a round shows to samples.jsonl."""
@@ -91,6 +97,7 @@ class ResultWriter(L.Callback):
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+            "data_description": data.describe(),
             "baselines": baselines,
         }
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -45,6 +45,8 @@ class ReportDataModule(L.LightningDataModule):
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
+        checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
+            settings say of them, so that all can be listed, and leaves the training targets as written.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ReportDataModule(L.LightningDataModule):
         self.limits = limits
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
+        self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
 
     def read(self) -> Mapping[str, Sequence[Study]]:
