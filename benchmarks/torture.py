@@ -3,8 +3,8 @@
     python benchmarks/torture.py --trials 50 --output benchmarks/results/torture
 
 A trial is `python -m mrg fit --resume auto` with `kill -9` once to three times, then without. Four in ten kills fall at
-a moment drawn from the run's whole time, the others a few milliseconds after a file of the checkpoint folder began to be
-written. In some trials the newest checkpoint is torn as well after the kill. At the end `test` writes predictions.
+a moment drawn from the run's whole time, the others a few milliseconds after a file of the checkpoint folder began to
+be written. In some trials the newest checkpoint is torn as well after the kill. At the end `test` writes predictions.
 Compared are all tensors of the last and the best checkpoint (weights, optimiser, generators, counters), metrics.csv
 without its times, samples.jsonl, the exported policy and predictions.jsonl.
 
@@ -44,7 +44,7 @@ DATA = ["--data.init_args.num_train=40", "--data.init_args.num_val=8", "--data.i
         "--trainer.enable_progress_bar=false"]  # fmt: skip
 SFT = ["--model.init_args.tiny={hidden_size: 64, num_layers: 1, vision_depth: 1, vocab_size: 400}",
        "--model.init_args.max_pixels=3136", "--model.init_args.max_new_tokens=60", "--model.init_args.decay_steps=0",
-       "--trainer.max_steps=120", "--trainer.val_check_interval=120", "--trainer.callbacks=null"]  # fmt: skip
+       "--trainer.callbacks=null"]  # fmt: skip
 # Two optimiser steps a round, ten rounds an epoch, a validation every four rounds, a checkpoint every round.
 GRPO = ["--model.init_args.lora={rank: 8, alpha: 16, dropout: 0.1}", "--model.init_args.max_pixels=3136",
         "--model.init_args.group_size=4", "--model.init_args.num_minibatches=2", "--model.init_args.temperature=1.0",
@@ -280,6 +280,7 @@ def fill_disk(folder: Path, policy: Path, expected: dict[str, Any]) -> dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description="Kill a GRPO run, resume it, compare it with one left alone.")
     parser.add_argument("--trials", type=int, default=50)
+    parser.add_argument("--sft_steps", type=int, default=120, help="of the policy that the run starts from")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--output", type=Path, default=None, help="folder for torture.json")
     options = parser.parse_args()
@@ -290,7 +291,7 @@ def main() -> None:
 
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        report = torture(Path(place), options.trials, options.seed)
+        report = torture(Path(place), options.trials, options.seed, options.sft_steps)
     kills = [kill for row in report["trials"] for kill in row["kills"]]
     equal = sum(row["equal"] for row in report["trials"])
     writing = sum(bool(kill["half_written"] or kill["not_in_manifest"]) for kill in kills)
@@ -313,13 +314,12 @@ def main() -> None:
     sys.exit(0 if equal == len(report["trials"]) and full.get("equal", True) else 1)
 
 
-def torture(place: Path, trials: int, seed: int) -> dict[str, Any]:
+def torture(place: Path, trials: int, seed: int, sft_steps: int) -> dict[str, Any]:
     """All trials; the report."""
     policy = place / "sft" / "policy"
-    run(
-        ["fit", f"--config={CONFIGS / 'demo_sft.yaml'}", f"--runs={place}", "--name=sft", *DATA, *SFT],
-        place / "sft.txt",
-    )
+    steps = [f"--trainer.max_steps={sft_steps}", f"--trainer.val_check_interval={sft_steps}"]
+    sft = ["fit", f"--config={CONFIGS / 'demo_sft.yaml'}", f"--runs={place}", "--name=sft", *DATA, *SFT, *steps]
+    run(sft, place / "sft.txt")
     whole = place / "whole"
     began = time.monotonic()
     run(arguments("fit", whole, policy), place / "whole.txt")

@@ -171,7 +171,7 @@ class StudyCollator:
         Raises:
             ImageReadError: If an image cannot be read; names the study.
         """
-        views = study.views[: self.max_views]
+        views = self.views(study)
         try:
             return [self.pixels.read(view, len(views)) for view in views]
         except ImageReadError as error:

@@ -67,7 +67,7 @@ def test_bit_for_bit_what_the_processor_makes(tmp_path: Path, processor) -> None
     studies = [study(*files[:2]), study(files[2]), study(*files[3:], name="b")]
     collate = StudyCollator(processor, "Report:")
     batch = collate(studies)
-    reference = by_hand(processor, studies, [collate.prompt_text(s, len(s.views)) for s in studies])
+    reference = by_hand(processor, studies, [collate.prompt_text(collate.content(s)) for s in studies])
     assert torch.equal(batch.pixel_values, reference["pixel_values"])
     assert torch.equal(batch.image_grid_thw, reference["image_grid_thw"])
     assert torch.equal(batch.prompt_ids, reference["input_ids"])
@@ -80,7 +80,7 @@ def test_for_other_patches(tmp_path: Path, merge_size: int, patch_size: int) -> 
     processor = build_processor(CORPUS, 400, 200 * 200, merge_size, patch_size)
     collate = StudyCollator(processor, "Report:")
     one = study(picture(tmp_path / "a.png", 311, 257))
-    reference = by_hand(processor, [one], [collate.prompt_text(one, 1)])
+    reference = by_hand(processor, [one], [collate.prompt_text(collate.content(one))])
     batch = collate([one])
     assert torch.equal(batch.pixel_values, reference["pixel_values"])
     assert torch.equal(batch.prompt_ids, reference["input_ids"])
@@ -93,7 +93,7 @@ def test_other_families_bit_for_bit_with_and_without_a_cache(tmp_path: Path, kin
     caches = [""] if kind == "internvl" else ["", str(tmp_path / "kept"), str(tmp_path / "kept")]
     for folder in caches:
         collate = StudyCollator(processor, "Report:", pixel_cache=folder)
-        prompts = [collate.prompt_text(s, 1) for s in studies]
+        prompts = [collate.prompt_text(collate.content(s)) for s in studies]
         images = [[view.load() for view in s.views] for s in studies]
         options = {"padding": True, "return_tensors": "pt", "add_special_tokens": not collate._marked(prompts)}
         reference = processor(images=images, text=prompts, **options)

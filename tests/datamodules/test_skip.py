@@ -111,7 +111,7 @@ def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch
 def test_settings_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.init_args\.on_error to be 'raise' or 'skip', but got 'ignore'"):
         Splits({}, on_error="ignore")
-    data = Splits({"train": []}, on_error="skip")
+    data = Splits({"train": [Study("a", (), "")]}, on_error="skip")
     data.setup()
     data.collator = list
     with pytest.raises(ValueError, match="to be a StudyCollator"):
