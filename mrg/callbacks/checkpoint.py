@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
+from mrg.callbacks.preemption import Preempted, requeue, requeue_signal
 from mrg.callbacks.rng import rng_state, set_rng_state
 from mrg.callbacks.rounds import ROUND, UNVALIDATED, RoundLoop, install
 from mrg.files import WriteError, count_lines, cut_lines
@@ -32,21 +31,6 @@ LOGS = ("metrics.csv", "samples.jsonl")
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written."""
-
-
-class Preempted(SystemExit):
-    """A run that was asked to end has saved its state and ends; exit code 0.
-
-    Args:
-        reason: What ended it, and after which round.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(0)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.reason
 
 
 class Checkpoints(Checkpoint):
@@ -278,8 +262,8 @@ class Checkpoints(Checkpoint):
         self.signal = int(signal.SIGTERM) if connector.received_sigterm else 0
         connector.received_sigterm = False
         signals = {int(signal.SIGTERM)}
-        if (requeue := _requeue_signal(trainer)) is not None:
-            signals.add(requeue)
+        if (number := requeue_signal(trainer)) is not None:
+            signals.add(number)
         for number in signals:
             # Lightning puts the former handlers back when training has ended.
             connector._register_signal(signal.Signals(number), self._on_signal)
@@ -299,8 +283,8 @@ class Checkpoints(Checkpoint):
             print(
                 f"{name}: round {number} is saved in {self.files.path / self.last}. {self.how_to_go_on()}", flush=True
             )
-            if self.signal and self.signal == _requeue_signal(trainer):
-                _requeue()
+            if self.signal and self.signal == requeue_signal(trainer):
+                requeue()
         raise Preempted(f"ended by {name} after round {number}, which is saved")
 
     def how_to_go_on(self) -> str:
@@ -315,21 +299,3 @@ class Checkpoints(Checkpoint):
             print(f"\nThe last checkpoint is {self.files.path / self.last}. {self.how_to_go_on()}", flush=True)
         elif isinstance(exception, KeyboardInterrupt):
             print("\nInterrupted before the first checkpoint: see --save_every.", flush=True)
-
-
-def _requeue_signal(trainer: L.Trainer) -> int | None:
-    """The signal on which SLURM expects the job to end and to be queued again."""
-    environment = trainer._accelerator_connector.cluster_environment
-    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-        return int(environment.requeue_signal or signal.SIGUSR1)
-    return None
-
-
-def _requeue() -> None:
-    job = str(SLURMEnvironment.job_id())
-    try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
-        problem = done.stderr.strip() if done.returncode else ""
-    except (OSError, subprocess.SubprocessError) as error:
-        problem = str(error)
-    print(f"SLURM job {job} {'could not be requeued: ' + problem if problem else 'is queued again'}.", flush=True)

@@ -11,8 +11,9 @@ import lightning as L
 import pytest
 import torch
 
-from mrg.callbacks.checkpoint import CheckpointError, Checkpoints, Preempted
+from mrg.callbacks.checkpoint import CheckpointError, Checkpoints
 from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
+from mrg.callbacks.preemption import Preempted
 from mrg.datamodules.demo import World, make_study
 from mrg.files import count_lines
 from mrg.modules.load import LoRA
@@ -56,16 +57,18 @@ def broken(folder, kind, policy, stop, **settings):
 
 
 # Two epochs of five rounds; validations after rounds 2, 4, 7 and 9.
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
 @pytest.mark.parametrize(
-    "stop",
+    ("kind", "stop"),
     [
-        (3, "step"),  # goes on right after a validation
-        (4, "step"),  # in the middle between two
-        (4, "validation"),  # before a validation that is due
-        (6, "step"),  # at the beginning of an epoch, whose end was saved
-        (7, "validation"),
-        (10, "step"),  # in the last round
+        ("grpo", (3, "step")),  # goes on right after a validation
+        ("grpo", (4, "step")),  # in the middle between two
+        ("grpo", (4, "validation")),  # before a validation that is due
+        ("grpo", (6, "step")),  # at the beginning of an epoch, whose end was saved
+        ("grpo", (7, "validation")),
+        ("grpo", (10, "step")),  # in the last round
+        ("sft", (3, "step")),
+        ("sft", (4, "validation")),
+        ("sft", (6, "step")),
     ],
 )
 def test_resumed_run_is_the_run_that_was_not_broken(tmp_path, policy, whole, kind, stop):
