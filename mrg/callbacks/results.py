@@ -61,7 +61,7 @@ class ResultWriter(L.Callback):
         for split in ("train", "val"):
             skipped = _skipped(trainer, split)
             if trainer.is_global_zero:
-                _say_skipped(trainer, split, skipped)
+                _say_skipped(len(trainer.datamodule.splits[split]), split, skipped)  # type: ignore[attr-defined]
         best = self.folder / "checkpoints" / "best.ckpt"
         if not trainer.strategy.broadcast(best.exists()):
             return
@@ -78,13 +78,9 @@ class ResultWriter(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions.jsonl and results.json, print the table."""
         assert isinstance(pl_module, ReportModule)
-<<<<<<< HEAD
-        rows = _gather(trainer, pl_module.predictions)
-        skipped = _skipped(trainer, "test")
-=======
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = _gather(trainer, pl_module.predictions, data.splits["test"])
->>>>>>> main
+        skipped = _skipped(trainer, "test")
         if not trainer.is_global_zero:
             return
         baselines = {"constant normal": CONSTANT_NORMAL}
@@ -106,18 +102,15 @@ class ResultWriter(L.Callback):
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
-<<<<<<< HEAD
             "skipped": {"count": len(skipped), "studies": skipped},
-=======
             "data_description": data.describe(),
->>>>>>> main
             "baselines": baselines,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
-        _say_skipped(trainer, "test", skipped)
+        _say_skipped(len(data.splits["test"]), "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -137,23 +130,14 @@ class ResultWriter(L.Callback):
         self.predicted += outputs
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-<<<<<<< HEAD
-        """Write predict.jsonl."""
-        rows = _gather(trainer, self.predicted)
-        skipped = _skipped(trainer, "test")
-        if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_lines(self.folder / "predict.jsonl", rows)
-            _say_skipped(trainer, "test", skipped)
-            print(f"{len(rows)} reports: {self.folder / 'predict.jsonl'}", flush=True)
-=======
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
+        skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
->>>>>>> main
+            _say_skipped(len(data.to_predict()), "predict", skipped)
 
 
 def _best_score(trainer: L.Trainer) -> str:
@@ -171,9 +155,7 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[St
     parts: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(parts, rows)
     by_id = {row["id"]: row for part in parts for row in part}
-<<<<<<< HEAD
-    order = [study.id for study in trainer.datamodule.splits["test"]]  # type: ignore[attr-defined]
-    return [by_id[name] for name in order if name in by_id]
+    return [by_id[study.id] for study in studies if study.id in by_id]
 
 
 def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
@@ -187,10 +169,6 @@ def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
     return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
 
 
-def _say_skipped(trainer: L.Trainer, split: str, skipped: list[dict[str, str]]) -> None:
+def _say_skipped(total: int, split: str, skipped: list[dict[str, str]]) -> None:
     if skipped:
-        total = len(trainer.datamodule.splits[split])  # type: ignore[attr-defined]
         print(f"Skipped in {split}: {len(skipped)} of {total} studies, whose images cannot be read (reasons above).")
-=======
-    return [by_id[study.id] for study in studies if study.id in by_id]
->>>>>>> main

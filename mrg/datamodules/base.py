@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-<<<<<<< HEAD
-from typing import Any, Literal
-=======
 from pathlib import Path
-from typing import Any
->>>>>>> main
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mrg.datamodules.collate import Skipped, StudyCollator
-from mrg.datamodules.skip import SkippingCollator
+from mrg.datamodules.collate import Skipped
+from mrg.datamodules.skip import SkippingCollator, StudyReader
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
@@ -56,12 +52,9 @@ class ReportDataModule(L.LightningDataModule):
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
-<<<<<<< HEAD
         skipped: The studies that were left out so far, by split and id; see `on_error`.
-=======
         checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
             settings say of them, so that all can be listed, and leaves the training targets as written.
->>>>>>> main
     """
 
     def __init__(
@@ -89,7 +82,7 @@ class ReportDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.limits = limits
         self.on_error = on_error
-        self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}}
+        self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
         self.checking = False
@@ -120,21 +113,6 @@ class ReportDataModule(L.LightningDataModule):
         studies = self.splits["train"]
         return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
-<<<<<<< HEAD
-    def _loader(self, split: str, batch_size: int, shuffle: bool) -> DataLoader[Any]:
-        if self.collator is None:
-            raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
-        studies = self.splits[split]
-        dataset: Any = StudyDataset(studies)
-        collate: Callable[[Any], Any] = self.collator
-        if self.on_error == "skip":
-            if not isinstance(self.collator, StudyCollator):
-                raise ValueError("Expected `collator` to be a StudyCollator where data.init_args.on_error is 'skip'.")
-            # The collator reads the studies itself: it may need others than those of the batch.
-            dataset, collate = range(len(studies)), SkippingCollator(self.collator, studies, split, replace=shuffle)
-        return DataLoader(
-            dataset,
-=======
     def to_predict(self) -> Sequence[Study]:
         """The studies for which `predict` writes reports, with or without a reference: the test split."""
         return self.splits["test"]
@@ -144,14 +122,18 @@ class ReportDataModule(L.LightningDataModule):
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
-    def _loader(self, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Study]:
+    def _loader(self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Any]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
         if not len(studies):
             raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
+        dataset: Any = StudyDataset(studies)
+        collate: Any = self.collator
+        if self.on_error == "skip" and isinstance(collate, StudyReader):
+            # The collator reads the studies itself: it may need others than those of the batch.
+            dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
         return DataLoader(
-            StudyDataset(studies),
->>>>>>> main
+            dataset,
             batch_size=batch_size,
             shuffle=shuffle,
             # A last partial batch would make one optimiser step noisier than the others.
@@ -173,22 +155,20 @@ class ReportDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return self._loader(self.splits["train"], self.batch_size, shuffle=True)
+        return self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
+
+    def train_in_order(self) -> DataLoader[Any]:
+        """The training studies once each, in the order of the split, without those that are skipped."""
+        return self._loader("train", self.splits["train"], self.eval_batch_size, shuffle=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the split."""
-        return self._loader(self.splits["val"], self.eval_batch_size, shuffle=False)
+        return self._loader("val", self.splits["val"], self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the split."""
-        return self._loader(self.splits["test"], self.eval_batch_size, shuffle=False)
+        return self._loader("test", self.splits["test"], self.eval_batch_size, shuffle=False)
 
-<<<<<<< HEAD
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The test split again, for prediction without scores."""
-        return self.test_dataloader()
-=======
-    def predict_dataloader(self) -> DataLoader[Study]:
         """The studies of `to_predict`, for prediction without scores."""
-        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
->>>>>>> main
+        return self._loader("predict", self.to_predict(), self.eval_batch_size, shuffle=False)

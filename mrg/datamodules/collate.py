@@ -11,14 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from mrg.datamodules.image import ImageReadError
 from mrg.datamodules.pixel_cache import PixelCache
 from mrg.datamodules.pixels import pixels_for
-from mrg.datamodules.study import Study
-=======
-from mrg.datamodules.study import ImageReadError, Study, View
->>>>>>> main
+from mrg.datamodules.study import Study, View
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
@@ -50,15 +46,12 @@ class Batch:
         image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
-<<<<<<< HEAD
-        studies: The studies themselves, for ids and file names. None at all where every study of an evaluation's batch
-            was left out; the tensors are then empty.
-        skipped: The studies that were left out on the way.
-=======
         studies: The studies themselves, for ids and file names.
         contents: For each study the content of its chat message: marks of images, and text.
         views: For each study the views of its image marks, in their order.
->>>>>>> main
+        skipped: The studies that were left out on the way.
+        counts: False where every study of an evaluation's batch was left out, and another one stands in for them, so
+            that all ranks compute equally often; nothing of it is scored or written.
     """
 
     pixel_values: Tensor
@@ -66,12 +59,10 @@ class Batch:
     prompt_ids: Tensor
     prompt_mask: Tensor
     studies: list[Study]
-<<<<<<< HEAD
-    skipped: tuple[Skipped, ...] = ()
-=======
     contents: list[list[dict[str, str]]] = dataclasses.field(default_factory=list)
     views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
->>>>>>> main
+    skipped: tuple[Skipped, ...] = ()
+    counts: bool = True
 
     @property
     def target(self) -> list[str]:
@@ -85,6 +76,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.studies)
+
+    @property
+    def num_counted(self) -> int:
+        """How many of its studies are scored."""
+        return len(self.studies) if self.counts else 0
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Move the tensors; Lightning calls this."""
@@ -110,17 +106,14 @@ class StudyCollator:
         use_indication: Put the indication before the prompt where a study has one.
         max_views: Use only the first so many views of a study.
         max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
-<<<<<<< HEAD
+        use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
+            for each of the two.
         max_study_pixels: Pixel budget of a study, of which each of its views gets the same share; 0 sets none. Only
             where images may have any size.
         pixel_cache: Folder in which shrunk pixels are kept, see `PixelCache`; empty keeps none.
 
     Raises:
         ValueError: If the processor takes no budget or no cache and there is one, or the folder cannot be made.
-=======
-        use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
-            for each of the two.
->>>>>>> main
     """
 
     def __init__(
@@ -130,12 +123,9 @@ class StudyCollator:
         use_indication: bool = False,
         max_views: int = 2,
         max_prompt_length: int = 0,
-<<<<<<< HEAD
+        use_prior: bool = False,
         max_study_pixels: int = 0,
         pixel_cache: str = "",
-=======
-        use_prior: bool = False,
->>>>>>> main
     ) -> None:
         cache = PixelCache(Path(pixel_cache).expanduser()) if pixel_cache else None
         self.pixels = pixels_for(processor, max_study_pixels, cache)
@@ -188,7 +178,7 @@ class StudyCollator:
         Raises:
             ImageReadError: If an image cannot be read; names the study.
         """
-        views = study.views[: self.max_views]
+        views = self.views(study)
         try:
             return [self.pixels.read(view, len(views)) for view in views]
         except ImageReadError as error:
@@ -201,7 +191,6 @@ class StudyCollator:
             ImageReadError: If an image cannot be read; names the study.
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
-<<<<<<< HEAD
         return self.batch(studies, [self.read(study) for study in studies])
 
     def batch(self, studies: list[Study], images: Sequence[Sequence[np.ndarray]]) -> Batch:
@@ -210,22 +199,10 @@ class StudyCollator:
         Raises:
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
-        prompts = [self.prompt_text(study, len(views)) for study, views in zip(studies, images, strict=True)]
+        contents = [self.content(study) for study in studies]
+        prompts = [self.prompt_text(content) for content in contents]
         text = {"padding": True, "return_tensors": "pt", "add_special_tokens": not self._marked(prompts)}
         encoded = self.pixels.encode(self.processor, images, prompts, **text)
-=======
-        images, prompts, contents = [], [], []
-        for study in studies:
-            try:
-                images.append([view.load() for view in self.views(study)])
-            except ImageReadError as error:
-                raise ImageReadError(f"Study {study.id}: {error}") from None
-            contents.append(self.content(study))
-            prompts.append(self.prompt_text(contents[-1]))
-        encoded = self.processor(
-            images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
-        )
->>>>>>> main
         prompt_mask = encoded["attention_mask"].bool()
         longest = int(prompt_mask.sum(1).max())
         if self.max_prompt_length and longest > self.max_prompt_length:

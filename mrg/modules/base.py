@@ -182,12 +182,9 @@ class ReportModule(L.LightningModule):
             self.use_indication,
             self.max_views,
             self.max_prompt_length,
-<<<<<<< HEAD
+            self.use_prior,
             self.max_study_pixels,
             self.pixel_cache,
-=======
-            self.use_prior,
->>>>>>> main
         )
 
     def configure_model(self) -> None:
@@ -251,8 +248,6 @@ class ReportModule(L.LightningModule):
         return rate * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else rate
 
     def _write(self, batch: Batch) -> list[str]:
-        if not batch.studies:
-            return []
         with torch.no_grad():
             prompts = self.writer.embed(batch)
         return sample(self.writer, prompts, 1, self.max_new_tokens, temperature=0.0).texts
@@ -261,16 +256,16 @@ class ReportModule(L.LightningModule):
         texts = self._write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
-        self.num_scored += len(batch)
+        self.num_scored += batch.num_counted
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
-            if batch.studies:
+            if batch.counts:
                 metric.update(reports, batch.target)
-            # Logged without studies too: ranks must log the same.
-            self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
-        rate = sum(p.well_formed for p in parsed) / max(1, len(parsed))
-        self.log(f"{stage}/format", rate, batch_size=len(batch), sync_dist=True)
-        if stage == "test":
+            # Logged in any case: all ranks must log the same.
+            self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
+        rate = sum(p.well_formed for p in parsed) / len(parsed)
+        self.log(f"{stage}/format", rate, batch_size=batch.num_counted, sync_dist=True)
+        if stage == "test" and batch.counts:
             self._collect(batch, texts, parsed)
 
     def _collect(self, batch: Batch, texts: list[str], parsed: list[Any]) -> None:
@@ -328,6 +323,8 @@ class ReportModule(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Write greedily: one dict per study."""
         texts = self._write(batch)
+        if not batch.counts:
+            return []
         parsed = [parse_completion(text, self.think) for text in texts]
         return [
             {"id": study.id, "prediction": p.report, "thinking": p.thinking, "completion": text}

@@ -67,7 +67,7 @@ def test_bit_for_bit_what_the_processor_makes(tmp_path: Path, processor) -> None
     studies = [study(*files[:2]), study(files[2]), study(*files[3:], name="b")]
     collate = StudyCollator(processor, "Report:")
     batch = collate(studies)
-    reference = by_hand(processor, studies, [collate.prompt_text(s, len(s.views)) for s in studies])
+    reference = by_hand(processor, studies, [collate.prompt_text(collate.content(s)) for s in studies])
     assert torch.equal(batch.pixel_values, reference["pixel_values"])
     assert torch.equal(batch.image_grid_thw, reference["image_grid_thw"])
     assert torch.equal(batch.prompt_ids, reference["input_ids"])
@@ -80,7 +80,7 @@ def test_for_other_patches(tmp_path: Path, merge_size: int, patch_size: int) -> 
     processor = build_processor(CORPUS, 400, 200 * 200, merge_size, patch_size)
     collate = StudyCollator(processor, "Report:")
     one = study(picture(tmp_path / "a.png", 311, 257))
-    reference = by_hand(processor, [one], [collate.prompt_text(one, 1)])
+    reference = by_hand(processor, [one], [collate.prompt_text(collate.content(one))])
     batch = collate([one])
     assert torch.equal(batch.pixel_values, reference["pixel_values"])
     assert torch.equal(batch.prompt_ids, reference["input_ids"])
@@ -93,7 +93,7 @@ def test_other_families_bit_for_bit_with_and_without_a_cache(tmp_path: Path, kin
     caches = [""] if kind == "internvl" else ["", str(tmp_path / "kept"), str(tmp_path / "kept")]
     for folder in caches:
         collate = StudyCollator(processor, "Report:", pixel_cache=folder)
-        prompts = [collate.prompt_text(s, 1) for s in studies]
+        prompts = [collate.prompt_text(collate.content(s)) for s in studies]
         images = [[view.load() for view in s.views] for s in studies]
         options = {"padding": True, "return_tensors": "pt", "add_special_tokens": not collate._marked(prompts)}
         reference = processor(images=images, text=prompts, **options)
@@ -142,6 +142,14 @@ def test_views_share_a_studys_budget(tmp_path: Path, processor) -> None:
     assert counts(20, wide, high, small, small) == [3, 3, 4, 4]
     for views in ([wide], [wide, high], [wide, high, small], [wide, high, small, small]):
         assert sum(counts(20, *views)) <= 20
+
+
+def test_the_views_of_a_prior_share_the_budget(tmp_path: Path, processor) -> None:
+    file = picture(tmp_path / "a.png", 560, 560)
+    one = Study("a", (View(file),), "", prior=Study("b", (View(file), View(file)), "Clear."))
+    options = {"max_views": 2, "max_study_pixels": 27 * SQUARE**2}
+    assert tokens(StudyCollator(processor, "R:", use_prior=True, **options), one) == [9, 9, 9]
+    assert tokens(StudyCollator(processor, "R:", **options), one) == [16]  # max_pixels alone: 20
 
 
 def test_a_budget_too_small_for_the_views_is_refused(tmp_path: Path, processor) -> None:
