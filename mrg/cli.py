@@ -1,7 +1,7 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,demo}`.
+"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,demo}`.
 
-`demo`, `compare`, `page` and `ablate` are dispatched before Lightning is imported; the others are Lightning's own, with
-a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html, checkpoints/, policy/,
+`demo`, `compare`, `page`, `ablate` and `data` are dispatched before Lightning is imported; the others are Lightning's
+own, with a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html, checkpoints/, policy/,
 predictions.jsonl, results.json, gallery.html and, from `predict`, predict.jsonl.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import mrg
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,demo} [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,demo}
+       [--config FILE] [--KEY VALUE ...]
 
   demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
   fit       train what --config describes; everything goes to <runs>/<name>/
@@ -27,10 +28,17 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,d
   page      make a run's page, <runs>/<name>/index.html, anew
   ablate    change one thing at a time, over seeds: one table, one figure
   export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
+  data      `data check` looks through the data that --config describes: counts, images, leakage, findings
 
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
 
-OWN = {"demo": "mrg.demo", "compare": "mrg.compare", "page": "mrg.pages.run", "ablate": "mrg.ablate"}
+OWN = {
+    "demo": "mrg.demo",
+    "compare": "mrg.compare",
+    "page": "mrg.pages.run",
+    "ablate": "mrg.ablate",
+    "data": "mrg.data",
+}
 """Command -> module whose `main` takes the rest of the line; all others are Lightning's."""
 
 

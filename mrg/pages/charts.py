@@ -15,8 +15,6 @@ _STYLE = {
     "svg.hashsalt": "mrg",
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -32,6 +30,8 @@ def svg(figure: Figure, description: str) -> Markup:
         figure: From `new_figure`.
         description: What the chart shows, for readers who do not see it.
     """
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     with rc_context(_STYLE):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
