@@ -222,6 +222,21 @@ def test_kept_pixels_are_the_same_and_not_decoded_again(tmp_path: Path, processo
     assert sorted(file.stat().st_size - 24 for file in entries) == sorted([int(grid[0]), 3 * int(grid[1])])
 
 
+@pytest.mark.parametrize("kind", ["tiny", "llava"])
+def test_grey_that_is_stored_as_colour_is_kept_as_one_channel(tmp_path: Path, processor, kind: str) -> None:
+    if kind == "llava":
+        processor = load_policy(save_family(kind, tmp_path / "policy", CORPUS)).processor
+    grey = picture(tmp_path / "grey.png", 100, 120)
+    Image.open(grey).convert("RGB").save(tmp_path / "colour.png")
+    settle(tmp_path / "colour.png")
+    collate = StudyCollator(processor, "R:", pixel_cache=str(tmp_path / "kept"))
+    one, two = ([collate([study(file)]).pixel_values for _ in range(2)] for file in
+                (grey, tmp_path / "colour.png"))  # fmt: skip
+    assert all(torch.equal(values, one[0]) for values in (*one, *two))
+    assert len({file.stat().st_size for file in (tmp_path / "kept").rglob("*") if file.is_file()}) == 1
+    assert collate.pixels.read(View(tmp_path / "colour.png"), 1).ndim == 2
+
+
 def test_a_changed_image_is_read_again(tmp_path: Path, processor, counted: list[Path]) -> None:
     file = tmp_path / "a.bmp"
     collate = StudyCollator(processor, "R:", pixel_cache=str(tmp_path / "kept"))
