@@ -1,12 +1,13 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,demo}`.
+"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,demo}`.
 
-`demo` and `compare` are dispatched before Lightning is imported; the others are Lightning's own, with a run folder
-around them: `<runs>/<name>/` holds config.yaml, metrics.csv, checkpoints/, policy/, predictions.jsonl, results.json,
-gallery.html and, from `predict`, predict.jsonl.
+`demo`, `compare`, `page`, `ablate` and `data` are dispatched before Lightning is imported; the others are Lightning's
+own, with a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html, checkpoints/, policy/,
+predictions.jsonl, results.json, gallery.html and, from `predict`, predict.jsonl.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 import traceback
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import mrg
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,compare,demo} [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,demo}
+       [--config FILE] [--KEY VALUE ...]
 
   demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
   fit       train what --config describes; everything goes to <runs>/<name>/
@@ -23,9 +25,21 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,compare,demo} [--conf
   test      score it on the test split beside its baselines; alone, `test` takes the latest run
   predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
   compare   two tested runs: the paired table, and a page that shows study by study where they differ
+  page      make a run's page, <runs>/<name>/index.html, anew
+  ablate    change one thing at a time, over seeds: one table, one figure
   export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
+  data      `data check` looks through the data that --config describes: counts, images, leakage, findings
 
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
+
+OWN = {
+    "demo": "mrg.demo",
+    "compare": "mrg.compare",
+    "page": "mrg.pages.run",
+    "ablate": "mrg.ablate",
+    "data": "mrg.data",
+}
+"""Command -> module whose `main` takes the rest of the line; all others are Lightning's."""
 
 
 class UserError(ValueError):
@@ -69,15 +83,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
-    if argv[0] == "demo":
-        from mrg.demo import main as demo
-
-        demo(argv[1:])
-        return
-    if argv[0] == "compare":
-        from mrg.compare import main as compare
-
-        compare(argv[1:])
+    if argv[0] in OWN:
+        importlib.import_module(OWN[argv[0]]).main(argv[1:])
         return
     names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
     own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import re
 import shutil
@@ -12,17 +13,22 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 import mrg
 from mrg.callbacks.gallery import PAGE, PREDICT_PAGE, GalleryWriter
+from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
+from mrg.callbacks.run_page import RunPage
 from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
+
+LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
+"""Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
 
 COMMANDS = ("fit", "validate", "test", "predict", "export")
 
@@ -84,6 +90,7 @@ class MrgCLI(LightningCLI):
             self._prepare_baseline(config)
             return
         if self.subcommand == "fit":
+            _need_loggers(config.trainer.logger)
             self._guard(config.ckpt_path, config.overwrite)
             return
         if self.subcommand == "test":
@@ -127,7 +134,8 @@ class MrgCLI(LightningCLI):
             # A best checkpoint that stayed would pass for the new run's.
             for old in ("best.ckpt", "last.ckpt"):
                 (self.folder / "checkpoints" / old).unlink(missing_ok=True)
-            for old in ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl", PAGE, PREDICT_PAGE):
+            written = ("predictions.jsonl", "predict.jsonl", "results.json", "samples.jsonl", "run.json", "index.html")
+            for old in (*written, PAGE, PREDICT_PAGE):
                 (self.folder / old).unlink(missing_ok=True)
             shutil.rmtree(self.folder / "policy", ignore_errors=True)
         _keep(self.folder / "metrics.csv")
@@ -138,6 +146,11 @@ class MrgCLI(LightningCLI):
         own: list[Any] = [ResultWriter(self.folder / into), self._get(self.config_init, "gallery")]
         own += kwargs.pop("callbacks", None) or []
         trainer = dict(self._get(self.config_init, "trainer", default={}))
+        given = trainer.get("callbacks") or []
+        callbacks = given if isinstance(given, list) else [given]
+        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            own.append(ProgressLine())
+        own.append(RunPage(self.folder))
         if trainer.get("enable_model_summary") is None:
             trainer["enable_model_summary"] = False
         if self.subcommand != "fit":
@@ -150,9 +163,18 @@ class MrgCLI(LightningCLI):
         own.append(ModelCheckpoint(checkpoints, "last", enable_version_counter=False))
         # An empty version puts metrics.csv and config.yaml into the run folder itself.
         csv = CSVLogger(self.folder.parent, name=self.folder.name, version="", flush_logs_every_n_steps=10)
-        given = trainer.get("logger") or []
-        trainer["logger"] = [csv, *(given if isinstance(given, list) else [given])]
+        loggers = trainer.get("logger") or []
+        trainer["logger"] = [csv, *(loggers if isinstance(loggers, list) else [loggers])]
         return self._instantiate_trainer(trainer, own)
+
+
+def _need_loggers(given: Any) -> None:
+    """Say which package a logger lacks before Lightning fails to build it."""
+    for logger in given if isinstance(given, list) else [given]:
+        name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
+        package = LOGGERS.get(name)
+        if package and importlib.util.find_spec(package) is None:
+            raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
 
 
 def _class(path: str) -> type[ReportModule]:

@@ -63,7 +63,7 @@ def test_version_and_usage(capsys):
 def test_light_commands_do_not_import_lightning():
     code = (
         "import sys; from mrg.cli import main\n"
-        "for argv in (['--version'], ['demo', '--help'], ['compare', '--help']):\n"
+        "for argv in (['--version'], ['demo', '--help'], ['compare', '--help'], ['data', '--help']):\n"
         "    try: main(argv)\n"
         "    except SystemExit as stop: assert stop.code == 0, stop.code\n"
         "assert not {'lightning', 'torch', 'transformers'} & set(sys.modules)"
@@ -90,6 +90,9 @@ def test_from_sft_to_grpo_to_the_latest_run(tmp_path, tree, capsys, monkeypatch)
     assert f"Latest run: {run}\ntest: {run / 'checkpoints' / 'best.ckpt'}\n" in out
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"]["data"] == {"module": "IUXRayDataModule", "train": 8, "val": 2, "test": 3}
+    description = results["protocol"]["data_description"]
+    assert description.startswith("IU X-Ray, form annotation: unknown variant with counts train 8, val 2, test 3; ")
+    assert f"\nData: {description}\n" in out
     assert results["protocol"]["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
     assert list(dict.fromkeys(gap["b"] for gap in results["differences"])) == [
         "constant normal",

@@ -11,9 +11,11 @@ import yaml
 
 from mrg.cli import main
 from tests.checkpoints import save_published_format
-from tests.trees import write_iu_tree
+from tests.trees import REPORTS, write_iu_tree, write_mimic_tree
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+# An ablation names such files and is none of them, see test_ablate.py.
+FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+CONFIGS = [path for path in FILES if not path.stem.endswith("_ablation")]
 PARTS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
 
 
@@ -75,3 +77,53 @@ def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views
     assert [len(line["images"]) for line in lines] == [num_views] * 3
     results = json.loads((run / "results.json").read_text())
     assert set(results["systems"]) == {"constant normal", "most frequent report", "model"}
+
+
+def test_mimic_config_takes_steps_with_priors_on_a_published_checkpoint(tmp_path, capsys):
+    save_published_format(tmp_path / "policy", [*REPORTS, "<think>Cardiomegaly</think>"])
+    write_mimic_tree(tmp_path / "reports", tmp_path / "jpg")
+    common = [
+        f"--config={next(path for path in CONFIGS if path.stem == 'mimic')}",
+        f"--runs={tmp_path / 'runs'}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--model.init_args.policy={tmp_path / 'policy'}",
+        "--model.init_args.max_new_tokens=12",
+        "--model.init_args.use_prior=true",
+        "--model.init_args.use_indication=true",
+        f"--data.init_args.image_root={tmp_path / 'jpg'}",
+        f"--data.init_args.report_root={tmp_path / 'reports'}",
+        f"--data.init_args.index={tmp_path / 'index'}",
+        "--data.init_args.prior=true",
+        "--data.init_args.num_workers=1",
+    ]
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.batch_size=2"]
+    main(["fit", *common, *short, "--trainer.check_val_every_n_epoch=null", "--model.init_args.group_size=4"])
+    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().out
+    main(["test", *common])
+    out = capsys.readouterr().out
+    assert out.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
+    (line,) = map(json.loads, (tmp_path / "runs/mimic/predictions.jsonl").read_text().splitlines())
+    assert (line["id"], line["target"]) == ("50000010", "The lungs are clear.")
+    assert [Path(image).stem for image in line["images"]] == ["j1", "j2"]
+
+
+def test_priors_that_the_data_does_not_have_are_one_line(tmp_path, capsys):
+    write_mimic_tree(tmp_path, tmp_path)
+    given = [f"--data.init_args.image_root={tmp_path}", f"--data.init_args.report_root={tmp_path}"]
+    given += [f"--data.init_args.index={tmp_path / 'index'}", "--model.init_args.use_prior=true"]
+    save_published_format(tmp_path / "policy", list(REPORTS))
+    config = next(path for path in CONFIGS if path.stem == "mimic_sft")
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                f"--config={config}",
+                f"--runs={tmp_path}",
+                f"--model.init_args.policy={tmp_path / 'policy'}",
+                *given,
+            ]
+        )
+    assert "mrg: No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true." in (
+        capsys.readouterr().err
+    )

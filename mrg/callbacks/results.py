@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 import mrg
 from mrg.datamodules.study import Study
@@ -29,14 +30,22 @@ class ResultWriter(L.Callback):
         self.predicted: list[dict[str, Any]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained."""
+        """Say what is trained on what."""
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
         if trainer.is_global_zero:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            print(f"{type(pl_module).__name__} on {data.describe()}")
             print(
                 f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
                 flush=True,
             )
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is judged on what."""
+        if trainer.is_global_zero:
+            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Add the completions that a round shows to samples.jsonl."""
@@ -59,7 +68,8 @@ class ResultWriter(L.Callback):
             pl_module.load_state_dict(state, strict=False)
         pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
-            print(f"Best checkpoint: {best}\nPolicy: {self.folder / 'policy'}", flush=True)
+            print(f"Best checkpoint: {best}{_best_score(trainer)}\nPolicy: {self.folder / 'policy'}")
+            print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions.jsonl and results.json, print the table."""
@@ -87,6 +97,7 @@ class ResultWriter(L.Callback):
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+            "data_description": data.describe(),
             "baselines": baselines,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +129,14 @@ class ResultWriter(L.Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
+
+
+def _best_score(trainer: L.Trainer) -> str:
+    """The score that the best checkpoint was chosen by, where it is known."""
+    chosen = trainer.checkpoint_callback
+    if not isinstance(chosen, ModelCheckpoint) or chosen.best_model_score is None:
+        return ""
+    return f" ({chosen.monitor} {float(chosen.best_model_score):.3f})"
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:

@@ -35,27 +35,30 @@ class DataNotFoundError(FileNotFoundError):
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One study of an annotation file: its id, its report as written and its image paths as listed."""
+    """One study of an annotation file: its id, its report as written, its image paths as listed, and its patient."""
 
     id: str
     report: str
     image_path: tuple[str, ...]
+    patient: str = ""
 
 
-def read_items(file: Path, empty_reports: Literal["raise", "drop"] = "raise") -> dict[str, list[Item]]:
+def read_items(file: Path, empty_reports: Literal["raise", "drop", "keep"] = "raise") -> dict[str, list[Item]]:
     """Read and check the items of train, val and test, in the order of the file; other keys are ignored.
 
     Args:
         file: The annotation file.
-        empty_reports: Whether an empty report is an error or its study is left out (with one warning).
+        empty_reports: Whether an empty report is an error, its study is left out (with one warning), or is kept.
 
     Raises:
         DataNotFoundError: If the file or its folder is missing.
         AnnotationError: If it is not valid JSON, lacks a split or a field, or has an id twice, an item without images,
-            or an empty report (unless these are dropped).
+            or an empty report (unless these are dropped or kept).
     """
-    if empty_reports not in ("raise", "drop"):
-        raise ValueError(f"Expected argument `empty_reports` to be 'raise' or 'drop', but got {empty_reports!r}.")
+    if empty_reports not in ("raise", "drop", "keep"):
+        raise ValueError(
+            f"Expected argument `empty_reports` to be 'raise', 'drop' or 'keep', but got {empty_reports!r}."
+        )
     content = _load_json(file)
     _check_splits(content, file)
     items = {
@@ -83,25 +86,35 @@ class ImageFinder:
         self.missing: list[str] = []
         self._listings: dict[str, dict[str, str]] = {}
 
-    def find(self, name: str) -> Path:
-        """Return the path of an image; where there is none, note its name in `missing` and return the listed path."""
-        path = PurePosixPath(name)
-        listing = self._listing(str(path.parent))
-        candidates = [path.name, *(path.stem.lower() + suffix for suffix in (path.suffix.lower(), *_EXTENSIONS))]
-        found = next((listing[candidate] for candidate in candidates if candidate in listing), None)
-        if found is None:
-            self.missing.append(name)
-            return self.folder / name
-        self.num_found += 1
-        return self.folder / path.parent / found
+    def find(self, name: str, *others: str) -> Path:
+        """Return the path of an image; where there is none, note its name in `missing` and return the listed path.
 
-    def check(self, file: Path) -> None:
-        """Raise `DataNotFoundError` with the number and the first of the missing images, if there are any."""
+        Args:
+            name: Its path as listed.
+            *others: Other names under which it is published, looked for in turn.
+        """
+        for path in map(PurePosixPath, (name, *others)):
+            listing = self._listing(str(path.parent))
+            candidates = [path.name, *(path.stem.lower() + suffix for suffix in (path.suffix.lower(), *_EXTENSIONS))]
+            found = next((listing[candidate] for candidate in candidates if candidate in listing), None)
+            if found is not None:
+                self.num_found += 1
+                return self.folder / path.parent / found
+        self.missing.append(name)
+        return self.folder / name
+
+    def check(self, file: Path, source: str = SOURCE) -> None:
+        """Raise `DataNotFoundError` with the number and the first of the missing images, if there are any.
+
+        Args:
+            file: What lists the images.
+            source: Where they are published.
+        """
         if self.missing:
             raise DataNotFoundError(
                 f"{len(self.missing)} of the {self.num_found + len(self.missing)} images listed in {file} are not in "
-                f"{self.folder}: {_first(self.missing)}; set `data.init_args.root` to the folder that holds "
-                f"{self.folder.name}/, or complete the images from {SOURCE}."
+                f"{self.folder}: {first_names(self.missing)}; set `data.init_args.root` to the folder that holds "
+                f"{self.folder.name}/, or complete the images from {source}."
             )
 
     def _listing(self, parent: str) -> dict[str, str]:
@@ -116,7 +129,8 @@ class ImageFinder:
         return self._listings[parent]
 
 
-def _first(names: Sequence[str]) -> str:
+def first_names(names: Sequence[str]) -> str:
+    """The first of many names, for an error of one line."""
     return ", ".join(names[:_NUM_LISTED]) + (", …" if len(names) > _NUM_LISTED else "")
 
 
@@ -194,7 +208,7 @@ def _item(entry: Any, where: str) -> Item:
         raise AnnotationError(f"{where}: expected 'image_path' to be a list of strings, but got {paths!r}; correct it.")
     if not paths:
         raise AnnotationError(f"{where} has no images; add their paths to 'image_path' or remove the item.")
-    return Item(id=name, report=report, image_path=tuple(paths))
+    return Item(id=name, report=report, image_path=tuple(paths), patient=str(entry.get("subject_id", "")))
 
 
 def _check_ids(items: Mapping[str, Sequence[Item]], file: Path) -> None:
@@ -204,26 +218,26 @@ def _check_ids(items: Mapping[str, Sequence[Item]], file: Path) -> None:
         repeated = [name for name, count in counts.items() if count > 1]
         if repeated:
             raise AnnotationError(
-                f"File {file}: {len(repeated)} ids occur more than once in split {split!r}: {_first(repeated)}; keep "
-                "one item for each."
+                f"File {file}: {len(repeated)} ids occur more than once in split {split!r}: {first_names(repeated)}; "
+                "keep one item for each."
             )
         for other in SPLITS[: SPLITS.index(split)]:
             shared = [name for name in counts if split_of.get(name) == other]
             if shared:
                 raise AnnotationError(
-                    f"File {file}: {len(shared)} ids are in split {other!r} and in split {split!r}: {_first(shared)}; "
-                    "keep each in one split."
+                    f"File {file}: {len(shared)} ids are in split {other!r} and in split {split!r}: "
+                    f"{first_names(shared)}; keep each in one split."
                 )
         split_of.update(dict.fromkeys(counts, split))
 
 
 def _handle_empty_reports(items: Mapping[str, list[Item]], file: Path, empty_reports: str) -> dict[str, list[Item]]:
     empty = [item.id for split in SPLITS for item in items[split] if not item.report.strip()]
-    if not empty:
+    if not empty or empty_reports == "keep":
         return dict(items)
     if empty_reports == "raise":
         raise AnnotationError(
-            f"File {file}: {len(empty)} studies have an empty report: {_first(empty)}; set "
+            f"File {file}: {len(empty)} studies have an empty report: {first_names(empty)}; set "
             "`data.init_args.empty_reports` to drop in order to leave them out."
         )
     kept = {split: [item for item in items[split] if item.report.strip()] for split in SPLITS}
@@ -233,5 +247,5 @@ def _handle_empty_reports(items: Mapping[str, list[Item]], file: Path, empty_rep
                 f"File {file}: all {len(items[split])} studies of split {split!r} have an empty report; set "
                 "`data.init_args.root` to another folder."
             )
-    _log.warning("File %s: %d studies with an empty report are left out: %s.", file, len(empty), _first(empty))
+    _log.warning("File %s: %d studies with an empty report are left out: %s.", file, len(empty), first_names(empty))
     return kept

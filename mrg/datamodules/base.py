@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mrg.datamodules.study import Study
+from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
 
 
@@ -44,6 +45,8 @@ class ReportDataModule(L.LightningDataModule):
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
+        checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
+            settings say of them, so that all can be listed, and leaves the training targets as written.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ReportDataModule(L.LightningDataModule):
         self.limits = limits
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
+        self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
 
     def read(self) -> Mapping[str, Sequence[Study]]:
@@ -93,7 +97,8 @@ class ReportDataModule(L.LightningDataModule):
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
         self.setup()
-        return [study.report for study in self.splits["train"]]
+        studies = self.splits["train"]
+        return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
     def to_predict(self) -> Sequence[Study]:
         """The studies for which `predict` writes reports, with or without a reference: the test split."""

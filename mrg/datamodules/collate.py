@@ -75,6 +75,8 @@ class StudyCollator:
         use_indication: Put the indication before the prompt where a study has one.
         max_views: Use only the first so many views of a study.
         max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
+        use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
+            for each of the two.
     """
 
     def __init__(
@@ -84,19 +86,40 @@ class StudyCollator:
         use_indication: bool = False,
         max_views: int = 2,
         max_prompt_length: int = 0,
+        use_prior: bool = False,
     ) -> None:
         self.processor = processor
         self.prompt = prompt
         self.use_indication = use_indication
         self.max_views = max_views
         self.max_prompt_length = max_prompt_length
+        self.use_prior = use_prior
 
-    def content(self, study: Study, num_views: int) -> list[dict[str, str]]:
+    def views(self, study: Study) -> tuple[View, ...]:
+        """The views of a study as the policy sees them, those of its prior first."""
+        earlier = study.prior.views[: self.max_views] if self.use_prior and study.prior else ()
+        return earlier + study.views[: self.max_views]
+
+    def content(self, study: Study) -> list[dict[str, str]]:
         """The parts of the chat message: one image mark per view, then the text."""
         text = self.prompt
         if self.use_indication and study.indication:
             text = f"Indication: {study.indication}\n{text}"
-        return [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        num_views = min(len(study.views), self.max_views)
+        if not (self.use_prior and study.prior):
+            return [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
+        num_earlier = min(len(study.prior.views), self.max_views)
+        # Numbers as well as places: some chat templates move all images to the front.
+        earlier = f"{_images(1, num_earlier)}, of an earlier study of this patient:\n"
+        report = f"\nReport of the earlier study: {study.prior.report}" if study.prior.report else ""
+        current = f"{report}\n{_images(num_earlier + 1, num_views)}, of the current study:\n"
+        return [
+            {"type": "text", "text": earlier},
+            *[{"type": "image"}] * num_earlier,
+            {"type": "text", "text": current},
+            *[{"type": "image"}] * num_views,
+            {"type": "text", "text": f"\n{text}"},
+        ]
 
     def prompt_text(self, content: list[dict[str, str]]) -> str:
         """The chat-formatted prompt."""
@@ -117,12 +140,11 @@ class StudyCollator:
         """
         images, prompts, contents = [], [], []
         for study in studies:
-            views = study.views[: self.max_views]
             try:
-                images.append([view.load() for view in views])
+                images.append([view.load() for view in self.views(study)])
             except ImageReadError as error:
                 raise ImageReadError(f"Study {study.id}: {error}") from None
-            contents.append(self.content(study, len(views)))
+            contents.append(self.content(study))
             prompts.append(self.prompt_text(contents[-1]))
         encoded = self.processor(
             images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
@@ -142,5 +164,9 @@ class StudyCollator:
             prompt_mask=prompt_mask,
             studies=studies,
             contents=contents,
-            views=[study.views[: self.max_views] for study in studies],
+            views=[self.views(study) for study in studies],
         )
+
+
+def _images(first: int, count: int) -> str:
+    return f"Image {first}" if count == 1 else f"Images {first} to {first + count - 1}"

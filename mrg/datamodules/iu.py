@@ -1,34 +1,32 @@
-"""IU X-Ray (Open-I) in the R2Gen layout: `annotation.json` and a folder of images -> `Study`.
+"""IU X-Ray (Open-I) from each form in which it is published -> `Study`; equal studies from all three.
 
-    root/annotation.json             {"train": [{"id", "report", "image_path": ["<id>/0.png", ...]}, ...], "val": ...}
-    root/images/<id>/0.png, 1.png    or any other extension and number of views
-    root/indiana_projections.csv     optional: says which image is frontal and which lateral
+    annotation   annotation.json, images/<id>/0.png, 1.png                                  R2Gen
+    openi        NLMCXR_reports.tgz (XML), NLMCXR_png/CXR12_IM-0001-3001.png                Open-I, the original
+    kaggle       indiana_reports.csv, indiana_projections.csv, images/images_normalized/    Kaggle
 
-Source: Demner-Fushman et al., JAMIA 2016 (the collection); Chen et al., EMNLP 2020 (R2Gen: the layout and the split).
+Source: Demner-Fushman et al., JAMIA 2016 (the collection); Chen et al., EMNLP 2020 (R2Gen: the first layout and the
+split). R2Gen's studies are the reports with findings and at least two images, of which it has the first two. Its split
+follows no rule that could be found: it is not a random one (the test split has 307 normal studies of 590, which a
+random split has with a chance below 1e-16), so that it is always taken from the list in `annotation.json`.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.annotation import SOURCE, SPLITS, AnnotationError, ImageFinder, Item, read_items
+from mrg.datamodules.annotation import SPLITS, AnnotationError, read_items
 from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.study import Study, View
-
-R2GEN_COUNTS = {"train": 2069, "val": 296, "test": 590}
-DEIDENTIFIED = "XXXX"
-
-_PROJECTIONS = "indiana_projections.csv"
-_PROJECTIONS_REMEDY = "copy it again, or remove it to go on without view positions"
-_POSITIONS = {"Frontal": "frontal", "Lateral": "lateral"}
-
-_log = logging.getLogger(__name__)
+from mrg.datamodules.iu_files import IUFiles, find_files
+from mrg.datamodules.iu_listed import read_listed, select_listed
+from mrg.datamodules.iu_record import IURecord, join_sections, patient_of, section_texts
+from mrg.datamodules.iu_studies import BY_FILE_ORDER, count_and_drop, make_studies
+from mrg.datamodules.iu_variant import check_variant, describe_variant
+from mrg.datamodules.leakage import leakage_free
+from mrg.datamodules.splits import all_as_test, split_by_patient
+from mrg.datamodules.study import Study
 
 
 def read_annotation(
@@ -36,6 +34,7 @@ def read_annotation(
     annotation: str = "annotation.json",
     images: str = "images",
     empty_reports: Literal["raise", "drop"] = "raise",
+    missing_images: Literal["raise", "keep"] = "raise",
 ) -> dict[str, list[Study]]:
     """Read all studies in the order of the file; images are looked up but not opened, reports stay as written.
 
@@ -46,6 +45,7 @@ def read_annotation(
         annotation: Name of the annotation file in `root`.
         images: Name of the folder in `root` to which image paths are relative.
         empty_reports: Whether an empty report is an error or its study is left out (with one warning).
+        missing_images: Whether an image that is not there is an error or stays in its study as listed.
 
     Returns:
         The studies of `"train"`, `"val"` and `"test"`.
@@ -54,146 +54,44 @@ def read_annotation(
         DataNotFoundError: If the folder, the annotation or any of the images is missing.
         AnnotationError: If the annotation or the table of projections cannot be used.
     """
-    file = Path(root) / annotation
-    items = read_items(file, empty_reports)
-    positions = _read_positions(Path(root) / _PROJECTIONS)
-    finder = ImageFinder(Path(root) / images)
-    splits = {
-        split: [_study(item, finder, positions.get(item.id.split("_")[0], {})) for item in items[split]]
-        for split in SPLITS
-    }
-    finder.check(file)
-    return splits
-
-
-def describe_variant(splits: Mapping[str, Sequence[Study]]) -> str:
-    """Say which published variant of the data set the counts of studies belong to."""
-    counts = {split: len(splits.get(split, ())) for split in SPLITS}
-    text = ", ".join(f"{split} {count}" for split, count in counts.items())
-    return f"R2Gen split ({text})" if counts == R2GEN_COUNTS else f"unknown variant with counts {text}"
-
-
-def check_variant(splits: Mapping[str, Sequence[Study]], variant: Literal["r2gen", "any"] = "any") -> None:
-    """Compare the counts of studies with those of the R2Gen split, on which published figures rest.
-
-    Args:
-        splits: Studies by split.
-        variant: `"any"` logs one warning where the counts differ, `"r2gen"` makes a difference an error.
-
-    Raises:
-        AnnotationError: If the counts differ and `variant` is `"r2gen"`.
-    """
-    if variant not in ("r2gen", "any"):
-        raise ValueError(f"Expected argument `variant` to be 'r2gen' or 'any', but got {variant!r}.")
-    if all(len(splits.get(split, ())) == count for split, count in R2GEN_COUNTS.items()):
-        return
-    expected = ", ".join(f"{split} {count}" for split, count in R2GEN_COUNTS.items())
-    found = f"IU X-Ray is an {describe_variant(splits)}, but the R2Gen split has {expected}"
-    if variant == "r2gen":
-        raise AnnotationError(
-            f"{found}; set `data.init_args.root` to the data of {SOURCE}, or `data.init_args.variant` to any."
-        )
-    _log.warning("%s: results cannot be compared with published ones.", found)
-
-
-def leakage_free(test: Sequence[Study], train: Sequence[Study]) -> list[Study]:
-    """Keep the test studies whose report does not occur in train, letter case and white space aside.
-
-    Repeating a training report word for word scores full marks on all others.
-    """
-    seen = {_fold(study.report) for study in train}
-    return [study for study in test if _fold(study.report) not in seen]
-
-
-def clean_target(report: str, deidentified: Literal["keep", "drop_token", "drop_sentence"] = "keep") -> str:
-    """Treat the de-identification token `XXXX` in a text that a policy is trained to write.
-
-    For training targets only: a reference from which text is removed is no longer the reference of other papers.
-
-    Args:
-        report: A report as written; without the token it is returned unchanged.
-        deidentified: `"keep"`; `"drop_token"` removes the words that hold the token and the punctuation then left over;
-            `"drop_sentence"` removes the sentences that hold it.
-
-    Returns:
-        The target, which is empty where nothing but the token or such sentences was written.
-    """
-    if deidentified not in ("keep", "drop_token", "drop_sentence"):
-        raise ValueError(
-            f"Expected argument `deidentified` to be 'keep', 'drop_token' or 'drop_sentence', but got {deidentified!r}."
-        )
-    if deidentified == "keep" or DEIDENTIFIED not in report:
-        return report
-    if deidentified == "drop_sentence":
-        # A full stop also ends a sentence where the space behind it was forgotten, but not behind the number of a list.
-        sentences = re.split(r"(?<=[.!?])(?<!\b\d\.)\s+|(?<=[a-zX]\.)(?=[A-Z][a-z])", report.strip())
-        return " ".join(sentence for sentence in sentences if DEIDENTIFIED not in sentence)
-    text = re.sub(rf"[\w'-]*{DEIDENTIFIED}[\w'-]*", "", report)
-    text = re.sub(r"(?<!\w)/|/(?!\w)|\(\W*\)", "", text)
-    text = re.sub(r"\s+(?=[.,;:!?)](\D|$))|(?<=\()\s+", "", text)
-    text = re.sub(r"[.,;:!?](\s*[.,;:!?])+(?=\s|$)", _strongest, text)
-    return " ".join(text.split()).lstrip(".,;:!? ")
-
-
-def _strongest(run: re.Match[str]) -> str:
-    return next((mark for mark in run[0] if mark in ".!?"), run[0][0])
-
-
-def _fold(report: str) -> str:
-    return " ".join(report.casefold().split())
-
-
-def _read_positions(file: Path) -> dict[str, dict[str, str]]:
-    """Read file stem -> position for each patient id (`CXR12`), in the order in which R2Gen numbered the images.
-
-    That order is the file names' as text. It was checked on the images: where a name sorts otherwise as a number
-    (12012 before 2001) and where the table lists fewer images than the original report, text order is the right one.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines)
-            columns, rows = reader.fieldnames or [], list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(f"File {file} is not a CSV table ({error}); {_PROJECTIONS_REMEDY}.") from None
-    absent = [name for name in ("uid", "filename", "projection") if name not in columns]
-    if absent:
-        raise AnnotationError(f"File {file} has no column {', '.join(absent)}, only {columns}; {_PROJECTIONS_REMEDY}.")
-    positions: dict[str, dict[str, str]] = {}
-    for stem, row in sorted(((_stem(row), row) for row in rows), key=lambda pair: pair[0]):
-        positions.setdefault(f"CXR{row['uid']}", {})[stem] = _POSITIONS.get(row["projection"], "")
-    return positions
-
-
-def _stem(row: Mapping[str, str]) -> str:
-    return str(row["filename"]).removesuffix(".png").removesuffix(".dcm")
-
-
-def _study(item: Item, finder: ImageFinder, positions: Mapping[str, str]) -> Study:
-    views = tuple(View(finder.find(path), _position(PurePosixPath(path).stem, positions)) for path in item.image_path)
-    return Study(id=item.id, views=views, report=item.report)
-
-
-def _position(stem: str, positions: Mapping[str, str]) -> str:
-    """Position of an image named as in the collection (`CXR1_IM-0001-3001`) or numbered within its study (`0`)."""
-    if stem.isdecimal():
-        ordered = list(positions.values())
-        return ordered[int(stem)] if int(stem) < len(ordered) else ""
-    return positions.get(stem.removeprefix("CXR"), "")
+    files = find_files(Path(root), "annotation", annotation, images=images)
+    items = read_items(files.annotation, empty_reports)
+    return make_studies(
+        {
+            split: [IURecord(item.id, patient_of(item.id), item.image_path, item.report) for item in items[split]]
+            for split in SPLITS
+        },
+        files,
+        missing_images=missing_images,
+    )
 
 
 class IUXRayDataModule(ReportDataModule):
-    """IU X-Ray in the R2Gen layout as a data module.
+    """IU X-Ray as a data module.
 
     Args:
-        root: Folder that holds the annotation and the images.
-        annotation: Name of the annotation file in `root`.
-        images: Name of the image folder in `root`.
-        variant: `"r2gen"` insists on the published counts 2069/296/590; `"any"` warns where they differ.
-        empty_reports: Whether an empty report is an error (`"raise"`) or leaves its study out (`"drop"`).
+        root: Folder that holds the reports and the images.
+        form: What the studies are read from: `"annotation"`, `"openi"`, `"kaggle"`, or `"auto"`, which looks at what is
+            there (see `find_files`); `describe` says which it took.
+        annotation: Name of the annotation file in `root`, with which all forms can take R2Gen's split.
+        reports: Name of the XML archive or folder, or of the table of reports, in `root`; empty looks for the published
+            names. With the form `"annotation"` it adds the indications, and the impressions where they are wanted.
+        images: Name of the image folder in `root`; empty looks for the published names.
+        sections: What the report is: `"findings"`, `"impression"`, or `"both"` with a space between them.
+        split: `"annotation"` takes R2Gen's from the annotation file; `"patient"` is random by patient; `"test"` makes
+            all studies test studies.
+        split_seed: Another seed gives another split by patient.
+        split_fractions: Shares of train, val and test in the split by patient.
+        min_images: Leave out studies with fewer images; None is R2Gen's rule: 2, or 1 in an annotation, to which the
+            rule was applied before.
+        max_images: Take only the first so many images of a study, 0 takes all; None is R2Gen's rule: 2, or 0 in an
+            annotation.
+        variant: For R2Gen's split: `"r2gen"` insists on the published counts 2069/296/590; `"any"` warns where they
+            differ.
+        empty_reports: Whether an empty report in an annotation is an error (`"raise"`) or leaves its study out
+            (`"drop"`). The original reports without findings are always left out: there are 530 of them.
         deidentified: What happens to the token `XXXX` in the reports of the *training* split, see `clean_target`;
-            references of validation and test stay as written.
+            references of validation and test, and indications, stay as written.
         test_subset: `"all"`, or `"leakage_free"` for the test studies whose report does not stand in train.
         **kwargs: See `ReportDataModule`.
     """
@@ -201,8 +99,16 @@ class IUXRayDataModule(ReportDataModule):
     def __init__(
         self,
         root: str,
+        form: Literal["auto", "annotation", "openi", "kaggle"] = "auto",
         annotation: str = "annotation.json",
-        images: str = "images",
+        reports: str = "",
+        images: str = "",
+        sections: Literal["findings", "impression", "both"] = "findings",
+        split: Literal["annotation", "patient", "test"] = "annotation",
+        split_seed: int = 0,
+        split_fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+        min_images: int | None = None,
+        max_images: int | None = None,
         variant: Literal["r2gen", "any"] = "r2gen",
         empty_reports: Literal["raise", "drop"] = "raise",
         deidentified: Literal["keep", "drop_token", "drop_sentence"] = "keep",
@@ -210,29 +116,127 @@ class IUXRayDataModule(ReportDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if test_subset not in ("all", "leakage_free"):
-            raise ValueError(
-                f"Expected data.init_args.test_subset to be 'all' or 'leakage_free', but got {test_subset!r}."
-            )
+        for name, value, known in (
+            ("sections", sections, ("findings", "impression", "both")),
+            ("split", split, ("annotation", "patient", "test")),
+            ("empty_reports", empty_reports, ("raise", "drop")),
+            ("deidentified", deidentified, ("keep", "drop_token", "drop_sentence")),
+            ("test_subset", test_subset, ("all", "leakage_free")),
+        ):
+            if value not in known:
+                words = f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}"
+                raise ValueError(f"Expected data.init_args.{name} to be {words}, but got {value!r}.")
+        for name, number, least in (("min_images", min_images, 1), ("max_images", max_images, 0)):
+            if number is not None and number < least:
+                raise ValueError(f"Expected data.init_args.{name} to be at least {least}, but got {number}.")
         self.root = Path(root).expanduser()
-        self.annotation, self.images = annotation, images
+        self.form, self.annotation, self.reports, self.images = form, annotation, reports, images
+        self.sections, self.split = sections, split
+        self.split_seed, self.split_fractions = split_seed, split_fractions
+        self.min_images, self.max_images = min_images, max_images
         self.variant, self.empty_reports = variant, empty_reports
         self.deidentified, self.test_subset = deidentified, test_subset
+        self._variant, self._description = "", ""
 
     def read(self) -> dict[str, list[Study]]:
         """Read the three splits.
 
         Raises:
-            DataNotFoundError: If the folder, the annotation or an image is missing.
-            AnnotationError: If the annotation cannot be used, or its counts are not those of the wanted variant.
+            DataNotFoundError: If the folder, a file or an image is missing.
+            AnnotationError: If a file cannot be used, its counts are not those of the wanted variant, or no study is
+                left.
         """
-        splits = read_annotation(self.root, self.annotation, self.images, self.empty_reports)
-        check_variant(splits, self.variant)
+        files = find_files(self.root, self.form, self.annotation, self.reports, self.images)
+        groups = self._read_groups(files)
+        by_rule = files.form != "annotation"
+        min_images = (2 if by_rule else 1) if self.min_images is None else self.min_images
+        max_images = (2 if by_rule else 0) if self.max_images is None else self.max_images
+        kept, removed = count_and_drop(groups, self.sections, min_images)
+        self.removed |= removed
+        self._check_left(kept, files)
+        studies = make_studies(kept, files, self.sections, max_images, "keep" if self.checking else "raise")
+        splits = self._split(studies)
         if self.test_subset == "leakage_free":
+            num_test = len(splits["test"])
             splits["test"] = leakage_free(splits["test"], splits["train"])
+            self.removed["report that stands in train"] = num_test - len(splits["test"])
+        self._description = self._describe(files, splits)
+        if self.checking:
+            return splits
+        texts = {record.id: section_texts(record, self.sections) for records in kept.values() for record in records}
         splits["train"] = [
-            # A report of nothing but de-identified sentences keeps them: an empty target would teach silence.
-            dataclasses.replace(study, report=clean_target(study.report, self.deidentified) or study.report)
+            dataclasses.replace(study, report=join_sections(texts[study.id], self.deidentified))
             for study in splits["train"]
         ]
         return splits
+
+    def describe(self) -> str:
+        """Say in one line from what the studies were read, which variant they are, and what was left out."""
+        self.setup()
+        limits = ", ".join(f"{name} {limit}" for name, limit in self.limits.items() if limit)
+        return self._description + (f"; of these at most {limits}" if limits else "")
+
+    def _read_groups(self, files: IUFiles) -> dict[str, list[IURecord]]:
+        """Records by split where the annotation gives it, otherwise in one group."""
+        self.removed = {}
+        if files.form == "annotation":
+            groups = read_listed(files, self.sections, "keep" if self.empty_reports == "drop" else "raise")
+        else:
+            records = files.read_reports()
+            if self.split != "annotation":
+                return {"all": records}
+            groups = select_listed(records, files)
+            self.removed[f"no place in the split of {self.annotation}"] = len(records) - sum(map(len, groups.values()))
+        if self.split == "annotation":
+            check_variant(groups, self.variant)
+            self._variant = describe_variant(groups)
+            return groups
+        return {"all": [record for split in SPLITS for record in groups[split]]}
+
+    def _check_left(self, kept: Mapping[str, Sequence[IURecord]], files: IUFiles) -> None:
+        empty = [name for name, records in kept.items() if not records]
+        if empty:
+            what = "" if empty == ["all"] else f" of split {', '.join(map(repr, empty))}"
+            raise AnnotationError(
+                f"No study{what} in {files.main} is left: {self._removed() or 'none is listed'}; change "
+                "`data.init_args.sections` or `data.init_args.min_images`, or set `data.init_args.root` to other data."
+            )
+
+    def _split(self, studies: Mapping[str, list[Study]]) -> dict[str, list[Study]]:
+        if self.split == "annotation":
+            return dict(studies)
+        if self.split == "test":
+            return all_as_test(studies["all"])
+        first, second, third = self.split_fractions
+        splits = split_by_patient(studies["all"], self.split_seed, (first, second, third))
+        empty = [name for name, part in zip(SPLITS, self.split_fractions, strict=True) if part and not splits[name]]
+        if empty:
+            raise AnnotationError(
+                f"Split {', '.join(map(repr, empty))} has no study: {len(studies['all'])} studies are too few for "
+                f"data.init_args.split_fractions {list(self.split_fractions)}; use more studies or larger fractions."
+            )
+        return splits
+
+    def _removed(self) -> str:
+        return ", ".join(f"{count} with {reason}" for reason, count in self.removed.items() if count)
+
+    def _describe(self, files: IUFiles, splits: Mapping[str, Sequence[Study]]) -> str:
+        counts = ", ".join(f"{name} {len(studies)}" for name, studies in splits.items())
+        if self.split == "annotation":
+            split = self._variant + ("" if counts in self._variant else f", of which are left {counts}")
+        else:
+            split = (
+                f"by patient, seed {self.split_seed} ({counts})"
+                if self.split == "patient"
+                else f"all as test ({len(splits['test'])})"
+            )
+        section = "findings and impression" if self.sections == "both" else self.sections
+        return "; ".join(
+            [
+                f"IU X-Ray, form {files.form}: {split}",
+                section,
+                BY_FILE_ORDER if files.projections is None else f"positions from {files.projections.name}",
+                f"indications from {files.reports.name}" if files.reports else "no indications",
+                f"left out: {self._removed() or 'none'}",
+            ]
+        )

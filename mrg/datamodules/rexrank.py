@@ -72,7 +72,7 @@ class RexrankDataModule(ReportDataModule):
         self.entries = read_entries(self.file)
         finder = ImageFinder(self.images)
         self.studies = [self._study(name, entry, finder) for name, entry in self.entries.items()]
-        if finder.missing:
+        if finder.missing and not self.checking:
             raise DataNotFoundError(
                 f"{len(finder.missing)} of the {finder.num_found + len(finder.missing)} images that {self.file} names "
                 f"are not in {self.images}: {first(finder.missing)}; set data.init_args.root and data.init_args.images."

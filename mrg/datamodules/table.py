@@ -124,7 +124,7 @@ class TableDataModule(ReportDataModule):
             for given, rows in tables.items():
                 self.num_rows += len(rows)
                 reader.add(rows, name or given)
-        drafts = reader.finish(self.missing_images)
+        drafts = reader.finish("keep" if self.checking else self.missing_images)
         studies = {name: self._filtered(part) for name, part in self._by_split(drafts).items()}
         if not any(studies.values()):
             raise AnnotationError(self._nothing_left(len(drafts)))

@@ -175,6 +175,9 @@ class TableReader:
     def finish(self, missing_images: str) -> list[Draft]:
         """The drafts, after all checks.
 
+        Args:
+            missing_images: What becomes of images that are not there: `"raise"`, `"drop"`, or `"keep"`, as named.
+
         Raises:
             AnnotationError: If the ids or splits of rows contradict each other.
             DataNotFoundError: If images are missing and `missing_images` is `"raise"`.
@@ -189,6 +192,8 @@ class TableReader:
                 first(self.contradicted),
             )
         missing, found = self.finder.missing, self.finder.num_found
+        if missing_images == "keep":
+            return list(self.drafts.values())
         if missing and (missing_images == "raise" or not found):
             hint = "set data.init_args.missing_images to drop in order to leave them out, or" if found else "please"
             raise DataNotFoundError(

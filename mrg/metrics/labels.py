@@ -19,7 +19,7 @@ Reports = Tensor | Sequence[str]
 """N reports: their (N, 14) label classes, or their texts where a labeler is given."""
 
 Scorer = Callable[[Sequence[str], Sequence[str]], Any]
-"""N generated and N reference reports in, N numbers out: a list, an array or a tensor."""
+"""N generated and N reference reports in, N numbers out: a list, an array or a tensor; a reward may give None too."""
 
 
 def identity(value: object) -> list[int]:

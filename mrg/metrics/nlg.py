@@ -115,6 +115,24 @@ def nlg_scores(
     )
 
 
+def bleu(preds: Sequence[str], target: Sequence[str]) -> Tensor:
+    """BLEU-4 of each report (N,), as a scorer for rewards; texts as they are, without METEOR's Java.
+
+    Raises:
+        ImportError: If pycocoevalcap is missing.
+    """
+    return nlg_scores(preds, target, meteor=False).per_report["BLEU-4"]
+
+
+def rouge_l(preds: Sequence[str], target: Sequence[str]) -> Tensor:
+    """ROUGE-L of each report (N,), in the same manner.
+
+    Raises:
+        ImportError: If pycocoevalcap is missing.
+    """
+    return nlg_scores(preds, target, meteor=False).per_report["ROUGE-L"]
+
+
 def normalize_reports(texts: Sequence[str], normalization: str) -> list[str]:
     """Bring reports into the form whose tokens are compared: one line each, tokens separated by one space.
 

@@ -3,6 +3,7 @@
 Choices:
 
 - A reward that fails stops the run and names the completion and its study; it never becomes 0.
+- A scorer may return None for a report to which it does not apply; TRL then leaves the reward out of its sum.
 - A completion without a report, or with an empty one, earns 0.0 before anything is scored: a scorer must not decide
   what silence is worth (RaTEScore gives it .5).
 - TRL calls a reward with keyword arguments: prompts, completions, completion_ids, its own state, and every other column
@@ -11,16 +12,15 @@ Choices:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
 from torchmetrics import Metric
 
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.labels import Scorer
-from mrg.metrics.scorer import first_not_finite, score_reports, scorer_name
+from mrg.metrics.scorer import optional_scores, scorer_name
 
 _NOT_COLUMNS = ("prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 _ID_COLUMNS = ("study_id", "id")
@@ -92,7 +92,7 @@ class ReportReward:
         self.metric, self.target, self.think = metric, target, think
         self.__name__ = name or scorer_name(metric)
 
-    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Reward N completions.
 
         Args:
@@ -100,7 +100,7 @@ class ReportReward:
             columns: What TRL passes besides: the columns of the dataset, N values each.
 
         Returns:
-            N rewards.
+            N rewards; None where the scorer returned it.
 
         Raises:
             ValueError: If the column of references is missing or has another length.
@@ -109,9 +109,10 @@ class ReportReward:
         reports = [self._report(index, completion, columns) for index, completion in enumerate(completions)]
         target = self._references(len(reports), columns)
         written = [index for index, report in enumerate(reports) if report.strip()]
-        rewards = torch.zeros(len(reports), dtype=torch.float64)
-        rewards[written] = self._scores(reports, target, written, columns)
-        return rewards.tolist()
+        rewards: list[float | None] = [0.0] * len(reports)
+        for index, score in zip(written, self._scores(reports, target, written, columns), strict=True):
+            rewards[index] = score
+        return rewards
 
     def _report(self, index: int, completion: Any, columns: dict[str, Any]) -> str:
         try:
@@ -140,26 +141,25 @@ class ReportReward:
 
     def _scores(
         self, reports: Sequence[str], target: Sequence[str], written: Sequence[int], columns: dict[str, Any]
-    ) -> Tensor:
+    ) -> list[float | None]:
         """Score the written reports together, and one by one where that fails, to say which one it was."""
         scorer = getattr(self.metric, "scores", self.metric)
         try:
             preds = [reports[index] for index in written]
-            scores = score_reports(scorer, preds, [target[index] for index in written], self.__name__)
+            scores = optional_scores(scorer, preds, [target[index] for index in written], self.__name__)
         except Exception as error:
             for index in written:
                 try:
-                    score_reports(scorer, [reports[index]], [target[index]], self.__name__)
+                    optional_scores(scorer, [reports[index]], [target[index]], self.__name__)
                 except Exception as alone:
                     raise RewardError(self._message(index, columns, alone)) from alone
             message = (
                 f"Reward `{self.__name__}` failed on {len(written)} completions, each of which can be scored alone"
             )
             raise RewardError(f"{message}: {error}") from error
-        bad = first_not_finite(scores)
-        if bad is not None:
-            value = float(scores[bad])
-            raise RewardError(self._message(written[bad], columns, f"its value is {value}, not a finite number."))
+        for index, score in zip(written, scores, strict=True):
+            if score is not None and not math.isfinite(score):
+                raise RewardError(self._message(index, columns, f"its value is {score}, not a finite number."))
         return scores
 
     def _message(self, index: int, columns: dict[str, Any], reason: object) -> str:

@@ -18,7 +18,7 @@ from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labels import Scorer, identity
 
 
-def score_reports(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> Tensor:
+def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> list[float | None]:
     """Call a scorer and check what it takes and gives; values need not be finite here.
 
     Args:
@@ -28,7 +28,7 @@ def score_reports(scorer: Scorer, preds: Sequence[str], target: Sequence[str], n
         name: Stands in messages.
 
     Returns:
-        (N,) float64 on the CPU.
+        N numbers; None where the scorer returned it, which says that it does not apply to the report.
 
     Raises:
         TypeError: If something in `preds` or `target` is not a string.
@@ -36,25 +36,41 @@ def score_reports(scorer: Scorer, preds: Sequence[str], target: Sequence[str], n
     """
     check_pairs(preds, target)
     if not preds:
-        return torch.zeros(0, dtype=torch.float64)
+        return []
     with torch.no_grad():  # a scorer that is a network would keep its graph
         values = scorer(list(preds), list(target))
     try:
-        values = list(values)
+        given = list(values)
     except TypeError as error:
         raise ValueError(f"Expected scorer `{name}` to return a list, but got {type(values).__name__}.") from error
-    if len(values) != len(preds):
+    if len(given) != len(preds):
         raise ValueError(
-            f"Expected scorer `{name}` to return {len(preds)} values, one per report, but got {len(values)}."
+            f"Expected scorer `{name}` to return {len(preds)} values, one per report, but got {len(given)}."
         )
-    for index, value in enumerate(values):
+    scores: list[float | None] = []
+    for index, value in enumerate(given):
         try:
-            values[index] = float(value)
+            scores.append(None if value is None else float(value))
         except (TypeError, ValueError, RuntimeError) as error:  # the last one from a tensor of several numbers
-            raise ValueError(
-                f"Expected scorer `{name}` to return numbers, but got {type(value).__name__} for report {index}."
-            ) from error
-    return torch.tensor(values, dtype=torch.float64)
+            raise _no_number(name, value, index) from error
+    return scores
+
+
+def score_reports(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> Tensor:
+    """`optional_scores` where each report must have one: (N,) float64 on the CPU.
+
+    Raises:
+        TypeError: If something in `preds` or `target` is not a string.
+        ValueError: If the lengths differ, or the scorer does not return N numbers.
+    """
+    scores = optional_scores(scorer, preds, target, name)
+    if None in scores:
+        raise _no_number(name, None, scores.index(None))
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def _no_number(name: str, value: object, index: int) -> ValueError:
+    return ValueError(f"Expected scorer `{name}` to return numbers, but got {type(value).__name__} for report {index}.")
 
 
 def first_not_finite(scores: Tensor) -> int | None:

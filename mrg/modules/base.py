@@ -59,6 +59,7 @@ class ReportModule(L.LightningModule):
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
         use_indication: Put the indication into the prompt.
+        use_prior: Put the images and the report of an earlier study into the prompt, where the data has one.
         max_views: Use only the first so many views of a study.
         max_new_tokens: Longest completion.
         max_prompt_length: Longest prompt in tokens; 0 sets no limit.
@@ -90,6 +91,7 @@ class ReportModule(L.LightningModule):
         prompt: str = THINK_PROMPT,
         think: str = "required",
         use_indication: bool = False,
+        use_prior: bool = False,
         max_views: int = 2,
         max_new_tokens: int = 256,
         max_prompt_length: int = 0,
@@ -119,6 +121,7 @@ class ReportModule(L.LightningModule):
         self.vision_cache = vision_cache
         self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
+        self.use_prior = use_prior
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
@@ -156,8 +159,21 @@ class ReportModule(L.LightningModule):
             and not any(study.indication for part in data.splits.values() for study in part)
         ):
             raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
+        if (
+            self.use_prior
+            and stage != "predict"
+            and not any(study.prior for part in data.splits.values() for study in part)
+        ):
+            raise ValueError(
+                "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
+            )
         data.collator = StudyCollator(
-            self.policy.processor, self.prompt, self.use_indication, self.max_views, self.max_prompt_length
+            self.policy.processor,
+            self.prompt,
+            self.use_indication,
+            self.max_views,
+            self.max_prompt_length,
+            self.use_prior,
         )
 
     def configure_model(self) -> None:

@@ -29,7 +29,7 @@ from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.prompts import Prompts
-from mrg.modules.reward import Reward, Rewards
+from mrg.modules.reward import Reward, Rewards, WeightedScorer
 from mrg.modules.rollout import Rollout, replace_groups, sample
 from mrg.modules.server_rollout import ServerRollout, connect
 from mrg.modules.servers import Servers
@@ -61,6 +61,8 @@ class GRPOModule(ReportModule):
         patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
+        ce_f1_weight: See `Reward`.
+        rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
         sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
         seed: Rollouts are a function of (seed, rank, round).
         servers: vLLM servers that write the rollouts, see `mrg.modules.servers`; without any the policy writes them.
@@ -88,6 +90,8 @@ class GRPOModule(ReportModule):
         patience: int = 10,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
+        ce_f1_weight: float = 0.0,
+        rewards: list[WeightedScorer] | None = None,
         sample_every: int = 10,
         seed: int = 0,
         servers: Servers | None = None,
@@ -132,7 +136,9 @@ class GRPOModule(ReportModule):
         self.samples: list[dict[str, Any]] = []
         self.servers = servers
         self.writers: ServerRollout | None = None
-        self.reward = Reward(self.labeler, mccs_weight, format_weight, self.margin, self.think)
+        self.reward = Reward(
+            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or []
+        )
         self.monitor = Monitor(group_size)
 
     def setup(self, stage: str) -> None:
@@ -164,7 +170,9 @@ class GRPOModule(ReportModule):
         with self.monitor.phase("reward"):
             rewards = self.rewards(rollout, batch)
         rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale).to(self.device)
+        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
+            self.device
+        )
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
@@ -205,7 +213,7 @@ class GRPOModule(ReportModule):
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
         """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025)."""
         for attempt in range(1, self.resample_dead + 1):
-            dead = dead_groups(rewards.total, self.group_size).nonzero()[:, 0]
+            dead = dead_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
             with self.monitor.phase("rollout"):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
-from mrg.modules.advantage import dead_groups
+from mrg.modules.advantage import dead_groups, num_missing
 
 if TYPE_CHECKING:
     from mrg.datamodules.collate import Batch
@@ -62,19 +62,18 @@ class Monitor:
             num_tokens: Tokens of the round, prompts once.
 
         Returns:
-            Log keys -> values: rewards and their parts (mean, standard deviation), shares of dead groups, of distinct
-            completions in a group, of truncated ones and of those that find nothing, lengths, recall of each condition
-            in the round's references, seconds of each phase, and tokens per second.
+            Log keys -> values: rewards and their parts (mean, standard deviation, of those present), shares of
+            completions without any reward (`train/missing`), of dead groups, of distinct completions in a group, of
+            truncated ones and of those that find nothing, lengths, recall of each condition in the round's references,
+            seconds of each phase, and tokens per second.
         """
         groups = [rollout.texts[i : i + self.group_size] for i in range(0, len(rollout.texts), self.group_size)]
         length = rollout.completion_mask.sum(1).double()
         found, stated = (torch.isin(x[:, :13], torch.tensor([POSITIVE, UNCERTAIN])) for x in rewards.labels)
         values = {
-            "reward/total": float(rewards.total.mean()),
-            "reward/total_std": float(rewards.total.std()),
-            **{f"reward/{name}": float(value.mean()) for name, value in rewards.parts.items()},
-            **{f"reward/{name}_std": float(value.std()) for name, value in rewards.parts.items()},
-            "train/dead_groups": float(dead_groups(rewards.total, self.group_size).double().mean()),
+            **_mean_and_std("total", rewards.total, rewards.scored),
+            "train/missing": num_missing(rewards.scored) / len(rewards.total),
+            "train/dead_groups": float(dead_groups(rewards.total, self.group_size, rewards.scored).double().mean()),
             "train/distinct": sum(len(set(group)) for group in groups) / len(rollout.texts),
             "train/truncated": float(rollout.truncated.double().mean()),
             "train/nothing_found": float((~found.any(1)).double().mean()),
@@ -82,6 +81,8 @@ class Monitor:
             "train/length_min": float(length.min()),
             "train/length_max": float(length.max()),
         }
+        for name, part in rewards.parts.items():
+            values |= _mean_and_std(name, part, rewards.present.get(name))
         for column in stated.any(0).nonzero()[:, 0].tolist():
             rows = stated[:, column]
             values[f"recall/{CONDITIONS[column].lower().replace(' ', '_')}"] = float(
@@ -141,13 +142,28 @@ def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: in
             "round": number,
             "id": batch.study_id[0],
             "completion": rollout.texts[row],
-            "reward": float(rewards.total[row]),
-            **{name: float(value[row]) for name, value in rewards.parts.items()},
+            "reward": _number(rewards.total, rewards.scored, row),
+            **{name: _number(value, rewards.present.get(name), row) for name, value in rewards.parts.items()},
             "truncated": bool(rollout.truncated[row]),
             "target": batch.target[0],
         }
         for row in range(group_size)
     ]
+
+
+def _mean_and_std(name: str, values: Tensor, present: Tensor | None) -> dict[str, float]:
+    """Log keys of a reward, none where it is missing everywhere."""
+    here = values if present is None else values[present]
+    if not len(here):
+        return {}
+    return {
+        f"reward/{name}": float(here.mean()),
+        f"reward/{name}_std": float(here.std(correction=min(1, len(here) - 1))),
+    }
+
+
+def _number(values: Tensor, present: Tensor | None, row: int) -> float | None:
+    return float(values[row]) if present is None or bool(present[row]) else None
 
 
 def _now() -> float:

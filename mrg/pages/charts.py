@@ -15,8 +15,6 @@ _STYLE = {
     "svg.hashsalt": "mrg",
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -32,11 +30,16 @@ def svg(figure: Figure, description: str) -> Markup:
         figure: From `new_figure`.
         description: What the chart shows, for readers who do not see it.
     """
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     with rc_context(_STYLE):
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    label = Markup('<svg role="img" aria-label="{}" ').format(description)
+    # Every figure numbers its parts from 1: on a page of several, only what is referred to may keep its name.
+    referred = set(re.findall(r"#([\w.-]+)", text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", text)
+    label = Markup('<svg role="img" fill="currentColor" aria-label="{}" ').format(description)
     return Markup(text.replace("<svg ", label, 1))

@@ -241,4 +241,9 @@ def _said(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
 
 
 def _script() -> str:
-    return (Path(__file__).parent / "templates" / "gallery.js").read_text(encoding="utf-8")
+    """The page's script from its three files, in a scope of its own."""
+    folder = Path(__file__).parent / "templates"
+    parts = [
+        (folder / name).read_text(encoding="utf-8") for name in ("gallery_data.js", "gallery_study.js", "gallery.js")
+    ]
+    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"

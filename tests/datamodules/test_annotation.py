@@ -177,6 +177,13 @@ def test_empty_reports_are_dropped_by_option(tmp_path: Path, caplog: pytest.LogC
     ]
 
 
+def test_empty_reports_are_kept_by_option(tmp_path: Path) -> None:
+    content = _content()
+    content["train"].insert(0, _entry("empty", report=""))
+    items = read_items(_write(tmp_path, content), empty_reports="keep")
+    assert [item.id for item in items["train"]] == ["empty", "a", "b"]
+
+
 def test_a_split_of_empty_reports_only(tmp_path: Path) -> None:
     file = _write(tmp_path, {**_content(), "val": [_entry("c", report="")]})
     with pytest.raises(AnnotationError, match="all 1 studies of split 'val' have an empty report; set"):
@@ -184,8 +191,8 @@ def test_a_split_of_empty_reports_only(tmp_path: Path) -> None:
 
 
 def test_unknown_option(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Expected argument `empty_reports` to be 'raise' or 'drop', but got 'keep'"):
-        read_items(_write(tmp_path, _content()), empty_reports="keep")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`empty_reports` to be 'raise', 'drop' or 'keep', but got 'no'"):
+        read_items(_write(tmp_path, _content()), empty_reports="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +224,16 @@ def test_an_image_is_found_under_another_extension_or_case(
 def test_images_may_lie_in_one_folder(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").touch()
     assert ImageFinder(tmp_path).find("x.png") == tmp_path / "x.jpg"
+
+
+def test_an_image_may_have_several_published_names(tmp_path: Path) -> None:
+    (tmp_path / "1_a.dcm.jpg").touch()
+    (tmp_path / "CXR2_a.png").touch()
+    finder = ImageFinder(tmp_path)
+    assert finder.find("CXR1_a.png", "1_a.dcm.png") == tmp_path / "1_a.dcm.jpg"
+    assert finder.find("CXR2_a.png", "2_a.dcm.png") == tmp_path / "CXR2_a.png"
+    assert finder.find("CXR3_a.png", "3_a.dcm.png") == tmp_path / "CXR3_a.png"
+    assert (finder.num_found, finder.missing) == (2, ["CXR3_a.png"])
 
 
 @pytest.mark.parametrize("listed", ["s/0.png", "s/1.txt", "t/1.png", "s", "s/link.png", ""])

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,11 @@ import pytest
 from PIL import Image
 
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
-from mrg.datamodules.iu import (
-    DEIDENTIFIED,
-    check_variant,
-    clean_target,
-    describe_variant,
-    leakage_free,
-    read_annotation,
-)
+from mrg.datamodules.deidentified import DEIDENTIFIED, clean_target
+from mrg.datamodules.iu import read_annotation
+from mrg.datamodules.iu_variant import check_variant
+from mrg.datamodules.leakage import leakage_free
 from mrg.datamodules.study import ImageReadError, Study, View
-
-IU_ROOT = Path(__file__).parents[2].parent / "shared/data/iu_xray"
 
 
 def _entry(name: str, *images: str, report: str = "Lungs are clear.") -> dict[str, Any]:
@@ -56,9 +49,9 @@ def test_studies_with_any_number_of_views(root: Path) -> None:
     splits = read_annotation(root)
     assert list(splits) == ["train", "val", "test"]
     assert [[len(study.views) for study in studies] for studies in splits.values()] == [[2, 3], [1], [2]]
-    view = View(root / "images" / "CXR1_IM-0001" / "0.jpg", "")
-    assert splits["train"][0].views[0] == view
-    assert splits["train"][0].id == "CXR1_IM-0001"
+    assert splits["train"][0].views[0] == View(root / "images" / "CXR1_IM-0001" / "0.jpg", "frontal")
+    assert _positions(splits["train"]) == [["frontal", "lateral"], ["frontal", "lateral", ""]]  # by file order
+    assert (splits["train"][0].id, splits["train"][0].patient) == ("CXR1_IM-0001", "CXR1")
     assert splits["test"][0].report == "LUNGS  are clear."
     assert all(view.load().size == (8, 8) for studies in splits.values() for study in studies for view in study.views)
 
@@ -115,6 +108,16 @@ def test_projections_that_cannot_be_used(root: Path) -> None:
         read_annotation(root)
 
 
+def test_projections_of_other_studies(root: Path) -> None:
+    _write_projections(root, "99,99_IM-0001-1001.dcm.png,Frontal")
+    with pytest.raises(
+        AnnotationError,
+        match=r"indiana_projections\.csv lists none of the 4 studies of .*annotation\.json \(it has CXR99, they are "
+        r"CXR1_IM-0001, .*\); copy it again, or remove it to go on without view positions\.$",
+    ):
+        read_annotation(root)
+
+
 def test_missing_images(root: Path) -> None:
     (root / "images" / "CXR1_IM-0001" / "1.jpg").unlink()
     (root / "images" / "CXR4_IM-0004" / "0.jpg").unlink()
@@ -141,83 +144,9 @@ def test_empty_reports(root: Path) -> None:
     assert [study.id for study in splits["train"]] == ["CXR2_IM-0002"]
 
 
-def _studies(num: int) -> list[Study]:
-    return [Study(str(index), (), "") for index in range(num)]
-
-
-def test_the_published_variant_is_known_by_its_counts(caplog: pytest.LogCaptureFixture) -> None:
-    splits = {"train": _studies(2069), "val": _studies(296), "test": _studies(590)}
-    assert describe_variant(splits) == "R2Gen split (train 2069, val 296, test 590)"
-    check_variant(splits, "r2gen")
-    check_variant(splits, "any")
-    assert not caplog.records
-
-
-def test_another_variant_is_warned_of_or_refused(caplog: pytest.LogCaptureFixture) -> None:
-    splits = {"train": _studies(3062), "val": _studies(382), "test": _studies(382)}
-    assert describe_variant(splits) == "unknown variant with counts train 3062, val 382, test 382"
-    with caplog.at_level(logging.WARNING):
-        check_variant(splits)
-    assert [record.getMessage() for record in caplog.records] == [
-        "IU X-Ray is an unknown variant with counts train 3062, val 382, test 382, but the R2Gen split has train 2069, "
-        "val 296, test 590: results cannot be compared with published ones."
-    ]
-    with pytest.raises(AnnotationError, match=r"unknown variant .* `data\.init_args\.variant` to any"):
-        check_variant(splits, "r2gen")
-    with pytest.raises(ValueError, match="Expected argument `variant` to be 'r2gen' or 'any', but got 'paper'"):
-        check_variant(splits, "paper")  # type: ignore[arg-type]
-
-
-def test_leakage_free_folds_case_and_space_and_keeps_order(root: Path) -> None:
-    splits = read_annotation(root)
-    assert leakage_free(splits["test"], splits["train"]) == []
-    assert leakage_free(splits["val"] + splits["test"], splits["train"]) == splits["val"]
-    assert leakage_free(splits["test"], []) == splits["test"]
-    other = Study("x", (), "Lungs are clear")  # the full stop counts
-    assert leakage_free([other], splits["train"]) == [other]
-
-
-@pytest.mark.parametrize(
-    ("report", "without_token", "without_sentence"),
-    [
-        ("Lungs clear.  No  XXXX.", "Lungs clear. No.", "Lungs clear."),
-        ("The XXXX XXXX are intact. No effusion.", "The are intact. No effusion.", "No effusion."),
-        ("Heart normal. XXXX. Lungs clear.", "Heart normal. Lungs clear.", "Heart normal. Lungs clear."),
-        ("XXXX, the heart is large. No edema.", "the heart is large. No edema.", "No edema."),
-        ("Lungs clear, XXXX.", "Lungs clear.", ""),
-        ("Left XXXX-a-XXXX is seen on chest x-XXXX (XXXX), stable.", "Left is seen on chest, stable.", ""),
-        ("Nodes XXXX/granulomas. The XXXX't contours.", "Nodes granulomas. The contours.", ""),
-        ("Seen on XXXX/XXXX.", "Seen on.", ""),
-        ("Size 1.5 cm, XXXX. Clear.", "Size 1.5 cm. Clear.", "Clear."),
-        ("Clear XXXX.Heart large.", "Clear.Heart large.", "Heart large."),
-        ("Both XXXX clear.Heart large.", "Both clear.Heart large.", "Heart large."),
-        (
-            "1. Large heart. 2. Old XXXX. 3. No edema.",
-            "1. Large heart. 2. Old. 3. No edema.",
-            "1. Large heart. 3. No edema.",
-        ),
-        ("XXXX", "", ""),
-    ],
-)
-def test_clean_target(report: str, without_token: str, without_sentence: str) -> None:
-    assert clean_target(report) == report
-    assert clean_target(report, "drop_token") == without_token
-    assert clean_target(report, "drop_sentence") == without_sentence
-
-
-def test_clean_target_leaves_reports_without_the_token_alone() -> None:
-    report = "  Clear ..  Size .5 cm /  ( )\n1. Heart.Large "
-    assert clean_target(report, "drop_token") == report
-    assert clean_target(report, "drop_sentence") == report
-    with pytest.raises(ValueError, match=r"Expected argument `deidentified` to be .* but got 'drop'"):
-        clean_target(report, "drop")  # type: ignore[arg-type]
-
-
 @pytest.fixture(scope="module")
-def iu() -> dict[str, list[Study]]:
-    if not IU_ROOT.is_dir():
-        pytest.skip("the IU X-Ray data are not at ../shared/data/iu_xray")
-    return read_annotation(IU_ROOT)
+def iu(iu_root: Path) -> dict[str, list[Study]]:
+    return read_annotation(iu_root)
 
 
 def test_real_counts(iu: dict[str, list[Study]], caplog: pytest.LogCaptureFixture) -> None:

@@ -149,6 +149,15 @@ def test_bad_files_are_one_line(root, content, error, part):
     assert "\n" not in str(caught.value)
 
 
+def test_missing_images_stay_where_the_data_is_checked(root):
+    (root / "images" / "CXR1" / "1.png").unlink()
+    with pytest.raises(DataNotFoundError, match="1 of the 5 images"):
+        module(root)
+    data = RexrankDataModule("rexrank.json", str(root))
+    data.checking = True
+    assert [len(study.views) for study in data.read()["test"]] == [2, 2]
+
+
 def test_unknown_reference(root):
     with pytest.raises(ValueError, match=r"data\.init_args\.reference to be one of findings, impression, both"):
         module(root, reference="findings and impression")

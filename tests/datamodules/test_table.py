@@ -239,6 +239,8 @@ def test_missing_images_are_counted_or_dropped(root):
     assert data.removed == {"no image": 1}
     with pytest.raises(DataNotFoundError, match=r"17 of the 17 images .*; please check data\.init_args\.root"):
         TableDataModule("t.csv", columns, str(root), "nowhere", split="test", missing_images="drop").read()
+    data.checking = True  # a check lists them itself
+    assert [len(s.views) for s in data.read()["test"]] == [2] * 8 + [1]
 
 
 def test_splits_that_are_not_known(root):

@@ -46,6 +46,7 @@ def test_a_round_by_hand():
             "reward/mccs_std": (0.0825 / 3) ** 0.5,
             "reward/format": 0.75,
             "reward/format_std": 0.5,
+            "train/missing": 0,
             "train/dead_groups": 0.5,
             "train/distinct": 0.75,  # one text and two, of four
             "train/truncated": 0.25,
@@ -71,6 +72,20 @@ def test_phases_add_up_and_are_forgotten():
         100 / (values["seconds/rollout"] + values["seconds/policy"])
     )
     assert not any(name.startswith("seconds/") for name in monitor.round(*a_round(), 100))
+
+
+def test_missing_rewards_are_counted_and_left_out_of_means():
+    rollout, rewards = a_round()
+    scored = torch.tensor([True, False, True, True])
+    part = torch.tensor([1.0, 0.0, 3.0, 0.0], dtype=torch.float64)
+    present = {"part": torch.tensor([True, False, True, False]), "nowhere": torch.zeros(4, dtype=torch.bool)}
+    parts = {"part": part, "nowhere": torch.zeros(4, dtype=torch.float64)}
+    values = Monitor(2).round(rollout, Rewards(rewards.total, parts, rewards.labels, present, scored), 100)
+    assert values["train/missing"] == 0.25
+    assert values["train/dead_groups"] == 0.5  # one reward alone has nothing to be compared with
+    assert values["reward/total"] == pytest.approx((0.35 + 0.1 + 0.5) / 3)
+    assert (values["reward/part"], values["reward/part_std"]) == pytest.approx((2, 2**0.5))
+    assert "reward/nowhere" not in values
 
 
 def test_memory_that_does_not_suffice_is_told_with_its_remedy():

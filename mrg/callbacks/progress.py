@@ -1,0 +1,252 @@
+"""One line that says how a run stands: live on a terminal, now and then in a file."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+SCORES = {
+    "reward/total": "reward",
+    "train/loss": "loss",
+    "val/loss": "val loss",
+    "val/mccs": "MCCS",
+    "val/ce_f1": "CE-F1",
+}
+"""Log key -> what the line calls it; the scores of the last validation stay until the next one."""
+
+
+class Pace:
+    """How far training is and how long it will take: what is left at the speed so far, validation included."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+        self.started = time.monotonic()
+        self.first = self.step
+
+    @property
+    def by_steps(self) -> bool:
+        """Whether the end is a number of optimiser steps and not of batches."""
+        return self.trainer.max_steps is not None and self.trainer.max_steps > 0
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken, or batches where the end is given in epochs."""
+        return self.trainer.global_step if self.by_steps else self.trainer.fit_loop.total_batch_idx + 1
+
+    @property
+    def num_steps(self) -> int | None:
+        """How many there will be; None where nobody knows."""
+        if self.by_steps:
+            return self.trainer.max_steps
+        total = (self.trainer.max_epochs or 0) * self.trainer.num_training_batches
+        return int(total) if 0 < total < math.inf else None
+
+    @property
+    def seconds(self) -> float:
+        """Since training began."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far; None before the first step, or without an end."""
+        done = self.step - self.first
+        if done <= 0 or self.num_steps is None:
+            return None
+        return max(0, self.num_steps - self.step) * self.seconds / done
+
+    @property
+    def text(self) -> str:
+        """The time left, or at the end the time it took."""
+        left = self.seconds_left
+        if left is None:
+            return ""
+        return f"{clock(left)} left" if left else f"in {clock(self.seconds)}"
+
+
+def clock(seconds: float) -> str:
+    """`75` -> `1:15`, hours before minutes where there are any."""
+    whole = round(seconds)
+    hours, minutes = whole // 3600, whole // 60 % 60
+    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+
+
+def score_text(trainer: L.Trainer) -> str:
+    """Reward or loss, the last validation, and speed, of those that there are."""
+    metrics = trainer.callback_metrics
+    names = dict(SCORES)
+    if "reward/total" in metrics:
+        del names["train/loss"]  # that of GRPO tells nothing
+    parts = [f"{name} {float(metrics[key]):.3f}" for key, name in names.items() if key in metrics]
+    if "train/tokens_per_second" in metrics:
+        parts.append(f"{float(metrics['train/tokens_per_second']):,.0f} tokens/s")
+    return "  ".join(parts)
+
+
+class ProgressLine(ProgressBar):
+    """The progress line.
+
+    On a terminal it is live. Elsewhere, in a file or a pipe, a plain line is printed after each validation and at most
+    once a minute besides. Colours follow `NO_COLOR`, as `rich` does.
+
+    Args:
+        interval: Seconds between two plain lines.
+    """
+
+    def __init__(self, interval: float = 60.0) -> None:
+        super().__init__()
+        self.interval = interval
+        self.enabled = True
+        self.pace: Pace | None = None
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.printed = self.drawn = 0.0
+
+    def disable(self) -> None:
+        """Say nothing: Lightning calls it on all ranks but the first."""
+        self.enabled = False
+
+    def enable(self) -> None:
+        """Speak again."""
+        self.enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the line."""
+        if self.enabled:
+            print(*args, flush=True)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin."""
+        self.pace, self.printed = Pace(trainer), time.monotonic()
+        self._open("training", self.pace.num_steps)
+        self._show(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Draw the line anew, a few times a second at most, or print one where it is due."""
+        now = time.monotonic()
+        if self.bar is not None and now - self.drawn > 0.2:
+            self._show(trainer)
+        elif self.bar is None and now - self.printed > self.interval:
+            self._print(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batches."""
+        if trainer.state.fn == "validate":
+            self._count(batch_idx)
+        else:
+            self._validating(trainer, batch_idx + 1)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin, inside of training on its line."""
+        if trainer.state.fn == "validate":
+            self._open("validate", self._batches(trainer.num_val_batches))
+        else:
+            self._validating(trainer, 0)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say the scores."""
+        if trainer.state.fn == "validate":
+            self._close()
+        elif not trainer.sanity_checking and self.pace is not None:
+            self._show(trainer)
+            if self.bar is None:
+                self._print(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the last line."""
+        self._show(trainer)
+        self._close()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Leave the line as it is, so that a message stands below it."""
+        self._close()
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin."""
+        self._open("test", self._batches(trainer.num_test_batches))
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Count the batches."""
+        self._count(batch_idx)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the last line."""
+        self._close()
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin."""
+        self._open("predict", self._batches(trainer.num_predict_batches))
+
+    def on_predict_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Count the batches."""
+        self._count(batch_idx)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the last line."""
+        self._close()
+
+    @staticmethod
+    def _batches(numbers: Any) -> int | None:
+        total = sum(numbers)
+        return int(total) if total < math.inf else None
+
+    def _open(self, name: str, total: int | None) -> None:
+        """A live line on a terminal; nothing elsewhere."""
+        console = Console()
+        self._close()
+        if not self.enabled or not console.is_terminal or console.is_dumb_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(12),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[scores]}"),
+        )
+        self.bar = Progress(*columns, console=console, refresh_per_second=4)
+        self.task = self.bar.add_task(name, total=total, scores="")
+        self.bar.start()
+
+    def _count(self, batch_idx: int) -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=batch_idx + 1)
+
+    def _validating(self, trainer: L.Trainer, done: int) -> None:
+        if self.bar is not None:
+            total = self._batches(trainer.num_val_batches)
+            self.bar.update(self.task, scores=f"validating, {done} of {total} batches", refresh=True)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _show(self, trainer: L.Trainer) -> None:
+        if self.bar is not None and self.pace is not None:
+            self.drawn = time.monotonic()
+            scores = "  ".join(part for part in (score_text(trainer), self.pace.text) if part)
+            self.bar.update(self.task, completed=self.pace.step, scores=scores)
+
+    def _print(self, trainer: L.Trainer) -> None:
+        if not self.enabled or self.pace is None:
+            return
+        self.printed = time.monotonic()
+        total = self.pace.num_steps
+        parts = [f"step {self.pace.step}" + (f" of {total}" if total else ""), score_text(trainer), self.pace.text]
+        print("  ".join(part for part in parts if part), flush=True)

@@ -1,0 +1,197 @@
+// One study as elements. All text from data goes through textContent: none of it can become markup.
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+function mark(tag, kind, text, hint) {
+  const element = make(tag, `mark ${kind.replace(" ", "-")}`);
+  const sign = make("span", "sign");
+  sign.setAttribute("aria-hidden", "true");
+  element.append(sign, text);
+  if (hint) {
+    element.title = hint;
+    element.append(make("span", "hidden", ` (${hint})`));
+  }
+  return element;
+}
+function report(pieces, className = "report") {
+  const paragraph = make("p", className);
+  paragraph.dir = "auto";
+  for (const piece of pieces) {
+    if (typeof piece === "string") paragraph.append(piece);
+    else {
+      const [text, marks] = piece;
+      const ranks = [...errors, "uncertain", "right"];
+      const worst = [...marks].sort((a, b) => ranks.indexOf(a[0]) - ranks.indexOf(b[0]))[0][0];
+      paragraph.append(mark("mark", worst, text, marks.map(([kind, at]) => `${kind}: ${conditions[at]}`).join(", ")));
+    }
+  }
+  return paragraph;
+}
+function chips(entries) {
+  const list = make("ul", "chips");
+  for (const [kind, names] of entries) {
+    if (!names.length) continue;
+    const item = make("li");
+    item.append(mark("span", kind, `${kind}: ${names.join(", ")}`));
+    list.append(item);
+  }
+  return list;
+}
+function summary(study, own) {
+  if (!hasReference) {
+    const said = chips(["stated", "possible"].map((kind) =>
+      [kind, conditions.filter((_, i) => i < numFindings && own.labels[i] === word[kind])]));
+    if (!said.children.length) said.append(make("li", "soft", "No finding."));
+    return said;
+  }
+  const list = chips(["missed", "invented", "contradicted", "uncertain", "right"].map((kind) =>
+    [kind, conditions.filter((_, i) => i < numFindings && verdicts[own.verdicts[i]] === kind)]));
+  if (!list.children.length) list.append(make("li", "soft", "No finding in either report."));
+  return list;
+}
+function fold(title, ...children) {
+  const details = make("details");
+  details.append(make("summary", "", title), ...children);
+  return details;
+}
+function generated(study, own, place) {
+  const section = make("section");
+  section.append(make("h4", "", several ? `Generated: ${systems[place]}` : "Generated"));
+  if (hasReference) {
+    const score = make("p", "score", "MCCS ");
+    score.append(make("b", "", percent(own.mccs)), own.format ? ", format kept" : ", format broken");
+    section.append(score);
+  }
+  section.append(summary(study, own));
+  if (own.change && (state.judge === 0 || state.judge === place)) {
+    const names = (list) => list.map((at) => conditions[at]);
+    const list = chips([["gained", names(own.change.gained)], ["lost", names(own.change.lost)]]);
+    for (const item of list.children) item.title = `gained: right in ${systems[0]} alone; lost: right in ${systems[place]} alone`;
+    if (list.children.length) section.append(make("p", "score", `${systems[0]}, compared with this:`), list);
+  }
+  if (own.report.length && plain(own.report).trim()) section.append(report(own.report));
+  else {
+    section.append(make("p", "soft", own.completion ? "There is no report in what the model wrote." : "The model wrote nothing."));
+    if (own.completion) section.append(fold("What it wrote", report([own.completion])));
+  }
+  if (own.thinking) section.append(fold("Thinking", report([own.thinking])));
+  return section;
+}
+function table(study, shown) {
+  const grid = make("table");
+  const head = make("tr");
+  const titles = ["Condition", ...(hasReference ? ["Reference"] : [])];
+  for (const place of shown) titles.push(several ? systems[place] : "Generated", ...(hasReference ? ["Verdict"] : []));
+  for (const title of titles) {
+    const cell = make("th", "", title);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const body = make("tbody");
+  conditions.forEach((name, i) => {
+    const row = make("tr");
+    const first = make("th", "", name);
+    first.scope = "row";
+    row.append(first);
+    if (hasReference) row.append(make("td", "", classes[study.labels[i]]));
+    for (const place of shown) {
+      const own = study.outputs[place];
+      row.append(make("td", "", classes[own.labels[i]]));
+      if (!hasReference) continue;
+      const cell = make("td");
+      const name = verdicts[own.verdicts[i]];
+      if (name === "denied") cell.append(make("span", "soft", "both deny it"));
+      else if (name !== "silent") cell.append(mark("span", name, name));
+      row.append(cell);
+    }
+    body.append(row);
+  });
+  const top = make("thead");
+  top.append(head);
+  grid.append(top, body);
+  const wide = make("div", "wide");
+  wide.append(grid);
+  return wide;
+}
+const waiting = [];
+function source(image, name) {
+  const holder = el(name); // the images stand at the end of the file, so that the list is there before them
+  if (holder) image.src = `data:image/jpeg;base64,${holder.textContent}`;
+  else waiting.push([image, name]);
+}
+document.addEventListener("DOMContentLoaded", () => waiting.splice(0).forEach(([image, name]) => source(image, name)));
+function figure(study, place, view, number) {
+  const box = make("figure");
+  const title = view.position || `view ${number + 1}`;
+  if (view.problem) box.append(make("div", "problem", view.problem));
+  else {
+    const image = make("img");
+    image.alt = `${title} of study ${study.id}`;
+    image.decoding = "async";
+    if (view.link) {
+      image.loading = "lazy";
+      image.src = view.link;
+      image.addEventListener("error", () => button.replaceWith(make("div", "problem", "The linked image is not there.")));
+    } else {
+      [image.width, image.height] = view.size;
+      source(image, `picture-${place}-${number}`);
+    }
+    const button = make("button");
+    button.type = "button";
+    button.setAttribute("aria-label", `Enlarge ${title} of study ${study.id}`);
+    button.append(image);
+    button.addEventListener("click", () => {
+      const large = make("img");
+      large.alt = image.alt;
+      large.src = image.src;
+      const zoom = el("zoom");
+      zoom.querySelector("img")?.remove();
+      zoom.append(large);
+      zoom.showModal();
+    });
+    box.append(button);
+  }
+  const isUnseen = data.maxViews && number >= data.maxViews;
+  box.append(make("figcaption", "", isUnseen ? `${title} (not shown to the model)` : title));
+  return box;
+}
+function card(place) {
+  const study = studies[place];
+  const article = make("article", "study");
+  article.id = `study-${place}`;
+  const heading = make("h3");
+  heading.tabIndex = -1;
+  heading.id = `heading-${place}`;
+  const link = make("a", "", study.id);
+  link.href = `#${encodeURIComponent(study.id)}`;
+  link.title = "Link to this study";
+  heading.append(link);
+  article.setAttribute("aria-labelledby", heading.id);
+  article.append(heading);
+  if (study.indication) article.append(make("p", "score", `Indication: ${study.indication}`));
+  const parts = make("div", study.views.length ? "parts" : "parts bare");
+  if (study.views.length) {
+    const views = make("div", "views");
+    study.views.forEach((view, number) => views.append(figure(study, place, view, number)));
+    parts.append(views);
+  }
+  const texts = make("div", "texts");
+  if (hasReference) {
+    const section = make("section");
+    section.append(make("h4", "", "Reference"));
+    if (several) section.append(make("p", "score", `marked against ${systems[state.judge]}`));
+    section.append(report(output(study).target));
+    texts.append(section);
+  }
+  const shown = state.show === "judged" ? [state.judge] : systems.map((_, index) => index);
+  for (const index of shown) texts.append(generated(study, study.outputs[index], index));
+  parts.append(texts);
+  const labels = fold("Labels", table(study, shown));
+  labels.open = !data.hasEvidence;
+  article.append(parts, labels);
+  article.addEventListener("click", () => select(place, false));
+  return article;
+}

@@ -1,0 +1,58 @@
+"""Lightning's loggers beside metrics.csv, with the same names."""
+
+import csv
+import importlib.util
+import json
+
+import pytest
+
+from mrg.cli import main
+from tests.callbacks.runs import fit_arguments
+
+
+def logger(tmp_path, kind, **options):
+    given = {"class_path": f"lightning.pytorch.loggers.{kind}", "init_args": {"save_dir": str(tmp_path), **options}}
+    return f"--trainer.logger={json.dumps(given)}"
+
+
+def csv_names(tmp_path):
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        return set(csv.DictReader(file).fieldnames) - {"step", "epoch"}
+
+
+def test_tensorboard_has_the_names_and_values_of_the_csv(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    main(["fit", *fit_arguments(tmp_path, logger(tmp_path, "TensorBoardLogger", name="board"))])
+    events = EventAccumulator(str(tmp_path / "board" / "version_0"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"]) - {"epoch", "hp_metric"}
+    assert tags == csv_names(tmp_path) >= {"train/loss", "val/mccs", "val/ce_f1"}
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert (tmp_path / "run" / "index.html").is_file()
+
+
+def test_wandb_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    main(["fit", *fit_arguments(tmp_path, logger(tmp_path, "WandbLogger", offline=True))])
+    import wandb
+
+    wandb.finish()
+    (summary,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    content = summary.read_bytes()
+    assert all(name.encode() in content for name in csv_names(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "package"), [("TensorBoardLogger", "tensorboard"), ("WandbLogger", "wandb")])
+def test_a_logger_whose_package_is_missing(tmp_path, name, package, monkeypatch, capsys):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda wanted: None if wanted == package else found(wanted))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", *fit_arguments(tmp_path, logger(tmp_path, name))])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"mrg: {name} needs the package {package}: pip install 'mrg[{package}]'\n"
+    assert not (tmp_path / "run").exists()

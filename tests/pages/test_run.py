@@ -1,0 +1,202 @@
+"""The page of a run, from whatever its folder holds."""
+
+import html.parser
+import json
+import math
+
+import pytest
+
+from mrg.cli import main
+from mrg.pages.run import duration, find_warnings, run_page, sample_groups, write_run_page
+from mrg.pages.run_charts import Line, describe, draw, run_charts
+from mrg.pages.run_log import RunLog
+from tests.pages.browser import needs_chromium, opened
+
+HOSTILE = '<script>alert("x")</script> & \u202eright to left \U0001f600 </td>'
+
+
+def log(tmp_path, scores=None, **changes):
+    given = {"state": {}, "samples": [], "results": {}, "config": ""}
+    return RunLog(folder=tmp_path, scores=scores or {}, **{**given, **changes})
+
+
+class Elements(html.parser.HTMLParser):
+    """Names of elements, their ids, their links, and their text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.names, self.ids, self.links, self.text = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.names.append(tag)
+        self.ids += [value for key, value in attrs if key == "id"]
+        self.links += [
+            value for key, value in attrs if key in ("href", "src") and tag in ("a", "img", "link", "script")
+        ]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+GRPO = {
+    "reward/total": [(0, 0.4), (1, 0.6)],
+    "reward/mccs": [(0, 0.2), (1, 0.5)],
+    "reward/mccs_std": [(0, 0.2), (1, 0.5)],
+    "val/mccs": [(1, 0.38)],
+    "train/loss": [(0, 0.0), (1, 0.1)],
+    "train/kl": [(0, 0.0), (1, math.nan)],
+    "train/dead_groups": [(0, 0.5), (1, 0.25)],
+    "train/missing": [(0, 0.0), (1, 0.0)],
+    "seconds/rollout": [(0, 1.0), (1, 2.0)],
+}
+NORMAL = {"constant_normal": {"val/mccs": 0.34}}
+
+
+def test_charts_are_those_that_the_run_has_scores_for(tmp_path):
+    charts = {chart.title: str(chart.image) for chart in run_charts(log(tmp_path, GRPO, state=NORMAL))}
+    assert list(charts) == [
+        "Reward",
+        "Validation",
+        "Groups and completions",
+        "KL to the reference",
+        "Seconds of a round",
+    ]
+    assert "total: 0.4 to 0.6 (between 0.4 and 0.6); mccs: 0.2 to 0.5" in charts["Reward"]
+    assert "MCCS: 0.38 to 0.38 (between 0.38 and 0.38), constant normal 0.34" in charts["Validation"]
+    assert "without any reward" not in charts["Groups and completions"]  # 0 all along
+    sft = {"train/loss": [(9, 2.0)], "val/loss": [(9, 2.5)]}
+    assert [chart.title for chart in run_charts(log(tmp_path, sft))] == ["Loss"]
+    assert run_charts(log(tmp_path)) == []
+
+
+def test_one_point_or_none_that_is_finite_can_be_drawn():
+    for series in ([(3, 0.5)], [(3, math.nan)], [(0, math.inf), (1, 2.0)]):
+        assert "<svg" in draw("A", [Line("b", series)], True, (0, 3))
+    assert describe("A", [Line("b", [(3, math.nan)])]) == "A, steps 3 to 3. b: no finite value."
+
+
+def test_a_running_page_refreshes_and_a_finished_one_does_not(tmp_path):
+    running = run_page(log(tmp_path, GRPO, state={"state": "running", "step": 2, "num_steps": 4, "seconds": 90}))
+    assert 'http-equiv="refresh"' in running
+    assert "1 min 30 s so far" in running
+    assert "Step 2 of 4" in running
+    finished = run_page(log(tmp_path, GRPO, state={"state": "finished", "step": 4, "num_steps": None}))
+    assert 'http-equiv="refresh"' not in finished
+    assert "Step 4" in finished
+
+
+def test_text_of_the_run_never_becomes_markup(tmp_path):
+    sample = {"round": 3, "id": HOSTILE, "completion": HOSTILE, "target": HOSTILE, "reward": None, "truncated": True}
+    text = run_page(log(tmp_path, state={"state": "stopped", "error": HOSTILE}, samples=[sample], config=HOSTILE))
+    page = Elements(text)
+    assert "script" not in page.names
+    assert page.text.count(HOSTILE) == 5
+
+
+def test_page_is_one_file_whose_links_are_its_neighbours(tmp_path):
+    (tmp_path / "gallery.html").write_text("x")
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1\n1,2\n")
+    page = Elements(write_run_page(tmp_path).read_text())
+    assert page.links == ["data:,", "gallery.html", "metrics.csv"]
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_samples_are_the_latest_groups_best_first(tmp_path):
+    rows = [
+        {"round": number, "id": "a", "completion": f"{number}/{k}", "reward": k / 10, "mccs": None, "target": "t"}
+        for number in range(6)
+        for k in range(3)
+    ]
+    groups = sample_groups(rows, most=2)
+    assert [group["round"] for group in groups] == [5, 4]
+    assert [row["text"] for row in groups[0]["rows"]] == ["5/2", "5/1", "5/0"]
+    assert groups[0]["heads"] == ["reward", "mccs"]
+    assert groups[0]["rows"][0]["scores"] == ["0.20", "–"]
+    assert sample_groups([]) == []
+
+
+def test_results_of_the_test(tmp_path):
+    score = {"value": 0.5, "low": 0.4, "high": 0.6}
+    results = {"num_studies": 7, "margin": 0.3, "systems": {"model": {"scores": {"MCCS": score}, "distinct": 0.25}}}
+    text = Elements(run_page(log(tmp_path, results=results))).text
+    assert "50.0 [40.0, 60.0]" in text
+    assert "7 studies" in text
+
+
+@pytest.mark.parametrize(
+    ("scores", "part"),
+    [
+        ({"train/dead_groups": [(0, 0.9)]}, "90% of the groups have equal rewards"),
+        ({"train/truncated": [(0, 0.3)]}, "30% of the completions are cut off"),
+        ({"train/nothing_found": [(0, 0.6)]}, "60% of the completions find nothing"),
+        ({"val/mccs": [(0, 0.5), (1, 0.3)]}, "MCCS (0.300) is not above that of the constant normal report (0.340)"),
+    ],
+)
+def test_warnings(tmp_path, scores, part):
+    (warning,) = find_warnings(log(tmp_path, scores, state=NORMAL))
+    assert part in warning
+    assert find_warnings(log(tmp_path, {key: [(0, 0.5)] for key in ("val/mccs",)}, state=NORMAL)) == []
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.6, 61, 7_384, 200_000)] == [
+        "0 s",
+        "1 min 0 s",
+        "1 min 1 s",
+        "2 h 3 min",
+        "2 d 7 h",
+    ]
+
+
+def test_command(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1\n")
+    (tmp_path / "run.json").write_text(json.dumps({"state": "finished"}))
+    main(["page", str(tmp_path)])
+    assert capsys.readouterr().out == f"{tmp_path / 'index.html'}\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["page", str(tmp_path / "nowhere")])
+    assert stop.value.code == 2
+    assert "to be a run's folder" in capsys.readouterr().err
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """A page with all that it can show."""
+    score = {"value": 0.5, "low": 0.4, "high": 0.6}
+    sample = {
+        "id": "a",
+        "completion": "Clear. " * 40,
+        "target": "Edema.",
+        "reward": 0.25,
+        "mccs": 0.1,
+        "truncated": True,
+    }
+    (tmp_path / "metrics.csv").write_text("step,reward/total,val/mccs,train/kl\n0,0.1,,0\n1,0.2,,0.1\n1,,0.3,\n")
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps({"round": n, **sample}) + "\n" for n in range(3)))
+    (tmp_path / "results.json").write_text(
+        json.dumps({"num_studies": 7, "systems": {"model": {"scores": {"MCCS": score}, "distinct": 0.25}}})
+    )
+    (tmp_path / "config.yaml").write_text("model:\n  class_path: mrg.modules.grpo.GRPOModule\n" + "x" * 300)
+    state = {"state": "stopped", "error": "no memory", "step": 2, "num_steps": 4, "seconds": 9, **NORMAL}
+    (tmp_path / "run.json").write_text(json.dumps(state))
+    return write_run_page(tmp_path)
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_contrast_and_labels(browser, whole, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install -e ".[dev]"')
+    with opened(browser, whole, color_scheme=scheme) as page:
+        page.eval_on_selector_all("details", "list => list.forEach(details => details.open = true)")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+@needs_chromium
+def test_a_phone_scrolls_down_only_and_charts_have_the_texts_colour(browser, whole):
+    with opened(browser, whole, viewport={"width": 360, "height": 740}, is_mobile=True, color_scheme="dark") as page:
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+        colours = "e => [getComputedStyle(e).fill, getComputedStyle(document.body).color]"
+        drawn, text = page.eval_on_selector("figure svg text", colours)
+        assert drawn == text
