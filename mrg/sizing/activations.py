@@ -14,7 +14,7 @@ the MLP's, r the rank and e the bytes of a number:
 | gate, its activation, up, input of down | 4 e I | 4 e I |
 | adapters' inner states | 7 e r | 0 |
 
-A linear layer whose weights or adapter are float32 under autocast casts its input itself, so that n = 3 and n' = 2,
+A linear layer whose adapter or trained weights are float32 under autocast casts its input itself, so that n = 3 and n' = 2,
 otherwise 1; the same holds of m and m' where the trained weights are float32. w is their precision.
 
 What a pass works with besides is fitted to measurement (`tests/sizing/test_activations.py` says how near it comes).
@@ -85,26 +85,24 @@ def kept_by_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_toke
     """
     e, d = numbers.compute, shape.width
     # A checkpointed layer keeps its input alone.
-    layers = shape.num_layers * (tokens * d * _stream(numbers) if numbers.checkpointing
-                                 else kept_by_layer(shape, numbers, tokens))  # fmt: skip
+    by_layer = tokens * d * numbers.weights if numbers.checkpointing else kept_by_layer(shape, numbers, tokens)
+    layers = shape.num_layers * by_layer
     if numbers.rank and not numbers.checkpointing:
         layers -= tokens * (4 * d + 4)  # nothing before the first layer is trained, so its first norm keeps nothing
     last_norm = tokens * (4 * d + 4 + (0 if numbers.rank else numbers.weights * d))
-    rotary = 2 * tokens * (shape.query_width // shape.num_heads) * _stream(numbers)
-    head = completion_tokens * (e * d + 8)
+    rotary = 0 if numbers.checkpointing else 2 * tokens * (shape.query_width // shape.num_heads) * numbers.weights
+    head = completion_tokens * (e * d + 8 if numbers.rank else 2 * e * d + 16)
     return layers + last_norm + rotary + head
 
 
-def _stream(numbers: Numbers) -> int:
-    """Bytes of a number between layers: what embeddings are in, to which products are added."""
-    return numbers.weights
-
-
 def cast_weights(shape: Geometry, numbers: Numbers) -> int:
-    """Bytes of the bfloat16 copies that autocast keeps of float32 weights that are trained."""
+    """Bytes of the bfloat16 copies that autocast makes of float32 weights, and keeps for the backward pass."""
     if not numbers.casts:
         return 0
-    return 2 * (shape.adapter(numbers.rank) if numbers.rank else shape.adapted)
+    frozen = shape.adapted if numbers.weights == 4 else 0
+    if numbers.checkpointing:
+        frozen //= shape.num_layers
+    return 2 * (shape.adapter(numbers.rank) + frozen if numbers.rank else shape.adapted + shape.vocab_size * shape.width)
 
 
 def backward_work(shape: Geometry, numbers: Numbers, tokens: int) -> int:
