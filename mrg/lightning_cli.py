@@ -223,11 +223,11 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse and run one command."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    MrgCLI(
+    return kind(
         ReportModule,
         ReportDataModule,
         trainer_class=Trainer,

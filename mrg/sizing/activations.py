@@ -14,8 +14,8 @@ the MLP's, r the rank and e the bytes of a number:
 | gate, its activation, up, input of down | 4 e I | 4 e I |
 | adapters' inner states | 7 e r | 0 |
 
-A linear layer whose adapter or trained weights are float32 under autocast casts its input itself, so that n = 3 and n' = 2,
-otherwise 1; the same holds of m and m' where the trained weights are float32. w is their precision.
+A linear layer whose adapter or trained weights are float32 under autocast casts its input itself, so that n = 3 and
+n' = 2, otherwise 1; the same holds of m and m' where the trained weights are float32. w is their precision.
 
 What a pass works with besides is fitted to measurement (`tests/sizing/test_activations.py` says how near it comes).
 """
@@ -102,7 +102,9 @@ def cast_weights(shape: Geometry, numbers: Numbers) -> int:
     frozen = shape.adapted if numbers.weights == 4 else 0
     if numbers.checkpointing:
         frozen //= shape.num_layers
-    return 2 * (shape.adapter(numbers.rank) + frozen if numbers.rank else shape.adapted + shape.vocab_size * shape.width)
+    return 2 * (
+        shape.adapter(numbers.rank) + frozen if numbers.rank else shape.adapted + shape.vocab_size * shape.width
+    )
 
 
 def backward_work(shape: Geometry, numbers: Numbers, tokens: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ _TOWER = {"depth": 32, "hidden_size": 1280, "num_heads": 16, "patch_size": 14, "
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "3b": {
-        "model_type": "qwen2_5_vl",
+        "model_type": "qwen2_5_vl", "dtype": "bfloat16",
         "text_config": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16,
                         "num_key_value_heads": 2, "intermediate_size": 11008, "vocab_size": 151936,
                         "tie_word_embeddings": True},
@@ -21,7 +22,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "7b": {
-        "model_type": "qwen2_5_vl",
+        "model_type": "qwen2_5_vl", "dtype": "bfloat16",
         "text_config": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
                         "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064,
                         "tie_word_embeddings": False},
@@ -29,7 +30,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
     "32b": {
-        "model_type": "qwen2_5_vl",
+        "model_type": "qwen2_5_vl", "dtype": "bfloat16",
         "text_config": {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40,
                         "num_key_value_heads": 8, "intermediate_size": 27648, "vocab_size": 152064,
                         "tie_word_embeddings": False},
@@ -56,6 +57,7 @@ class Geometry:
         largest_layer: Parameters of the largest of them.
         vision: Parameters of the vision tower and what projects from it.
         total: Parameters of the model; tied ones once.
+        weights: Bytes of a number in the checkpoint.
         linears: Shapes (out, in) of all layers that LoRA adapts.
         patch_pixels: Pixels that make one image token, 0 where images have one size.
         image_tokens: Tokens of an image where images have one size.
@@ -77,6 +79,7 @@ class Geometry:
     largest_layer: int
     vision: int
     total: int
+    weights: int
     linears: tuple[tuple[int, int], ...]
     patch_pixels: int
     image_tokens: int
@@ -136,6 +139,7 @@ def geometry(config: Any) -> Geometry:
         largest_layer=max(layers),
         vision=sum(p.numel() for part in parts if part is not None for p in part.parameters()),
         total=sum(p.numel() for p in model.parameters()),
+        weights=4 if config.dtype in (None, torch.float32, "float32") else 2,
         linears=tuple(linears),
         **_images(config),
     )
@@ -182,16 +186,20 @@ def read_geometry(policy: str) -> Geometry:
         return geometry(PUBLISHED[policy])
     local = policy.startswith((".", "/", "~", "runs/")) or Path(policy).exists()
     file = Path(policy).expanduser() / "config.json"
-    choice = f"or pass --geometry {', '.join(PUBLISHED)} for a published shape"
+    choice = f"or take a published shape by --geometry {', '.join(PUBLISHED)}"
     if local and not file.is_file():
-        raise ValueError(f"Policy {policy!r} has no config.json: train it first, correct the path, {choice}.")
+        raise ValueError(
+            f"Policy {policy!r} has no config.json: train it first, check model.init_args.policy, {choice}."
+        )
+    # Each attempt to reach the hub would be a line of its own.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = AutoConfig.from_pretrained(str(file.parent) if local else policy)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"The config.json of policy {policy!r} cannot be read ({reason}): {choice}.") from None
-    if config.model_type not in FAMILIES:
         raise ValueError(
-            f"Policy {policy!r} is of type {config.model_type!r}; supported are {', '.join(FAMILIES)}."
-        )
+            f"The config.json of policy {policy!r} cannot be read ({reason}): check model.init_args.policy, {choice}."
+        ) from None
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"Policy {policy!r} is of type {config.model_type!r}; supported are {', '.join(FAMILIES)}.")
     return geometry(config)

@@ -73,12 +73,18 @@ class Plan:
         return self.prompt_tokens + self.group_size * (self.max_new_tokens - 1)
 
     @property
-    def pass_groups(self) -> int:
-        """Groups of one pass, if every completion has full length."""
+    def pass_tokens(self) -> int:
+        """Most tokens of one pass: where completions are short, more groups fill the budget."""
         if not self.micro_batch_tokens:
-            return self.batch_size
-        budget = self.micro_batch_tokens // (self.prompt_tokens + self.group_size * self.max_new_tokens)
-        return max(1, min(budget, self.batch_size))
+            return self.batch_size * (self.prompt_tokens + self.max_new_tokens)
+        return max(self.group_tokens, min(self.micro_batch_tokens, self.batch_size * self.group_tokens))
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of one pass whose log-probabilities are wanted, if completions have full length."""
+        if not self.micro_batch_tokens:
+            return self.batch_size * self.max_new_tokens
+        return round(self.pass_tokens / self.group_tokens * self.group_size * self.max_new_tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +122,12 @@ def memory(shape: Geometry, plan: Plan) -> Memory:
     stays = trained_state(shape, plan)
     prompts = plan.batch_size * plan.prompt_tokens
     stays["prompts and pixels"] = prompts * shape.width * plan.numbers.weights + _pixels(shape, plan, plan.batch_size)
+    writes = plan.group_size > 1 and not plan.servers
     phases = {
         "vision": vision_pass(shape, plan.numbers, _patches(shape, plan, plan.batch_size), plan.train_vision),
-        "rollout": 0 if plan.servers or plan.group_size == 1 else rollout(shape, plan, plan.batch_size, plan.group_size),
+        "rollout": 0
+        if plan.servers or plan.group_size == 1
+        else rollout(shape, plan, plan.batch_size, plan.group_size),
         "reference": _passing(shape, plan, reference=True) if plan.reference else 0,
         "policy": _passing(shape, plan),
         "validation": _validation(shape, plan),
@@ -170,14 +179,9 @@ def rollout(shape: Geometry, plan: Plan, prompts: int, group_size: int) -> int:
 
 
 def _passing(shape: Geometry, plan: Plan, reference: bool = False) -> int:
-    groups = plan.pass_groups
-    completion = groups * plan.group_size * plan.max_new_tokens
-    if plan.micro_batch_tokens:
-        tokens = groups * plan.group_tokens
-    else:
-        tokens = groups * (plan.prompt_tokens + plan.max_new_tokens)
     one = reference_pass if reference else policy_pass
-    return one(shape, plan.numbers, tokens, completion) + _gathered_layers(shape, plan, reference)
+    work = one(shape, plan.numbers, plan.pass_tokens, plan.completion_tokens)
+    return work + _gathered_layers(shape, plan, reference)
 
 
 def _gathered_layers(shape: Geometry, plan: Plan, reference: bool) -> int:
@@ -222,7 +226,9 @@ def advice(shape: Geometry, plan: Plan, needed: Memory, devices: int) -> str:
         words.append("more GPUs hold smaller shares")
     words.append(f"the largest phase is {phase}: {_lower(plan)[phase]}")
     if phase == "rollout" and plan.strategy == "fsdp":
-        words.append("a rollout gathers all layers on every rank, which rollout servers spare (configs/rollout/vllm.yaml)")
+        words.append(
+            "a rollout gathers all layers on every rank, which rollout servers spare (configs/rollout/vllm.yaml)"
+        )
     return "; ".join(words) + "."
 
 
@@ -232,11 +238,9 @@ def _lower(plan: Plan) -> dict[str, str]:
     lower = {**LOWER, "validation": "lower data.init_args.eval_batch_size"}
     if not plan.micro_batch_tokens:
         lower["policy"] = "lower data.init_args.batch_size, or set gradient_checkpointing to true"
-    elif plan.pass_groups == 1:
+    elif plan.micro_batch_tokens <= plan.group_tokens:
         lower["reference"] = "lower model.init_args.group_size, max_new_tokens or max_pixels (a group is never cut)"
         lower["policy"] = lower["reference"]
         if not plan.numbers.checkpointing:
             lower["policy"] = "set model.init_args.gradient_checkpointing to true"
     return lower
-
-
