@@ -125,9 +125,7 @@ def memory(shape: Geometry, plan: Plan) -> Memory:
     writes = plan.group_size > 1 and not plan.servers
     phases = {
         "vision": vision_pass(shape, plan.numbers, _patches(shape, plan, plan.batch_size), plan.train_vision),
-        "rollout": 0
-        if plan.servers or plan.group_size == 1
-        else rollout(shape, plan, plan.batch_size, plan.group_size),
+        "rollout": rollout(shape, plan, plan.batch_size, plan.group_size) if writes else 0,
         "reference": _passing(shape, plan, reference=True) if plan.reference else 0,
         "policy": _passing(shape, plan),
         "validation": _validation(shape, plan),
