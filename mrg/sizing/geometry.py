@@ -58,6 +58,9 @@ class Geometry:
         vision: Parameters of the vision tower and what projects from it.
         total: Parameters of the model; tied ones once.
         weights: Bytes of a number in the checkpoint.
+        num_tensors: Tensors of the model; tied ones once.
+        num_decoder_tensors: Those of the decoder layers.
+        num_vision_tensors: Those of the vision tower.
         linears: Shapes (out, in) of all layers that LoRA adapts.
         patch_pixels: Pixels that make one image token, 0 where images have one size.
         image_tokens: Tokens of an image where images have one size.
@@ -80,6 +83,9 @@ class Geometry:
     vision: int
     total: int
     weights: int
+    num_tensors: int
+    num_decoder_tensors: int
+    num_vision_tensors: int
     linears: tuple[tuple[int, int], ...]
     patch_pixels: int
     image_tokens: int
@@ -121,7 +127,8 @@ def geometry(config: Any) -> Geometry:
     text, family = config.text_config, FAMILIES[config.model_type]
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     layers = [sum(p.numel() for p in layer.parameters()) for layer in model.model.language_model.layers]
-    parts = (getattr(model.model, name, None) for name in family.vision)
+    parts = [part for part in (getattr(model.model, name, None) for name in family.vision) if part is not None]
+    vision = [p for part in parts for p in part.parameters()]
     linears = [
         (module.out_features, module.in_features)
         for name, module in model.named_modules()
@@ -137,9 +144,12 @@ def geometry(config: Any) -> Geometry:
         vocab_size=text.vocab_size,
         decoder=sum(layers),
         largest_layer=max(layers),
-        vision=sum(p.numel() for part in parts if part is not None for p in part.parameters()),
+        vision=sum(p.numel() for p in vision),
         total=sum(p.numel() for p in model.parameters()),
         weights=4 if config.dtype in (None, torch.float32, "float32") else 2,
+        num_tensors=sum(1 for _ in model.parameters()),
+        num_decoder_tensors=sum(1 for _ in model.model.language_model.layers.parameters()),
+        num_vision_tensors=len(vision),
         linears=tuple(linears),
         **_images(config),
     )
