@@ -19,8 +19,8 @@ micro-batches of the policy and of the reference, and S the optimiser steps of a
 
 The policy gathers each layer for its forward and again for its backward pass, the reference once, and a rollout all
 layers once. A round's first backward pass also gathers the last layer once in vain: FSDP2 takes the passes without
-gradients before it for what it has to go back through. Gradients that are whole are averaged one tensor at a time, once a step, so that DDP's volume does not
-depend on the micro-batches.
+gradients before it for what it has to go back through. Gradients that are whole are averaged one tensor at a time, once
+a step, so that DDP's volume does not depend on the micro-batches.
 """
 
 from __future__ import annotations

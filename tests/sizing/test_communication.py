@@ -16,6 +16,7 @@ from mrg.sizing.memory import Plan
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "trained", "checkpointing"),
     [("ddp", "adapter", "off"), ("fsdp", "adapter", "off"), ("fsdp", "all", "checkpointing")],
