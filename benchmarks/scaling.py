@@ -202,9 +202,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--between", type=float, default=0.5, help="share of variance common to a study's completions")
     parser.add_argument("--long-mean", type=float, default=128.0, help="of the drawn lengths for the published sizes")
     parser.add_argument("--long-sigma", type=float, default=0.5)
-    parser.add_argument(
-        "--fixed", type=float, default=1.43e-3, help="seconds of a decoding step on the CPU, as measured on 2026-11-25"
-    )
+    parser.add_argument("--fixed", type=float, default=1.43e-3, help="seconds of a decoding step on the CPU")
     parser.add_argument("--per-row", type=float, default=4.15e-5, help="and of each of its rows")
     parser.add_argument("--measure", action="store_true", help="measure the two on this machine instead")
     parser.add_argument("--output", type=Path)
