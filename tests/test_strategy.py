@@ -1,5 +1,6 @@
 """Two processes that share out the decoder layers; that they train as one is in tests/modules/test_grpo_options.py."""
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,33 @@ def test_a_sharded_run_is_tested_as_one_process_tests_it_and_its_policy_trains_o
     subprocess.run([sys.executable, "-m", "lightning.fabric.utilities.consolidate_checkpoint", str(best)], check=True)
     main(["test", *run, "--trainer.devices=1", "--trainer.strategy=auto", f"--ckpt_path={best}.consolidated"])
     assert len(read_lines(tmp_path / "grpo" / "predictions.jsonl")) == 7
+
+
+@pytest.mark.slow
+def test_two_nodes_of_torchrun_train_one_policy(tmp_path):
+    """Both on this machine, a process each, as on two."""
+    command("fit", f"--config={CONFIGS / 'demo_sft.yaml'}", *SHORT, *DATA, f"--runs={tmp_path}", "--name=sft")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1",
+                "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "mrg", "fit",
+                f"--config={CONFIGS / 'demo.yaml'}", f"--config={CONFIGS / 'strategy' / 'ddp.yaml'}",
+                "--trainer.devices=1", "--trainer.num_nodes=2", *SHORT, *DATA, f"--runs={tmp_path}", "--name=grpo",
+                f"--model.init_args.policy={tmp_path / 'sft' / 'policy'}", "--model.init_args.group_size=2",
+                "--model.init_args.max_new_tokens=8", "--data.init_args.batch_size=2",
+            ],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    ends = [node.communicate(timeout=300) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], ends
+    assert [out.count("Best checkpoint") for out, _ in ends] == [1, 0]
+    assert (tmp_path / "grpo" / "policy" / "config.json").is_file()
 
 
 def test_strategies_that_are_known():
