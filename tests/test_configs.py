@@ -43,6 +43,10 @@ def assert_within(part, whole):
     if isinstance(part, dict):
         for name, value in part.items():
             assert_within(value, whole[name])
+    elif isinstance(part, list):
+        assert len(part) == len(whole)
+        for value, other in zip(part, whole, strict=True):
+            assert_within(value, other)
     else:
         assert part == whole
 

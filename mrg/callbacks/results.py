@@ -58,6 +58,10 @@ class ResultWriter(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
         assert isinstance(pl_module, ReportModule)
+        for split in ("train", "val"):
+            skipped = _skipped(trainer, split)
+            if trainer.is_global_zero:
+                _say_skipped(trainer, split, skipped)
         best = self.folder / "checkpoints" / "best.ckpt"
         if not trainer.strategy.broadcast(best.exists()):
             return
@@ -76,6 +80,7 @@ class ResultWriter(L.Callback):
         assert isinstance(pl_module, ReportModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = _gather(trainer, pl_module.predictions, data.splits["test"])
+        skipped = _skipped(trainer, "test")
         if not trainer.is_global_zero:
             return
         baselines = {"constant normal": CONSTANT_NORMAL}
@@ -97,6 +102,7 @@ class ResultWriter(L.Callback):
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
+            "skipped": {"count": len(skipped), "studies": skipped},
             "data_description": data.describe(),
             "baselines": baselines,
         }
@@ -104,6 +110,7 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
+        _say_skipped(trainer, "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -126,9 +133,11 @@ class ResultWriter(L.Callback):
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
+        skipped = _skipped(trainer, "test")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
+            _say_skipped(trainer, "test", skipped)
 
 
 def _best_score(trainer: L.Trainer) -> str:
@@ -147,3 +156,20 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[St
     torch.distributed.all_gather_object(parts, rows)
     by_id = {row["id"]: row for part in parts for row in part}
     return [by_id[study.id] for study in studies if study.id in by_id]
+
+
+def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
+    """Id and reason of the studies that any rank left out, in the order of their ids."""
+    found = trainer.datamodule.skipped[split]  # type: ignore[attr-defined]
+    reasons = {name: study.reason for name, study in found.items()}
+    if trainer.world_size > 1:
+        parts: list[Any] = [None] * trainer.world_size
+        torch.distributed.all_gather_object(parts, reasons)
+        reasons = {name: reason for part in parts for name, reason in part.items()}
+    return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
+
+
+def _say_skipped(trainer: L.Trainer, split: str, skipped: list[dict[str, str]]) -> None:
+    if skipped:
+        total = len(trainer.datamodule.splits[split])  # type: ignore[attr-defined]
+        print(f"Skipped in {split}: {len(skipped)} of {total} studies, whose images cannot be read (reasons above).")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mrg.datamodules.collate import Skipped, StudyCollator
+from mrg.datamodules.skip import SkippingCollator
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
+
+_log = logging.getLogger(__name__)
 
 
 class StudyDataset(Dataset[Study]):
@@ -41,10 +46,13 @@ class ReportDataModule(L.LightningDataModule):
         limit_train: Use only the first so many training studies; 0 uses all.
         limit_val: The same for validation.
         limit_test: The same for test.
+        on_error: What an image that cannot be read does: `"raise"` an error, or `"skip"` its study, which is then
+            reported once and counted; in training the next study takes its place. See `mrg.datamodules.skip`.
 
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
+        skipped: The studies that were left out so far, by split and id; see `on_error`.
         checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
             settings say of them, so that all can be listed, and leaves the training targets as written.
     """
@@ -57,11 +65,14 @@ class ReportDataModule(L.LightningDataModule):
         limit_train: int = 0,
         limit_val: int = 0,
         limit_test: int = 0,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise ValueError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
+        if on_error not in ("raise", "skip"):
+            raise ValueError(f"Expected data.init_args.on_error to be 'raise' or 'skip', but got {on_error!r}.")
         limits = {"train": limit_train, "val": limit_val, "test": limit_test}
         for name, value in [("num_workers", num_workers), *((f"limit_{split}", n) for split, n in limits.items())]:
             if value < 0:
@@ -70,6 +81,8 @@ class ReportDataModule(L.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.limits = limits
+        self.on_error = on_error
+        self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
         self.checking = False
@@ -109,35 +122,52 @@ class ReportDataModule(L.LightningDataModule):
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
-    def _loader(self, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Study]:
+    def _loader(self, studies: Sequence[Study], split: str, batch_size: int) -> DataLoader[Any]:
+        shuffle = split == "train"
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
         if not len(studies):
             raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
+        dataset: Any = StudyDataset(studies)
+        collate: Callable[[Any], Any] = self.collator
+        if self.on_error == "skip":
+            if not isinstance(self.collator, StudyCollator):
+                raise ValueError("Expected `collator` to be a StudyCollator where data.init_args.on_error is 'skip'.")
+            # The collator reads the studies itself: it may need others than those of the batch.
+            dataset, collate = range(len(studies)), SkippingCollator(self.collator, studies, split, replace=shuffle)
         return DataLoader(
-            StudyDataset(studies),
+            dataset,
             batch_size=batch_size,
             shuffle=shuffle,
             # A last partial batch would make one optimiser step noisier than the others.
             drop_last=shuffle and len(studies) >= batch_size,
             num_workers=self.num_workers,
-            collate_fn=self.collator,
+            collate_fn=collate,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def train_dataloader(self) -> DataLoader[Study]:
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note, and log once, which studies a batch had to do without; Lightning calls this in the main process."""
+        for study in getattr(batch, "skipped", ()):
+            known = self.skipped.setdefault(study.split, {})
+            if study.id not in known:
+                known[study.id] = study
+                _log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+        return batch
+
+    def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return self._loader(self.splits["train"], self.batch_size, shuffle=True)
+        return self._loader(self.splits["train"], "train", self.batch_size)
 
-    def val_dataloader(self) -> DataLoader[Study]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the split."""
-        return self._loader(self.splits["val"], self.eval_batch_size, shuffle=False)
+        return self._loader(self.splits["val"], "val", self.eval_batch_size)
 
-    def test_dataloader(self) -> DataLoader[Study]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the split."""
-        return self._loader(self.splits["test"], self.eval_batch_size, shuffle=False)
+        return self._loader(self.splits["test"], "test", self.eval_batch_size)
 
-    def predict_dataloader(self) -> DataLoader[Study]:
+    def predict_dataloader(self) -> DataLoader[Any]:
         """The studies of `to_predict`, for prediction without scores."""
-        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
+        return self._loader(self.to_predict(), "test", self.eval_batch_size)

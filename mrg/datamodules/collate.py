@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.image import ImageReadError
+from mrg.datamodules.pixel_cache import PixelCache
+from mrg.datamodules.pixels import pixels_for
+from mrg.datamodules.study import Study, View
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
     "<think></think>, then write the report in <report></report>."
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A study that was left out.
+
+    Args:
+        id: Of the study.
+        split: `"train"`, `"val"` or `"test"`.
+        reason: One line that names the file.
+    """
+
+    id: str
+    split: str
+    reason: str
 
 
 @dataclasses.dataclass
@@ -25,7 +46,9 @@ class Batch:
         image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
-        studies: The studies themselves, for ids and file names.
+        studies: The studies themselves, for ids and file names. None at all where every study of an evaluation's batch
+            was left out; the tensors are then empty.
+        skipped: The studies that were left out on the way.
         contents: For each study the content of its chat message: marks of images, and text.
         views: For each study the views of its image marks, in their order.
     """
@@ -37,6 +60,7 @@ class Batch:
     studies: list[Study]
     contents: list[list[dict[str, str]]] = dataclasses.field(default_factory=list)
     views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
+    skipped: tuple[Skipped, ...] = ()
 
     @property
     def target(self) -> list[str]:
@@ -77,6 +101,12 @@ class StudyCollator:
         max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
         use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
             for each of the two.
+        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share; 0 sets none. Only
+            where images may have any size.
+        pixel_cache: Folder in which shrunk pixels are kept, see `PixelCache`; empty keeps none.
+
+    Raises:
+        ValueError: If the processor takes no budget or no cache and there is one, or the folder cannot be made.
     """
 
     def __init__(
@@ -87,7 +117,11 @@ class StudyCollator:
         max_views: int = 2,
         max_prompt_length: int = 0,
         use_prior: bool = False,
+        max_study_pixels: int = 0,
+        pixel_cache: str = "",
     ) -> None:
+        cache = PixelCache(Path(pixel_cache).expanduser()) if pixel_cache else None
+        self.pixels = pixels_for(processor, max_study_pixels, cache)
         self.processor = processor
         self.prompt = prompt
         self.use_indication = use_indication
@@ -131,6 +165,18 @@ class StudyCollator:
         start = self.processor.tokenizer.bos_token
         return start is not None and all(prompt.startswith(start) for prompt in prompts)
 
+    def read(self, study: Study) -> list[np.ndarray]:
+        """Read and shrink the views of a study.
+
+        Raises:
+            ImageReadError: If an image cannot be read; names the study.
+        """
+        views = self.views(study)
+        try:
+            return [self.pixels.read(view, len(views)) for view in views]
+        except ImageReadError as error:
+            raise type(error)(f"Study {study.id}: {error}") from None
+
     def __call__(self, studies: list[Study]) -> Batch:
         """Read and preprocess.
 
@@ -138,17 +184,18 @@ class StudyCollator:
             ImageReadError: If an image cannot be read; names the study.
             ValueError: If a prompt is longer than `max_prompt_length`.
         """
-        images, prompts, contents = [], [], []
-        for study in studies:
-            try:
-                images.append([view.load() for view in self.views(study)])
-            except ImageReadError as error:
-                raise ImageReadError(f"Study {study.id}: {error}") from None
-            contents.append(self.content(study))
-            prompts.append(self.prompt_text(contents[-1]))
-        encoded = self.processor(
-            images=images, text=prompts, padding=True, return_tensors="pt", add_special_tokens=not self._marked(prompts)
-        )
+        return self.batch(studies, [self.read(study) for study in studies])
+
+    def batch(self, studies: list[Study], images: Sequence[Sequence[np.ndarray]]) -> Batch:
+        """Make a batch of studies and what `read` returned for each.
+
+        Raises:
+            ValueError: If a prompt is longer than `max_prompt_length`.
+        """
+        contents = [self.content(study) for study in studies]
+        prompts = [self.prompt_text(content) for content in contents]
+        text = {"padding": True, "return_tensors": "pt", "add_special_tokens": not self._marked(prompts)}
+        encoded = self.pixels.encode(self.processor, images, prompts, **text)
         prompt_mask = encoded["attention_mask"].bool()
         longest = int(prompt_mask.sum(1).max())
         if self.max_prompt_length and longest > self.max_prompt_length:

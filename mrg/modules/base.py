@@ -56,6 +56,9 @@ class ReportModule(L.LightningModule):
         vision_cache: Folder in which image embeddings of a frozen vision tower are kept; empty keeps none.
         shared_prefix: `"auto"`, `"required"` or `"off"`: see `Policy`.
         max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share, for a Qwen-VL; 0 sets
+            none.
+        pixel_cache: Folder in which shrunk pixels are kept from epoch to epoch and run to run; empty keeps none.
         prompt: The user's text after the images.
         think: Whether a completion must hold a think section: `"required"` or `"absent"`.
         use_indication: Put the indication into the prompt.
@@ -88,6 +91,8 @@ class ReportModule(L.LightningModule):
         vision_cache: str = "",
         shared_prefix: str = "auto",
         max_pixels: int = 0,
+        max_study_pixels: int = 0,
+        pixel_cache: str = "",
         prompt: str = THINK_PROMPT,
         think: str = "required",
         use_indication: bool = False,
@@ -111,6 +116,8 @@ class ReportModule(L.LightningModule):
         for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
+        if max_study_pixels < 0:
+            raise ValueError(f"Expected model.init_args.max_study_pixels to be at least 0, but got {max_study_pixels}.")
         if policy == "tiny" and lora is not None:
             raise ValueError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
@@ -120,6 +127,7 @@ class ReportModule(L.LightningModule):
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
         self.vision_cache = vision_cache
+        self.max_study_pixels, self.pixel_cache = max_study_pixels, pixel_cache
         self.shared_prefix = shared_prefix
         self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
         self.use_prior = use_prior
@@ -141,6 +149,7 @@ class ReportModule(L.LightningModule):
             }
         )
         self.predictions: list[dict[str, Any]] = []
+        self.num_scored = 0
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
@@ -177,6 +186,8 @@ class ReportModule(L.LightningModule):
             self.max_views,
             self.max_prompt_length,
             self.use_prior,
+            self.max_study_pixels,
+            self.pixel_cache,
         )
 
     def configure_model(self) -> None:
@@ -240,6 +251,8 @@ class ReportModule(L.LightningModule):
         return rate * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else rate
 
     def _write(self, batch: Batch) -> list[str]:
+        if not batch.studies:
+            return []
         with torch.no_grad():
             prompts = self.writer.embed(batch)
         return sample(self.writer, prompts, 1, self.max_new_tokens, temperature=0.0).texts
@@ -248,11 +261,14 @@ class ReportModule(L.LightningModule):
         texts = self._write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
+        self.num_scored += len(batch)
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
-            metric.update(reports, batch.target)
+            if batch.studies:
+                metric.update(reports, batch.target)
+            # Logged without studies too: ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
-        rate = sum(p.well_formed for p in parsed) / len(parsed)
+        rate = sum(p.well_formed for p in parsed) / max(1, len(parsed))
         self.log(f"{stage}/format", rate, batch_size=len(batch), sync_dist=True)
         if stage == "test":
             self._collect(batch, texts, parsed)
@@ -280,9 +296,30 @@ class ReportModule(L.LightningModule):
         """Write greedily and score."""
         self._evaluate(batch, "val")
 
+    def on_validation_epoch_start(self) -> None:
+        """Count studies from 0."""
+        self.num_scored = 0
+
+    def on_validation_epoch_end(self) -> None:
+        """Refuse to score nothing: a checkpoint would be chosen by it."""
+        if not self.trainer.sanity_checking:
+            self._check_scored("val")
+
+    def _check_scored(self, split: str) -> None:
+        count = torch.tensor(float(self.num_scored), device=self.device)
+        if not float(self.trainer.strategy.reduce(count, reduce_op="sum")):
+            first = next(iter(self.trainer.datamodule.skipped[split].values()), None)  # type: ignore[attr-defined]
+            reason = "" if first is None else f": {first.reason}"
+            raise ValueError(f"No study of split {split!r} could be scored{reason}")
+
     def on_test_start(self) -> None:
         """Forget the predictions of an earlier test."""
         self.predictions = []
+        self.num_scored = 0
+
+    def on_test_epoch_end(self) -> None:
+        """Refuse to report a test of nothing."""
+        self._check_scored("test")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Write greedily, score and keep."""

@@ -42,7 +42,8 @@ class SFTModule(ReportModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out likelihood, then reports."""
-        self.log("val/loss", self._loss(batch), batch_size=len(batch), prog_bar=True, sync_dist=True)
+        loss = self._loss(batch) if batch.studies else torch.zeros((), device=self.device)
+        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.study import MAX_PIXELS, ImageReadError, View
+from mrg.datamodules.image import MAX_PIXELS, ImageReadError
+from mrg.datamodules.study import View
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
 
@@ -174,7 +175,7 @@ def test_damaged_bytes_are_never_another_kind_of_error(tmp_path: Path) -> None:
     [
         (None, r"x\.png does not exist\."),
         (b"", r"x\.png is empty \(0 bytes\); copy it again\."),
-        (b"<html>404</html>", r"x\.png is not an image of a known format; replace it by a PNG or JPEG file\."),
+        (b"<html>404</html>", r"x\.png is not an image of a known format; replace it by a PNG, JPEG or DICOM file\."),
     ],
 )
 def test_files_that_are_no_images(tmp_path: Path, content: bytes | None, message: str) -> None:

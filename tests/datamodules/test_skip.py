@@ -1,0 +1,253 @@
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mrg.callbacks.results import ResultWriter
+from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.collate import StudyCollator
+from mrg.datamodules.image import DecoderMissingError, ImageReadError
+from mrg.datamodules.skip import SkippingCollator
+from mrg.datamodules.study import Study, View
+from mrg.modules.grpo import GRPOModule
+from mrg.modules.load import LoRA
+from mrg.modules.sft import SFTModule
+
+SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 6, "max_pixels": 112 * 112}
+REPORTS = ("The heart is enlarged. No pneumothorax.", "Small left pleural effusion.", "The lungs are clear.")
+
+
+def write_studies(folder: Path, count: int, bad: tuple[int, ...] = ()) -> list[Study]:
+    """Studies of one image each; the images of some are truncated."""
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    studies = []
+    for index in range(count):
+        file = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 255, (60, 60), dtype=np.uint8)).save(file)
+        if index in bad:
+            file.write_bytes(file.read_bytes()[:1500])
+        studies.append(Study(f"s{index}", (View(file),), REPORTS[index % 3]))
+    return studies
+
+
+class Splits(ReportDataModule):
+    def __init__(self, splits: dict[str, list[Study]], **kwargs) -> None:
+        super().__init__(**{"num_workers": 0, "batch_size": 4, "eval_batch_size": 2, **kwargs})
+        self.given = splits
+
+    def read(self) -> dict[str, list[Study]]:
+        return self.given
+
+
+@pytest.fixture
+def collate(policy) -> StudyCollator:
+    return StudyCollator(policy.processor, "Report:")
+
+
+def ids(collate, studies, indices, replace=True):
+    batch = SkippingCollator(collate, studies, "train", replace)(indices)
+    return batch.study_id, [study.id for study in batch.skipped]
+
+
+def test_a_batch_without_bad_images_is_the_collators_own(collate, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path, 3)
+    batch, own = SkippingCollator(collate, studies, "val", False)([2, 0]), collate([studies[2], studies[0]])
+    assert batch.skipped == ()
+    assert batch.study_id == ["s2", "s0"]
+    assert torch.equal(batch.pixel_values, own.pixel_values)
+    assert torch.equal(batch.prompt_ids, own.prompt_ids)
+
+
+def test_in_training_the_next_study_that_can_be_read_takes_the_place(collate, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path, 8, bad=(1, 3, 7))
+    assert ids(collate, studies, [0, 1]) == (["s0", "s2"], ["s1"])  # 1 is in the batch, 2 is the next
+    assert ids(collate, studies, [2, 1]) == (["s2", "s4"], ["s1", "s3"])
+    assert ids(collate, studies, [6, 7]) == (["s6", "s0"], ["s7"])  # around the end
+    assert ids(collate, studies, [1, 3, 7]) == (["s2", "s4", "s5"], ["s1", "s3", "s7"])
+    for _ in range(2):
+        assert ids(collate, studies, [7, 5, 3]) == (["s0", "s5", "s2"], ["s7", "s3", "s1"])
+
+
+def test_where_none_is_left_those_of_the_batch_come_again(collate, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path, 4, bad=(0, 1))
+    assert ids(collate, studies, [0, 1, 2, 3])[0] == ["s2", "s3", "s2", "s3"]
+    assert ids(collate, studies, [0, 1, 2])[0] == ["s3", "s2", "s2"]
+
+
+def test_in_evaluation_nothing_takes_the_place(collate, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path, 4, bad=(0, 1))
+    assert ids(collate, studies, [1, 2], replace=False) == (["s2"], ["s1"])
+    batch = SkippingCollator(collate, studies, "val", False)([0, 1])
+    assert len(batch) == len(batch.to("cpu")) == 0
+    assert [study.reason for study in batch.skipped] == [
+        f"Study s{i}: Image {tmp_path / f'{i}.png'} is truncated at 1500 bytes; copy it again." for i in (0, 1)
+    ]
+
+
+def test_nothing_to_train_on_is_an_error(collate, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path, 3, bad=(0, 1, 2))
+    with pytest.raises(ValueError, match=r"None of the 3 studies of split 'train' can be read: Study s0: .*truncated"):
+        ids(collate, studies, [0])
+
+
+def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    studies = write_studies(tmp_path, 2)
+
+    def missing(path: Path) -> None:
+        raise DecoderMissingError(f"Image {path} is DICOM, which needs pydicom: pip install 'mrg[dicom]'")
+
+    monkeypatch.setattr("mrg.datamodules.study.read_image", missing)
+    with pytest.raises(DecoderMissingError, match=r"Study s0: .* pip install"):
+        ids(collate, studies, [0, 1])
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.init_args\.on_error to be 'raise' or 'skip', but got 'ignore'"):
+        Splits({}, on_error="ignore")
+    data = Splits({"train": [Study("a", (), "")]}, on_error="skip")
+    data.setup()
+    data.collator = list
+    with pytest.raises(ValueError, match="to be a StudyCollator"):
+        data.train_dataloader()
+
+
+def trainer(folder: Path, **kwargs) -> L.Trainer:
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return L.Trainer(
+        **{**options, "enable_model_summary": False, "max_epochs": 1, "callbacks": [ResultWriter(folder)], **kwargs}
+    )
+
+
+@pytest.fixture
+def saved(policy, tmp_path: Path) -> str:
+    policy.save(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+def sft(saved: str) -> SFTModule:
+    return SFTModule(policy=saved, lora=LoRA(2), **SETTINGS)
+
+
+def grpo(saved: str) -> GRPOModule:
+    return GRPOModule(policy=saved, lora=LoRA(2), group_size=2, **SETTINGS)
+
+
+def seen(module) -> list[list[str]]:
+    """The ids of each training batch, as they come."""
+    batches, step = [], module.training_step
+
+    def training_step(batch, batch_idx):
+        batches.append(batch.study_id)
+        return step(batch, batch_idx)
+
+    module.training_step = training_step
+    return batches
+
+
+@pytest.mark.parametrize("make", [sft, grpo])
+def test_raise_names_study_and_file(saved: str, tmp_path: Path, make) -> None:
+    studies = write_studies(tmp_path / "images", 4, bad=(2,))
+    with pytest.raises(ImageReadError, match=r"^Study s2: Image .*2\.png is truncated at 1500 bytes; copy it again\.$"):
+        trainer(tmp_path, limit_val_batches=0).fit(make(saved), Splits({"train": studies, "val": [], "test": []}))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("make", [sft, grpo])
+def test_fit_goes_on_without_the_bad(
+    saved: str, tmp_path: Path, make, num_workers: int, caplog: pytest.LogCaptureFixture, capsys
+) -> None:
+    train = write_studies(tmp_path / "train", 9, bad=(0, 5))
+    val = write_studies(tmp_path / "val", 5, bad=(0, 1))  # one batch is bad as a whole
+    runs = []
+    for _ in range(2):
+        caplog.clear()
+        module, data = make(saved), Splits({"train": train, "val": val, "test": []}, on_error="skip",
+                                           num_workers=num_workers)  # fmt: skip
+        batches = seen(module)
+        L.seed_everything(3)
+        fit = trainer(tmp_path, max_epochs=2)
+        with caplog.at_level(logging.WARNING):
+            fit.fit(module, data)
+        runs.append(batches)
+        assert [len(batch) for batch in batches] == [4, 4, 4, 4]
+        assert not {"s0", "s5"} & {name for batch in batches for name in batch}
+        assert all(len(set(batch)) == 4 for batch in batches)
+        assert {split: sorted(found) for split, found in data.skipped.items()} == {
+            "train": ["s0", "s5"],
+            "val": ["s0", "s1"],
+            "test": [],
+        }
+        warned = [record.getMessage() for record in caplog.records if "Skipped in" in record.getMessage()]
+        assert len(warned) == 4  # once for each, whatever the epochs
+        assert any("Study s5: Image" in line and "is truncated at 1500 bytes" in line for line in warned)
+        assert module.num_scored == 3
+        assert np.isfinite(float(fit.callback_metrics["val/mccs"]))
+    assert runs[0] == runs[1]
+    assert "Skipped in train: 2 of 9 studies" in capsys.readouterr().out
+
+
+def test_validation_equals_that_of_the_good_alone(saved: str, tmp_path: Path) -> None:
+    val = write_studies(tmp_path / "val", 7, bad=(0, 1, 6))
+    good = [study for i, study in enumerate(val) if i not in (0, 1, 6)]
+    scores = []
+    for studies, on_error in ((val, "skip"), (good, "raise")):
+        data = Splits({"train": good, "val": studies, "test": []}, on_error=on_error)
+        (metrics,) = trainer(tmp_path).validate(sft(saved), data, verbose=False)
+        scores.append(metrics)
+    # The loss is a mean over batches, which are cut elsewhere.
+    for name in ("val/mccs", "val/ce_f1", "val/ce_f1_macro", "val/format"):
+        assert scores[0][name] == pytest.approx(scores[1][name]), name
+    assert np.isfinite(scores[0]["val/loss"])
+
+
+def test_test_counts_what_was_skipped(saved: str, tmp_path: Path, capsys) -> None:
+    test = write_studies(tmp_path / "test", 5, bad=(3,))
+    data = Splits({"train": test[:3], "val": [], "test": test}, on_error="skip")
+    trainer(tmp_path / "run").test(sft(saved), data, verbose=False)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["s0", "s1", "s2", "s4"]
+    assert results["num_studies"] == 4
+    reason = f"Study s3: Image {tmp_path / 'test' / '3.png'} is truncated at 1500 bytes; copy it again."
+    assert results["protocol"]["skipped"] == {"count": 1, "studies": [{"id": "s3", "reason": reason}]}
+    assert results["protocol"]["data"]["test"] == 5
+    assert "Skipped in test: 1 of 5 studies, whose images cannot be read" in capsys.readouterr().out
+
+
+def test_predict_goes_on_without_the_bad(saved: str, tmp_path: Path, capsys) -> None:
+    test = write_studies(tmp_path / "test", 4, bad=(0, 1))
+    data = Splits({"train": test[2:], "val": [], "test": test}, on_error="skip")
+    trainer(tmp_path / "run").predict(sft(saved), data)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predict.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["s2", "s3"]
+    assert "Skipped in test: 2 of 4 studies" in capsys.readouterr().out
+
+
+def test_a_split_without_a_good_study_is_an_error(saved: str, tmp_path: Path) -> None:
+    bad = write_studies(tmp_path / "bad", 3, bad=(0, 1, 2))
+    good = write_studies(tmp_path / "good", 4)
+    data = Splits({"train": good, "val": bad, "test": bad}, on_error="skip")
+    with pytest.raises(ValueError, match=r"No study of split 'val' could be scored: Study s0: .* truncated"):
+        trainer(tmp_path).validate(sft(saved), data, verbose=False)
+    with pytest.raises(ValueError, match=r"No study of split 'test' could be scored: Study s0: .* truncated"):
+        trainer(tmp_path).test(sft(saved), data, verbose=False)
+    with pytest.raises(ValueError, match="No study of split 'val' could be scored"):
+        trainer(tmp_path).fit(grpo(saved), data)
+
+
+def test_a_study_is_read_once_a_batch(collate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mrg.datamodules.study as module
+
+    read, files = module.read_image, []
+    monkeypatch.setattr(module, "read_image", lambda path: files.append(path.name) or read(path))
+    studies = write_studies(tmp_path, 6, bad=(1,))
+    two = dataclasses.replace(studies[0], views=(*studies[0].views, *studies[4].views))
+    SkippingCollator(collate, [two, *studies[1:]], "train", True)([0, 1, 2])
+    assert files == ["0.png", "4.png", "1.png", "2.png", "3.png"]
