@@ -72,8 +72,8 @@ def test_two_nodes_of_torchrun_train_one_policy(tmp_path):
     nodes = [
         subprocess.Popen(
             [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1",
-                "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "mrg", "fit",
+                sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}",
+                "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "mrg", "fit",
                 f"--config={CONFIGS / 'demo.yaml'}", f"--config={CONFIGS / 'strategy' / 'ddp.yaml'}",
                 "--trainer.devices=1", "--trainer.num_nodes=2", *SHORT, *DATA, f"--runs={tmp_path}", "--name=grpo",
                 f"--model.init_args.policy={tmp_path / 'sft' / 'policy'}", "--model.init_args.group_size=2",
