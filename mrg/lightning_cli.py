@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -105,7 +106,7 @@ class MrgCLI(LightningCLI):
         if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
             raise UserError(
                 f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
-                f"make one file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {config.ckpt_path}."
+                f"make one file of it: python -m lightning.fabric.utilities.consolidate_checkpoint {config.ckpt_path}."
             )
         print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
 
@@ -167,6 +168,13 @@ class MrgCLI(LightningCLI):
         trainer["logger"] = [csv, *(loggers if isinstance(loggers, list) else [loggers])]
         return self._instantiate_trainer(trainer, own)
 
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:
+        """Say in one line what Lightning says of devices, nodes and precision that do not fit."""
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"The trainer's settings do not fit this machine: {' '.join(str(error).split())}") from None
+
 
 def _need_loggers(given: Any) -> None:
     """Say which package a logger lacks before Lightning fails to build it."""
@@ -223,11 +231,11 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse and run one command."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    MrgCLI(
+    return kind(
         ReportModule,
         ReportDataModule,
         trainer_class=Trainer,

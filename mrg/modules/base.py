@@ -15,12 +15,12 @@ from torchmetrics import Metric
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.load import LoRA, check_shared_prefix, load_policy
+from mrg.modules.load import LoRA, check_frozen, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
 from mrg.modules.sharding import optimizer_groups, shard
 from mrg.modules.tiny import Tiny, tiny_policy
-from mrg.strategy import check_strategy
+from mrg.strategy import check_ranks, check_strategy
 
 
 def target_text(report: str, labels: Tensor, think: str) -> str:
@@ -112,6 +112,7 @@ class ReportModule(L.LightningModule):
         if think not in ("required", "absent"):
             raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
         check_shared_prefix(shared_prefix)
+        check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
@@ -152,7 +153,7 @@ class ReportModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
-        check_strategy(self.trainer.strategy)
+        check_strategy(self.trainer.strategy, self.load_in_4bit)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
@@ -162,6 +163,8 @@ class ReportModule(L.LightningModule):
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
+        if stage == "fit":
+            check_ranks(len(data.splits["train"]), self.trainer.world_size)
         if (
             self.use_indication
             and stage != "predict"

@@ -158,6 +158,22 @@ def test_steps_without_a_finite_gradient_are_skipped_and_end_the_run(saved, stud
     assert all(torch.equal(start[n], w) for n, w in weights(module).items())
 
 
+def test_a_second_step_of_a_round_computes_with_the_weights_of_the_first(saved, studies):
+    """Under autocast, which keeps its casts of weights until a round ends."""
+    module, lightning = fitted(saved, studies[:4], Shortness(), steps=1, kl_coef=0.0)
+    seen = []
+    forward = module.writer.logps
+    module.writer.logps = lambda *args: (seen.append(forward(*args)), seen[-1])[1]
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[:1])  # one group, which has one order
+    module.num_iterations, module.log = 2, lambda *args, **kwargs: None
+    for group in lightning.optimizers[0].param_groups:
+        group["lr"] = 1e-2
+    with torch.autocast("cpu", torch.bfloat16):
+        module.training_step(batch, 0)
+    first, second = (part.logps.detach() for part in seen)
+    assert float((first - second).abs().max()) > 1e-3
+
+
 def test_no_memory_says_what_to_lower(saved, studies):
     module, _ = module_on(saved, studies)
     for phase, setting in (("policy", "micro_batch_tokens"), ("rollout", "group_size"), ("vision", "max_pixels")):
