@@ -33,7 +33,7 @@ from mrg.modules.reward import Reward, Rewards, WeightedScorer
 from mrg.modules.rollout import Rollout, replace_groups, sample
 from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
 from mrg.modules.servers import Servers
-from mrg.modules.sharding import average_gradients, clip_gradients, most_of_ranks
+from mrg.modules.sharding import average_gradients, clip_gradients, gathered, most_of_ranks
 
 
 class GRPOModule(ReportModule):
@@ -170,11 +170,12 @@ class GRPOModule(ReportModule):
         """One round: rollout, reward, advantage, reference, loss."""
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
-        with self.monitor.phase("rollout"):
-            rollout = self.rollout(prompts, batch)
-        with self.monitor.phase("reward"):
-            rewards = self.rewards(rollout, batch)
-        rollout, rewards = self.resample(prompts, batch, rollout, rewards)
+        with gathered(self.writer):  # once, for ranks do not sample again equally often
+            with self.monitor.phase("rollout"):
+                rollout = self.rollout(prompts, batch)
+            with self.monitor.phase("reward"):
+                rewards = self.rewards(rollout, batch)
+            rollout, rewards = self.resample(prompts, batch, rollout, rewards)
         advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
             self.device
         )
