@@ -1,4 +1,4 @@
-"""JSON and JSON lines on disk; an old file stays whole if writing fails."""
+"""Folders, JSON and JSON lines on disk; an old file stays whole if writing fails."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Args:
+        folder: What is made.
+        setting: What names it, for the message.
+
+    Raises:
+        ValueError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} cannot be made ({error.strerror}): check {setting}.") from error
 
 
 def write_json(path: Path, value: object) -> None:

@@ -117,15 +117,7 @@ class ResultWriter(L.Callback):
         """Forget the reports of an earlier prediction."""
         self.predicted = []
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
         """Keep what was written."""
         self.predicted += outputs
 
