@@ -127,7 +127,9 @@ class MrgCLI(LightningCLI):
         if checkpoint and not Path(checkpoint).exists():
             raise UserError(f"Checkpoint {checkpoint} does not exist: check --ckpt_path.")
         resumes = bool(checkpoint) and self.folder.resolve() in Path(str(checkpoint)).resolve().parents
-        if (self.folder / "config.yaml").exists() and not (overwrite or resumes):
+        # A start that was refused leaves its configuration alone, and must not stand in the way of the next.
+        begun = any((self.folder / name).exists() for name in ("run.json", "metrics.csv", "checkpoints", "policy"))
+        if (self.folder / "config.yaml").exists() and begun and not (overwrite or resumes):
             raise UserError(
                 f"Run folder {self.folder} holds a run already: choose another --name, or pass --overwrite true."
             )

@@ -31,10 +31,11 @@ def command(*arguments):
 @pytest.mark.slow
 def test_a_sharded_run_is_tested_as_one_process_tests_it_and_its_policy_trains_on(tmp_path, capsys):
     sft = tmp_path / "sft"
-    command(
+    printed = command(
         "fit", f"--config={CONFIGS / 'demo_sft.yaml'}", *SHARDED, *SHORT, *DATA, f"--runs={tmp_path}", "--name=sft",
         "--model.init_args.tiny.hidden_size=64",
     )  # fmt: skip
+    assert "CE-F1" in next(line for line in printed.splitlines() if line.startswith("step 2 of 2"))
     run = [f"--config={sft / 'config.yaml'}", f"--runs={tmp_path}", "--name=sft"]
     command("test", *run)
     rows = read_lines(sft / "predictions.jsonl")

@@ -78,8 +78,7 @@ def clock(seconds: float) -> str:
 
 def score_text(trainer: L.Trainer) -> str:
     """Reward or loss, the last validation, and speed, of those that there are."""
-    # Reading scores may gather them from all ranks, which do not all print.
-    metrics = trainer.callback_metrics if trainer.world_size == 1 else {}
+    metrics = trainer.callback_metrics
     names = dict(SCORES)
     if "reward/total" in metrics:
         del names["train/loss"]  # that of GRPO tells nothing
