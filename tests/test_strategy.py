@@ -1,5 +1,6 @@
 """Two processes that share out the decoder layers; that they train as one is in tests/modules/test_grpo_options.py."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -26,6 +27,30 @@ def command(*arguments):
     )
     assert not done.returncode, done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_validate_and_predict_uneven_splits_as_one(tmp_path, capsys, strategy):
+    """Of 5 and 7 studies: with a study scored twice the mean loss would be another."""
+    every = ["--trainer.enable_progress_bar=false", "--data.init_args.eval_batch_size=1"]
+    place = [f"--config={CONFIGS / 'demo_sft.yaml'}", *DATA, *every, f"--runs={tmp_path}", "--name=sft"]
+    place += ["--model.init_args.tiny.hidden_size=32", "--model.init_args.max_new_tokens=8"]
+    main(["fit", *place, *SHORT])
+    two = [f"--config={CONFIGS / 'strategy' / f'{strategy}.yaml'}", "--trainer.devices=2", "--trainer.accelerator=cpu"]
+    main(["predict", *place])
+    rows = read_lines(tmp_path / "sft" / "predict.jsonl")
+    capsys.readouterr()
+    main(["validate", *place])
+    alone = loss_in(capsys.readouterr().out)
+    assert loss_in(command("validate", *place, *two)) == pytest.approx(alone, abs=2e-6)
+    command("predict", *place, *two)
+    assert read_lines(tmp_path / "sft" / "predict.jsonl") == rows
+    assert len(rows) == 7
+
+
+def loss_in(printed):
+    return float(re.search(r"val/loss\W+([\d.]+)", printed)[1])
 
 
 @pytest.mark.slow

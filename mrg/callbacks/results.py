@@ -141,7 +141,7 @@ def _best_score(trainer: L.Trainer) -> str:
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:
-    """The rows of all ranks, each study once and in their order: samplers pad the last ranks with repeats."""
+    """The rows of all ranks, in the order of the studies."""
     if trainer.world_size == 1:
         return rows
     parts: list[Any] = [None] * trainer.world_size

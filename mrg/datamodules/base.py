@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mrg.datamodules.collate import Skipped
+from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
 from mrg.datamodules.skip import SkippingCollator, StudyReader
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
@@ -122,7 +123,9 @@ class ReportDataModule(L.LightningDataModule):
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
-    def _loader(self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool) -> DataLoader[Any]:
+    def _loader(
+        self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
+    ) -> DataLoader[Any]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
         if not len(studies):
@@ -132,16 +135,23 @@ class ReportDataModule(L.LightningDataModule):
         if self.on_error == "skip" and isinstance(collate, StudyReader):
             # The collator reads the studies itself: it may need others than those of the batch.
             dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
+        workers: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if share and not shuffle and self.trainer is not None and self.trainer.world_size > 1:
+            parts = RankBatches(len(studies), batch_size, self.trainer.world_size, self.trainer.global_rank)
+            collate = PartCollator(collate, dataset)
+            return DataLoader(Parts(), batch_size=None, sampler=parts, collate_fn=collate, **workers)
         return DataLoader(
             dataset,
             batch_size=batch_size,
             shuffle=shuffle,
             # A last partial batch would make one optimiser step noisier than the others.
             drop_last=shuffle and len(studies) >= batch_size,
-            num_workers=self.num_workers,
             collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **workers,
         )
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -158,8 +168,8 @@ class ReportDataModule(L.LightningDataModule):
         return self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
 
     def train_in_order(self) -> DataLoader[Any]:
-        """The training studies once each, in the order of the split, without those that are skipped."""
-        return self._loader("train", self.splits["train"], self.eval_batch_size, shuffle=False)
+        """All training studies once each on every rank, in the order of the split, without those that are skipped."""
+        return self._loader("train", self.splits["train"], self.eval_batch_size, shuffle=False, share=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the split."""

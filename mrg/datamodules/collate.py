@@ -50,8 +50,8 @@ class Batch:
         contents: For each study the content of its chat message: marks of images, and text.
         views: For each study the views of its image marks, in their order.
         skipped: The studies that were left out on the way.
-        counts: False where every study of an evaluation's batch was left out, and another one stands in for them, so
-            that all ranks compute equally often; nothing of it is scored or written.
+        counts: False where the batch is computed only because all ranks must do the same: its studies stand in for
+            some that were left out, or are those of another batch.
     """
 
     pixel_values: Tensor

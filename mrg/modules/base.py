@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
@@ -148,6 +148,9 @@ class ReportModule(L.LightningModule):
                 "ce_f1_macro": CEF1(average="macro", labeler=self.labeler),
             }
         )
+        # Means over studies. Lightning's own, of logged floats, are wrong where ranks have unequally many: it takes the
+        # mean of their counts as a whole number.
+        self.means = nn.ModuleDict({"format": MeanMetric()})
         self.predictions: list[dict[str, Any]] = []
         self.num_scored = 0
 
@@ -266,10 +269,15 @@ class ReportModule(L.LightningModule):
                 metric.update(reports, batch.target)
             # Logged in any case: all ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
-        rate = sum(p.well_formed for p in parsed) / len(parsed)
-        self.log(f"{stage}/format", rate, batch_size=batch.num_counted, sync_dist=True)
+        self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)
         if stage == "test" and batch.counts:
             self._collect(batch, texts, parsed)
+
+    def _log_mean(self, stage: str, name: str, value: float | Tensor, batch: Batch, **options: Any) -> None:
+        metric = self.means[name]
+        assert isinstance(metric, MeanMetric)
+        metric.update(value, batch.num_counted)
+        self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **options)
 
     def _collect(self, batch: Batch, texts: list[str], parsed: list[Any]) -> None:
         labels = self.labeler([p.report for p in parsed])
