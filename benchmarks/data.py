@@ -98,12 +98,12 @@ def draw_files(folder: Path, num: int, size: int) -> dict[str, list[Path]]:
 class PlainLoop:
     """What a script around transformers does."""
 
-    def __init__(self, processor: Any, prompt: Callable[[Study, int], str]) -> None:
+    def __init__(self, processor: Any, prompt: Callable[[Study], str]) -> None:
         self.processor, self.prompt = processor, prompt
 
     def __call__(self, study: Study) -> Any:
         images = [self.open(Path(str(view.image))) for view in study.views]
-        text = [self.prompt(study, len(images))]
+        text = [self.prompt(study)]
         return self.processor(images=images, text=text, padding=True, return_tensors="pt")
 
     @staticmethod
@@ -134,7 +134,7 @@ def time_files(files: Sequence[Path], processor: Any, options: argparse.Namespac
     studies = [Study(str(i), tuple(View(path) for path in paths), "") for i, paths in enumerate(views)]
     cache, empty = folder / "kept", folder / "empty"
     ours = StudyCollator(processor, PROMPT, max_views=options.views)
-    plain = PlainLoop(processor, ours.prompt_text)
+    plain = PlainLoop(processor, lambda study: ours.prompt_text(ours.content(study)))
     kept = StudyCollator(processor, PROMPT, max_views=options.views, pixel_cache=str(cache))
     right = files[0].suffix != ".dcm" and Image.open(files[0]).mode != "I;16"
     check(studies, plain if right else None, ours, kept)

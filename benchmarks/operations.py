@@ -23,6 +23,12 @@ GEOMETRIES: dict[str, dict[str, dict[str, Any]]] = {
         "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3420,
                    "fullatt_block_indexes": [7, 15, 23, 31]},
     },
+    "32b": {
+        "text": {"hidden_size": 5120, "num_hidden_layers": 64, "num_attention_heads": 40, "num_key_value_heads": 8,
+                 "intermediate_size": 27648, "vocab_size": 152064},
+        "vision": {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": 3456,
+                   "fullatt_block_indexes": [7, 15, 23, 31]},
+    },
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,demo}`.
+"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}`.
 
-`demo`, `compare`, `page`, `ablate` and `data` are dispatched before Lightning is imported; the others are Lightning's
-own, with a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html, checkpoints/, policy/,
-predictions.jsonl, results.json, gallery.html and, from `predict`, predict.jsonl.
+`demo`, `compare`, `page`, `ablate`, `data` and `size` are dispatched before Lightning is imported; the others are
+Lightning's own, with a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html,
+checkpoints/, policy/, predictions.jsonl, results.json, gallery.html and, from `predict`, predict.jsonl.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mrg
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,demo}
+USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}
        [--config FILE] [--KEY VALUE ...]
 
   demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
@@ -29,6 +29,7 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,d
   ablate    change one thing at a time, over seeds: one table, one figure
   export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
   data      `data check` looks through the data that --config describes: counts, images, leakage, findings
+  size      will the run that --config describes fit into a GPU's memory, by number of GPUs; what to lower
 
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
 
@@ -38,6 +39,7 @@ OWN = {
     "page": "mrg.pages.run",
     "ablate": "mrg.ablate",
     "data": "mrg.data",
+    "size": "mrg.sizing.command",
 }
 """Command -> module whose `main` takes the rest of the line; all others are Lightning's."""
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, Namespace, set_parsing_settings
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import track
+from yaml import YAMLError
 
 import mrg
 from mrg.cli import UserError
@@ -19,7 +21,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.check import check_splits
 from mrg.datamodules.check.page import write_check_page
 from mrg.datamodules.check.table import format_check
-from mrg.files import write_json
+from mrg.files import make_folder, write_json
 from mrg.lightning_cli import Parser, quiet
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.rules import RulesLabeler
@@ -96,8 +98,8 @@ def _other_keys(argv: Sequence[str]) -> list[str]:
     for file in files:
         try:
             keys.update(dict.fromkeys(map(str, OmegaConf.load(file))))
-        except Exception:
-            continue  # whatever is wrong with the file, the parser says it
+        except (OSError, ValueError, OmegaConfBaseException, YAMLError):
+            continue  # what is wrong with the file, the parser says
     return [key for key in keys if key not in ("config", "data", "labeler", "images", "output")]
 
 
@@ -120,10 +122,7 @@ def _plain(value: Any) -> Any:
 
 def _guard(folder: Path) -> None:
     """Write only where nothing is, or an earlier check, and say so before the work."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): name another folder with --output.") from None
+    make_folder(folder, "--output")
     report, page = folder / _JSON, folder / _PAGE
     if report.exists() or page.exists():
         try:

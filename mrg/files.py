@@ -1,4 +1,4 @@
-"""JSON and JSON lines on disk; an old file stays whole if writing fails, and what was replaced outlasts a crash."""
+"""Folders, JSON and JSON lines on disk; an old file stays whole if writing fails, and what is new outlasts a crash."""
 
 from __future__ import annotations
 
@@ -49,6 +49,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folder(folder: Path, setting: str) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Args:
+        folder: What is made.
+        setting: What names it, for the message.
+
+    Raises:
+        ValueError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"The folder {folder} cannot be made ({error.strerror}): check {setting}.") from error
 
 
 def write_json(path: Path, value: object) -> None:

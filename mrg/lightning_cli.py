@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import ActionConfigFile, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning_utilities.core.rank_zero import rank_zero_only
@@ -114,7 +115,7 @@ class MrgCLI(LightningCLI):
         if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
             raise UserError(
                 f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
-                f"make one file of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {config.ckpt_path}."
+                f"make one file of it: python -m lightning.fabric.utilities.consolidate_checkpoint {config.ckpt_path}."
             )
         if config.ckpt_path is not None:
             CheckpointFolder(Path(config.ckpt_path).parent).check(Path(config.ckpt_path))
@@ -184,6 +185,13 @@ class MrgCLI(LightningCLI):
         # What the run is saved with: who trains or tests by it later means the best checkpoint, or says otherwise.
         config.resume, config.ckpt_path = "", None
         return self._instantiate_trainer(trainer, own)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:
+        """Say in one line what Lightning says of devices, nodes and precision that do not fit."""
+        try:
+            return super()._instantiate_trainer(config, callbacks)
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(f"The trainer's settings do not fit this machine: {' '.join(str(error).split())}") from None
 
 
 class RunConfig(SaveConfigCallback):
@@ -279,11 +287,11 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def run(argv: list[str]) -> None:
+def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse and run one command."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    MrgCLI(
+    return kind(
         ReportModule,
         ReportDataModule,
         trainer_class=Trainer,

@@ -73,14 +73,36 @@ class FSDP2(ModelParallelStrategy):
             states.set_optimizer_state_dict(self.model, optimizer, found[f"optimizer_{index}"], options=options)
 
 
-def check_strategy(strategy: Strategy) -> None:
-    """Refuse what the modules do not know.
+def check_strategy(strategy: Strategy, load_in_4bit: bool = False) -> None:
+    """Refuse what the modules do not know, before anything is loaded.
+
+    Args:
+        strategy: The trainer's.
+        load_in_4bit: Whether the frozen weights are held in 4 bits.
 
     Raises:
-        ValueError: If it is neither a single device, nor DDP, nor `FSDP2`.
+        ValueError: If it is neither a single device, nor DDP, nor `FSDP2`, or `FSDP2` cannot hold such weights.
     """
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
         raise ValueError(
             "Expected trainer.strategy to be 'auto', 'ddp' or mrg.strategy.FSDP2 (configs/strategy/fsdp.yaml), but got "
             f"{type(strategy).__name__}."
+        )
+    if isinstance(strategy, FSDP2) and load_in_4bit:
+        raise ValueError(
+            "FSDP2 does not share out weights in 4 bits: set trainer.strategy to ddp, or model.init_args.load_in_4bit "
+            "to false."
+        )
+
+
+def check_ranks(num_studies: int, world_size: int) -> None:
+    """Refuse more processes than there are studies to train on.
+
+    Raises:
+        ValueError: If there are.
+    """
+    if num_studies < world_size:
+        raise ValueError(
+            f"Expected a training study for each of the {world_size} processes, but the data holds {num_studies}: "
+            "lower trainer.devices or num_nodes."
         )

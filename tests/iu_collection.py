@@ -7,9 +7,15 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from xml.sax.saxutils import escape
 
 from PIL import Image
+
+from mrg.datamodules.iu import IUXRayDataModule
+from mrg.datamodules.study import Study
+
+FORMS = ("annotation", "openi", "kaggle")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,3 +155,18 @@ def write_r2gen(root: Path, reports: Sequence[Report] = COLLECTION) -> None:
         for item in items:
             for path in item["image_path"]:
                 _write_image(root / "images" / path)
+
+
+def data_of(root: Path, **settings: Any) -> IUXRayDataModule:
+    data = IUXRayDataModule(str(root), **{"variant": "any", "num_workers": 0, **settings})
+    data.setup()
+    return data
+
+
+def ids_of(data: IUXRayDataModule) -> dict[str, list[str]]:
+    return {split: [study.id for study in studies] for split, studies in data.splits.items()}
+
+
+def comparable(study: Study) -> tuple[Any, ...]:
+    positions = tuple(view.position for view in study.views)
+    return study.id, study.patient, positions, study.report, study.indication

@@ -127,6 +127,13 @@ def test_a_run_is_not_written_over(tmp_path, tree, capsys):
     assert (run / "metrics-1.csv").read_bytes() == before[run / "metrics.csv"]
 
 
+def test_a_start_that_was_refused_does_not_stand_in_the_way_of_the_next(tmp_path, tree, capsys):
+    code, message = failure(capsys, ["fit", *sft(tmp_path, "--model.init_args.use_indication=true")])
+    assert (code, "No study has an indication" in message) == (2, True)
+    main(["fit", *sft(tmp_path)])
+    assert (tmp_path / "runs" / "iu_tiny_sft" / "policy").is_dir()
+
+
 def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, tree, capsys):
     main(["fit", *sft(tmp_path)])
     run = tmp_path / "runs" / "iu_tiny_sft"

@@ -78,8 +78,7 @@ def clock(seconds: float) -> str:
 
 def score_text(trainer: L.Trainer) -> str:
     """Reward or loss, the last validation, and speed, of those that there are."""
-    # Reading scores may gather them from all ranks, which do not all print.
-    metrics = trainer.callback_metrics if trainer.world_size == 1 else {}
+    metrics = trainer.callback_metrics
     names = dict(SCORES)
     if "reward/total" in metrics:
         del names["train/loss"]  # that of GRPO tells nothing
@@ -136,13 +135,7 @@ class ProgressLine(ProgressBar):
             self._print(trainer)
 
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
         """Count the batches."""
         if trainer.state.fn == "validate":

@@ -61,7 +61,7 @@ class ResultWriter(L.Callback):
         for split in ("train", "val"):
             skipped = _skipped(trainer, split)
             if trainer.is_global_zero:
-                _say_skipped(trainer, split, skipped)
+                _say_skipped(len(trainer.datamodule.splits[split]), split, skipped)  # type: ignore[attr-defined]
         best = self.folder / "checkpoints" / "best.ckpt"
         if not trainer.strategy.broadcast(best.exists()):
             return
@@ -110,22 +110,14 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
-        _say_skipped(trainer, "test", skipped)
+        _say_skipped(len(data.splits["test"]), "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the reports of an earlier prediction."""
         self.predicted = []
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
         """Keep what was written."""
         self.predicted += outputs
 
@@ -133,11 +125,11 @@ class ResultWriter(L.Callback):
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
-        skipped = _skipped(trainer, "test")
+        skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
-            _say_skipped(trainer, "test", skipped)
+            _say_skipped(len(data.to_predict()), "predict", skipped)
 
 
 def _best_score(trainer: L.Trainer) -> str:
@@ -147,7 +139,7 @@ def _best_score(trainer: L.Trainer) -> str:
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:
-    """The rows of all ranks, each study once and in their order: samplers pad the last ranks with repeats."""
+    """The rows of all ranks, in the order of the studies."""
     if trainer.world_size == 1:
         return rows
     parts: list[Any] = [None] * trainer.world_size
@@ -167,7 +159,6 @@ def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
     return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
 
 
-def _say_skipped(trainer: L.Trainer, split: str, skipped: list[dict[str, str]]) -> None:
+def _say_skipped(total: int, split: str, skipped: list[dict[str, str]]) -> None:
     if skipped:
-        total = len(trainer.datamodule.splits[split])  # type: ignore[attr-defined]
         print(f"Skipped in {split}: {len(skipped)} of {total} studies, whose images cannot be read (reasons above).")

@@ -73,17 +73,14 @@ class RunPage(L.Callback):
             self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say on the page why the run stopped; a page that cannot be written must not hide the reason."""
+        """Say on the page why the run stopped."""
         if not self.state:
             return
         reason = one_line(exception) or f"{type(exception).__name__}: {exception}".rstrip(": ")
         if isinstance(exception, KeyboardInterrupt):
             reason = "interrupted from the keyboard"
         self.state |= {"state": "stopped", "error": reason}
-        try:
-            self._write(trainer)
-        except Exception as error:
-            print(f"The run's page could not be written: {error}", flush=True)
+        self._write(trainer)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the results too."""
@@ -100,6 +97,14 @@ class RunPage(L.Callback):
             write_run_page(self.folder)
 
     def _write(self, trainer: L.Trainer) -> None:
+        """Write the page; where that fails it is said, but ends no run and hides no other reason for an end."""
+        try:
+            self._write_now(trainer)
+        except Exception as error:
+            print(f"The run's page could not be written: {type(error).__name__}: {error}", flush=True)
+        self.written = time.monotonic()
+
+    def _write_now(self, trainer: L.Trainer) -> None:
         # The first import of matplotlib takes half a second, which a test without a page need not wait for.
         from mrg.pages.run import write_run_page
 
@@ -117,7 +122,6 @@ class RunPage(L.Callback):
         }
         write_json(self.folder / STATE, self.state)
         write_run_page(self.folder)
-        self.written = time.monotonic()
 
 
 def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]:

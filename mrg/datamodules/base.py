@@ -11,9 +11,10 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mrg.datamodules.collate import Skipped, StudyCollator
+from mrg.datamodules.collate import Skipped
+from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
 from mrg.datamodules.sampler import StudySampler
-from mrg.datamodules.skip import SkippingCollator
+from mrg.datamodules.skip import SkippingCollator, StudyReader
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
@@ -83,7 +84,7 @@ class ReportDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.limits = limits
         self.on_error = on_error
-        self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}}
+        self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.removed: dict[str, int] = {}
         self.checking = False
@@ -124,19 +125,29 @@ class ReportDataModule(L.LightningDataModule):
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
-    def _loader(self, studies: Sequence[Study], split: str, batch_size: int) -> DataLoader[Any]:
-        shuffle = split == "train"
+    def _loader(
+        self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
+    ) -> DataLoader[Any]:
         if self.collator is None:
             raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
         if not len(studies):
             raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
         dataset: Any = StudyDataset(studies)
-        collate: Callable[[Any], Any] = self.collator
-        if self.on_error == "skip":
-            if not isinstance(self.collator, StudyCollator):
-                raise ValueError("Expected `collator` to be a StudyCollator where data.init_args.on_error is 'skip'.")
+        collate: Any = self.collator
+        if self.on_error == "skip" and isinstance(collate, StudyReader):
             # The collator reads the studies itself: it may need others than those of the batch.
-            dataset, collate = range(len(studies)), SkippingCollator(self.collator, studies, split, replace=shuffle)
+            dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
+        options: dict[str, Any] = {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            # Without one, starting a loader draws from the global generator, which a resumed run does more often.
+            "generator": torch.Generator(),
+        }
+        if share and not shuffle and self.trainer is not None and self.trainer.world_size > 1:
+            parts = RankBatches(len(studies), batch_size, self.trainer.world_size, self.trainer.global_rank)
+            collate = PartCollator(collate, dataset)
+            return DataLoader(Parts(), batch_size=None, sampler=parts, collate_fn=collate, **options)
         sampler = self._sampler(studies) if shuffle else None
         return DataLoader(
             dataset,
@@ -144,12 +155,8 @@ class ReportDataModule(L.LightningDataModule):
             sampler=sampler,
             # A last partial batch would make one optimiser step noisier than the others.
             drop_last=sampler is not None and len(sampler) >= batch_size,
-            # Without one, starting a loader draws from the global generator, which a resumed run does more often.
-            generator=torch.Generator(),
-            num_workers=self.num_workers,
             collate_fn=collate,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            **options,
         )
 
     def _sampler(self, studies: Sequence[Study]) -> StudySampler:
@@ -199,16 +206,20 @@ class ReportDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches."""
-        return self._loader(self.splits["train"], "train", self.batch_size)
+        return self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
+
+    def train_in_order(self) -> DataLoader[Any]:
+        """All training studies once each on every rank, in the order of the split, without those that are skipped."""
+        return self._loader("train", self.splits["train"], self.eval_batch_size, shuffle=False, share=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Validation batches in the order of the split."""
-        return self._loader(self.splits["val"], "val", self.eval_batch_size)
+        return self._loader("val", self.splits["val"], self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Test batches in the order of the split."""
-        return self._loader(self.splits["test"], "test", self.eval_batch_size)
+        return self._loader("test", self.splits["test"], self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """The studies of `to_predict`, for prediction without scores."""
-        return self._loader(self.to_predict(), "test", self.eval_batch_size)
+        return self._loader("predict", self.to_predict(), self.eval_batch_size, shuffle=False)

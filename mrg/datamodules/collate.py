@@ -46,11 +46,12 @@ class Batch:
         image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
         prompt_ids: (B, P) int64, padded on the left.
         prompt_mask: (B, P) bool, True at real tokens.
-        studies: The studies themselves, for ids and file names. None at all where every study of an evaluation's batch
-            was left out; the tensors are then empty.
-        skipped: The studies that were left out on the way.
+        studies: The studies themselves, for ids and file names.
         contents: For each study the content of its chat message: marks of images, and text.
         views: For each study the views of its image marks, in their order.
+        skipped: The studies that were left out on the way.
+        counts: False where the batch is computed only because all ranks must do the same: its studies stand in for
+            some that were left out, or are those of another batch.
     """
 
     pixel_values: Tensor
@@ -61,6 +62,7 @@ class Batch:
     contents: list[list[dict[str, str]]] = dataclasses.field(default_factory=list)
     views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
     skipped: tuple[Skipped, ...] = ()
+    counts: bool = True
 
     @property
     def target(self) -> list[str]:
@@ -74,6 +76,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.studies)
+
+    @property
+    def num_counted(self) -> int:
+        """How many of its studies are scored."""
+        return len(self.studies) if self.counts else 0
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Move the tensors; Lightning calls this."""

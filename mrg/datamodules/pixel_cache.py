@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mrg.files import make_folder
+
 _HEADER = struct.Struct("<8s4I")  # mark, height, width, channels (0: grey), checksum of the pixels
 _MARK = b"mrgpix1\n"
 _TICK = 50_000_000
@@ -34,12 +36,7 @@ class PixelCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"The folder {folder} cannot be made ({error.strerror}): check model.init_args.pixel_cache."
-            ) from error
+        make_folder(folder, "model.init_args.pixel_cache")
 
     def get(self, image: Path, settings: str, make: Callable[[], np.ndarray]) -> np.ndarray:
         """The pixels of an image under these settings: from their entry, or made and kept.

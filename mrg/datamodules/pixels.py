@@ -67,7 +67,7 @@ class Pixels:
         """What the processor makes of a view before it normalises it; see `read`."""
         made = self.image_processor(view.load(), do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
-        return np.ascontiguousarray(pixels.astype(np.uint8))
+        return _one_channel(pixels.astype(np.uint8))
 
     def encode(self, processor: Any, images: Sequence[Sequence[np.ndarray]], prompts: list[str], **text: Any) -> Any:
         """Normalise, and tokenise the prompts.
@@ -79,7 +79,8 @@ class Pixels:
             **text: Further arguments of the tokenizer.
         """
         ready = {"do_resize": False, "do_center_crop": False}
-        return processor(images=[list(views) for views in images], text=prompts, **ready, **text)
+        colour = [[p if p.ndim == 3 else np.stack([p] * 3, -1) for p in views] for views in images]
+        return processor(images=colour, text=prompts, **ready, **text)
 
 
 class Tiles(Pixels):
@@ -154,7 +155,7 @@ class Patches(Pixels):
         return f"{super().settings(num_views)} {self.limits(num_views)}"
 
     def shrink(self, view: View, num_views: int) -> np.ndarray:
-        """See `Pixels`: a grey image stays one channel."""
+        """See `Pixels`; a grey image is one channel from the start."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         image = view.read()
@@ -173,7 +174,7 @@ class Patches(Pixels):
                 "was expected; crop it."
             ) from None
         image = image.resize((width, height), self.image_processor.resample)
-        return np.asarray(image)
+        return _one_channel(np.asarray(image))
 
     def encode(self, processor: Any, images: Sequence[Sequence[np.ndarray]], prompts: list[str], **text: Any) -> Any:
         """See `Pixels`."""
@@ -205,6 +206,13 @@ class Patches(Pixels):
                 result[start : start + size, channel] = self.table[channel][planes[min(channel, len(planes) - 1)]]
             start += size
         return torch.from_numpy(result.reshape(len(result), -1))
+
+
+def _one_channel(pixels: np.ndarray) -> np.ndarray:
+    """Only one of three channels that are equal, as in grey images that are stored as RGB."""
+    if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
+        pixels = pixels[..., 0]
+    return np.ascontiguousarray(pixels)
 
 
 def pixels_for(processor: Any, max_study_pixels: int = 0, cache: PixelCache | None = None) -> Pixels:

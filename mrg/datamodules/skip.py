@@ -2,24 +2,34 @@
 
 Choices: images are opened when their batch is made, not all of them first. In training the next study of the split
 that can be read takes the place, so that a batch has its size, and all ranks their number of batches. In evaluation
-nothing takes it, because a study must not be scored twice; a batch may be left without studies. What takes a place is
-a function of the files alone, so a run that is repeated or resumed is the same. A missing decoder is not an image's
-fault and always an error.
+nothing takes it, because a study must not be scored twice; only where a whole batch would be left without studies does
+the next one stand in, which is computed, as ranks must do the same, but not scored. What takes a place is a function of
+the files alone, so a run that is repeated or resumed is the same. A missing decoder is not an image's fault and always
+an error.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-import torch
-
-from mrg.datamodules.collate import Batch, Skipped, StudyCollator
+from mrg.datamodules.collate import Skipped
 from mrg.datamodules.image import DecoderMissingError, ImageReadError
 from mrg.datamodules.study import Study
 
-Found = tuple[Study, list[np.ndarray]]
+Found = tuple[Study, Any]
+
+
+@runtime_checkable
+class StudyReader(Protocol):
+    """A collator in two steps, as `StudyCollator` is one; one that reads no images has no need of them."""
+
+    def read(self, study: Study) -> Any:
+        """Read the images of a study, or raise `ImageReadError`."""
+
+    def batch(self, studies: list[Study], images: list[Any]) -> Any:
+        """Make a batch of what was read; it has the attributes `skipped` and `counts` of a `Batch`."""
 
 
 class SkippingCollator:
@@ -29,36 +39,34 @@ class SkippingCollator:
         collator: Reads studies and makes batches.
         studies: Of the split.
         split: Its name.
-        replace: Put the next studies that can be read in their places.
+        replace: Put the next studies that can be read in their places, as in training.
     """
 
-    def __init__(self, collator: StudyCollator, studies: Sequence[Study], split: str, replace: bool) -> None:
+    def __init__(self, collator: StudyReader, studies: Sequence[Study], split: str, replace: bool) -> None:
         self.collator, self.studies, self.split, self.replace = collator, studies, split, replace
 
-    def __call__(self, indices: Sequence[int]) -> Batch:
+    def __call__(self, indices: Sequence[int]) -> Any:
         """Read and preprocess.
 
         Raises:
-            ValueError: If no study of the split can be read where one is needed.
+            ValueError: If no study of the split can be read.
             DecoderMissingError: If a study lacks nothing but an optional package.
         """
         skipped: dict[str, Skipped] = {}
         rows = [self._read(index, skipped) for index in indices]
-        if self.replace and None in rows:
+        found = [row for row in rows if row is not None]
+        counts = self.replace or bool(found)
+        if len(found) < len(rows) if self.replace else not found:
             others = self._others(indices, skipped)
             # Where the split has no further studies, those of the batch come again.
-            spare = itertools.cycle([row for row in rows if row is not None])
-            rows = [row or next(others, None) or next(spare, None) for row in rows]
-        found = [row for row in rows if row is not None]
-        if found:
-            batch = self.collator.batch([study for study, _ in found], [images for _, images in found])
-        elif self.replace:
+            again = itertools.cycle(found)
+            filled = [row or next(others, None) or next(again, None) for row in (rows if self.replace else rows[:1])]
+            found = [row for row in filled if row is not None]
+        if not found:
             first = next(iter(skipped.values())).reason
             raise ValueError(f"None of the {len(self.studies)} studies of split {self.split!r} can be read: {first}")
-        else:
-            nothing = torch.zeros(0, 0, dtype=torch.int64)
-            batch = Batch(nothing.float(), None, nothing, nothing.bool(), [])
-        batch.skipped = tuple(skipped.values())
+        batch = self.collator.batch([study for study, _ in found], [images for _, images in found])
+        batch.skipped, batch.counts = tuple(skipped.values()), counts
         return batch
 
     def _read(self, index: int, skipped: dict[str, Skipped]) -> Found | None:

@@ -25,25 +25,25 @@ class TableView(View):
     rows: Any = None
     place: tuple[int, str, int] = (0, "", -1)
 
-    def load(self) -> Image.Image:
+    def read(self) -> Image.Image:
         """Read the image as any other file, through a copy on disk.
 
         Raises:
-            ImageReadError: See `View.load`.
+            ImageReadError: See `View.read`.
         """
         row, column, index = self.place
         value = self.rows[row].column(column)[0].as_py()
         value = value if index < 0 else value[index]
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
         if data is None:
-            return View(Path(path or "")).load()
+            return View(Path(path or "")).read()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / (Path(path or "").name or "image")
             file.write_bytes(data)
             try:
-                return View(file).load()
+                return View(file).read()
             except ImageReadError as error:
-                raise ImageReadError(str(error).replace(str(file), str(self.image))) from None
+                raise type(error)(str(error).replace(str(file), str(self.image))) from None
 
 
 class StoredImages:

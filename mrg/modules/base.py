@@ -10,17 +10,17 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.load import LoRA, check_shared_prefix, load_policy
+from mrg.modules.load import LoRA, check_frozen, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import sample
 from mrg.modules.sharding import optimizer_groups, shard
 from mrg.modules.tiny import Tiny, tiny_policy
-from mrg.strategy import check_strategy
+from mrg.strategy import check_ranks, check_strategy
 
 
 def target_text(report: str, labels: Tensor, think: str) -> str:
@@ -112,6 +112,7 @@ class ReportModule(L.LightningModule):
         if think not in ("required", "absent"):
             raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
         check_shared_prefix(shared_prefix)
+        check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
             if value < 1:
                 raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
@@ -147,12 +148,15 @@ class ReportModule(L.LightningModule):
                 "ce_f1_macro": CEF1(average="macro", labeler=self.labeler),
             }
         )
+        # Means over studies. Lightning's own, of logged floats, are wrong where ranks have unequally many: it takes the
+        # mean of their counts as a whole number.
+        self.means = nn.ModuleDict({"format": MeanMetric()})
         self.predictions: list[dict[str, Any]] = []
         self.num_scored = 0
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
-        check_strategy(self.trainer.strategy)
+        check_strategy(self.trainer.strategy, self.load_in_4bit)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
@@ -162,6 +166,8 @@ class ReportModule(L.LightningModule):
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
+        if stage == "fit":
+            check_ranks(len(data.splits["train"]), self.trainer.world_size)
         if (
             self.use_indication
             and stage != "predict"
@@ -248,8 +254,6 @@ class ReportModule(L.LightningModule):
         return rate * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else rate
 
     def _write(self, batch: Batch) -> list[str]:
-        if not batch.studies:
-            return []
         with torch.no_grad():
             prompts = self.writer.embed(batch)
         return sample(self.writer, prompts, 1, self.max_new_tokens, temperature=0.0).texts
@@ -258,17 +262,22 @@ class ReportModule(L.LightningModule):
         texts = self._write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
-        self.num_scored += len(batch)
+        self.num_scored += batch.num_counted
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
-            if batch.studies:
+            if batch.counts:
                 metric.update(reports, batch.target)
-            # Logged without studies too: ranks must log the same.
-            self.log(f"{stage}/{name}", metric, batch_size=len(batch), prog_bar=name != "ce_f1_macro")
-        rate = sum(p.well_formed for p in parsed) / max(1, len(parsed))
-        self.log(f"{stage}/format", rate, batch_size=len(batch), sync_dist=True)
-        if stage == "test":
+            # Logged in any case: all ranks must log the same.
+            self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
+        self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)
+        if stage == "test" and batch.counts:
             self._collect(batch, texts, parsed)
+
+    def _log_mean(self, stage: str, name: str, value: float | Tensor, batch: Batch, **options: Any) -> None:
+        metric = self.means[name]
+        assert isinstance(metric, MeanMetric)
+        metric.update(value, batch.num_counted)
+        self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **options)
 
     def _collect(self, batch: Batch, texts: list[str], parsed: list[Any]) -> None:
         labels = self.labeler([p.report for p in parsed])
@@ -325,6 +334,8 @@ class ReportModule(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Write greedily: one dict per study."""
         texts = self._write(batch)
+        if not batch.counts:
+            return []
         parsed = [parse_completion(text, self.think) for text in texts]
         return [
             {"id": study.id, "prediction": p.report, "thinking": p.thinking, "completion": text}

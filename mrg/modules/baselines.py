@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from mrg.datamodules.base import ReportDataModule, StudyDataset
+from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.study import Study
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
@@ -161,15 +160,14 @@ class NearestImage(Baseline):
         Raises:
             ValueError: If there are no training studies.
         """
-        self.training_reports = _training(data, self.title, data.train_reports())
-        loader = DataLoader(
-            StudyDataset(data.splits["train"]),
-            batch_size=data.eval_batch_size,
-            num_workers=data.num_workers,
-            collate_fn=self.collator(),
-        )
+        _training(data, self.title, data.train_reports())
+        self.training_reports, known = [], []
         with self.trainer.precision_plugin.forward_context():  # as in the steps, which Lightning runs in it
-            self.known = torch.cat([self.embed(batch.to(self.device)).half().cpu() for batch in loader])
+            for batch in data.train_in_order():
+                if data.on_before_batch_transfer(batch, 0).counts:
+                    known.append(self.embed(batch.to(self.device)).half().cpu())
+                    self.training_reports += batch.target
+        self.known = torch.cat(known)
 
     @torch.no_grad()
     def embed(self, batch: Any) -> Tensor:

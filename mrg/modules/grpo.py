@@ -26,14 +26,14 @@ from mrg.modules.advantage import dead_groups, group_advantages
 from mrg.modules.base import ReportModule
 from mrg.modules.correction import correction_weights
 from mrg.modules.loss import check_loss_options, grpo_loss
-from mrg.modules.minibatch import Step, micro_batches, minibatches
+from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.prompts import Prompts
 from mrg.modules.reward import Reward, Rewards, WeightedScorer
 from mrg.modules.rollout import Rollout, replace_groups, sample
-from mrg.modules.server_rollout import ServerRollout, connect
+from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
 from mrg.modules.servers import Servers
-from mrg.modules.sharding import average_gradients, clip_gradients, most_of_ranks
+from mrg.modules.sharding import average_gradients, clip_gradients, gathered, most_of_ranks
 
 
 class GRPOModule(ReportModule):
@@ -119,6 +119,8 @@ class GRPOModule(ReportModule):
             )
         if reference not in ("adapter", "copy"):
             raise ValueError(f"Expected model.init_args.reference to be 'adapter' or 'copy', but got {reference!r}.")
+        if servers is not None and self.lora is None:
+            raise ValueError(NO_ADAPTER)
         check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         self.automatic_optimization = False  # several backward passes make one step
         self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
@@ -147,6 +149,9 @@ class GRPOModule(ReportModule):
             raise ValueError(
                 "Gradients are clipped before they are unscaled: use trainer.precision bf16-mixed or 32-true."
             )
+        data = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is not None:
+            check_round(data.batch_size, self.num_minibatches)
         super().setup(stage)
         if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
             raise ValueError(
@@ -175,11 +180,12 @@ class GRPOModule(ReportModule):
         """One round: rollout, reward, advantage, reference, loss."""
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
-        with self.monitor.phase("rollout"):
-            rollout = self.rollout(prompts, batch)
-        with self.monitor.phase("reward"):
-            rewards = self.rewards(rollout, batch)
-        rollout, rewards = self.resample(prompts, batch, rollout, rewards)
+        with gathered(self.writer):  # once, for ranks do not sample again equally often
+            with self.monitor.phase("rollout"):
+                rollout = self.rollout(prompts, batch)
+            with self.monitor.phase("reward"):
+                rewards = self.rewards(rollout, batch)
+            rollout, rewards = self.resample(prompts, batch, rollout, rewards)
         advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
             self.device
         )
@@ -314,6 +320,8 @@ class GRPOModule(ReportModule):
         norm = clip_gradients(self.parameters(), self.max_grad_norm)
         if self.patience.takes(norm, self.number):
             optimizer.step()
+            # Autocast keeps its casts of weights for the whole round, and does not see that they have changed.
+            torch.clear_autocast_cache()
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
         scheduler.step()

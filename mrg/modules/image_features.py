@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from mrg.datamodules.collate import Batch, StudyCollator
+from mrg.datamodules.collate import Batch, Skipped, StudyCollator
 from mrg.datamodules.study import ImageReadError, Study, View
 from mrg.modules.policy import Policy
 
@@ -23,10 +24,14 @@ class Features:
     Args:
         studies: The studies.
         values: (B, D) float32, or empty where no image was read.
+        skipped: See `Batch`.
+        counts: See `Batch`.
     """
 
     studies: list[Study]
     values: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0))
+    skipped: tuple[Skipped, ...] = ()
+    counts: bool = True
 
     @property
     def target(self) -> list[str]:
@@ -35,6 +40,11 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.studies)
+
+    @property
+    def num_counted(self) -> int:
+        """How many of its studies are scored."""
+        return len(self.studies) if self.counts else 0
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Features:
         """Move the features; Lightning calls this."""
@@ -64,14 +74,22 @@ class PixelCollator:
         Raises:
             ImageReadError: If an image cannot be read; names the study.
         """
-        rows = [self._row(study) for study in studies]
-        return Features(studies, torch.from_numpy(np.stack(rows)))
+        return self.batch(studies, [self.read(study) for study in studies])
 
-    def _row(self, study: Study) -> np.ndarray:
+    def batch(self, studies: list[Study], images: Sequence[np.ndarray]) -> Features:
+        """Make a batch of what `read` returned for each study."""
+        return Features(studies, torch.from_numpy(np.stack(images)))
+
+    def read(self, study: Study) -> np.ndarray:
+        """Read and scale the image of a study.
+
+        Raises:
+            ImageReadError: If it cannot be read; names the study.
+        """
         try:
             image = first_frontal(study).load()
         except ImageReadError as error:
-            raise ImageReadError(f"Study {study.id}: {error}") from None
+            raise type(error)(f"Study {study.id}: {error}") from None
         small = image.convert("L").resize((self.size, self.size), Image.Resampling.BILINEAR)
         row = np.asarray(small, dtype=np.float32).ravel()
         centred: np.ndarray = row - row.mean()
@@ -90,8 +108,19 @@ class TowerCollator:
 
     def __call__(self, studies: list[Study]) -> Batch:
         """See `StudyCollator`."""
-        chosen = [dataclasses.replace(study, views=(first_frontal(study),)) for study in studies]
-        return dataclasses.replace(self.collator(chosen), studies=studies)
+        return self.batch(studies, [self.read(study) for study in studies])
+
+    def read(self, study: Study) -> list[np.ndarray]:
+        """See `StudyCollator`."""
+        return self.collator.read(_of_one_view(study))
+
+    def batch(self, studies: list[Study], images: Sequence[list[np.ndarray]]) -> Batch:
+        """See `StudyCollator`."""
+        return dataclasses.replace(self.collator.batch([_of_one_view(s) for s in studies], images), studies=studies)
+
+
+def _of_one_view(study: Study) -> Study:
+    return dataclasses.replace(study, views=(first_frontal(study),))
 
 
 def tower_features(policy: Policy, batch: Batch) -> Tensor:

@@ -96,6 +96,18 @@ def check_shared_prefix(value: str) -> None:
         )
 
 
+def check_frozen(train_vision: bool, vision_cache: str, load_in_4bit: bool, lora: LoRA | None) -> None:
+    """Refuse settings that need frozen weights where these are trained.
+
+    Raises:
+        ValueError: If there are any.
+    """
+    if vision_cache and train_vision:
+        raise ValueError("A trained vision tower has nothing to keep: set model.init_args.vision_cache to ''.")
+    if load_in_4bit and lora is None:
+        raise ValueError("Weights in 4 bits cannot be trained: set model.init_args.lora, or load_in_4bit to false.")
+
+
 def _kind(path: str) -> str:
     """The family of a checkpoint, a key of `FAMILIES`."""
     if path.startswith((".", "/", "runs/")) or Path(path).exists():

@@ -40,17 +40,26 @@ class Step:
     old_logps: Tensor | None = None
 
 
-def minibatches(num_groups: int, num_minibatches: int, generator: torch.Generator | None = None) -> list[list[int]]:
-    """Groups of each optimiser step, as even as possible; in a drawn order where there is a generator.
+def check_round(num_groups: int, num_minibatches: int) -> None:
+    """Refuse more optimiser steps than there are studies in a round.
 
     Raises:
-        ValueError: If there are fewer groups than steps.
+        ValueError: If there are.
     """
     if num_minibatches > num_groups:
         raise ValueError(
             f"Expected at least as many studies in a round as model.init_args.num_minibatches ({num_minibatches}), "
             f"but got {num_groups}: raise data.init_args.batch_size."
         )
+
+
+def minibatches(num_groups: int, num_minibatches: int, generator: torch.Generator | None = None) -> list[list[int]]:
+    """Groups of each optimiser step, as even as possible; in a drawn order where there is a generator.
+
+    Raises:
+        ValueError: If there are fewer groups than steps.
+    """
+    check_round(num_groups, num_minibatches)
     order = list(range(num_groups)) if generator is None else torch.randperm(num_groups, generator=generator).tolist()
     bounds = [num_groups * i // num_minibatches for i in range(num_minibatches + 1)]
     return [order[start:stop] for start, stop in pairwise(bounds)]

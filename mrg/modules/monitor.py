@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mrg.modules.rollout import Rollout
 
 
-_LOWER = {
+LOWER = {
     "vision": "lower data.init_args.batch_size, model.init_args.max_pixels or max_views",
     "rollout": "lower data.init_args.batch_size, model.init_args.group_size or max_new_tokens",
     "reward": "give the labeler another device or smaller batches",
@@ -49,7 +49,7 @@ class Monitor:
         except torch.OutOfMemoryError as error:
             peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
             raise RuntimeError(
-                f"Out of GPU memory in the phase {name!r} ({peak:.1f} GiB were in use): {_LOWER[name]}."
+                f"Out of GPU memory in the phase {name!r} ({peak:.1f} GiB were in use): {LOWER[name]}."
             ) from error
         self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 

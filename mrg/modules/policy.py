@@ -46,7 +46,7 @@ class Policy(nn.Module):
         self.processor = processor
         self.train_vision, self.shared_prefix = train_vision, shared_prefix
         self.kept: dict[str, Tensor] = {}
-        self.sharded = False
+        self.sharded = self.gathered = False
         self.cache: VisionCache | None = None
         self.family = FAMILIES[self.base.config.model_type](self.base.config)
 

@@ -26,6 +26,8 @@ from mrg.modules.policy import Policy
 from mrg.modules.rollout import Rollout
 from mrg.modules.servers import AgainError, ServerPool, Servers, message_of
 
+NO_ADAPTER = "Rollout servers are sent an adapter and never weights: set model.init_args.lora, or servers to null."
+
 
 def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollout:
     """Check the servers before anything is computed.
@@ -34,9 +36,7 @@ def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollo
         ValueError: If the policy has no adapter to send, or a server is not what is needed.
     """
     if not policy.has_adapter:
-        raise ValueError(
-            "Rollout servers are sent an adapter and never weights: set model.init_args.lora, or servers to null."
-        )
+        raise ValueError(NO_ADAPTER)
     writers = ServerRollout(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
     writers.pool.check()
     return writers

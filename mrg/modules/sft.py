@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.base import ReportModule
@@ -14,6 +15,10 @@ from mrg.modules.sharding import average_gradients, clip_gradients
 
 class SFTModule(ReportModule):
     """Maximum likelihood of the reference report in the think/report format; see `ReportModule` for the arguments."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.means["loss"] = MeanMetric()
 
     def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target completions (B, C), padded on the right, and their mask."""
@@ -42,8 +47,7 @@ class SFTModule(ReportModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out likelihood, then reports."""
-        loss = self._loss(batch) if batch.studies else torch.zeros((), device=self.device)
-        self.log("val/loss", loss, batch_size=len(batch), prog_bar=True, sync_dist=True)
+        self._log_mean("val", "loss", self._loss(batch), batch, prog_bar=True)
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:

@@ -47,18 +47,21 @@ def shard(policy: Policy, mesh: DeviceMesh) -> None:
 def gathered(policy: Policy) -> Iterator[None]:
     """Within this context every rank holds all weights, and computes without the others; all ranks enter and leave.
 
-    Takes the memory of the whole model in its own precision on every rank.
+    Takes the memory of the whole model in its own precision on every rank. Inside of another one it does nothing, so
+    that ranks may enter it there as often as each needs.
     """
-    if not policy.sharded:
+    if not policy.sharded or policy.gathered:
         yield
         return
     layers: list[Any] = list(policy.base.model.language_model.layers)
+    policy.gathered = True
     for layer in layers:
         layer.unshard()
         layer.set_reshard_after_forward(False)
     try:
         yield
     finally:
+        policy.gathered = False
         for layer in layers:
             layer.set_reshard_after_forward(True)
             layer.reshard()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.files import make_folder
 from mrg.modules.families import Family
 
 Embeddings = tuple[Tensor, tuple[Tensor, ...]]
@@ -36,12 +37,7 @@ class VisionCache:
 
     def __init__(self, folder: Path, family: Family, base: Any) -> None:
         self.folder, self.family, self.base = folder, family, base
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"The folder {folder} cannot be made ({error.strerror}): check model.init_args.vision_cache."
-            ) from error
+        make_folder(folder, "model.init_args.vision_cache")
         digest = hashlib.sha256()
         for name in family.vision:
             for key, value in getattr(base, name).state_dict().items():

@@ -78,6 +78,16 @@ def test_a_run_that_fails_says_why(tmp_path, often):
     assert "the disk is &lt;full&gt;" in (tmp_path / "run" / "index.html").read_text()
 
 
+def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, often, monkeypatch, capsys):
+    def fails(folder):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("mrg.pages.run.write_run_page", fails)
+    main(["fit", *fit_arguments(tmp_path)])
+    assert "The run's page could not be written: OSError: no space left" in capsys.readouterr().out
+    assert (tmp_path / "run" / "policy" / "config.json").is_file()
+
+
 def test_a_reward_that_fails_names_the_study_on_the_page(tmp_path, capsys, monkeypatch):
     def written(*args):  # a policy of a few steps writes no report that could be scored
         rollout = sample(*args)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError, ImageFinder, Item, read_items
+from tests.refusals import refused
 
 
 def _entry(name: str, report: str = "Lungs are clear.", **changes: Any) -> dict[str, Any]:
@@ -48,13 +49,7 @@ def test_other_keys_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
 
 
 def _refused(file: Path, error: type[Exception] = AnnotationError) -> str:
-    """The message of the error, after a check that it is one line and names the file."""
-    with pytest.raises(error) as caught:
-        read_items(file)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(file.parent) in message
-    return message
+    return refused(lambda: read_items(file), error, file.parent)
 
 
 def test_missing_folder(tmp_path: Path) -> None:

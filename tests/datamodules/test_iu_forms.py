@@ -1,4 +1,3 @@
-import csv
 import dataclasses
 import json
 import logging
@@ -10,13 +9,12 @@ import pytest
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
 from mrg.datamodules.iu import IUXRayDataModule
 from mrg.datamodules.iu_files import find_files
-from mrg.datamodules.iu_record import IURecord
-from mrg.datamodules.iu_studies import count_and_drop
-from mrg.datamodules.kaggle import read_kaggle
-from mrg.datamodules.leakage import leakage_free
-from mrg.datamodules.study import Study
 from tests.iu_collection import (
     COLLECTION,
+    FORMS,
+    comparable,
+    data_of,
+    ids_of,
     write_annotation,
     write_kaggle,
     write_openi,
@@ -24,8 +22,7 @@ from tests.iu_collection import (
     write_r2gen,
     write_tables,
 )
-
-FORMS = ("annotation", "openi", "kaggle")
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -39,42 +36,23 @@ def roots(tmp_path: Path) -> dict[str, Path]:
     return {form: tmp_path / form for form in FORMS}
 
 
-def _data(root: Path, **settings: Any) -> IUXRayDataModule:
-    data = IUXRayDataModule(str(root), **{"variant": "any", "num_workers": 0, **settings})
-    data.setup()
-    return data
-
-
-def _ids(data: IUXRayDataModule) -> dict[str, list[str]]:
-    return {split: [study.id for study in studies] for split, studies in data.splits.items()}
-
-
 def _reports(data: IUXRayDataModule) -> list[str]:
     return [study.report for studies in data.splits.values() for study in studies]
 
 
 def _refused(error: type[Exception], root: Path, **settings: Any) -> str:
-    with pytest.raises(error) as caught:
-        _data(root, **settings)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
-def _comparable(study: Study) -> tuple[Any, ...]:
-    positions = tuple(view.position for view in study.views)
-    return study.id, study.patient, positions, study.report, study.indication
+    return refused(lambda: data_of(root, **settings), error)
 
 
 def test_equal_studies_from_all_forms(roots: dict[str, Path]) -> None:
-    data = {form: _data(roots[form]) for form in FORMS}
-    assert _ids(data["annotation"]) == {
+    data = {form: data_of(roots[form]) for form in FORMS}
+    assert ids_of(data["annotation"]) == {
         "train": ["CXR10_IM-0100", "CXR1_1_IM-0001", "CXR2_IM-0020"],
         "val": ["CXR6_IM-0060-1001"],
         "test": ["CXR7_IM-0070"],
     }
     for split in ("train", "val", "test"):
-        first, second, third = ([_comparable(study) for study in data[form].splits[split]] for form in FORMS)
+        first, second, third = ([comparable(study) for study in data[form].splits[split]] for form in FORMS)
         assert first == second
         if split == "train":  # a spreadsheet has spoilt this indication
             assert (first[0][-1], third[0][-1]) == ("+ smoker", "")
@@ -85,7 +63,7 @@ def test_equal_studies_from_all_forms(roots: dict[str, Path]) -> None:
 
 def test_views_are_the_files_under_their_published_names(roots: dict[str, Path]) -> None:
     names = {
-        form: [view.image.relative_to(roots[form]).as_posix() for view in _data(roots[form]).splits["train"][1].views]  # type: ignore[union-attr]
+        form: [view.image.relative_to(roots[form]).as_posix() for view in data_of(roots[form]).splits["train"][1].views]  # type: ignore[union-attr]
         for form in FORMS
     }
     assert names == {
@@ -98,7 +76,7 @@ def test_views_are_the_files_under_their_published_names(roots: dict[str, Path])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_form_is_found_and_said(roots: dict[str, Path], form: str, caplog: pytest.LogCaptureFixture) -> None:
     assert find_files(roots[form]).form == form
-    data = _data(roots[form])
+    data = data_of(roots[form])
     assert data.describe().startswith(f"IU X-Ray, form {form}: unknown variant with counts train 3, val 1, test 1; ")
     assert "; findings; positions from indiana_projections.csv; indications from " in data.describe()
 
@@ -106,17 +84,17 @@ def test_the_form_is_found_and_said(roots: dict[str, Path], form: str, caplog: p
 def test_reports_of_one_form_go_with_images_of_the_other(roots: dict[str, Path]) -> None:
     write_tables(roots["openi"])
     for form in ("openi", "kaggle"):
-        data = _data(roots["openi"], form=form)
+        data = data_of(roots["openi"], form=form)
         assert [len(study.views) for study in data.splits["train"]] == [2, 2, 2]
     write_openi(roots["kaggle"], images="unused")
-    data = _data(roots["kaggle"], form="openi")
+    data = data_of(roots["kaggle"], form="openi")
     assert str(data.splits["val"][0].views[1].image).endswith("images_normalized/6_IM-0060-2001.dcm.png")
 
 
 @pytest.mark.parametrize("form", ["openi", "kaggle"])
 def test_r2gens_studies_come_out_by_rule(roots: dict[str, Path], form: str) -> None:
     (roots[form] / "annotation.json").unlink()
-    data = _data(roots[form], split="test")
+    data = data_of(roots[form], split="test")
     assert {study.patient for study in data.splits["test"]} == {"CXR1", "CXR2", "CXR6", "CXR7", "CXR10"}
     few = 2 if form == "openi" else 1  # the table has no report without images
     assert data.removed == {"no findings": 1, "fewer than 2 images": few}
@@ -126,7 +104,7 @@ def test_r2gens_studies_come_out_by_rule(roots: dict[str, Path], form: str) -> N
 
 
 def test_numbers_of_images_are_settings(roots: dict[str, Path]) -> None:
-    data = _data(roots["openi"], split="test", min_images=1, max_images=0)
+    data = data_of(roots["openi"], split="test", min_images=1, max_images=0)
     assert {study.patient: len(study.views) for study in data.splits["test"]} == {
         "CXR1": 2, "CXR2": 3, "CXR3": 1, "CXR6": 3, "CXR7": 2, "CXR10": 2
     }  # fmt: skip
@@ -134,7 +112,7 @@ def test_numbers_of_images_are_settings(roots: dict[str, Path]) -> None:
     # The image that the table does not list comes last, without a position.
     assert [view.position for view in by_patient["CXR6"].views] == ["frontal", "lateral", ""]
     assert str(by_patient["CXR6"].views[2].image).endswith("CXR6_IM-0060-1001-0002.png")
-    one = _data(roots["openi"], max_images=1)
+    one = data_of(roots["openi"], max_images=1)
     assert {len(study.views) for studies in one.splits.values() for study in studies} == {1}
     assert _refused(AnnotationError, roots["annotation"], min_images=3) == (
         f"No study of split 'train', 'val', 'test' in {roots['annotation'] / 'annotation.json'} is left: 5 with fewer "
@@ -146,7 +124,7 @@ def test_numbers_of_images_are_settings(roots: dict[str, Path]) -> None:
 def test_positions_by_file_order_are_said(roots: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
     (roots["openi"] / "indiana_projections.csv").unlink()
     with caplog.at_level(logging.WARNING):
-        data = _data(roots["openi"], split="test", max_images=0)
+        data = data_of(roots["openi"], split="test", max_images=0)
     assert [record.getMessage().split("; ")[1][:50] for record in caplog.records if "projections" in record.msg] == [
         "positions by file order (first view frontal, secon"
     ]
@@ -159,7 +137,7 @@ def test_positions_by_file_order_are_said(roots: dict[str, Path], caplog: pytest
 @pytest.mark.parametrize("form", FORMS)
 def test_sections(roots: dict[str, Path], form: str) -> None:
     root = roots[form]
-    reports = {section: _data(root, split="test", sections=section) for section in ("findings", "impression", "both")}
+    reports = {section: data_of(root, split="test", sections=section) for section in ("findings", "impression", "both")}
     assert "Small effusion." in _reports(reports["findings"])
     assert set(_reports(reports["impression"])) == {"No acute disease."}
     assert "Small effusion. No acute disease." in _reports(reports["both"])
@@ -174,10 +152,10 @@ def test_the_impression_needs_the_reports(roots: dict[str, Path]) -> None:
         f"File {roots['annotation'] / 'annotation.json'} holds findings alone: to have the impression, put "
         "NLMCXR_reports.tgz or indiana_reports.csv beside it, or set `data.init_args.sections` to findings."
     )
-    assert {study.indication for study in _data(roots["annotation"]).splits["train"]} == {""}
+    assert {study.indication for study in data_of(roots["annotation"]).splits["train"]} == {""}
     write_tables(roots["annotation"])
     (roots["annotation"] / "indiana_projections.csv").unlink()  # the reports alone are enough
-    assert set(_reports(_data(roots["annotation"], split="test", sections="impression"))) == {"No acute disease."}
+    assert set(_reports(data_of(roots["annotation"], split="test", sections="impression"))) == {"No acute disease."}
 
 
 def test_a_section_that_empties_a_split_is_said(roots: dict[str, Path]) -> None:
@@ -187,7 +165,7 @@ def test_a_section_that_empties_a_split_is_said(roots: dict[str, Path]) -> None:
 
 
 def test_indications(roots: dict[str, Path]) -> None:
-    indications = {study.patient: study.indication for study in _data(roots["openi"], split="test").splits["test"]}
+    indications = {study.patient: study.indication for study in data_of(roots["openi"], split="test").splits["test"]}
     assert indications == {
         "CXR1": "Cough < 2 weeks & fever", "CXR2": "Cough.", "CXR6": "Cough.", "CXR7": "", "CXR10": "+ smoker"
     }  # fmt: skip
@@ -200,23 +178,23 @@ def test_targets_are_cleaned_by_section_in_training_alone(tmp_path: Path) -> Non
     ]
     write_openi(tmp_path, reports)
     write_annotation(tmp_path, reports)
-    data = _data(tmp_path, sections="both", deidentified="drop_sentence")
+    data = data_of(tmp_path, sections="both", deidentified="drop_sentence")
     assert {study.report for study in data.splits["train"]} == {"Clear lungs No change."}
     raw = "Old XXXX. Clear lungs XXXX is stable. No change."
     assert {study.report for study in (*data.splits["val"], *data.splits["test"])} == {raw}
     reports = [dataclasses.replace(report, impression="XXXX.") for report in reports]
     write_openi(tmp_path, reports)
-    data = _data(tmp_path, sections="both", deidentified="drop_token")
+    data = data_of(tmp_path, sections="both", deidentified="drop_token")
     assert {study.report for study in data.splits["train"]} == {"Old. Clear lungs XXXX."}
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_split_by_patient_is_the_same_for_all_forms(roots: dict[str, Path], form: str) -> None:
     settings = {"split": "patient", "split_fractions": (0.4, 0.3, 0.3), "split_seed": 0}
-    data = _data(roots[form], **settings)
-    ids = _ids(data)
+    data = data_of(roots[form], **settings)
+    ids = ids_of(data)
     assert {name: set(members) for name, members in ids.items()} == {
-        name: set(members) for name, members in _ids(_data(roots["openi"], **settings)).items()
+        name: set(members) for name, members in ids_of(data_of(roots["openi"], **settings)).items()
     }
     assert sum(map(len, ids.values())) == 5
     assert f"form {form}: by patient, seed 0 (train {len(ids['train'])}, val " in data.describe()
@@ -241,7 +219,7 @@ def test_ids_that_match_nothing(roots: dict[str, Path], form: str, caplog: pytes
     file.write_text(json.dumps(content))
     with caplog.at_level(logging.WARNING):
         if form == "annotation":
-            assert _data(roots[form]).splits["test"][0].indication == ""
+            assert data_of(roots[form]).splits["test"][0].indication == ""
         else:
             assert "No study of split 'test'" in _refused(AnnotationError, roots[form])
     assert "1 of the 5 studies are not in" in caplog.text
@@ -258,10 +236,10 @@ def test_an_annotation_with_other_reports_is_said(roots: dict[str, Path], caplog
     file = roots["annotation"] / "annotation.json"
     file.write_text(file.read_text().replace("Small effusion.", "Small effusion. No acute disease."))
     with caplog.at_level(logging.WARNING):
-        data = _data(roots["annotation"])
+        data = data_of(roots["annotation"])
     assert data.splits["val"][0].report == "Small effusion. No acute disease."  # as the annotation has it
     assert "the reports of 1 of 5 studies are not the findings of" in caplog.text
-    both = _data(roots["annotation"], split="test", sections="both")
+    both = data_of(roots["annotation"], split="test", sections="both")
     assert "Small effusion. No acute disease." in _reports(both)  # not the impression twice
 
 
@@ -277,7 +255,7 @@ def test_empty_reports_of_an_annotation(roots: dict[str, Path]) -> None:
     content["train"][0]["report"] = " "
     file.write_text(json.dumps(content))
     assert "1 studies have an empty report: CXR10_IM-0100; set" in _refused(AnnotationError, roots["annotation"])
-    data = _data(roots["annotation"], empty_reports="drop")
+    data = data_of(roots["annotation"], empty_reports="drop")
     assert data.removed == {"no findings": 1}
     assert data.describe().startswith(
         "IU X-Ray, form annotation: unknown variant with counts train 3, val 1, test 1, of which are left train 2, "
@@ -290,8 +268,8 @@ def test_test_subset_and_limits(roots: dict[str, Path]) -> None:
     extra = {**content["test"][0], "id": "CXR3_IM-0030", "report": "Fracture."}
     content["test"].append(extra)
     file.write_text(json.dumps(content))
-    data = _data(roots["annotation"], test_subset="leakage_free", limit_train=1)
-    assert _ids(data)["test"] == ["CXR3_IM-0030"]
+    data = data_of(roots["annotation"], test_subset="leakage_free", limit_train=1)
+    assert ids_of(data)["test"] == ["CXR3_IM-0030"]
     assert data.removed == {"report that stands in train": 1}
     assert data.describe().endswith("; left out: 1 with report that stands in train; of these at most train 1")
 
@@ -361,98 +339,5 @@ def test_other_names_are_settings(roots: dict[str, Path]) -> None:
     (root / "NLMCXR_reports.tgz").rename(root / "reports.tgz")
     (root / "NLMCXR_png").rename(root / "pictures")
     (root / "annotation.json").rename(root / "r2gen.json")
-    data = _data(root, reports="reports.tgz", images="pictures", annotation="r2gen.json", form="openi")
+    data = data_of(root, reports="reports.tgz", images="pictures", annotation="r2gen.json", form="openi")
     assert len(data.splits["train"]) == 3
-
-
-@pytest.fixture(scope="module")
-def real_roots(tmp_path_factory: pytest.TempPathFactory, iu_root: Path, iu_xml: list[IURecord]) -> dict[str, Path]:
-    """The real files in each layout, the images as links under their published names."""
-    base = tmp_path_factory.mktemp("iu")
-    openi, kaggle = base / "openi", base / "kaggle"
-    for root, names in (
-        (openi, ("NLMCXR_reports.tgz", "annotation.json", "indiana_projections.csv")),
-        (kaggle, ("indiana_reports.csv", "indiana_projections.csv", "annotation.json")),
-    ):
-        root.mkdir()
-        for name in names:
-            (root / name).symlink_to(iu_root / name)
-    (openi / "NLMCXR_png").mkdir()
-    (kaggle / "images" / "images_normalized").mkdir(parents=True)
-    listed: dict[str, list[str]] = {}
-    with (iu_root / "indiana_projections.csv").open() as file:
-        for row in csv.DictReader(file):
-            listed.setdefault(f"CXR{row['uid']}", []).append(row["filename"])
-    names_in_xml = {record.patient: record.images for record in iu_xml}
-    for folder in (iu_root / "images").iterdir():
-        patient = folder.name.split("_")[0]
-        for number, filename in enumerate(sorted(listed[patient])[:2]):
-            end = filename.removesuffix(".dcm.png").split("_", 1)[1]
-            (name,) = (name for name in names_in_xml[patient] if name.endswith(f"_{end}"))
-            (openi / "NLMCXR_png" / f"{name}.png").symlink_to(folder / f"{number}.jpg")
-            (kaggle / "images" / "images_normalized" / filename).symlink_to(folder / f"{number}.jpg")
-    return {"annotation": iu_root, "openi": openi, "kaggle": kaggle}
-
-
-@pytest.fixture(scope="module")
-def real(real_roots: dict[str, Path]) -> dict[str, IUXRayDataModule]:
-    return {form: _data(real_roots[form], variant="r2gen") for form in FORMS}
-
-
-def test_real_studies_are_equal_in_all_forms(real: dict[str, IUXRayDataModule]) -> None:
-    for form in FORMS:
-        assert real[form].describe().startswith(f"IU X-Ray, form {form}: R2Gen split (train 2069, val 296, test 590);")
-    assert real["annotation"].describe().endswith("; left out: none")
-    assert real["openi"].removed == {"no place in the split of annotation.json": 1000}
-    assert real["kaggle"].removed == {"no place in the split of annotation.json": 896}
-    studies = [[study for split in real[form].splits.values() for study in split] for form in FORMS]
-    assert [len(members) for members in studies] == [2955, 2955, 2955]
-    spoilt = []
-    for one, two, three in zip(*studies, strict=True):
-        assert _comparable(one) == _comparable(two)
-        assert _comparable(one)[:-1] == _comparable(three)[:-1]
-        if one.indication != three.indication:
-            spoilt.append(one.patient)
-        images = [[Path(view.image).resolve() for view in study.views] for study in (one, two, three)]  # type: ignore[arg-type]
-        assert images[0] == images[1] == images[2]
-    assert sorted(spoilt) == ["CXR1555", "CXR3477", "CXR3784"]
-
-
-def test_real_studies_come_out_by_rule(
-    real: dict[str, IUXRayDataModule], iu_root: Path, iu_xml: list[IURecord]
-) -> None:
-    listed = {study.id for studies in real["annotation"].splits.values() for study in studies}
-    tables = read_kaggle(iu_root / "indiana_reports.csv", iu_root / "indiana_projections.csv")
-    for records, no_findings, few in ((iu_xml, 530, 470), (tables, 514, 382)):
-        kept, removed = count_and_drop({"all": records}, "findings", 2)
-        assert {record.id for record in kept["all"]} == listed
-        assert removed == {"no findings": no_findings, "fewer than 2 images": few}
-
-
-def test_real_splits_differ_in_their_share_of_normal_studies(
-    real: dict[str, IUXRayDataModule], iu_xml: list[IURecord]
-) -> None:
-    normal = {record.id for record in iu_xml if record.normal}
-    splits = real["annotation"].splits
-    shares = {name: sum(study.id in normal for study in studies) for name, studies in splits.items()}
-    assert shares == {"train": 682, "val": 98, "test": 307}  # 33.0 %, 33.1 %, 52.0 %
-    others = [study for study in splits["test"] if study.id not in normal]
-    assert len(others) == 283
-    assert len(others) - len(leakage_free(others, splits["train"])) == 31
-
-
-def test_real_positions_by_file_order_are_wrong_in_one_of_eight_studies(real: dict[str, IUXRayDataModule]) -> None:
-    studies = [study for split in real["annotation"].splits.values() for study in split]
-    wrong = sum([view.position for view in study.views] != ["frontal", "lateral"] for study in studies)
-    assert wrong == 371
-    assert round(len(studies) / wrong) == 8
-
-
-def test_real_impressions_and_their_tokens(real_roots: dict[str, Path], real: dict[str, IUXRayDataModule]) -> None:
-    both = _data(real_roots["kaggle"], variant="r2gen", sections="both", deidentified="drop_token")
-    assert both.removed["no impression"] == 2955 - sum(map(len, both.splits.values())) == 6
-    findings = {study.id: study.report for study in real["kaggle"].splits["test"]}
-    for study in both.splits["test"]:
-        assert study.report.startswith(findings[study.id] + " ")
-    assert not any("XXXX" in study.report for study in both.splits["train"])
-    assert sum("XXXX" in study.report for study in both.splits["test"]) > 100

@@ -9,6 +9,7 @@ from mrg.datamodules.iu_record import IURecord
 from mrg.datamodules.kaggle import read_kaggle, read_projections
 from mrg.datamodules.openi import read_openi
 from tests.iu_collection import write_openi, write_tables
+from tests.refusals import refused
 
 
 @pytest.fixture
@@ -22,13 +23,7 @@ def _read(root: Path) -> list[IURecord]:
 
 
 def _refused(root: Path, error: type[Exception] = AnnotationError) -> str:
-    """The message of the error, after a check that it is one line and names the folder."""
-    with pytest.raises(error) as caught:
-        _read(root)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(root) in message
-    return message
+    return refused(lambda: _read(root), error, root)
 
 
 def _replace(file: Path, old: str, new: str) -> None:

@@ -10,19 +10,14 @@ from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
 from mrg.datamodules.iu_record import IURecord
 from mrg.datamodules.openi import NUM_REPORTS, read_openi
 from tests.iu_collection import COLLECTION, Report, write_archive, write_openi, write_xml
+from tests.refusals import refused
 
 ONE = COLLECTION[0]
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
 def _refused(source: Path, error: type[Exception] = AnnotationError) -> str:
-    """The message of the error, after a check that it is one line and names the source."""
-    with pytest.raises(error) as caught:
-        read_openi(source)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert str(source) in message
-    return message
+    return refused(lambda: read_openi(source), error, source)
 
 
 def _archive(tmp_path: Path, *contents: bytes) -> Path:

@@ -144,6 +144,14 @@ def test_views_share_a_studys_budget(tmp_path: Path, processor) -> None:
         assert sum(counts(20, *views)) <= 20
 
 
+def test_the_views_of_a_prior_share_the_budget(tmp_path: Path, processor) -> None:
+    file = picture(tmp_path / "a.png", 560, 560)
+    one = Study("a", (View(file),), "", prior=Study("b", (View(file), View(file)), "Clear."))
+    options = {"max_views": 2, "max_study_pixels": 27 * SQUARE**2}
+    assert tokens(StudyCollator(processor, "R:", use_prior=True, **options), one) == [9, 9, 9]
+    assert tokens(StudyCollator(processor, "R:", **options), one) == [16]  # max_pixels alone: 20
+
+
 def test_a_budget_too_small_for_the_views_is_refused(tmp_path: Path, processor) -> None:
     with pytest.raises(ValueError, match="at least 784, the 28 x 28 pixels of one image token, but got 783"):
         StudyCollator(processor, "R:", max_study_pixels=783)
@@ -212,6 +220,21 @@ def test_kept_pixels_are_the_same_and_not_decoded_again(tmp_path: Path, processo
     entries = [file for file in (tmp_path / "kept").rglob("*") if file.is_file()]
     grid = plain.image_grid_thw.prod(1) * 14**2
     assert sorted(file.stat().st_size - 24 for file in entries) == sorted([int(grid[0]), 3 * int(grid[1])])
+
+
+@pytest.mark.parametrize("kind", ["tiny", "llava"])
+def test_grey_that_is_stored_as_colour_is_kept_as_one_channel(tmp_path: Path, processor, kind: str) -> None:
+    if kind == "llava":
+        processor = load_policy(save_family(kind, tmp_path / "policy", CORPUS)).processor
+    grey = picture(tmp_path / "grey.png", 100, 120)
+    Image.open(grey).convert("RGB").save(tmp_path / "colour.png")
+    settle(tmp_path / "colour.png")
+    collate = StudyCollator(processor, "R:", pixel_cache=str(tmp_path / "kept"))
+    one, two = ([collate([study(file)]).pixel_values for _ in range(2)] for file in
+                (grey, tmp_path / "colour.png"))  # fmt: skip
+    assert all(torch.equal(values, one[0]) for values in (*one, *two))
+    assert len({file.stat().st_size for file in (tmp_path / "kept").rglob("*") if file.is_file()}) == 1
+    assert collate.pixels.read(View(tmp_path / "colour.png"), 1).ndim == 2
 
 
 def test_a_changed_image_is_read_again(tmp_path: Path, processor, counted: list[Path]) -> None:

@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning as L
@@ -15,10 +17,12 @@ from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.image import DecoderMissingError, ImageReadError
 from mrg.datamodules.skip import SkippingCollator
 from mrg.datamodules.study import Study, View
+from mrg.modules.baselines import ConstantNormal, NearestImage
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
 from mrg.modules.sft import SFTModule
 
+ROOT = Path(__file__).parents[2]
 SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 6, "max_pixels": 112 * 112}
 REPORTS = ("The heart is enlarged. No pneumothorax.", "Small left pleural effusion.", "The lungs are clear.")
 
@@ -84,17 +88,25 @@ def test_where_none_is_left_those_of_the_batch_come_again(collate, tmp_path: Pat
 def test_in_evaluation_nothing_takes_the_place(collate, tmp_path: Path) -> None:
     studies = write_studies(tmp_path, 4, bad=(0, 1))
     assert ids(collate, studies, [1, 2], replace=False) == (["s2"], ["s1"])
+    batch = SkippingCollator(collate, studies, "val", False)([1, 2])
+    assert (batch.counts, batch.num_counted) == (True, 1)
+
+
+def test_one_stands_in_for_a_batch_of_bad_images_and_does_not_count(collate, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path, 4, bad=(0, 1))
     batch = SkippingCollator(collate, studies, "val", False)([0, 1])
-    assert len(batch) == len(batch.to("cpu")) == 0
+    assert batch.study_id == ["s2"]
+    assert (batch.counts, batch.num_counted) == (False, 0)
     assert [study.reason for study in batch.skipped] == [
         f"Study s{i}: Image {tmp_path / f'{i}.png'} is truncated at 1500 bytes; copy it again." for i in (0, 1)
     ]
 
 
-def test_nothing_to_train_on_is_an_error(collate, tmp_path: Path) -> None:
+def test_a_split_of_bad_images_is_an_error(collate, tmp_path: Path) -> None:
     studies = write_studies(tmp_path, 3, bad=(0, 1, 2))
-    with pytest.raises(ValueError, match=r"None of the 3 studies of split 'train' can be read: Study s0: .*truncated"):
-        ids(collate, studies, [0])
+    for replace in (True, False):
+        with pytest.raises(ValueError, match=r"None of the 3 studies of split 'train' can be read: Study s0:"):
+            ids(collate, studies, [0], replace)
 
 
 def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,11 +123,6 @@ def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch
 def test_settings_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.init_args\.on_error to be 'raise' or 'skip', but got 'ignore'"):
         Splits({}, on_error="ignore")
-    data = Splits({"train": [Study("a", (), "")]}, on_error="skip")
-    data.setup()
-    data.collator = list
-    with pytest.raises(ValueError, match="to be a StudyCollator"):
-        data.train_dataloader()
 
 
 def trainer(folder: Path, **kwargs) -> L.Trainer:
@@ -183,6 +190,7 @@ def test_fit_goes_on_without_the_bad(
             "train": ["s0", "s5"],
             "val": ["s0", "s1"],
             "test": [],
+            "predict": [],
         }
         warned = [record.getMessage() for record in caplog.records if "Skipped in" in record.getMessage()]
         assert len(warned) == 4  # once for each, whatever the epochs
@@ -227,19 +235,38 @@ def test_predict_goes_on_without_the_bad(saved: str, tmp_path: Path, capsys) -> 
     trainer(tmp_path / "run").predict(sft(saved), data)
     rows = [json.loads(line) for line in (tmp_path / "run" / "predict.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["s2", "s3"]
-    assert "Skipped in test: 2 of 4 studies" in capsys.readouterr().out
+    assert "Skipped in predict: 2 of 4 studies" in capsys.readouterr().out
 
 
-def test_a_split_without_a_good_study_is_an_error(saved: str, tmp_path: Path) -> None:
-    bad = write_studies(tmp_path / "bad", 3, bad=(0, 1, 2))
-    good = write_studies(tmp_path / "good", 4)
-    data = Splits({"train": good, "val": bad, "test": bad}, on_error="skip")
+@pytest.mark.parametrize("tower", [False, True])
+def test_the_nearest_image_is_looked_for_among_the_good(saved: str, tmp_path: Path, tower: bool) -> None:
+    train = write_studies(tmp_path / "train", 6, bad=(0, 2, 3))
+    test = [dataclasses.replace(train[i], id=f"t{i}", report=REPORTS[0]) for i in (3, 4, 1)]
+    data = Splits({"train": train, "val": [], "test": test}, on_error="skip")
+    module = NearestImage(tower=saved if tower else "", max_pixels=112 * 112 if tower else 0)
+    trainer(tmp_path / "run").test(module, data, verbose=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [(row["id"], row["prediction"]) for row in rows] == [("t4", train[4].report), ("t1", train[1].report)]
+    assert sorted(data.skipped["train"]) == ["s0", "s2", "s3"]
+
+
+def test_a_baseline_that_reads_no_images_skips_none(tmp_path: Path) -> None:
+    test = write_studies(tmp_path / "test", 3, bad=(0,))
+    data = Splits({"train": test, "val": [], "test": test}, on_error="skip")
+    trainer(tmp_path / "run").test(ConstantNormal(), data, verbose=False)
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["num_studies"] == 3
+
+
+def test_a_score_of_nothing_is_an_error(saved: str, tmp_path: Path) -> None:
+    studies = write_studies(tmp_path / "images", 4, bad=(0, 1))
+    data = Splits({"train": studies, "val": studies, "test": studies}, on_error="skip")
+    one = {"limit_val_batches": 1, "limit_test_batches": 1, "num_sanity_val_steps": 0}
     with pytest.raises(ValueError, match=r"No study of split 'val' could be scored: Study s0: .* truncated"):
-        trainer(tmp_path).validate(sft(saved), data, verbose=False)
+        trainer(tmp_path, **one).validate(sft(saved), data, verbose=False)
     with pytest.raises(ValueError, match=r"No study of split 'test' could be scored: Study s0: .* truncated"):
-        trainer(tmp_path).test(sft(saved), data, verbose=False)
+        trainer(tmp_path, **one).test(sft(saved), data, verbose=False)
     with pytest.raises(ValueError, match="No study of split 'val' could be scored"):
-        trainer(tmp_path).fit(grpo(saved), data)
+        trainer(tmp_path, **one).fit(grpo(saved), data)
 
 
 def test_a_study_is_read_once_a_batch(collate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,3 +278,18 @@ def test_a_study_is_read_once_a_batch(collate, tmp_path: Path, monkeypatch: pyte
     two = dataclasses.replace(studies[0], views=(*studies[0].views, *studies[4].views))
     SkippingCollator(collate, [two, *studies[1:]], "train", True)([0, 1, 2])
     assert files == ["0.png", "4.png", "1.png", "2.png", "3.png"]
+
+
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+def test_ranks_with_unequal_numbers_of_bad_images_do_not_wait_for_each_other(
+    saved: str, tmp_path: Path, strategy: str
+) -> None:
+    command = [sys.executable, "-m", "tests.datamodules.skip_on_ranks", saved, str(tmp_path), strategy]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert np.isfinite([metrics["val/loss"], metrics["val/mccs"], metrics["val/format"]]).all()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["num_studies"] == 5
+    assert [study["id"] for study in results["protocol"]["skipped"]["studies"]] == ["s0", "s2", "s5"]
+    assert "Skipped in val: 4 of 8 studies" in done.stdout

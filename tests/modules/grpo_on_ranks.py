@@ -1,4 +1,4 @@
-"""Two rounds of GRPO on four studies, on one process or two, whole or sharded; saves the weights and what was logged.
+"""Two rounds of GRPO on four studies, on one process or two, whole or sharded; saves weights and norms of gradients.
 
 Completions depend on their study alone and not on its rank, so that the numbers of processes can be compared.
 """
@@ -28,8 +28,9 @@ class Fixed(GRPOModule):
 
     def rollout(self, prompts, batch, groups=(), attempt=0):
         parts = []
-        for row, name in enumerate(self.ids):
-            generator = torch.Generator().manual_seed(int(name.split("-")[1]) + 100 * self.global_step)
+        for row, group in enumerate(groups or range(len(self.ids))):
+            number = int(self.ids[group].split("-")[1])
+            generator = torch.Generator().manual_seed(number + 100 * self.global_step + 1000 * attempt)
             alone = prompts.rows(torch.tensor([row]))
             parts.append(sample(self.writer, alone, self.group_size, self.max_new_tokens, 1.0, generator))
         width = max(part.completion_ids.shape[1] for part in parts)
@@ -41,21 +42,24 @@ class Fixed(GRPOModule):
         return Rollout(ids, mask, logps, texts, torch.cat([p.truncated for p in parts]))
 
     def rewards(self, rollout, batch):
-        """Nothing to learn on half of the studies, which one rank may hold alone."""
-        live = torch.tensor([int(name.split("-")[1]) % 2 for name in self.ids]).repeat_interleave(self.group_size)
+        """Nothing to learn on half of the studies, which one rank may hold alone, or on one, which one rank does."""
+        every = 4 if self.resample_dead else 2
+        live = torch.tensor([int(name.split("-")[1]) % every > 0 for name in self.ids])
+        live = live.repeat_interleave(self.group_size)
         total = live * torch.tensor([float(len(text) % 5) for text in rollout.texts], dtype=torch.float64)
         nothing = torch.zeros(len(total), 14, dtype=torch.long)
         return Rewards(total, {}, (nothing, nothing))
 
 
-def main(policy, output, strategy, loss_type, kl_coef, trained):
+def main(policy, output, strategy, loss_type, kl_coef, trained, resample_dead):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     studies = [make_study(World(), 0, "train", index, 112) for index in range(4)]
     options = {"lora": LoRA(4)} if trained == "adapter" else {"reference": "copy"}
     module = Fixed(
         policy=policy, group_size=4, learning_rate=1e-2 if trained == "adapter" else 1e-3, warmup_steps=1,
-        loss_type=loss_type, kl_coef=kl_coef, micro_batch_tokens=200, **options, **SETTINGS,
+        loss_type=loss_type, kl_coef=kl_coef, micro_batch_tokens=200,
+        resample_dead=resample_dead, **options, **SETTINGS,
     )  # fmt: skip
     devices = 1 if strategy == "one" else 2
     chosen = {"one": "auto", "fsdp": FSDP2()}.get(strategy, strategy)
@@ -72,9 +76,9 @@ def main(policy, output, strategy, loss_type, kl_coef, trained):
     assert any(is_sharded(p) for p in layer.parameters()) == (strategy == "fsdp")
     weights = {name: full(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
     if trainer.is_global_zero:
-        kept = ("train/loss", "train/kl", "train/grad_norm")
-        torch.save({"weights": weights, "logged": [x for x in logged if x[0] in kept]}, output)
+        norms = [x for x in logged if x[0] == "train/grad_norm"]
+        torch.save({"weights": weights, "norms": norms}, output)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:5], float(sys.argv[5]), sys.argv[6])
+    main(*sys.argv[1:5], float(sys.argv[5]), sys.argv[6], int(sys.argv[7]))

@@ -158,6 +158,22 @@ def test_steps_without_a_finite_gradient_are_skipped_and_end_the_run(saved, stud
     assert all(torch.equal(start[n], w) for n, w in weights(module).items())
 
 
+def test_a_second_step_of_a_round_computes_with_the_weights_of_the_first(saved, studies):
+    """Under autocast, which keeps its casts of weights until a round ends."""
+    module, lightning = fitted(saved, studies[:4], Shortness(), steps=1, kl_coef=0.0)
+    seen = []
+    forward = module.writer.logps
+    module.writer.logps = lambda *args: (seen.append(forward(*args)), seen[-1])[1]
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[:1])  # one group, which has one order
+    module.num_iterations, module.log = 2, lambda *args, **kwargs: None
+    for group in lightning.optimizers[0].param_groups:
+        group["lr"] = 1e-2
+    with torch.autocast("cpu", torch.bfloat16):
+        module.training_step(batch, 0)
+    first, second = (part.logps.detach() for part in seen)
+    assert float((first - second).abs().max()) > 1e-3
+
+
 def test_no_memory_says_what_to_lower(saved, studies):
     module, _ = module_on(saved, studies)
     for phase, setting in (("policy", "micro_batch_tokens"), ("rollout", "group_size"), ("vision", "max_pixels")):
@@ -177,31 +193,34 @@ def test_completions_of_a_round_are_shown(saved, studies, tmp_path):
 
 def on_ranks(saved, output, *arguments):
     command = [sys.executable, "-m", "tests.modules.grpo_on_ranks", saved, str(output), *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert not done.returncode, done.stderr
     return torch.load(output)
 
 
 @pytest.mark.parametrize(
-    ("loss_type", "kl_coef", "trained", "strategies"),
+    ("loss_type", "kl_coef", "trained", "resample_dead", "strategies"),
     [
-        ("grpo", 0.04, "adapter", ["ddp", "fsdp"]),
-        ("dapo", 0.0, "adapter", ["ddp", "fsdp"]),
-        ("grpo", 0.04, "all", ["fsdp"]),
+        ("grpo", 0.04, "adapter", 0, ["ddp", "fsdp"]),
+        ("dapo", 0.0, "adapter", 0, ["ddp", "fsdp"]),
+        ("grpo", 0.04, "all", 0, ["fsdp"]),
+        ("grpo", 0.0, "adapter", 2, ["fsdp"]),
     ],
 )
-def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef, trained, strategies):
-    """Of unequal lengths, and with groups without signal, which one rank may hold alone."""
-    one = on_ranks(saved, tmp_path / "one.pt", "one", loss_type, kl_coef, trained)
+def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef, trained, resample_dead, strategies):
+    """Of unequal lengths, and with groups without signal, which one rank may hold, and sample again, alone."""
+    settings = (loss_type, kl_coef, trained, resample_dead)
+    one = on_ranks(saved, tmp_path / "one.pt", "one", *settings)
     start = load_policy(saved, LoRA(4) if trained == "adapter" else None).state_dict()
     for strategy in strategies:
-        two = on_ranks(saved, tmp_path / "two.pt", strategy, loss_type, kl_coef, trained)
+        two = on_ranks(saved, tmp_path / "two.pt", strategy, *settings)
+        assert [value for _, value in two["norms"]] == pytest.approx([value for _, value in one["norms"]], rel=1e-3)
         weights, others = one["weights"], two["weights"]
         assert set(weights) == set(others)
         moved = max(
             float((w - start[n.removeprefix("policy.")]).abs().max()) for n, w in weights.items() if "lora_A" not in n
         )
-        assert max(moved) > 1e-3
+        assert moved > 1e-3
         # Adam's first steps are signs times the rate: an entry whose gradient is rounding noise may take another sign.
         different = sum(int((~torch.isclose(weights[n], others[n], atol=1e-4)).sum()) for n in weights)
         assert different <= 1e-3 * sum(w.numel() for w in weights.values())

@@ -1,4 +1,4 @@
-"""The rollout against real vLLM servers: `bash tests/servers/build_vllm.sh && pytest -m vllm`."""
+"""The rollout against real vLLM servers: `bash tests/servers/build_vllm.sh && pytest tests/servers`."""
 
 import contextlib
 import os

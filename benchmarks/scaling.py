@@ -1,0 +1,284 @@
+"""Predict rounds on 8 and 64 GPUs: what ranks send, how long they take, what uneven lengths cost.
+
+    python benchmarks/scaling.py --metrics benchmarks/results/scaling-2026-11-25/demo-metrics.csv \\
+        --output benchmarks/results/scaling-2026-11-25/scaling.json
+
+Phase seconds come from a run's metrics.csv on one device; for the published sizes, of which there is no run, they are
+counted from arithmetic and memory traffic on an assumed GPU, and say so. Lengths are drawn from a log-normal
+distribution. The same seed gives the same tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from operations import language_operations, vision_operations
+from uneven import Cost, Lengths, sigma_of, simulate
+
+from mrg.sizing.activations import Numbers
+from mrg.sizing.communication import round_seconds, volume
+from mrg.sizing.geometry import Geometry, geometry, read_geometry
+from mrg.sizing.memory import Plan
+
+PHASES = ("vision", "rollout", "reward", "reference", "policy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What is assumed of a GPU and of what joins it to others; nothing of it was measured.
+
+    Args:
+        operations: Per second, of a large product in bfloat16.
+        share: Of these that a pass reaches.
+        memory: Bytes per second that it reads.
+        inside: Bytes per second that a GPU sends to the others of its machine.
+        outside: And to other machines.
+        latency: Seconds of one step of a ring.
+        gpus: Of one machine.
+    """
+
+    operations: float = 989e12
+    share: float = 0.4
+    memory: float = 3.35e12
+    inside: float = 450e9
+    outside: float = 50e9
+    latency: float = 10e-6
+    gpus: int = 8
+
+    def bandwidth(self, world_size: int) -> float:
+        return self.inside if world_size <= self.gpus else self.outside
+
+
+ETHERNET = Machine(inside=1.25e9, outside=1.25e9, latency=50e-6)
+"""Of the run whose phases were measured on a CPU: 10 Gb/s between its ranks, assumed."""
+
+
+def measured(file: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each phase, and lengths, over a run's rounds but the first."""
+    with file.open(encoding="utf-8") as lines:
+        rows = [row for row in csv.DictReader(lines) if row.get("seconds/policy")][1:]
+    if not rows:
+        raise SystemExit(f"{file} holds no rounds with seconds/policy: it is not of a GRPO run of two rounds or more.")
+    phases = {name: float(np.median([float(row[f"seconds/{name}"]) for row in rows])) for name in PHASES}
+    lengths = {name: float(np.mean([float(row[f"train/{name}"]) for row in rows])) for name in ("length", "length_max")}
+    return phases, lengths
+
+
+def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Machine) -> dict[str, float]:
+    """Seconds of each phase of a published size, by arithmetic and memory traffic alone; rewards are left out."""
+    studies, prompt, tokens = plan.batch_size, plan.prompt_tokens, round(length)
+    language = language_operations(name, prompt, 1, plan.group_size, tokens) * studies
+    reading = language_operations(name, prompt, 1, 0, 0) * studies
+    speed = machine.share * machine.operations
+    passes = 3 if plan.numbers.checkpointing else 2  # with frozen weights backward costs as much as forward
+    return {
+        "vision": vision_operations(name, plan.image_tokens) * studies * plan.images / speed,
+        "rollout": reading / speed,  # decoding is simulated
+        "reward": 0.0,
+        "reference": language / speed if plan.reference else 0.0,
+        "policy": passes * language / speed,
+    }
+
+
+def decoding_cost(shape: Geometry, plan: Plan, length: float, machine: Machine) -> Cost:
+    """A step reads the weights once, each row's keys, and one copy of each prompt's; starting kernels is left out."""
+    size = plan.numbers.weights
+    token = 2 * shape.num_layers * shape.kv_width * 2
+    weights = (shape.decoder + shape.vocab_size * shape.width) * size
+    fixed = (weights + token * plan.batch_size * plan.prompt_tokens) / machine.memory
+    return Cost(fixed, token * length / 2 / machine.memory, "memory traffic of the assumed GPU")
+
+
+def measure_decoding(tokens: tuple[int, int] = (4, 36)) -> Cost:
+    """A step's cost on this machine: rollouts of the demo's shape that never end, of two lengths, on one thread."""
+    import torch
+
+    from mrg.modules.prompts import Prompts
+    from mrg.modules.rollout import sample
+
+    torch.set_num_threads(1)
+    policy, numbers, seconds = demo_policy(), (1, 2, 4, 8, 16), []
+    policy.__dict__["banned_ids"] = [*policy.banned_ids, policy.eos_id]
+    for prompts in numbers:
+        mask = torch.ones(prompts, 30, dtype=torch.bool)
+        places = torch.arange(30).expand(3, prompts, 30).contiguous()
+        width = policy.base.config.text_config.hidden_size
+        given = Prompts(torch.randn(prompts, 30, width), mask, places, torch.zeros_like(mask))
+        taken = []
+        for _ in range(5):
+            ends = []
+            for length in tokens:
+                start = time.perf_counter()
+                sample(policy, given, 8, length)
+                ends.append(time.perf_counter() - start)
+            taken.append((ends[1] - ends[0]) / (tokens[1] - tokens[0]))
+        seconds.append(min(taken))
+    rows = np.array([[1, 8 * number] for number in numbers])
+    fixed, per_row = np.linalg.lstsq(rows, np.array(seconds), rcond=None)[0]
+    return Cost(float(max(fixed, 0)), float(per_row), "measured: the demo's shape, one CPU thread")
+
+
+def passes_of(plan: Plan, length: float) -> int:
+    """Micro-batches of a round."""
+    group = plan.prompt_tokens + plan.group_size * length
+    return -(-plan.batch_size // max(1, int(plan.micro_batch_tokens // group)))
+
+
+def predict(
+    label: str, shape: Geometry, plan: Plan, phases: dict[str, float], decoding: float, length: float,
+    machine: Machine, waits: dict[int, float], world_sizes: list[int],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A round on one GPU and on several, the batch of each GPU the same."""
+    whole = {**phases, "rollout": phases["rollout"] + decoding}
+    alone, result = sum(whole.values()), []
+    for strategy in ("ddp", "fsdp"):
+        for world in world_sizes:
+            chosen = dataclasses.replace(plan, strategy=strategy if world > 1 else "one", world_size=world)
+            num = passes_of(chosen, length)
+            sent = volume(shape, chosen, num, num if plan.reference else 0)
+            wait = 1 + (waits[world] - 1) * (decoding / whole["rollout"] if decoding else 1.0)
+            least, most = round_seconds(whole, sent, world, machine.bandwidth(world), machine.latency, wait)
+            result.append(
+                {
+                    "run": label, "strategy": strategy, "world_size": world, "passes": num,
+                    "sent_bytes": sent.sent(world), "least": least, "most": most,
+                    "efficiency": [alone / most, alone / least],
+                }
+            )  # fmt: skip
+    return result
+
+
+def show_simulation(title: str, rows: list[dict[str, Any]]) -> None:
+    print(f"\n{title}\n| way | ranks | mean of a rank | slowest rank | slowest / mean | faster than one by one |")
+    print("|---|---:|---:|---:|---:|---:|")
+    first = {row["world_size"]: row["slowest"] for row in rows if row["way"] == "one study after another"}
+    for row in rows:
+        print(
+            f"| {row['way']} | {row['world_size']} | {row['seconds']:.3f} s | {row['slowest']:.3f} s | "
+            f"{row['wait']:.2f} | {first[row['world_size']] / row['slowest']:.2f}x |"
+        )
+
+
+def show_prediction(rows: list[dict[str, Any]]) -> None:
+    print("\n| run | strategy | GPUs | a rank sends | round | studies per second against one GPU's, times GPUs |")
+    print("|---|---|---:|---:|---:|---:|")
+    for row in rows:
+        if row["world_size"] == 1 and row["strategy"] != "ddp":
+            continue
+        name = "one" if row["world_size"] == 1 else row["strategy"]
+        span = f"{row['least']:.2f} s" if row["most"] - row["least"] < 0.005 else (
+            f"{row['least']:.2f} to {row['most']:.2f} s")  # fmt: skip
+        low, high = row["efficiency"]
+        share = f"{low:.0%}" if high - low < 0.005 else f"{low:.0%} to {high:.0%}"
+        print(f"| {row['run']} | {name} | {row['world_size']} | {size_of(row['sent_bytes'])} | {span} | {share} |")
+
+
+def size_of(count: float) -> str:
+    for unit, power in (("GB", 9), ("MB", 6)):
+        if count >= 10**power:
+            return f"{count / 10**power:,.2f} {unit}"
+    return f"{count / 1000:,.1f} kB"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of a GRPO run on one device")
+    parser.add_argument("--policy", default="", help="its policy's folder or hub id; the demo's shape by default")
+    parser.add_argument("--batch-size", type=int, default=16, help="its studies in a round")
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=90)
+    parser.add_argument("--prompt-tokens", type=int, default=25)
+    parser.add_argument("--rank", type=int, default=32, help="of its adapter")
+    parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--between", type=float, default=0.5, help="share of variance common to a study's completions")
+    parser.add_argument("--long-mean", type=float, default=128.0, help="of the drawn lengths for the published sizes")
+    parser.add_argument("--long-sigma", type=float, default=0.5)
+    parser.add_argument("--fixed", type=float, default=1.43e-3, help="seconds of a decoding step on the CPU")
+    parser.add_argument("--per-row", type=float, default=4.15e-5, help="and of each of its rows")
+    parser.add_argument("--measure", action="store_true", help="measure the two on this machine instead")
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def demo_policy() -> Any:
+    """A policy of the demo's shape, vocabulary included."""
+    import torch
+
+    from mrg.datamodules.demo import World, make_study
+    from mrg.modules.tiny import Tiny, tiny_policy
+
+    torch.manual_seed(0)
+    reports = [make_study(World(), 0, "train", index, 112).report for index in range(1000)]
+    return tiny_policy(reports, Tiny()).eval()
+
+
+def main() -> None:
+    options = arguments()
+    phases, lengths = measured(options.metrics)
+    worlds = options.world_sizes
+    sigma = sigma_of(lengths["length"], lengths["length_max"], options.batch_size * options.group_size)
+    short = Lengths(lengths["length"], sigma, options.between, options.max_new_tokens)
+    cost = measured_cost = (
+        measure_decoding()
+        if options.measure
+        else Cost(options.fixed, options.per_row, "by --measure, earlier: the demo's shape, one CPU thread")
+    )
+    print(
+        f"Measured run {options.metrics}: {', '.join(f'{name} {value:.3f} s' for name, value in phases.items())}; "
+        f"lengths {lengths['length']:.1f} on average, the longest of a round {lengths['length_max']:.1f}: log-normal "
+        f"with sigma {sigma:.3f}.\nA decoding step there: {1e3 * cost.fixed:.3f} ms and {1e6 * cost.per_row:.1f} us a "
+        f"row ({cost.source})."
+    )
+    common = (options.batch_size, options.group_size, options.rounds, options.seed)
+    tables = {"measured run": simulate(short, cost, worlds, *common)}
+    show_simulation(f"Decoding of the measured run, {options.batch_size} studies a rank", tables["measured run"])
+    shape = read_geometry(options.policy) if options.policy else geometry(demo_policy().base.config)
+    own = Plan(
+        Numbers(4, False, options.rank, False), batch_size=options.batch_size, group_size=options.group_size,
+        max_new_tokens=options.max_new_tokens, micro_batch_tokens=8192, images=0, text_tokens=options.prompt_tokens,
+    )  # fmt: skip
+    waits = waits_of(tables["measured run"])
+    predicted = predict("measured", shape, own, phases, 0.0, short.mean, ETHERNET, waits, worlds)
+    machine = Machine()
+    long = Lengths(options.long_mean, options.long_sigma, options.between, 256)
+    for name in ("3b", "7b", "32b"):
+        shape = read_geometry(name)
+        plan = Plan(Numbers(), batch_size=8, micro_batch_tokens=8192, text_tokens=93, image_tokens=334)
+        cost = decoding_cost(shape, plan, long.mean, machine)
+        tables[name] = simulate(long, cost, worlds, plan.batch_size, plan.group_size, *common[2:])
+        if name == "7b":
+            show_simulation(f"Decoding of 7b: {1e3 * cost.fixed:.2f} ms a step and {1e6 * cost.per_row:.1f} us a row "
+                            f"({cost.source})", tables[name])  # fmt: skip
+        decoding = next(row["seconds"] for row in tables[name] if row["way"].endswith("leave"))
+        guessed = assumed(name, shape, plan, long.mean, machine)
+        waits = waits_of(tables[name])
+        predicted += predict(name, shape, plan, guessed, decoding, long.mean, machine, waits, worlds)
+    show_prediction(predicted)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        settings.pop("output")
+        content = {
+            "settings": settings, "phases": phases, "lengths": {**lengths, "sigma": sigma},
+            "assumed_gpu": dataclasses.asdict(machine), "assumed_ethernet": dataclasses.asdict(ETHERNET),
+            "decoding_cost": dataclasses.asdict(measured_cost),
+            "simulation": tables, "prediction": predicted,
+        }  # fmt: skip
+        options.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def waits_of(rows: list[dict[str, Any]]) -> dict[int, float]:
+    return {row["world_size"]: row["wait"] for row in rows if row["way"].endswith("leave")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""Bytes of GPU memory that a rank needs: what stays, and what each phase of a round adds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from mrg.sizing.activations import (
+    Numbers,
+    forward_work,
+    kv_cache,
+    policy_pass,
+    reference_pass,
+    sampling_work,
+    vision_pass,
+)
+from mrg.sizing.geometry import Geometry
+
+FOUR_BITS = 4.127 / 8
+"""Bytes of a weight in NF4 with double quantisation (Dettmers et al., QLoRA, 2023)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The settings of a run that its memory depends on.
+
+    Args:
+        numbers: Precision, adapter and checkpointing.
+        strategy: `"one"`, `"ddp"` or `"fsdp"`, see `mrg.strategy`.
+        world_size: Number of GPUs.
+        batch_size: Studies of a round on one GPU.
+        group_size: Completions per study; 1 in supervision.
+        max_new_tokens: Longest completion.
+        micro_batch_tokens: Tokens of one pass; 0 in supervision, which passes over its whole batch.
+        eval_batch_size: Studies of a batch in validation.
+        text_tokens: Tokens of a prompt beside its images.
+        images: Images of a study.
+        image_tokens: Tokens of an image.
+        reference: Whether there is a KL term.
+        train_vision: Whether the vision tower is trained.
+        four_bits: Whether the decoder's weights are held in 4 bits.
+        servers: Whether others write the rollouts.
+    """
+
+    numbers: Numbers
+    strategy: str = "one"
+    world_size: int = 1
+    batch_size: int = 8
+    group_size: int = 8
+    max_new_tokens: int = 256
+    micro_batch_tokens: int = 16_384
+    eval_batch_size: int = 16
+    text_tokens: int = 80
+    images: int = 2
+    image_tokens: int = 330
+    reference: bool = True
+    train_vision: bool = False
+    four_bits: bool = False
+    servers: bool = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of a prompt."""
+        return self.text_tokens + self.images * self.image_tokens
+
+    @property
+    def shards(self) -> int:
+        """Number of ranks that share the decoder layers."""
+        return self.world_size if self.strategy == "fsdp" else 1
+
+    @property
+    def group_tokens(self) -> int:
+        """Tokens that a pass reads of one group; the last of a completion is never read."""
+        return self.prompt_tokens + self.group_size * (self.max_new_tokens - 1)
+
+    @property
+    def pass_tokens(self) -> int:
+        """Most tokens of one pass: where completions are short, more groups fill the budget."""
+        if not self.micro_batch_tokens:
+            return self.batch_size * (self.prompt_tokens + self.max_new_tokens)
+        return max(self.group_tokens, min(self.micro_batch_tokens, self.batch_size * self.group_tokens))
+
+    @property
+    def completion_tokens(self) -> int:
+        """Tokens of one pass whose log-probabilities are wanted, if completions have full length."""
+        if not self.micro_batch_tokens:
+            return self.batch_size * self.max_new_tokens
+        return round(self.pass_tokens / self.group_tokens * self.group_size * self.max_new_tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank.
+
+    Args:
+        stays: What is there all the time, by name.
+        phases: What each phase adds at its peak, by its name in metrics.csv.
+    """
+
+    stays: dict[str, int]
+    phases: dict[str, int]
+
+    @property
+    def largest(self) -> str:
+        """The phase that adds most."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return sum(self.stays.values()) + self.phases[self.largest]
+
+
+def memory(shape: Geometry, plan: Plan) -> Memory:
+    """Predict the memory of one rank.
+
+    Not in it: the CUDA context, NCCL's buffers and what the allocator cannot use, together some GiB.
+
+    Args:
+        shape: Of the model.
+        plan: The settings.
+    """
+    stays = trained_state(shape, plan)
+    prompts = plan.batch_size * plan.prompt_tokens
+    stays["prompts and pixels"] = prompts * shape.width * plan.numbers.weights + _pixels(shape, plan, plan.batch_size)
+    writes = plan.group_size > 1 and not plan.servers
+    phases = {
+        "vision": vision_pass(shape, plan.numbers, _patches(shape, plan, plan.batch_size), plan.train_vision),
+        "rollout": rollout(shape, plan, plan.batch_size, plan.group_size) if writes else 0,
+        "reference": _passing(shape, plan, reference=True) if plan.reference else 0,
+        "policy": _passing(shape, plan),
+        "validation": _validation(shape, plan),
+    }
+    if plan.train_vision:  # what the tower keeps waits for the gradient of the embeddings
+        phases = {name: size + (phases["vision"] if name == "policy" else 0) for name, size in phases.items()}
+    return Memory(stays, phases)
+
+
+def trained_state(shape: Geometry, plan: Plan) -> dict[str, int]:
+    """Bytes of weights, adapter, gradients, Adam's two moments and a copied reference, exact to the tensor.
+
+    Only the decoder layers are sharded, and of what is trained only they.
+    """
+    numbers = plan.numbers
+    size = numbers.weights
+    whole = shape.total - shape.decoder
+    decoder = round(shape.adapted * FOUR_BITS) + (shape.decoder - shape.adapted) * size if plan.four_bits else (
+        shape.decoder * size)  # fmt: skip
+    stays = {"decoder layers": -(-decoder // plan.shards), "embedding, head, vision": whole * size}
+    if numbers.rank:
+        trained = shape.adapter(numbers.rank) * numbers.trained
+        stays["adapter"] = trained
+    else:
+        outside = whole - (0 if plan.train_vision else shape.vision)
+        trained = (-(-shape.decoder // plan.shards) + outside) * size
+        if plan.reference:
+            stays["copied reference"] = trained
+    if numbers.rank and plan.train_vision:
+        trained += shape.vision * size
+    stays["gradients"] = trained
+    stays["AdamW"] = 2 * trained
+    if plan.strategy == "ddp":
+        stays["DDP's buckets"] = trained
+    return stays
+
+
+def rollout(shape: Geometry, plan: Plan, prompts: int, group_size: int) -> int:
+    """Bytes of writing `group_size` completions for each of so many prompts."""
+    numbers, rows = plan.numbers, prompts * group_size
+    read = kv_cache(shape, numbers, prompts, plan.prompt_tokens, 0, 0)
+    written = kv_cache(shape, numbers, 0, 0, rows, plan.max_new_tokens)
+    reading = forward_work(shape, numbers, prompts * plan.prompt_tokens)
+    writing = written + sampling_work(shape, rows)
+    gathered = shape.decoder * numbers.weights - -(-shape.decoder * numbers.weights // plan.shards)
+    # In float32 the adapter is merged into copies of the weights, see `Policy.merged`.
+    merged = 4 * shape.adapted if numbers.rank and numbers.weights == 4 and not numbers.autocast else 0
+    return gathered + merged + read + max(reading, writing)
+
+
+def _passing(shape: Geometry, plan: Plan, reference: bool = False) -> int:
+    one = reference_pass if reference else policy_pass
+    work = one(shape, plan.numbers, plan.pass_tokens, plan.completion_tokens)
+    return work + _gathered_layers(shape, plan, reference)
+
+
+def _gathered_layers(shape: Geometry, plan: Plan, reference: bool) -> int:
+    """One layer computes while the next is gathered; a trained one also has a whole gradient."""
+    if plan.shards == 1:
+        return 0
+    layers = 2 if reference or plan.numbers.rank else 3
+    return layers * shape.largest_layer * plan.numbers.weights
+
+
+def _validation(shape: Geometry, plan: Plan) -> int:
+    vision = vision_pass(shape, plan.numbers, _patches(shape, plan, plan.eval_batch_size), trained=False)
+    return _pixels(shape, plan, plan.eval_batch_size) + max(vision, rollout(shape, plan, plan.eval_batch_size, 1))
+
+
+def _patches(shape: Geometry, plan: Plan, studies: int) -> int:
+    return studies * plan.images * plan.image_tokens * shape.patches_per_token
+
+
+def _pixels(shape: Geometry, plan: Plan, studies: int) -> int:
+    return 4 * shape.patch_values * _patches(shape, plan, studies)
+
+
+def advice(shape: Geometry, plan: Plan, needed: Memory, devices: int) -> str:
+    """What to change where the memory does not suffice: first what weighs most.
+
+    Args:
+        shape: Of the model.
+        plan: Its settings.
+        needed: Its memory.
+        devices: GPUs that there are.
+    """
+    stays, phase = sum(needed.stays.values()), needed.largest
+    words = []
+    if plan.numbers.weights == 4:
+        words.append("model.init_args.dtype bfloat16 with trainer.precision bf16-mixed halves the weights")
+    if not plan.numbers.rank:
+        words.append("model.init_args.lora trains an adapter instead of all weights")
+    if stays > needed.phases[phase] and plan.strategy != "fsdp" and devices > 1:
+        words.append("--config configs/strategy/fsdp.yaml shares the decoder layers out")
+    if stays > needed.phases[phase] and plan.strategy == "fsdp":
+        words.append("more GPUs hold smaller shares")
+    words.append(f"the largest phase is {phase}: {_lower(plan)[phase]}")
+    if phase == "rollout" and plan.strategy == "fsdp":
+        words.append(
+            "a rollout gathers all layers on every rank, which rollout servers spare (configs/rollout/vllm.yaml)"
+        )
+    return "; ".join(words) + "."
+
+
+def _lower(plan: Plan) -> dict[str, str]:
+    from mrg.modules.monitor import LOWER
+
+    lower = {**LOWER, "validation": "lower data.init_args.eval_batch_size"}
+    if not plan.micro_batch_tokens:
+        lower["policy"] = "lower data.init_args.batch_size, or set gradient_checkpointing to true"
+    elif plan.micro_batch_tokens <= plan.group_tokens:
+        lower["reference"] = "lower model.init_args.group_size, max_new_tokens or max_pixels (a group is never cut)"
+        lower["policy"] = lower["reference"]
+        if not plan.numbers.checkpointing:
+            lower["policy"] = "set model.init_args.gradient_checkpointing to true"
+    return lower

@@ -1,0 +1,141 @@
+"""What stays on a rank beside real tensors; what strategies share out; what a user is told."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from mrg.cli import main
+from mrg.modules.sharding import optimizer_groups
+from mrg.sizing.activations import Numbers
+from mrg.sizing.geometry import PUBLISHED, geometry, read_geometry
+from mrg.sizing.memory import Plan, memory, trained_state
+from tests.sizing.models import build
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GIB = 2**30
+
+
+def size(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [4, 0])
+def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank):
+    policy = build(64, 176, 4, 2, rank=rank, dtype=dtype)
+    if not rank:
+        policy.keep_reference()
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(optimizer_groups(policy.parameters()))
+    for parameter in trained:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moments = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
+    named = dict(policy.named_parameters())
+    numbers = Numbers(dtype.itemsize, dtype == torch.bfloat16, rank, False)
+    state = trained_state(geometry(policy.base.config), Plan(numbers))
+    base = [p for name, p in named.items() if "lora_" not in name]
+    assert state["decoder layers"] + state["embedding, head, vision"] == size(base)
+    assert state.get("adapter", 0) == size(p for name, p in named.items() if "lora_" in name)
+    assert state.get("copied reference", 0) == size(policy.kept.values())
+    assert state["gradients"] == size(p.grad for p in trained)
+    assert state["AdamW"] == size(moments)
+
+
+def test_only_decoder_layers_are_shared_out():
+    shape = read_geometry("7b")
+    plan = Plan(Numbers(), strategy="fsdp", world_size=8)
+    state = trained_state(shape, plan)
+    assert state["decoder layers"] == shape.decoder * 2 // 8
+    assert state["embedding, head, vision"] == 2 * (shape.total - shape.decoder)
+    assert state["AdamW"] == 2 * 4 * shape.adapter(16)
+    whole = trained_state(shape, dataclasses.replace(plan, numbers=Numbers(rank=0)))
+    assert whole["gradients"] == 2 * (shape.decoder // 8 + shape.total - shape.decoder - shape.vision)
+
+
+def test_a_rollout_gathers_what_was_shared_out_and_servers_spare_it_only_where_nothing_is_validated():
+    shape = read_geometry("32b")
+    one, shared = (memory(shape, Plan(Numbers(), strategy=s, world_size=8)) for s in ("ddp", "fsdp"))
+    missing = shape.decoder * 2 * 7 // 8
+    assert shared.phases["rollout"] - one.phases["rollout"] == missing
+    served = memory(shape, Plan(Numbers(), strategy="fsdp", world_size=8, servers=True))
+    assert served.phases["rollout"] == 0
+    assert served.largest == "validation"
+
+
+def test_monotonous_in_its_settings():
+    """More of anything never takes less memory; checkpointing takes less."""
+    shape = read_geometry("3b")
+    base = Plan(Numbers(checkpointing=False))
+    total = memory(shape, base).total
+    for name in ("batch_size", "group_size", "max_new_tokens", "micro_batch_tokens", "images", "eval_batch_size"):
+        more = dataclasses.replace(base, **{name: 2 * getattr(base, name)})
+        assert memory(shape, more).total >= total, name
+    assert memory(shape, dataclasses.replace(base, numbers=Numbers())).total < total
+    four = memory(shape, dataclasses.replace(base, four_bits=True))
+    assert four.stays["decoder layers"] < 0.28 * memory(shape, base).stays["decoder layers"]
+
+
+def table(capsys, *options, code=None):
+    argv = ["size", f"--config={CONFIGS / 'iu.yaml'}", *options]
+    if code is None:
+        main(argv)
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main(argv)
+        assert stop.value.code == code
+    return capsys.readouterr()
+
+
+def test_command_prints_a_column_for_each_number_of_gpus(capsys):
+    out = table(capsys, "--geometry=7b").out
+    assert "7b: 8,292,166,656 weights, LoRA of rank 16, bfloat16 weights, autocast, ddp, with" in out
+    rows = {line[:36].strip(): line[36:].split() for line in out.splitlines()[3:]}
+    assert rows["GiB on each GPU, by number of GPUs"] == ["1", "2", "4", "8", "64"]
+    shape = geometry(PUBLISHED["7b"])
+    assert float(rows["decoder layers"][0]) == round(2 * shape.decoder / GIB, 2)
+    assert rows["fits in 90% of 80 GiB"] == ["yes"] * 5
+
+
+def test_command_says_what_to_lower(capsys):
+    out = table(capsys, "--geometry=7b", "--memory=12", "--devices=4", code=1).out
+    assert "configs/strategy/fsdp.yaml shares the decoder layers out; the largest phase is policy: lower model" in out
+    full = ["--model.init_args.lora=null", "--model.init_args.reference=copy", "--trainer.precision=32-true"]
+    out = table(capsys, "--geometry=7b", "--devices=1", "--model.init_args.dtype=float32", *full, code=1).out
+    assert "bfloat16 with trainer.precision bf16-mixed halves the weights; model.init_args.lora trains an" in out
+
+
+def test_command_takes_the_keys_of_fit(capsys):
+    few = table(capsys, "--geometry=3b", "--devices=1", "--model.init_args.micro_batch_tokens=1").out
+    assert "passes of 2,793 tokens at most" in few
+    fsdp = f"--config={CONFIGS / 'strategy' / 'fsdp.yaml'}"
+    assert "autocast, fsdp" in table(capsys, "--geometry=3b", fsdp).out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--geometry=7b", "--devices=0"], "Expected --devices to be above 0, but got 0."),
+        (["--model.init_args.policy=tiny"], "A tiny policy fits everywhere: set model.init_args.policy"),
+        (["--geometry=7b", "--model.init_args.max_pixels=0"], "model.init_args.max_pixels to be set"),
+        (["--model.init_args.policy=/no/where"], "'/no/where' has no config.json"),
+    ],
+)
+def test_bad_input_is_one_line(capsys, options, message):
+    err = table(capsys, *options, code=2).err.strip()
+    assert err.startswith("mrg: ")
+    assert message in err
+    assert "\n" not in err
+
+
+def test_no_configuration_and_no_training(capsys):
+    baseline = CONFIGS / "baselines" / "constant_normal.yaml"
+    for argv, message in (
+        (["size"], "No run to size"),
+        (["size", f"--config={CONFIGS / 'iu.yaml'}", f"--config={baseline}", "--geometry=3b"], "is not trained"),
+    ):
+        with pytest.raises(SystemExit):
+            main(argv)
+        assert message in capsys.readouterr().err
