@@ -8,7 +8,7 @@ be written. In some trials the newest checkpoint is torn as well after the kill.
 Compared are all tensors of the last and the best checkpoint (weights, optimiser, generators, counters), metrics.csv
 without its times, samples.jsonl, the exported policy and predictions.jsonl.
 
-A last trial fills the disk of a run on a tmpfs of a few megabytes (root on Linux; left out, and said so, elsewhere).
+A last trial fills the disk of a run on a tmpfs of 16 MB (root on Linux; left out, and said so, elsewhere).
 Commands run in forks of a process that has imported everything. Linux and macOS.
 """
 
@@ -241,7 +241,7 @@ def fill_disk(folder: Path, policy: Path, expected: dict[str, Any]) -> dict[str,
     mount = folder.parent
     mount.mkdir()
     try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(mount)], check=True, capture_output=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(mount)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         return {"left_out": f"no tmpfs can be mounted here: {error}"}
     log = mount.parent / "disk_full.txt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +95,10 @@ class RunPage(L.Callback):
         if trainer.is_global_zero and (self.folder / STATE).is_file():
             from mrg.pages.run import write_run_page
 
-            write_run_page(self.folder)
+            _try(lambda: write_run_page(self.folder))
 
     def _write(self, trainer: L.Trainer) -> None:
-        """Write the page; where that fails it is said, but ends no run and hides no other reason for an end."""
-        try:
-            self._write_now(trainer)
-        except Exception as error:
-            print(f"The run's page could not be written: {type(error).__name__}: {error}", flush=True)
+        _try(lambda: self._write_now(trainer))
         self.written = time.monotonic()
 
     def _write_now(self, trainer: L.Trainer) -> None:
@@ -135,6 +132,14 @@ def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]
         "val/ce_f1": float(ce_f1(normal, references)),
         "val/ce_f1_macro": float(ce_f1(normal, references, average="macro")),
     }
+
+
+def _try(write: Callable[[], object]) -> None:
+    """Write the page; where that fails it is said, but ends no run and hides no other reason for an end."""
+    try:
+        write()
+    except Exception as error:
+        print(f"The run's page could not be written: {type(error).__name__}: {error}", flush=True)
 
 
 def _now() -> str:
