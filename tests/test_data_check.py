@@ -13,7 +13,7 @@ from mrg.datamodules.check.facts import collect
 from mrg.datamodules.check.reports import measure_leakage
 from mrg.datamodules.iu import IUXRayDataModule
 from mrg.metrics import CONDITIONS, POSITIVE, RulesLabeler
-from tests.trees import REPORTS, write_annotation, write_iu_tree
+from tests.trees import REPORTS, write_annotation, write_iu_tree, write_mimic_tree
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
@@ -111,6 +111,26 @@ def test_reports_are_compared_as_written(root):
     row = next(row for row in result["leakage"] if (row["split"], row["source"]) == ("test", "train"))
     assert (row["folded"], row["free"]) == (3, 0)
     assert result["repeats"]["most"][0]["report"] in REPORTS
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_studies_that_are_made_when_asked_for(tmp_path, monkeypatch, capsys, num_workers):
+    monkeypatch.chdir(tmp_path)
+    write_mimic_tree(tmp_path / "text", tmp_path / "jpg")
+    lost = tmp_path / "jpg/files/p11/p11000015/s50000007/g1.jpg"
+    lost.unlink()
+    options = [f"--data.init_args.{name}={tmp_path / folder}" for name, folder in
+               (("report_root", "text"), ("image_root", "jpg"), ("index", "index"))]  # fmt: skip
+    workers = f"--data.init_args.num_workers={num_workers}"
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", f"--config={CONFIGS / 'mimic.yaml'}", *options, workers])
+    assert stop.value.code == 1
+    result = json.loads(Path("data_check/mimic/data_check.json").read_text())
+    assert {split: row["studies"] for split, row in result["counts"].items()} == {"train": 3, "val": 1, "test": 1}
+    assert result["images"]["missing"] == [{"split": "train", "study": "50000007", "image": str(lost)}]
+    assert result["images"]["unreadable"] == []
+    assert re.search(r"^Removed by filters$", capsys.readouterr().out, re.MULTILINE)
+    assert sum(result["data"]["removed"].values()) == 5
 
 
 def test_limits_are_said(root, capsys):
