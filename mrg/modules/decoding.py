@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mrg.modules.attention import PackedPrompts, flash_forward
+from mrg.modules.attention import PackedPrompts, SharedAttention, flash_forward
 from mrg.modules.policy import Policy
 from mrg.modules.prefix import pack
 from mrg.modules.prompts import Prompts
 
 
 def prefill(policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: int) -> tuple[Tensor, Decoding]:
-    """Read the prompts, without padding.
+    """Read the prompts and make ready to decode behind them.
 
     Args:
         policy: Who writes.
@@ -27,12 +27,35 @@ def prefill(policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: i
     Returns:
         The last hidden states (B, D), which predict the first token, and the state of decoding.
     """
+    hidden, reading = read_prompts(policy, prompts)
+    return hidden, Decoding(reading, group_size, max_new_tokens)
+
+
+def read_prompts(policy: Policy, prompts: Prompts) -> tuple[Tensor, PackedPrompts]:
+    """Read the prompts, without padding: the last hidden states (B, D), and what decoding needs of the pass."""
     nothing = torch.zeros(0, 1, dtype=torch.long, device=prompts.mask.device)
     packed = pack(prompts, nothing, nothing.bool(), policy.base.get_input_embeddings())
     reading = PackedPrompts(packed.layout, keep=True)
     hidden = policy.hidden_packed(packed, reading, prompts.deepstack)
     ends = [stop - 1 for _, stop in packed.layout.prompts]
-    return hidden[ends], Decoding(reading, group_size, max_new_tokens)
+    return hidden[ends], reading
+
+
+def next_logits(
+    policy: Policy, token: Tensor, position: Tensor, step: int | Tensor, attention: SharedAttention
+) -> Tensor:
+    """Logits (R, V) of what follows each row's token number `step`.
+
+    Args:
+        policy: Who writes.
+        token: (R,).
+        position: (A, R) of each row's first token, see `Prompts`.
+        step: How many tokens come before this one; the same in all rows.
+        attention: Of this step.
+    """
+    embeds = policy.base.get_input_embeddings()(token)[:, None]
+    logits: Tensor = policy.base.lm_head(policy.hidden(embeds, (position + step)[..., None], None, attention)[:, -1])
+    return logits
 
 
 class Decoding:
@@ -43,6 +66,9 @@ class Decoding:
         group_size: Places behind each prompt at the start.
         max_new_tokens: Most tokens that a row may write.
     """
+
+    interval = 1
+    """Steps from one look at which rows still write to the next."""
 
     def __init__(self, reading: PackedPrompts, group_size: int, max_new_tokens: int) -> None:
         spans = reading.layout.prompts
@@ -65,6 +91,11 @@ class Decoding:
         self.longest = max(lengths)
         if len(set(lengths)) > 1:
             self.absent = self._places() >= self.lengths[:, None, None, None]
+        self.initial_rows = torch.arange(self.num_prompts * group_size, device=self.lengths.device)
+
+    def read(self, policy: Policy, token: Tensor, position: Tensor, step: int) -> Tensor:
+        """See `next_logits`."""
+        return next_logits(policy, token, position, step, self.at(step))
 
     def at(self, step: int) -> Decoding:
         """The attention of the pass that reads each row's token number `step`."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrg.modules.decoding import prefill
+from mrg.modules.decoding import Decoding, read_prompts
 from mrg.modules.policy import Policy
 from mrg.modules.prompts import Prompts
 from mrg.modules.sharding import gathered
+from mrg.modules.static_decoding import StaticDecoder, StaticDecoding
 
 
 @dataclasses.dataclass
@@ -76,6 +79,7 @@ def sample(
     max_new_tokens: int,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    decoder: StaticDecoder | None = None,
 ) -> Rollout:
     """Draw `group_size` completions per study from the tempered distribution over the allowed tokens.
 
@@ -88,14 +92,25 @@ def sample(
         max_new_tokens: Length limit.
         temperature: 0 takes the likeliest token.
         generator: Source of randomness, on the prompts' device.
+        decoder: Makes states of fixed shapes, whose steps may be compiled; without one a state shrinks as it can.
     """
     was_training = policy.training
     policy.eval()
     try:
-        with gathered(policy), policy.merged():
-            return _decode(policy, prompts, group_size, max_new_tokens, temperature, generator)
+        with gathered(policy), policy.merged(), _ordinary_tensors(decoder is not None):
+            return _decode(policy, prompts, group_size, max_new_tokens, temperature, generator, decoder)
     finally:
         policy.train(was_training)
+
+
+@contextlib.contextmanager
+def _ordinary_tensors(needed: bool) -> Iterator[None]:
+    """Leave inference mode, in which evaluation runs: what it makes could not be written to in training."""
+    if not needed:
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():  # the first alone would record gradients
+        yield
 
 
 def _decode(
@@ -105,43 +120,52 @@ def _decode(
     max_new_tokens: int,
     temperature: float,
     generator: torch.Generator | None,
+    decoder: StaticDecoder | None,
 ) -> Rollout:
-    head, embedding = policy.base.lm_head, policy.base.get_input_embeddings()
     num_prompts, device = len(prompts.mask), prompts.embeds.device
     num_rows = num_prompts * group_size
-    hidden, decoding = prefill(policy, prompts, group_size, max_new_tokens)
-    hidden = hidden.repeat_interleave(group_size, 0)
-    position = prompts.next_position.repeat_interleave(group_size)
-    banned = torch.tensor(policy.banned_ids, device=device)
-    # Rows that still write, in as many places for each of the remaining prompts; a finished row may fill a place.
-    rows = torch.arange(num_rows, device=device)
-    going = torch.ones(num_rows, dtype=torch.bool, device=device)
-    ids = torch.full((num_rows, max_new_tokens), policy.pad_id, device=device)
-    mask = torch.zeros(num_rows, max_new_tokens, dtype=torch.bool, device=device)
-    logps = torch.zeros(num_rows, max_new_tokens, device=device)
+    hidden, reading = read_prompts(policy, prompts)
+    if decoder is None:
+        decoding: Decoding | StaticDecoding = Decoding(reading, group_size, max_new_tokens)
+    else:
+        decoding = decoder.start(policy, reading, group_size, max_new_tokens)
+    # Rows that still write, in as many places for each of the remaining prompts; a row that has ended may fill a place,
+    # and so may row N, which is none.
+    rows = decoding.initial_rows
+    going = rows < num_rows
+    prompt = (rows // group_size).clamp(max=num_prompts - 1)
+    position = prompts.next_position[prompt].expand(len(prompts.positions), -1)
+    logits = policy.base.lm_head(hidden[prompt])
+    banned = torch.tensor(policy.banned_ids, dtype=torch.long, device=device)
+    ids = torch.full((num_rows + 1, max_new_tokens), policy.pad_id, device=device)
+    mask = torch.zeros(num_rows + 1, max_new_tokens, dtype=torch.bool, device=device)
+    logps = torch.zeros(num_rows + 1, max_new_tokens, device=device)
     for step in range(max_new_tokens):
-        logits = head(hidden).float()
-        logits[:, banned] = -torch.inf
+        # Not in place: a captured graph owns its result.
+        logits = logits.float().index_fill(1, banned, -torch.inf)
         log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
         scores = log_probs
         if temperature:
             # Noise for every row, also finished ones: a completion does not depend on when the others end.
             noise = torch.empty(num_rows, log_probs.shape[1], device=device).exponential_(generator=generator)
-            scores = log_probs - noise[rows].log()
+            scores = log_probs - noise[rows.clamp(max=num_rows - 1)].log()
         token = scores.argmax(-1)
-        ids[rows[going], step] = token[going]
-        logps[rows[going], step] = log_probs.gather(1, token[:, None])[going, 0]
-        mask[rows[going], step] = True
+        # Where a row has ended, what is written stands there already.
+        ids[rows, step] = token.where(going, policy.pad_id)
+        logps[rows, step] = log_probs.gather(1, token[:, None])[:, 0].where(going, 0.0)
+        mask[rows, step] = going
         going = going & (token != policy.eos_id)
-        if step == max_new_tokens - 1 or not bool(going.any()):
+        if step == max_new_tokens - 1:
             break
-        keep = decoding.compact(going)
-        if keep is not None:
-            rows, going, token, position = rows[keep], going[keep], token[keep], position[keep]
-        positions = (position + step).view(1, -1, 1).expand(len(prompts.positions), -1, -1)
-        hidden = policy.hidden(embedding(token)[:, None], positions, None, decoding.at(step))[:, -1]
-    length = int(mask.sum(1).max())
-    ids, mask, logps = ids[:, :length], mask[:, :length], logps[:, :length]
+        if (step + 1) % decoding.interval == 0:
+            if not bool(going.any()):
+                break
+            keep = decoding.compact(going)
+            if keep is not None:
+                rows, going, token, position = rows[keep], going[keep], token[keep], position[:, keep]
+        logits = decoding.read(policy, token, position, step)
+    length = int(mask[:num_rows].sum(1).max())
+    ids, mask, logps = (x[:num_rows, :length] for x in (ids, mask, logps))
     ended = ((ids == policy.eos_id) & mask).any(1)
     tokenizer = policy.processor.tokenizer
     texts = [tokenizer.decode(row[keep], skip_special_tokens=True).strip() for row, keep in zip(ids, mask, strict=True)]
