@@ -26,7 +26,8 @@ NUM_CHECKED = 3
 MAX_SIZES = 24
 """Steps that are compiled at most; other sizes are computed by the eager step."""
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Largest relative difference of a row, by type (positions are computed in float32 in any case); `HALF_TOLERANCE` for types of half precision."""
+"""Largest relative difference of a row, by type; `HALF_TOLERANCE` for types of half precision. Rotations are computed
+in float32 in any case."""
 HALF_TOLERANCE = 0.05
 
 Step = Callable[[Policy, Table, Tensor, Tensor, Tensor], Tensor]

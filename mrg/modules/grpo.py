@@ -218,7 +218,9 @@ class GRPOModule(ReportModule):
             seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
             return self.writers.write(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
         generator = torch.Generator(self.device).manual_seed(seed)
-        return sample(self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator)
+        return sample(
+            self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator, self.decoder
+        )
 
     def rewards(self, rollout: Rollout, batch: Batch) -> Rewards:
         """Rewards of N completions."""

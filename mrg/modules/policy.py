@@ -120,7 +120,7 @@ class Policy(nn.Module):
         """Within this context the adapter's update stands in the weights, so that a decoding step is less work.
 
         In float32 only, without autocast: bfloat16 would round most of a young adapter away. The weights themselves
-        come back after it.
+        come back after it. They change where they are, for a captured graph reads them at their address.
         """
         layers = _lora_layers(self.base) if self.has_adapter else {}
         weights = [layer.get_base_layer().weight for layer in layers.values()]
@@ -128,15 +128,18 @@ class Policy(nn.Module):
         if not layers or not exact:
             yield
             return
-        kept = {name: layer.get_base_layer().weight.data for name, layer in layers.items()}
+        kept: dict[str, Tensor] = {}
         try:
             for name, layer in layers.items():
-                layer.get_base_layer().weight.data = kept[name] + layer.get_delta_weight(self.model.active_adapter)
+                weight = layer.get_base_layer().weight.data
+                update = layer.get_delta_weight(self.model.active_adapter).detach()
+                kept[name] = weight.clone()
+                weight += update
             with self.model.disable_adapter():
                 yield
         finally:
-            for name, layer in layers.items():
-                layer.get_base_layer().weight.data = kept[name]
+            for name, weight in kept.items():
+                layers[name].get_base_layer().weight.data.copy_(weight)
 
     def embed(self, batch: Batch) -> Prompts:
         """Prompt embeddings with the image embeddings in place; the vision tower runs once per image."""
