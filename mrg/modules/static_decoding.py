@@ -132,7 +132,7 @@ def sizes(num_prompts: int, num_places: int) -> list[Size]:
     result = [Size(num_prompts, num_places)]
     for _ in range(NUM_DROPS):
         prompts, places = result[-1]
-        smaller = Size(prompts, (places + 1) // 2) if num_places > 1 else Size((prompts + 1) // 2, 1)
+        smaller = Size(prompts, (places + 1) // 2) if places > 1 else Size((prompts + 1) // 2, 1)
         if smaller == result[-1]:
             break
         result.append(smaller)
