@@ -12,6 +12,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class CompiledDecoder(StaticDecoder):
         backend: Of `torch.compile`.
     """
 
-    def __init__(self, backend: str = "inductor") -> None:
+    def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
         super().__init__()
         self.backend = backend
         self.steps: dict[object, Step] = {}

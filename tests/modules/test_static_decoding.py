@@ -5,7 +5,9 @@ import torch
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules import static_decoding
+from mrg.modules.attention import PackedPrompts
 from mrg.modules.decoding import prefill, read_prompts
+from mrg.modules.layout import Layout
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 from mrg.modules.static_decoding import Size, StaticDecoder, StaticDecoding, Storage, Table, sizes
@@ -206,12 +208,10 @@ def test_sizes_by_hand():
 
 
 def test_compaction_by_hand():
-    class Kept:
-        """Two prompts of one layer, of 3 and 2 tokens, one head, width 1."""
-
-        kept = {0: (torch.zeros(1, 1, 5, 1), torch.zeros(1, 1, 5, 1))}
-
-    storage = Storage(Kept, Size(4, 1), 2, 3)
+    layout = Layout([(0, 2)], [(2, 2)], [], [])
+    reading = PackedPrompts(layout, keep=True)
+    reading.kept[0] = (torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1))
+    storage = Storage(reading, Size(4, 1), 2, 3)
     decoding = StaticDecoding.__new__(StaticDecoding)
     decoding.storage, decoding.sizes = storage, sizes(4, 1)
     decoding.table = storage.table(Size(4, 1))
