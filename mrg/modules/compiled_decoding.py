@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -90,6 +90,9 @@ class CompiledDecoder(StaticDecoder):
                 return logits
             except Exception as error:  # whatever a compiler may raise: the eager step needs none
                 self._refuse(error, table)
+                if expected is not None:
+                    expected.restore()
+                    return expected.logits
         return static_step(policy, table, token, position, step)
 
     def _compile(self, table: Table) -> Step:
@@ -101,7 +104,8 @@ class CompiledDecoder(StaticDecoder):
         return compiled
 
     def _refuse(self, error: Exception, table: Table) -> None:
-        reason = (str(error).strip().splitlines() or [""])[0][:200].rstrip(".")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:300].rstrip(".")  # the second line often says what the first one announces
         if not isinstance(error, DifferentError):
             reason = f"torch.compile failed with {type(error).__name__}: {reason}"
         self.refused = f"at {table.num_prompts} prompts of {table.num_places} completions {reason}"
@@ -160,11 +164,9 @@ class Expected:
             written, expected = mine.index_select(2, self.index), kept.index_select(2, self.index)
             pairs.append((written, expected))
             mine.index_copy_(2, self.index, expected)
-        tables = list(zip([*self.prompts, *self.rows], [*self.kept_prompts, *self.kept_rows], strict=True))
-        kept_alone = all(torch.equal(mine, kept) for mine, kept in tables)
+        kept_alone = all(torch.equal(mine, kept) for mine, kept in self._tables())
         if not kept_alone:
-            for mine, kept in tables:
-                mine.copy_(kept)
+            self.restore()
         if not bool(self.logits.isfinite().all()):
             return  # a policy that has diverged, which compiling does not change
         if not kept_alone:
@@ -175,6 +177,14 @@ class Expected:
             raise DifferentError(
                 f"the compiled step differs from the eager one by {difference:.2g} of its size, more than {most:g}"
             )
+
+    def restore(self) -> None:
+        """Make the table what the eager step left."""
+        for mine, kept in self._tables():
+            mine.copy_(kept)
+
+    def _tables(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip([*self.prompts, *self.rows], [*self.kept_prompts, *self.kept_rows], strict=True)
 
 
 def relative_difference(tensor: Tensor, expected: Tensor) -> float:

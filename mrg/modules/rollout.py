@@ -134,7 +134,7 @@ def _decode(
     rows = decoding.initial_rows
     going = rows < num_rows
     prompt = (rows // group_size).clamp(max=num_prompts - 1)
-    position = prompts.next_position[prompt].expand(len(prompts.positions), -1)
+    position = prompts.next_position[prompt].repeat(len(prompts.positions), 1)
     logits = policy.base.lm_head(hidden[prompt])
     banned = torch.tensor(policy.banned_ids, dtype=torch.long, device=device)
     ids = torch.full((num_rows + 1, max_new_tokens), policy.pad_id, device=device)

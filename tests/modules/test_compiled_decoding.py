@@ -48,10 +48,10 @@ def checked_steps(decoder):
 @pytest.mark.parametrize("family", QWEN)
 def test_greedy_and_sampled(family):
     """Traced as one graph without breaks and made functional, as every compiler gets it."""
-    policy, decoder = ending_policy(family), CompiledDecoder("aot_eager")
-    prompts = prompts_for(policy)
+    policy, decoder = ending_policy(family, num_hidden_layers=2), CompiledDecoder("aot_eager")
+    prompts = prompts_for(policy, slice(0, 2))
     before = num_graphs()
-    for temperature, seed in ((0.0, 0), (1.0, 1), (0.7, 2)):
+    for temperature, seed in ((0.0, 0), (1.0, 1)):
         settings = {"group_size": 2, "temperature": temperature, "seed": seed}
         assert_same(write(policy, prompts, decoder, **settings), write(policy, prompts, **settings))
     assert not decoder.refused
@@ -92,7 +92,7 @@ def test_by_the_compiler_of_this_machine(dtype):
     assert num_graphs() - before == len(decoder.steps) <= 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])  # merged into weights, or beside them
 def test_weights_that_change_between_rollouts_are_read(dtype):
     policy, decoder = small_policy(dtype), CompiledDecoder("eager")
     prompts, seen = prompts_for(policy), set()
@@ -117,14 +117,14 @@ def test_merged_weights_keep_their_addresses():
         move_adapter(policy, seed)
 
 
-def refused(policy, decoder, pattern):
+def refused(policy, decoder, pattern, seed=0):
     """Rollouts with a faulty compiler: right from the first on, and eager after it."""
     prompts = prompts_for(policy)
     with pytest.warns(UserWarning, match=pattern) as said:
-        first = write(policy, prompts, decoder)
+        first = write(policy, prompts, decoder, seed=seed)
     assert len([w for w in said if "Decoding is" in str(w.message)]) == 1
     assert "\n" not in str(said[0].message)
-    assert_same(first, write(policy, prompts), 1e-3)
+    assert_same(first, write(policy, prompts, seed=seed), 1e-3)
     assert decoder.refused
     reading = read_prompts(policy, prompts)[1]
     assert isinstance(decoder.start(policy, reading, 4, NUM_TOKENS), Decoding)
@@ -151,7 +151,7 @@ def test_a_compiler_that_fails_at_the_second_size():
             raise RuntimeError("out of registers")
         return graph
 
-    refused(small_policy(), CompiledDecoder(failing), "at 3 prompts of [12] completions .*out of registers")
+    refused(small_policy(), CompiledDecoder(failing), "at 3 prompts of 2 completions .*out of registers", seed=3)
 
 
 def test_a_step_that_differs():
@@ -242,9 +242,9 @@ def test_only_so_many_sizes_are_compiled(monkeypatch):
     policy, decoder = small_policy(), CompiledDecoder("eager")
     prompts = prompts_for(policy)
     with pytest.warns(UserWarning, match="Decoding is compiled for 1 sizes; others are computed without"):
-        rollouts = [write(policy, prompts, decoder, seed=seed) for seed in range(2)]
-    for seed, rollout in enumerate(rollouts):
-        assert_same(rollout, write(policy, prompts, seed=seed), 1e-3)
+        rollouts = [write(policy, prompts, decoder, size) for size in (4, 2)]
+    for size, rollout in zip((4, 2), rollouts, strict=True):
+        assert_same(rollout, write(policy, prompts, None, size), 1e-3)
     assert len(decoder.steps) == 1
     assert isinstance(decoder.start(policy, read_prompts(policy, prompts)[1], 4, NUM_TOKENS), StaticDecoding)
 
