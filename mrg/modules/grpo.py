@@ -179,6 +179,7 @@ class GRPOModule(ReportModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
+        self.intact = False
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
         # Gathered once, for ranks do not sample again equally often.
