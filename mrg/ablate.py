@@ -2,7 +2,8 @@
 
 A configuration names arms. An arm is a file for `fit` with some keys set, and may start from the policy of another arm,
 which is then trained once for each seed. Every run is an ordinary run folder, `<folder>/seed<n>/<arm>`; a run that is
-complete is not made again, so that an ablation can be stopped and started again, or given further arms and seeds.
+complete is not made again and one that was broken off goes on, so that an ablation can be stopped and started again, or
+given further arms and seeds.
 
 Choices: all arms are scored again here, from their predictions, by the same metrics and one margin. A seed changes the
 data, the weights and the rollouts, so intervals over seeds cover all three.
@@ -233,7 +234,7 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
         settings["model.init_args.policy"] = str(ablation.run_folder(arm.start, seed) / "policy")
     # A value is YAML, of which JSON is a part.
     options = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in settings.items()]
-    place = [f"--runs={folder.parent}", f"--name={name}", "--overwrite=true"]
+    place = [f"--runs={folder.parent}", f"--name={name}", "--resume=auto"]
     log = folder / "log.txt"
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         try:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,18 @@ def test_complete_runs_are_not_made_again_and_a_lost_test_is(ran, capsys):
     assert kept.stat().st_mtime_ns == stamp
     assert (lost.parent / "metrics.csv").stat().st_mtime_ns == fitted  # tested again, not trained again
     assert lost.read_text() == content
+
+
+def test_a_run_that_was_broken_off_goes_on_from_its_checkpoint(ran):
+    run = ran.run_folder("mccs", 0)
+    weights = (run / "policy" / "model.safetensors").read_bytes()
+    content = (run / "predictions.jsonl").read_text()
+    (run / "predictions.jsonl").unlink()
+    shutil.rmtree(run / "policy")
+    assert run_all(ran) == {}
+    assert f"Resuming after round 1 from {run / 'checkpoints' / 'round-00000001.ckpt'}" in (run / "log.txt").read_text()
+    assert (run / "policy" / "model.safetensors").read_bytes() == weights
+    assert (run / "predictions.jsonl").read_text() == content
 
 
 def test_a_run_of_other_settings_is_refused(ran):

@@ -8,13 +8,14 @@ leaves.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -24,6 +25,27 @@ from mrg.callbacks.preemption import Preempted, requeue, requeue_signal
 from mrg.callbacks.rng import rng_state, set_rng_state
 from mrg.callbacks.rounds import ROUND, UNVALIDATED, RoundLoop, install
 from mrg.files import WriteError, count_lines, cut_lines
+from mrg.modules.ranks import any_rank, gather
+
+
+@dataclasses.dataclass
+class Before:
+    """What a failed round has changed although no weight has.
+
+    Args:
+        name: Checkpoint of the state after the round before.
+        place: See `rounds.py`.
+        should_stop: Whether training was to end there.
+        rank: What this process has of its own.
+        loops: Counters.
+    """
+
+    name: str
+    place: str
+    should_stop: bool
+    rank: dict[str, Any]
+    loops: dict[str, Any]
+
 
 LOGS = ("metrics.csv", "samples.jsonl")
 """Files of the run folder to which training adds lines; a resumed run cuts what came after its checkpoint."""
@@ -61,6 +83,7 @@ class Checkpoints(Checkpoint):
         self.rank_state: dict[str, Any] = {}
         self.resumed: dict[str, Any] = {}
         self.number = 0
+        self.before: Before | None = None
         self.loop: RoundLoop | None = None
         self.trainer: L.Trainer | None = None
 
@@ -86,13 +109,17 @@ class Checkpoints(Checkpoint):
         validated, self.validated = self.validated, False
         if validated:
             self._compare(trainer, name)
-        ends = self._any_rank(trainer, bool(self.signal))
+        ends = any_rank(bool(self.signal), trainer.world_size, trainer.strategy.root_device)
         last = trainer.should_stop or trainer.fit_loop.done or loop._is_training_done
         if place == UNVALIDATED or validated or ends or last or number % self.save_every == 0:
             self.place = place
             self.save(trainer, name)
         if ends:
             self._leave(trainer, number)
+        # Manual optimisation: a round has a part before its first step, which may take long and can fail.
+        if not trainer.lightning_module.automatic_optimization:
+            loops = copy.deepcopy(trainer.fit_loop.state_dict())
+            self.before = Before(name, place, trainer.should_stop, self._rank_state(trainer), loops)
 
     def _compare(self, trainer: L.Trainer, name: str) -> None:
         if self.monitor not in trainer.callback_metrics:
@@ -103,8 +130,13 @@ class Checkpoints(Checkpoint):
         if better or self.score != self.score:  # the first one, or one after a score that was not a number
             self.best, self.score = name, score
 
-    def save(self, trainer: L.Trainer, name: str) -> None:
+    def save(self, trainer: L.Trainer, name: str, before: Before | None = None) -> None:
         """Write the state of all ranks into one file.
+
+        Args:
+            trainer: Of the run.
+            name: Of the file.
+            before: Given where the present round failed before it changed a weight.
 
         Raises:
             CheckpointError: On all ranks, if it cannot be written.
@@ -118,7 +150,10 @@ class Checkpoints(Checkpoint):
                 problem = str(error)
         # Sharded weights are gathered by all ranks.
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-        checkpoint["ranks"] = self._gather(trainer, self._rank_state(trainer))
+        if before is not None:
+            checkpoint["loops"]["fit_loop"] = before.loops
+        own = self._rank_state(trainer) if before is None else before.rank
+        checkpoint["ranks"] = gather(own, trainer.world_size)
         strategy = trainer.strategy
         parts = isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint
         if parts:
@@ -131,7 +166,7 @@ class Checkpoints(Checkpoint):
                     self.files.save(name, checkpoint, self.best)
             except WriteError as error:
                 problem = str(error)
-        problem = next(filter(None, self._gather(trainer, problem)), "")
+        problem = next(filter(None, gather(problem, trainer.world_size)), "")
         if problem:
             raise CheckpointError(f"The state of this round could not be saved: {problem}")
         self.last = name
@@ -167,22 +202,6 @@ class Checkpoints(Checkpoint):
         waiting = trainer.accumulate_grad_batches > 1 and self.loop._should_accumulate()
         own = trainer.lightning_module.named_parameters() if waiting else []
         return {"rng": rng_state(), "gradients": {name: p.grad.cpu() for name, p in own if p.grad is not None}}
-
-    @staticmethod
-    def _gather(trainer: L.Trainer, value: Any) -> list[Any]:
-        if trainer.world_size == 1:
-            return [value]
-        values: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    @staticmethod
-    def _any_rank(trainer: L.Trainer, value: bool) -> bool:
-        if trainer.world_size == 1:
-            return value
-        flag = torch.tensor(int(value), device=trainer.strategy.root_device)
-        torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-        return bool(flag)
 
     # Resuming
 
@@ -293,7 +312,16 @@ class Checkpoints(Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say what a run that was broken off left behind."""
-        if isinstance(exception, Preempted) or not trainer.is_global_zero or trainer.state.fn != TrainerFn.FITTING:
+        if isinstance(exception, Preempted) or trainer.state.fn != TrainerFn.FITTING:
+            return
+        if self.before is not None and self.before.name != self.last and getattr(pl_module, "intact", False):
+            self.place, trainer.should_stop = self.before.place, self.before.should_stop
+            try:
+                self.save(trainer, self.before.name, self.before)
+            except CheckpointError as error:
+                if trainer.is_global_zero:
+                    print(f"\n{error}", flush=True)
+        if not trainer.is_global_zero:
             return
         if self.last:
             print(f"\nThe last checkpoint is {self.files.path / self.last}. {self.how_to_go_on()}", flush=True)

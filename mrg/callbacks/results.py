@@ -15,6 +15,7 @@ from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
+from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
 
 
@@ -142,8 +143,7 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[St
     """The rows of all ranks, in the order of the studies."""
     if trainer.world_size == 1:
         return rows
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, rows)
+    parts = gather(rows, trainer.world_size)
     by_id = {row["id"]: row for part in parts for row in part}
     return [by_id[study.id] for study in studies if study.id in by_id]
 
@@ -151,11 +151,8 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[St
 def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
     """Id and reason of the studies that any rank left out, in the order of their ids."""
     found = trainer.datamodule.skipped[split]  # type: ignore[attr-defined]
-    reasons = {name: study.reason for name, study in found.items()}
-    if trainer.world_size > 1:
-        parts: list[Any] = [None] * trainer.world_size
-        torch.distributed.all_gather_object(parts, reasons)
-        reasons = {name: reason for part in parts for name, reason in part.items()}
+    own = {name: study.reason for name, study in found.items()}
+    reasons = {name: reason for part in gather(own, trainer.world_size) for name, reason in part.items()}
     return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
 
 

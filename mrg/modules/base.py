@@ -156,6 +156,8 @@ class ReportModule(L.LightningModule):
         # Means over studies. Lightning's own, of logged floats, are wrong where ranks have unequally many: it takes the
         # mean of their counts as a whole number.
         self.means = nn.ModuleDict({"format": MeanMetric()})
+        # Whether a round that failed has changed nothing, on any rank: the state after the one before can be saved.
+        self.intact = False
         self.predictions: list[dict[str, Any]] = []
         self.num_scored = 0
 

@@ -29,6 +29,7 @@ from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.prompts import Prompts
+from mrg.modules.ranks import failing_together
 from mrg.modules.reward import Reward, Rewards, WeightedScorer
 from mrg.modules.rollout import Rollout, replace_groups, sample
 from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
@@ -178,9 +179,11 @@ class GRPOModule(ReportModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""
+        self.intact = False
         with self.monitor.phase("vision"):
             prompts = self.writer.embed(batch)
-        with gathered(self.writer):  # once, for ranks do not sample again equally often
+        # Gathered once, for ranks do not sample again equally often.
+        with gathered(self.writer), failing_together(self.trainer.world_size, self._keep):
             with self.monitor.phase("rollout"):
                 rollout = self.rollout(prompts, batch)
             with self.monitor.phase("reward"):
@@ -196,6 +199,9 @@ class GRPOModule(ReportModule):
         self.log_round(rollout, rewards, stats, prompts)
         if self.sample_every and self.number % self.sample_every == 0:
             self.samples = first_group(rollout, rewards, batch, self.group_size, self.number)
+
+    def _keep(self) -> None:
+        self.intact = True
 
     @property
     def number(self) -> int:

@@ -108,12 +108,35 @@ def average_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> No
         parameters: Those of sharded layers are left out: FSDP has averaged them.
         world_size: Number of ranks.
     """
+    gradients: list[Tensor] = []
     for parameter in parameters:
         if parameter.requires_grad and not is_sharded(parameter):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= world_size
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        torch.distributed.all_reduce(flat)
+        flat /= world_size
+        parts = torch.split(flat, [gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def _buckets(gradients: list[Tensor], size: int = 2**25) -> Iterator[list[Tensor]]:
+    """Neighbours of one precision, of `size` numbers together: an adapter has hundreds of small gradients."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and (
+            gradient.dtype != bucket[0].dtype
+            or gradient.device != bucket[0].device
+            or sum(part.numel() for part in bucket) + gradient.numel() > size
+        ):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:

@@ -25,7 +25,7 @@ FILES = {
     "samples.jsonl": "completions of some rounds",
     "metrics.csv": "scores by step",
     "config.yaml": "the configuration",
-    "checkpoints": "best.ckpt and last.ckpt",
+    "checkpoints": "best.ckpt and the last rounds",
     "policy": "the best policy, for transformers or the next run",
     "log.txt": "what was printed",
 }

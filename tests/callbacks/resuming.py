@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.demo import DemoDataModule
 from mrg.lightning_cli import quiet
+from mrg.metrics.reward import RewardError
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA
 from mrg.modules.reward import Rewards
@@ -57,33 +59,42 @@ class StopAt(L.Callback):
 
 
 class Lengths:
-    """Pays for short completions: a reward that a random policy can earn, so that all weights change."""
+    """Pays for short completions: a reward that a random policy can earn, so that all weights change.
+
+    `fails`: at which call it raises what, and on which rank.
+    """
+
+    def __init__(self, fails=None):
+        self.fails, self.calls = fails, 0
 
     def __call__(self, texts, target, study_id):
+        self.calls += 1
+        if self.fails and self.fails[:2] == [self.calls, int(os.environ.get("LOCAL_RANK", 0))]:
+            raise KeyboardInterrupt if self.fails[2] == "interrupt" else RewardError(f"no reward for {study_id[0]}")
         rewards = torch.tensor([-float(len(text)) for text in texts], dtype=torch.float64)
         labels = torch.tensor([[len(text) % 3] * 14 for text in texts])
         return Rewards(rewards, {"length": rewards}, (labels, labels))
 
 
-def module_of(kind, policy, **settings):
+def module_of(kind, policy, fails=None, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
     options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
     if kind == "grpo":
         module = GRPOModule(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options})
-        module.reward = Lengths()
+        module.reward = Lengths(fails)
         return module
     return SFTModule(**options)
 
 
 def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=1, keep=2, patience=0, data=None,
-        module=None, monitor="val/mccs", strategy="auto", **trainer):  # fmt: skip
+        module=None, monitor="val/mccs", strategy="auto", fails=None, **trainer):  # fmt: skip
     """Train a run; returns its module."""
     strategies = {"fsdp": FSDP2(), "fsdp in parts": FSDP2(save_distributed_checkpoint=True)}
     quiet()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
-    own = module_of(kind, policy, **(module or {}))
+    own = module_of(kind, policy, fails, **(module or {}))
     studies = DemoDataModule(
         **{"num_train": 10, "num_val": 4, "num_test": 2, "batch_size": 2 // devices, "eval_batch_size": 2,
            "num_workers": 0, "image_size": 56, **(data or {})}
@@ -164,6 +175,17 @@ def differences(folder, other):
         elif a[name] != b[name]:
             found.append(name)
     return found
+
+
+def on_ranks(folder, settings):
+    """Run in processes of its own; returns exit code and output."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "settings.json"
+    file.write_text(json.dumps({"folder": str(folder), **settings}))
+    command = [sys.executable, "-m", "tests.callbacks.resuming", str(file)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
 
 
 if __name__ == "__main__":

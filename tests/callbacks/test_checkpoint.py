@@ -1,59 +1,26 @@
 """A run that is broken off and resumed is, bit for bit, the run that was not."""
 
-import json
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
-from mrg.callbacks.checkpoint import CheckpointError, Checkpoints
+from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
-from mrg.callbacks.preemption import Preempted
-from mrg.datamodules.demo import World, make_study
 from mrg.files import count_lines
 from mrg.modules.load import LoRA
-from mrg.modules.tiny import Tiny, tiny_policy
-from tests.callbacks.resuming import Stop, StopAt, differences, fit, newest
+from tests.callbacks.resuming import Stop, StopAt, differences, fit, newest, on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sampling and training disagree")
 
 
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory):
-    """Folder of a tiny policy."""
-    torch.manual_seed(0)
-    reports = [make_study(World(), 0, "train", index, 56).report for index in range(10)]
-    corpus = [*reports, *["user\nReport:", "assistant\n"] * 10]
-    folder = tmp_path_factory.mktemp("policy")
-    tiny_policy(corpus, Tiny(32, num_layers=1, vision_depth=1, vocab_size=400), 56 * 56).save(folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def whole(policy, tmp_path_factory):
-    """Runs that nothing disturbs, one for each of the settings."""
-    done = {}
-
-    def run(kind, **settings):
-        key = json.dumps([kind, settings], sort_keys=True)
-        if key not in done:
-            done[key] = tmp_path_factory.mktemp("whole")
-            fit(done[key], kind, policy, **settings)
-        return done[key]
-
-    return run
-
-
-def broken(folder, kind, policy, stop, **settings):
+def broken(folder, kind, policy_folder, stop, **settings):
     """The same run, broken off and resumed."""
     with pytest.raises(Stop):
-        fit(folder, kind, policy, stop=stop, **settings)
-    fit(folder, kind, policy, checkpoint=newest(folder), **settings)
+        fit(folder, kind, policy_folder, stop=stop, **settings)
+    fit(folder, kind, policy_folder, checkpoint=newest(folder), **settings)
 
 
 # Two epochs of five rounds; validations after rounds 2, 4, 7 and 9.
@@ -71,8 +38,8 @@ def broken(folder, kind, policy, stop, **settings):
         ("sft", (6, "step")),
     ],
 )
-def test_resumed_run_is_the_run_that_was_not_broken(tmp_path, policy, whole, kind, stop):
-    broken(tmp_path, kind, policy, stop)
+def test_resumed_run_is_the_run_that_was_not_broken(tmp_path, policy_folder, whole, kind, stop):
+    broken(tmp_path, kind, policy_folder, stop)
     assert differences(whole(kind), tmp_path) == []
 
 
@@ -100,59 +67,59 @@ BY_STEPS = {"max_epochs": None, "val_check_interval": 4, "check_val_every_n_epoc
     ],
     ids=str,
 )  # fmt: skip
-def test_resumed_with_other_settings(tmp_path, policy, whole, kind, stop, settings):
-    broken(tmp_path, kind, policy, stop, **settings)
+def test_resumed_with_other_settings(tmp_path, policy_folder, whole, kind, stop, settings):
+    broken(tmp_path, kind, policy_folder, stop, **settings)
     assert differences(whole(kind, **settings), tmp_path) == []
 
 
-def test_broken_in_each_round_one_after_the_other(tmp_path, policy, whole):
+def test_broken_in_each_round_one_after_the_other(tmp_path, policy_folder, whole):
     for number in range(2, 11):
         with pytest.raises(Stop):
-            fit(tmp_path, "grpo", policy, checkpoint=newest(tmp_path), stop=(number, "step"))
-    fit(tmp_path, "grpo", policy, checkpoint=newest(tmp_path))
+            fit(tmp_path, "grpo", policy_folder, checkpoint=newest(tmp_path), stop=(number, "step"))
+    fit(tmp_path, "grpo", policy_folder, checkpoint=newest(tmp_path))
     assert differences(whole("grpo"), tmp_path) == []
 
 
-def test_a_run_that_had_ended_has_nothing_left_to_do(tmp_path, policy, whole):
+def test_a_run_that_had_ended_has_nothing_left_to_do(tmp_path, policy_folder, whole):
     for settings in ({}, {"patience": 1, "max_epochs": 9}):
         folder = tmp_path / str(len(settings))
-        fit(folder, "sft", policy, **settings)
-        fit(folder, "sft", policy, checkpoint=newest(folder), **settings)
+        fit(folder, "sft", policy_folder, **settings)
+        fit(folder, "sft", policy_folder, checkpoint=newest(folder), **settings)
         assert differences(whole("sft", **settings), folder) == []
 
 
-def test_more_steps_than_planned_at_first(tmp_path, policy, whole):
+def test_more_steps_than_planned_at_first(tmp_path, policy_folder, whole):
     """A run that ended in the middle of an epoch goes on in the middle of it."""
-    fit(tmp_path, "sft", policy, max_steps=7, **BY_STEPS)
-    fit(tmp_path, "sft", policy, checkpoint=newest(tmp_path), max_steps=12, **BY_STEPS)
+    fit(tmp_path, "sft", policy_folder, max_steps=7, **BY_STEPS)
+    fit(tmp_path, "sft", policy_folder, checkpoint=newest(tmp_path), max_steps=12, **BY_STEPS)
     assert differences(whole("sft", max_steps=12, **BY_STEPS), tmp_path) == []
 
 
-def test_the_one_before_a_damaged_checkpoint_gives_the_same_run(tmp_path, policy, whole, capsys):
+def test_the_one_before_a_damaged_checkpoint_gives_the_same_run(tmp_path, policy_folder, whole, capsys):
     with pytest.raises(Stop):
-        fit(tmp_path, "grpo", policy, stop=(8, "step"))
+        fit(tmp_path, "grpo", policy_folder, stop=(8, "step"))
     files = CheckpointFolder(tmp_path / "checkpoints")
     damaged, before = files.names()[:2]
     os.truncate(files.path / damaged, 1000)
     path, lines = files.newest()
     assert path == files.path / before
     assert damaged in lines[0]
-    fit(tmp_path, "grpo", policy, checkpoint=str(path))
+    fit(tmp_path, "grpo", policy_folder, checkpoint=str(path))
     assert f"Removed what came after it: {damaged}." in capsys.readouterr().out
     assert differences(whole("grpo"), tmp_path) == []
 
 
-def test_best_is_what_it_was_when_the_checkpoint_was_written(tmp_path, policy, whole):
+def test_best_is_what_it_was_when_the_checkpoint_was_written(tmp_path, policy_folder, whole):
     """Its file may be newer than the checkpoint that is whole: the crash came between the two."""
     with pytest.raises(Stop):
-        fit(tmp_path, "sft", policy, stop=(8, "step"), keep=9, monitor="val/loss")
+        fit(tmp_path, "sft", policy_folder, stop=(8, "step"), keep=9, monitor="val/loss")
     files = CheckpointFolder(tmp_path / "checkpoints")
     best = files.manifest()[checkpoint_name(3)]["best"]
     files.set_best(checkpoint_name(7))
     fit(
         tmp_path,
         "sft",
-        policy,
+        policy_folder,
         checkpoint=str(files.path / checkpoint_name(3)),
         keep=9,
         monitor="val/loss",
@@ -161,8 +128,8 @@ def test_best_is_what_it_was_when_the_checkpoint_was_written(tmp_path, policy, w
     assert (files.path / "best.ckpt").samefile(files.path / best)
 
 
-def test_checkpoint_holds_what_is_trained_alone(tmp_path, policy):
-    module = fit(tmp_path, "grpo", policy, max_epochs=1)
+def test_checkpoint_holds_what_is_trained_alone(tmp_path, policy_folder):
+    module = fit(tmp_path, "grpo", policy_folder, max_epochs=1)
     state = torch.load(newest(tmp_path), weights_only=True)
     trained = {name for name, p in module.named_parameters() if p.requires_grad}
     assert set(state["state_dict"]) == trained
@@ -171,7 +138,7 @@ def test_checkpoint_holds_what_is_trained_alone(tmp_path, policy):
     assert state["patience"] == {"bad_steps": 0, "dead_rounds": 0}
 
 
-def test_patience_goes_on(tmp_path, policy):
+def test_patience_goes_on(tmp_path, policy_folder):
     """Nine rounds without anything to learn before the crash and one after it end the run."""
     module = {"kl_coef": 0.0, "patience": 8}
 
@@ -189,63 +156,9 @@ def test_patience_goes_on(tmp_path, policy):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resuming, "StopAt", Dead)
         with pytest.raises(Stop):
-            fit(tmp_path, "grpo", policy, stop=(6, "step"), module=module)
+            fit(tmp_path, "grpo", policy_folder, stop=(6, "step"), module=module)
         with pytest.raises(RuntimeError, match="equal rewards in 8 rounds in a row"):
-            fit(tmp_path, "grpo", policy, checkpoint=newest(tmp_path), stop=(99, "step"), module=module)
-
-
-# Signals and errors
-
-
-@pytest.mark.parametrize(("stop", "saved"), [((6, "signal"), 6), ((7, "signal"), 7), ((5, "signal"), 5)])
-def test_sigterm_finishes_the_round_saves_and_says_how_to_go_on(tmp_path, policy, whole, capsys, stop, saved):
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Preempted) as ended:
-        fit(tmp_path, "grpo", policy, stop=stop, save_every=100)
-    assert ended.value.code == 0
-    assert signal.getsignal(signal.SIGTERM) is handler
-    path = newest(tmp_path)
-    line = (
-        f"SIGTERM: round {saved} is saved in {path}. Go on with: python -m mrg fit --config {tmp_path / 'config.yaml'} "
-    )
-    assert line + "--resume auto\n" in capsys.readouterr().out
-    fit(tmp_path, "grpo", policy, checkpoint=path, save_every=100)
-    assert differences(whole("grpo", save_every=100), tmp_path) == []
-
-
-def test_sigterm_leaves_a_validation(tmp_path, policy, whole, capsys):
-    with pytest.raises(Preempted):
-        fit(tmp_path, "sft", policy, stop=(4, "signal in validation"))
-    assert newest(tmp_path).endswith("round-00000004-unvalidated.ckpt")
-    assert "round 4 is saved" in capsys.readouterr().out
-    fit(tmp_path, "sft", policy, checkpoint=newest(tmp_path))
-    assert differences(whole("sft"), tmp_path) == []
-
-
-def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, policy, whole, capsys, monkeypatch):
-    from mrg.callbacks import checkpoint_folder
-
-    dump = checkpoint_folder._dump
-
-    def full(checkpoint, file):
-        if checkpoint["global_step"] == 6:
-            file.write(b"some")
-            raise OSError(28, "No space left on device")
-        return dump(checkpoint, file)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_folder, "_dump", full)
-        with pytest.raises(CheckpointError) as caught:
-            fit(tmp_path, "sft", policy)
-    path = tmp_path / "checkpoints" / "round-00000006.ckpt"
-    reason = f"The state of this round could not be saved: {path} cannot be written (No space left on device)."
-    assert str(caught.value) == reason
-    before = newest(tmp_path)
-    assert before.endswith("round-00000005.ckpt")
-    assert f"The last checkpoint is {before}. Go on with: python -m mrg fit" in capsys.readouterr().out
-    assert {p.name for p in path.parent.iterdir() if p.name.startswith(".")} == set()
-    fit(tmp_path, "sft", policy, checkpoint=before)
-    assert differences(whole("sft"), tmp_path) == []
+            fit(tmp_path, "grpo", policy_folder, checkpoint=newest(tmp_path), stop=(99, "step"), module=module)
 
 
 @pytest.mark.parametrize(
@@ -258,28 +171,28 @@ def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, poli
         ({"kind": "sft", "module": {"lora": LoRA(8)}}, "its adapter has rank 4"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_changed(tmp_path, policy, settings, message):
+def test_what_does_not_fit_is_refused_before_anything_is_changed(tmp_path, policy_folder, settings, message):
     with pytest.raises(Stop):
-        fit(tmp_path, "grpo", policy, stop=(4, "step"))
+        fit(tmp_path, "grpo", policy_folder, stop=(4, "step"))
     path = newest(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with pytest.raises(ValueError, match=message):
-        fit(tmp_path, checkpoint=path, policy=policy, **{"kind": "grpo", **settings})
+        fit(tmp_path, checkpoint=path, policy=policy_folder, **{"kind": "grpo", **settings})
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_a_checkpoint_of_another_program_is_refused(tmp_path, policy):
-    fit(tmp_path / "run", "sft", policy, max_epochs=1)
+def test_a_checkpoint_of_another_program_is_refused(tmp_path, policy_folder):
+    fit(tmp_path / "run", "sft", policy_folder, max_epochs=1)
     state = torch.load(newest(tmp_path / "run"), weights_only=True)
     del state["ranks"]
     torch.save(state, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other.ckpt holds no state to go on from: resume from a round-\*.ckpt"):
-        fit(tmp_path / "new", "sft", policy, checkpoint=str(tmp_path / "other.ckpt"))
+        fit(tmp_path / "new", "sft", policy_folder, checkpoint=str(tmp_path / "other.ckpt"))
 
 
-def test_unknown_monitor_names_those_there_are(tmp_path, policy):
+def test_unknown_monitor_names_those_there_are(tmp_path, policy_folder):
     with pytest.raises(ValueError, match=r"no 'val/bleu' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
-        fit(tmp_path, "sft", policy, monitor="val/bleu")
+        fit(tmp_path, "sft", policy_folder, monitor="val/bleu")
 
 
 @pytest.mark.parametrize("name", ["save_every", "keep"])
@@ -288,7 +201,7 @@ def test_bad_settings(tmp_path, name):
         Checkpoints(tmp_path, **{name: 0})
 
 
-def test_a_round_logs_what_is_its_own(tmp_path, policy):
+def test_a_round_logs_what_is_its_own(tmp_path, policy_folder):
     """Lightning repeats a value in each row after it that has none of its own."""
 
     class Once(L.Callback):
@@ -300,7 +213,7 @@ def test_a_round_logs_what_is_its_own(tmp_path, policy):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resuming, "StopAt", lambda *args: Once())
-        fit(tmp_path, "sft", policy, stop=(0, ""), max_epochs=1, limit_val_batches=0)
+        fit(tmp_path, "sft", policy_folder, stop=(0, ""), max_epochs=1, limit_val_batches=0)
     import csv
 
     with (tmp_path / "metrics.csv").open(newline="") as file:
@@ -310,24 +223,13 @@ def test_a_round_logs_what_is_its_own(tmp_path, policy):
 # Two processes
 
 
-def on_ranks(folder, settings):
-    """Run in processes of its own; returns exit code and output."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "settings.json"
-    file.write_text(json.dumps({"folder": str(folder), **settings}))
-    command = [sys.executable, "-m", "tests.callbacks.resuming", str(file)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize(
     "strategy",
     ["ddp", pytest.param("fsdp", marks=pytest.mark.slow), pytest.param("fsdp in parts", marks=pytest.mark.slow)],
 )
-def test_two_processes(tmp_path, policy, strategy):
+def test_two_processes(tmp_path, policy_folder, strategy):
     """Each has generators and studies of its own; a signal to one ends both after the same round."""
-    settings = {"kind": "grpo", "policy": policy, "save_every": 2, "strategy": strategy, "devices": 2}
+    settings = {"kind": "grpo", "policy": policy_folder, "save_every": 2, "strategy": strategy, "devices": 2}
     if strategy != "ddp":
         settings["module"] = {"lora": None, "reference": "copy", "learning_rate": 1e-3}  # adapters are not sharded
     code, text = on_ranks(tmp_path / "whole", settings)
@@ -345,4 +247,6 @@ def test_two_processes(tmp_path, policy, strategy):
     assert count_lines(tmp_path / "parts" / "metrics.csv") > 10
     if strategy == "ddp":
         with pytest.raises(ValueError, match="was written by 2 processes, but this run has 1: use as many"):
-            fit(tmp_path / "parts", "grpo", policy, checkpoint=newest(tmp_path / "parts"), data={"batch_size": 1})
+            fit(
+                tmp_path / "parts", "grpo", policy_folder, checkpoint=newest(tmp_path / "parts"), data={"batch_size": 1}
+            )

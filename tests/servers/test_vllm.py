@@ -8,10 +8,12 @@ import subprocess
 import threading
 import time
 
+import lightning as L
 import pytest
 import requests
 import torch
 
+from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA, load_policy
@@ -253,6 +255,45 @@ def test_a_server_that_dies_in_mid_round_loses_nothing_and_its_return_is_noticed
     assert not remote.pool.down
     plain = writer(servers[1:], policy, tmp_path)
     assert same_tokens(plain.write(batch, seeds(batch), 1, 16, 0.0), local(unadapted, batch))
+
+
+class KillAt(L.Callback):
+    """Kills all servers before a round."""
+
+    def __init__(self, servers, number):
+        self.servers, self.number = servers, number
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.fit_loop.total_batch_idx == self.number:
+            for server in self.servers:
+                server.kill()
+
+
+def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers, saved, studies, tmp_path, capsys):
+    urls = [server.url for server in servers]
+
+    def fit(checkpoint=None, *callbacks):
+        module = GRPOModule(
+            policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
+            servers=Servers(urls, str(tmp_path / "adapters"), timeout=60, attempts=2), **SETTINGS,
+        )  # fmt: skip
+        run = L.Trainer(
+            max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            limit_val_batches=0, callbacks=[Checkpoints(tmp_path, save_every=100), *callbacks],
+        )  # fmt: skip
+        run.fit(module, FixedData(studies[:4], batch_size=4), ckpt_path=checkpoint)
+        return run
+
+    with pytest.raises(ServerError, match=r"No rollout server could write study .* start http.* again"):
+        fit(None, KillAt(servers, 2))
+    path = tmp_path / "checkpoints" / "round-00000002.ckpt"
+    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    for server in servers:
+        server.start()
+        server.wait()
+    assert fit(str(path)).global_step == 4
+    assert f"Resuming after round 2 from {path}." in capsys.readouterr().out
+    assert (tmp_path / "checkpoints" / "round-00000004.ckpt").is_file()
 
 
 def test_all_dead_is_one_clear_line(servers, saved, studies, policy, batch, tmp_path):

@@ -1,0 +1,116 @@
+"""What ends a run before its time: signals, a full disk, a round that fails."""
+
+import signal
+
+import pytest
+
+from mrg.callbacks.checkpoint import CheckpointError
+from mrg.callbacks.preemption import Preempted
+from mrg.metrics.reward import RewardError
+from tests.callbacks.resuming import differences, fit, newest, on_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sampling and training disagree")
+
+
+@pytest.mark.parametrize(("stop", "saved"), [((6, "signal"), 6), ((7, "signal"), 7), ((5, "signal"), 5)])
+def test_sigterm_finishes_the_round_saves_and_says_how_to_go_on(tmp_path, policy_folder, whole, capsys, stop, saved):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted) as ended:
+        fit(tmp_path, "grpo", policy_folder, stop=stop, save_every=100)
+    assert ended.value.code == 0
+    assert signal.getsignal(signal.SIGTERM) is handler
+    path = newest(tmp_path)
+    line = (
+        f"SIGTERM: round {saved} is saved in {path}. Go on with: python -m mrg fit --config {tmp_path / 'config.yaml'} "
+    )
+    assert line + "--resume auto\n" in capsys.readouterr().out
+    fit(tmp_path, "grpo", policy_folder, checkpoint=path, save_every=100)
+    assert differences(whole("grpo", save_every=100), tmp_path) == []
+
+
+def test_sigterm_leaves_a_validation(tmp_path, policy_folder, whole, capsys):
+    with pytest.raises(Preempted):
+        fit(tmp_path, "sft", policy_folder, stop=(4, "signal in validation"))
+    assert newest(tmp_path).endswith("round-00000004-unvalidated.ckpt")
+    assert "round 4 is saved" in capsys.readouterr().out
+    fit(tmp_path, "sft", policy_folder, checkpoint=newest(tmp_path))
+    assert differences(whole("sft"), tmp_path) == []
+
+
+def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, policy_folder, whole, capsys, monkeypatch):
+    from mrg.callbacks import checkpoint_folder
+
+    dump = checkpoint_folder._dump
+
+    def full(checkpoint, file):
+        if checkpoint["global_step"] == 6:
+            file.write(b"some")
+            raise OSError(28, "No space left on device")
+        return dump(checkpoint, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_folder, "_dump", full)
+        with pytest.raises(CheckpointError) as caught:
+            fit(tmp_path, "sft", policy_folder)
+    path = tmp_path / "checkpoints" / "round-00000006.ckpt"
+    reason = f"The state of this round could not be saved: {path} cannot be written (No space left on device)."
+    assert str(caught.value) == reason
+    before = newest(tmp_path)
+    assert before.endswith("round-00000005.ckpt")
+    assert f"The last checkpoint is {before}. Go on with: python -m mrg fit" in capsys.readouterr().out
+    assert {p.name for p in path.parent.iterdir() if p.name.startswith(".")} == set()
+    fit(tmp_path, "sft", policy_folder, checkpoint=before)
+    assert differences(whole("sft"), tmp_path) == []
+
+
+# A validation and a checkpoint after rounds 2 and 4; the last round of the first epoch is the fifth.
+@pytest.mark.parametrize("how", ["error", "interrupt"])
+@pytest.mark.parametrize(("number", "settings"), [(4, {}), (6, {}), (8, {"num_minibatches": 2, "num_iterations": 2})])
+def test_round_that_fails_before_its_first_step_loses_none_before_it(
+    tmp_path, policy_folder, whole, capsys, number, settings, how
+):
+    same = {"save_every": 100, "module": settings}
+    with pytest.raises(RewardError if how == "error" else SystemExit):
+        fit(tmp_path, "grpo", policy_folder, fails=[number, 0, how], **same)
+    path = newest(tmp_path)
+    assert path.endswith(f"round-{number - 1:08d}.ckpt")
+    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    fit(tmp_path, "grpo", policy_folder, checkpoint=path, **same)
+    assert differences(whole("grpo", **same), tmp_path) == []
+
+
+def test_round_that_fails_after_a_step_goes_back(tmp_path, policy_folder, whole, monkeypatch):
+    """In the second of two steps: the weights are no round's."""
+    from mrg.modules.grpo import GRPOModule
+
+    same = {"save_every": 100, "module": {"num_minibatches": 2}}
+    step, calls = GRPOModule.step, []
+
+    def failing(self, *args):
+        calls.append(args)
+        if len(calls) == 8:
+            raise RuntimeError("out of memory")
+        return step(self, *args)
+
+    monkeypatch.setattr(GRPOModule, "step", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fit(tmp_path, "grpo", policy_folder, **same)
+    monkeypatch.undo()
+    assert newest(tmp_path).endswith("round-00000002.ckpt")
+    fit(tmp_path, "grpo", policy_folder, checkpoint=newest(tmp_path), **same)
+    assert differences(whole("grpo", **same), tmp_path) == []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_round_that_fails_on_one_rank_ends_both_with_its_beginning_saved(tmp_path, policy_folder, strategy):
+    settings = {"kind": "grpo", "policy": policy_folder, "save_every": 100, "strategy": strategy, "devices": 2}
+    code, text = on_ranks(tmp_path / "whole", settings)
+    assert code == 0, text
+    code, text = on_ranks(tmp_path / "parts", {**settings, "fails": [4, 1, "error"]})
+    assert code != 0
+    assert "OtherRankError: Rank 1 stopped the run: RewardError: no reward for" in text
+    path = newest(tmp_path / "parts")
+    assert path.endswith("round-00000003.ckpt")
+    code, text = on_ranks(tmp_path / "parts", {**settings, "checkpoint": path})
+    assert code == 0, text
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
