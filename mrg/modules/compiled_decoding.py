@@ -107,8 +107,9 @@ class CompiledDecoder(StaticDecoder):
         return compiled
 
     def _refuse(self, error: Exception, table: Table) -> None:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = " ".join(lines[:2])[:300].rstrip(".")  # the second line often says what the first one announces
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        # A first line that ends in a colon announces the second.
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300].rstrip(".")
         if not isinstance(error, DifferentError):
             reason = f"torch.compile failed with {type(error).__name__}: {reason}"
         self.refused = f"at {table.num_prompts} prompts of {table.num_places} completions {reason}"

@@ -45,10 +45,10 @@ def checked_steps(decoder):
     return sum(decoder.num_checked.values())
 
 
-@pytest.mark.parametrize("family", QWEN)
-def test_greedy_and_sampled(family):
-    """Traced as one graph without breaks and made functional, as every compiler gets it."""
-    policy, decoder = ending_policy(family, num_hidden_layers=2), CompiledDecoder("aot_eager")
+# Traced as one graph without breaks; by the second also made functional, as compilers get it.
+@pytest.mark.parametrize(("family", "backend"), [*((f, "eager") for f in QWEN), ("qwen2_5_vl", "aot_eager")])
+def test_greedy_and_sampled(family, backend):
+    policy, decoder = ending_policy(family, num_hidden_layers=2), CompiledDecoder(backend)
     prompts = prompts_for(policy, slice(0, 2))
     before = num_graphs()
     for temperature, seed in ((0.0, 0), (1.0, 1)):
@@ -65,7 +65,7 @@ def test_other_families(kind, studies, tmp_path):
     torch.manual_seed(1)
     policy = load_policy(save_family(kind, tmp_path, [study.report for study in studies]), LoRA(4)).double().eval()
     prompts = prompts_for(policy, slice(0, 2))
-    decoder = CompiledDecoder("aot_eager")
+    decoder = CompiledDecoder("eager")
     settings = {"group_size": 1, "temperature": 0.0, "num_tokens": WINDOW + 4}
     assert_same(write(policy, prompts, decoder, **settings), write(policy, prompts, **settings))
     assert not decoder.refused
