@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from mrg.modules.policy import Policy
 
 
+BUCKET = 2**25
+"""Numbers that are averaged at once, as a copy beside the gradients."""
+
+
 def shard(policy: Policy, mesh: DeviceMesh) -> None:
     """Share the decoder layers' weights out over the ranks of a mesh.
 
@@ -123,14 +127,14 @@ def average_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> No
             gradient.copy_(part.view_as(gradient))
 
 
-def _buckets(gradients: list[Tensor], size: int = 2**25) -> Iterator[list[Tensor]]:
-    """Neighbours of one precision, of `size` numbers together: an adapter has hundreds of small gradients."""
+def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one precision, `BUCKET` numbers or a larger one at a time: an adapter has hundreds of gradients."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         if bucket and (
             gradient.dtype != bucket[0].dtype
             or gradient.device != bucket[0].device
-            or sum(part.numel() for part in bucket) + gradient.numel() > size
+            or sum(part.numel() for part in bucket) + gradient.numel() > BUCKET
         ):
             yield bucket
             bucket = []

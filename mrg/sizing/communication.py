@@ -19,8 +19,8 @@ micro-batches of the policy and of the reference, and S the optimiser steps of a
 
 The policy gathers each layer for its forward and again for its backward pass, the reference once, and a rollout all
 layers once. A round's first backward pass also gathers the last layer once in vain: FSDP2 takes the passes without
-gradients before it for what it has to go back through. Gradients that are whole are averaged one tensor at a time, once
-a step, so that DDP's volume does not depend on the micro-batches.
+gradients before it for what it has to go back through. Gradients that are whole are averaged once a step, so that DDP's
+volume does not depend on the micro-batches, and `BUCKET` numbers at a time.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from mrg.modules.sharding import BUCKET
 from mrg.sizing.geometry import Geometry
 from mrg.sizing.memory import Plan
 
@@ -41,7 +42,7 @@ class Volume:
         scattered: Bytes of reduce-scatters.
         reduced: Bytes of all-reduces.
         num_gathers: How many all-gathers and reduce-scatters there are.
-        num_reduces: How many all-reduces.
+        num_reduces: How many all-reduces; where there are several, an estimate.
     """
 
     gathered: int
@@ -84,14 +85,17 @@ def volume(
     """
     numbers, sharded = plan.numbers, plan.strategy == "fsdp"
     if numbers.rank:
-        whole, num_whole = shape.adapter(numbers.rank) * numbers.trained, 2 * len(shape.linears)
+        bytes_each = numbers.trained
+        whole, num_whole = shape.adapter(numbers.rank) * bytes_each, 2 * len(shape.linears)
     else:
         vision = 0 if plan.train_vision else shape.vision
-        whole = (shape.total - vision - (shape.decoder if sharded else 0)) * numbers.weights
+        bytes_each = numbers.weights
+        whole = (shape.total - vision - (shape.decoder if sharded else 0)) * bytes_each
         num_whole = shape.num_tensors - (shape.num_decoder_tensors if sharded else 0)
         num_whole -= 0 if plan.train_vision else shape.num_vision_tensors
+    num_reduces = num_steps * min(num_whole, -(-whole // (bytes_each * BUCKET)))
     if not sharded:
-        return Volume(0, 0, num_steps * whole, 0, num_steps * num_whole)
+        return Volume(0, 0, num_steps * whole, 0, num_reduces)
     rollouts = 0 if plan.servers or plan.group_size == 1 else 1
     gathers = 2 * policy_passes + reference_passes + rollouts
     scatters = 0 if numbers.rank else policy_passes
@@ -102,7 +106,7 @@ def volume(
         scatters * decoder,
         num_steps * whole,
         (gathers + scatters) * shape.num_layers + vain,
-        num_steps * num_whole,
+        num_reduces,
     )
 
 
