@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from mrg.modules.layout import Layout, Masks
 
@@ -153,8 +154,31 @@ def _rows(packed: Tensor, slots: Tensor) -> Tensor:
     return packed[0][:, slots].transpose(0, 1)
 
 
-flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+FEWER_KEY_HEADS = TorchVersion(torch.__version__) >= "2.9"
+"""Whether the kernels may be given fewer heads of keys than of queries: torch 2.8's read beyond them."""
+
+
+def flash_forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """The CPU's kernel: output (R, H, L, d) and log-sum-exp (R, H, L); other arguments are the kernel's."""
+    groups = 1 if FEWER_KEY_HEADS else query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+    result: tuple[Tensor, Tensor] = _flash_forward(query, key, value, *args, **kwargs)
+    return result
+
+
+def flash_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; see `flash_forward`."""
+    groups = 1 if FEWER_KEY_HEADS else query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+    parts: tuple[Tensor, Tensor, Tensor] = _flash_backward(grad, query, key, value, *args, **kwargs)
+    if groups == 1:
+        return parts
+    of_key, of_value = (part.reshape(*key.shape[:1], -1, groups, *key.shape[2:]).sum(2) for part in parts[1:])
+    return parts[0], of_key, of_value
 
 
 class _Merged(torch.autograd.Function):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import mrg.modules.attention
 import mrg.modules.decoding
 from mrg.modules.attention import PackedPrompts, _Merged, concatenated
 from mrg.modules.decoding import Decoding, by_products
@@ -65,6 +66,14 @@ def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case
     assert torch.allclose(output, expected, atol=1e-12, rtol=0)
     for got, want in zip(torch.autograd.grad((output * weights).sum(), tensors), wanted, strict=True):
         assert torch.allclose(got, want, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("num_keys", [2, 1])
+@pytest.mark.parametrize("case", list(CASES))
+def test_kernels_that_need_as_many_heads_of_keys(monkeypatch, num_keys, case):
+    """Those of torch 2.8."""
+    monkeypatch.setattr(mrg.modules.attention, "FEWER_KEY_HEADS", False)
+    test_outputs_and_gradients_equal_dense_masked_attention("merged", num_keys, case)
 
 
 @pytest.mark.parametrize("name", list(PACKED))
