@@ -134,7 +134,7 @@ class MrgCLI(LightningCLI):
         print(f"{self.subcommand}: {name}", flush=True)
 
     def _prepare_fit(self, config: Any) -> None:
-        """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
+        """Let `fit` into a run folder only to resume its own checkpoint, or where what is in it may go."""
         _check_writable(self.folder)
         files = CheckpointFolder(self.folder / "checkpoints")
         path = _resumed(files, str(config.resume or config.ckpt_path or ""))
@@ -148,13 +148,14 @@ class MrgCLI(LightningCLI):
                 f"Run folder {self.folder} holds a run already: go on with --resume auto, choose another --name, or "
                 "pass --overwrite true."
             )
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return
-        if auto and path is None:
+        if auto and path is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"No checkpoint in {files.path}: the run starts at its beginning.", flush=True)
-        if config.overwrite:
+
+    def _begin(self) -> None:
+        """Make room for a run that starts anew; what is refused before leaves a run as it was."""
+        if self.overwrite:
             # A best checkpoint that stayed would pass for the new run's.
-            files.clear()
+            CheckpointFolder(self.folder / "checkpoints").clear()
             written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
             for name in (*written, PAGE, PREDICT_PAGE):
                 (self.folder / name).unlink(missing_ok=True)
@@ -179,11 +180,12 @@ class MrgCLI(LightningCLI):
             trainer["logger"], trainer["callbacks"] = False, None  # what steers training has no say in a test
             return self._instantiate_trainer(trainer, own)
         config = self.config[self.subcommand]
-        own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep))
+        own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))
         loggers = trainer.get("logger") or []
         trainer["logger"] = [MetricsFile(self.folder), *(loggers if isinstance(loggers, list) else [loggers])]
         # What the run is saved with: who trains or tests by it later means the best checkpoint, or says otherwise.
-        config.resume, config.ckpt_path = "", None
+        self.overwrite = bool(config.overwrite)
+        config.resume, config.ckpt_path, config.overwrite = "", None, False
         return self._instantiate_trainer(trainer, own)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:

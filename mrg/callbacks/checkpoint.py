@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,26 @@ class Checkpoints(Checkpoint):
         save_every: Rounds from one checkpoint to the next. There is one before and after each validation, too, and one
             at the end.
         keep: How many of the last checkpoints are kept, beside the best.
+        begin: Makes room in the folder; called where a run starts anew, once nothing can be refused any more.
 
     Raises:
         ValueError: If `save_every` or `keep` is below 1.
     """
 
-    def __init__(self, folder: Path, monitor: str = "val/mccs", save_every: int = 50, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str = "val/mccs",
+        save_every: int = 50,
+        keep: int = 2,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
         for name, value in (("save_every", save_every), ("keep", keep)):
             if value < 1:
                 raise ValueError(f"Expected {name} to be at least 1, but got {value}.")
         self.run_folder, self.monitor, self.save_every = folder, monitor, save_every
         self.files = CheckpointFolder(folder / "checkpoints", keep)
+        self.begin = begin
         self.best, self.score = "", float("nan")
         self.last = ""
         self.place = ROUND
@@ -241,6 +251,8 @@ class Checkpoints(Checkpoint):
         path = Path(str(trainer.ckpt_path))
         name = checkpoint_name(self.number, state.get("place") != UNVALIDATED)
         if not state or path.resolve().parent != self.files.path.resolve():
+            if self.begin is not None:
+                self.begin()
             self.files.remove_after("")  # a new run, perhaps from another's state
             return
         print(f"Resuming after round {self.number} from {path}.", flush=True)
