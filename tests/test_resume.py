@@ -37,6 +37,13 @@ def state(folder):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def scored(folder):
+    """By what the newest checkpoint's best was chosen, and what it scored."""
+    path, _ = CheckpointFolder(folder / "checkpoints").newest()
+    own = torch.load(path, weights_only=True)["callbacks"]["Checkpoints"]
+    return own["monitor"], own["score"]
+
+
 def test_auto_starts_goes_on_and_ends(tmp_path, tree, capsys):
     """The same line does for a job that is started again and again."""
     again = ["fit", *sft(tmp_path, *LONG, "--resume=auto")]
@@ -73,6 +80,36 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, run, c
     main(["fit", *sft(tmp_path, *LONG, "--name=whole")])
     whole = state(tmp_path / "runs" / "whole")
     assert all(torch.equal(value, whole[name]) for name, value in state(run).items())
+
+
+def test_damaged_best_is_named_and_another_takes_its_place(tmp_path, run, capsys):
+    files = CheckpointFolder(run / "checkpoints")
+    best = files.manifest()["round-00000002.ckpt"]["best"]
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=4", "--trainer.val_check_interval=50", "--resume=auto")])
+    os.truncate(files.path / best, 1000)  # best.ckpt is another name of it
+    capsys.readouterr()
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=6", "--trainer.val_check_interval=50", "--resume=auto")])
+    out = capsys.readouterr().out
+    assert f"{files.path / best} is damaged: 1000 bytes, but " in out
+    assert "were written. It was the best: the best to come takes its place.\n" in out
+    assert not (files.path / "best.ckpt").exists()
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=8", "--resume=auto")])
+    assert (files.path / "best.ckpt").samefile(files.path / "round-00000008.ckpt")
+
+
+def test_best_outlasts_another_monitor(tmp_path, run, capsys):
+    """A name that no score has must not cost it either."""
+    files = CheckpointFolder(run / "checkpoints")
+    best, score = files.manifest()["round-00000002.ckpt"]["best"], scored(run)
+    code, text = failure(capsys, ["fit", *sft(tmp_path, *LONG, "--keep=1", "--resume=auto", "--monitor=val/nothing")])
+    assert (code, "The run logs no 'val/nothing'" in text) == (2, True)
+    assert (files.path / "best.ckpt").samefile(files.path / best)
+    main(["fit", *sft(tmp_path, *LONG, "--trainer.limit_val_batches=0", "--resume=auto")])
+    assert scored(run) == score
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=8", "--resume=auto", "--monitor=val/mccs")])
+    assert f"by {score[0]} stays until there is one by val/mccs.\n" in capsys.readouterr().out
+    assert (files.path / "best.ckpt").samefile(files.path / "round-00000008.ckpt")
+    assert scored(run)[0] == "val/mccs"
 
 
 def test_all_damaged(tmp_path, run, capsys):
