@@ -136,7 +136,11 @@ class MrgCLI(LightningCLI):
     def _prepare_fit(self, config: Any) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or where what is in it may go."""
         _check_writable(self.folder)
+        if (self.folder / "checkpoints").exists():
+            _check_writable(self.folder / "checkpoints")
         files = CheckpointFolder(self.folder / "checkpoints")
+        if config.resume and config.ckpt_path:
+            raise UserError("--resume and --ckpt_path both name a checkpoint to go on from: pass one of them.")
         path = _resumed(files, str(config.resume or config.ckpt_path or ""))
         config.ckpt_path = None if path is None else str(path)
         resumes = path is not None and path.resolve().parent == files.path.resolve()
@@ -212,7 +216,10 @@ def _resumed(files: CheckpointFolder, resume: str) -> Path | None:
     if resume == "auto":
         path, damaged = files.newest()
         if damaged and path is None:
-            raise UserError(f"No checkpoint in {files.path} is whole: start anew with --overwrite true. {damaged[0]}")
+            raise UserError(
+                f"No checkpoint in {files.path} is whole: start anew with --overwrite true and without --resume. "
+                f"{damaged[0]}"
+            )
         for line in damaged if rank_zero_only.rank == 0 else []:  # type: ignore[attr-defined]
             print(f"{line} The one before it is used.", flush=True)
         return path

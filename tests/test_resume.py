@@ -117,7 +117,7 @@ def test_all_damaged(tmp_path, run, capsys):
         path.write_bytes(b"nothing")
     code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto")])
     assert code == 2
-    assert text.startswith(f"mrg: No checkpoint in {run / 'checkpoints'} is whole: start anew with --overwrite true. ")
+    assert text.startswith(f"mrg: No checkpoint in {run / 'checkpoints'} is whole: start anew with --overwrite true ")
     for command in (["test", *sft(tmp_path)], ["fit", *sft(tmp_path, f"--resume={run / 'checkpoints' / 'best.ckpt'}")]):
         code, text = failure(capsys, command)
         assert code == 2
@@ -133,6 +133,7 @@ def test_what_does_not_fit_leaves_the_run_as_it_was(tmp_path, run, capsys):
         (["--data.init_args.limit_train=4"], "its tokenizer or frozen base differs"),
         (["--resume=nowhere.ckpt"], "Checkpoint nowhere.ckpt does not exist: check --resume."),
         ([f"--resume={run / 'config.yaml'}"], f"{run / 'config.yaml'} is damaged or no checkpoint"),
+        ([f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"], "--resume and --ckpt_path both name a checkpoint"),
         (["--save_every=0"], "save_every to be at least 1, but got 0"),
     ):
         code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto", *options)])
@@ -150,6 +151,15 @@ def test_folder_that_cannot_be_written(tmp_path, tree, capsys):
         2,
         f"mrg: Run folder {folder} cannot be written (Not a directory): check --runs and --name.",
     )
+
+
+def test_checkpoints_that_cannot_be_written(tmp_path, tree, capsys):
+    folder = tmp_path / "runs" / "iu_tiny_sft"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").write_text("")
+    code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto")])
+    assert (code, text.startswith(f"mrg: Run folder {folder / 'checkpoints'} cannot be written (")) == (2, True)
+    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a read-only file system needs root")
