@@ -134,9 +134,13 @@ class MrgCLI(LightningCLI):
         print(f"{self.subcommand}: {name}", flush=True)
 
     def _prepare_fit(self, config: Any) -> None:
-        """Let `fit` into a run folder only to resume its own checkpoint, or after what was in it is gone."""
+        """Let `fit` into a run folder only to resume its own checkpoint, or where what is in it may go."""
         _check_writable(self.folder)
+        if (self.folder / "checkpoints").exists():
+            _check_writable(self.folder / "checkpoints")
         files = CheckpointFolder(self.folder / "checkpoints")
+        if config.resume and config.ckpt_path:
+            raise UserError("--resume and --ckpt_path both name a checkpoint to go on from: pass one of them.")
         path = _resumed(files, str(config.resume or config.ckpt_path or ""))
         config.ckpt_path = None if path is None else str(path)
         resumes = path is not None and path.resolve().parent == files.path.resolve()
@@ -148,13 +152,14 @@ class MrgCLI(LightningCLI):
                 f"Run folder {self.folder} holds a run already: go on with --resume auto, choose another --name, or "
                 "pass --overwrite true."
             )
-        if rank_zero_only.rank:  # type: ignore[attr-defined]
-            return
-        if auto and path is None:
+        if auto and path is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"No checkpoint in {files.path}: the run starts at its beginning.", flush=True)
-        if config.overwrite:
+
+    def _begin(self) -> None:
+        """Make room for a run that starts anew; what is refused before leaves a run as it was."""
+        if self.overwrite:
             # A best checkpoint that stayed would pass for the new run's.
-            files.clear()
+            CheckpointFolder(self.folder / "checkpoints").clear()
             written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
             for name in (*written, PAGE, PREDICT_PAGE):
                 (self.folder / name).unlink(missing_ok=True)
@@ -179,11 +184,12 @@ class MrgCLI(LightningCLI):
             trainer["logger"], trainer["callbacks"] = False, None  # what steers training has no say in a test
             return self._instantiate_trainer(trainer, own)
         config = self.config[self.subcommand]
-        own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep))
+        own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))
         loggers = trainer.get("logger") or []
         trainer["logger"] = [MetricsFile(self.folder), *(loggers if isinstance(loggers, list) else [loggers])]
         # What the run is saved with: who trains or tests by it later means the best checkpoint, or says otherwise.
-        config.resume, config.ckpt_path = "", None
+        self.overwrite = bool(config.overwrite)
+        config.resume, config.ckpt_path, config.overwrite = "", None, False
         return self._instantiate_trainer(trainer, own)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:
@@ -210,7 +216,10 @@ def _resumed(files: CheckpointFolder, resume: str) -> Path | None:
     if resume == "auto":
         path, damaged = files.newest()
         if damaged and path is None:
-            raise UserError(f"No checkpoint in {files.path} is whole: start anew with --overwrite true. {damaged[0]}")
+            raise UserError(
+                f"No checkpoint in {files.path} is whole: start anew with --overwrite true and without --resume. "
+                f"{damaged[0]}"
+            )
         for line in damaged if rank_zero_only.rank == 0 else []:  # type: ignore[attr-defined]
             print(f"{line} The one before it is used.", flush=True)
         return path

@@ -134,6 +134,20 @@ def test_a_start_that_was_refused_does_not_stand_in_the_way_of_the_next(tmp_path
     assert (tmp_path / "runs" / "iu_tiny_sft" / "policy").is_dir()
 
 
+def test_overwriting_waits_until_nothing_can_be_refused(tmp_path, tree, capsys):
+    main(["fit", *sft(tmp_path)])
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for mistake in ("--model.init_args.use_indication=true", "--keep=0", "--model.init_args.policy=/nowhere"):
+        code, _ = failure(capsys, ["fit", *sft(tmp_path, "--overwrite=true", mistake)])
+        assert code == 2
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    main(["fit", *sft(tmp_path, "--overwrite=true")])
+    # Whoever trains by its configuration has not asked for that again.
+    code, message = failure(capsys, ["fit", f"--config={run / 'config.yaml'}"])
+    assert (code, "holds a run already" in message) == (2, True)
+
+
 def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, tree, capsys):
     main(["fit", *sft(tmp_path)])
     run = tmp_path / "runs" / "iu_tiny_sft"

@@ -37,6 +37,13 @@ def state(folder):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
+def scored(folder):
+    """By what the newest checkpoint's best was chosen, and what it scored."""
+    path, _ = CheckpointFolder(folder / "checkpoints").newest()
+    own = torch.load(path, weights_only=True)["callbacks"]["Checkpoints"]
+    return own["monitor"], own["score"]
+
+
 def test_auto_starts_goes_on_and_ends(tmp_path, tree, capsys):
     """The same line does for a job that is started again and again."""
     again = ["fit", *sft(tmp_path, *LONG, "--resume=auto")]
@@ -75,12 +82,42 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, run, c
     assert all(torch.equal(value, whole[name]) for name, value in state(run).items())
 
 
+def test_damaged_best_is_named_and_another_takes_its_place(tmp_path, run, capsys):
+    files = CheckpointFolder(run / "checkpoints")
+    best = files.manifest()["round-00000002.ckpt"]["best"]
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=4", "--trainer.val_check_interval=50", "--resume=auto")])
+    os.truncate(files.path / best, 1000)  # best.ckpt is another name of it
+    capsys.readouterr()
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=6", "--trainer.val_check_interval=50", "--resume=auto")])
+    out = capsys.readouterr().out
+    assert f"{files.path / best} is damaged: 1000 bytes, but " in out
+    assert "were written. It was the best: the best to come takes its place.\n" in out
+    assert not (files.path / "best.ckpt").exists()
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=8", "--resume=auto")])
+    assert (files.path / "best.ckpt").samefile(files.path / "round-00000008.ckpt")
+
+
+def test_best_outlasts_another_monitor(tmp_path, run, capsys):
+    """A name that no score has must not cost it either."""
+    files = CheckpointFolder(run / "checkpoints")
+    best, score = files.manifest()["round-00000002.ckpt"]["best"], scored(run)
+    code, text = failure(capsys, ["fit", *sft(tmp_path, *LONG, "--keep=1", "--resume=auto", "--monitor=val/nothing")])
+    assert (code, "The run logs no 'val/nothing'" in text) == (2, True)
+    assert (files.path / "best.ckpt").samefile(files.path / best)
+    main(["fit", *sft(tmp_path, *LONG, "--trainer.limit_val_batches=0", "--resume=auto")])
+    assert scored(run) == score
+    main(["fit", *sft(tmp_path, "--trainer.max_steps=8", "--resume=auto", "--monitor=val/mccs")])
+    assert f"by {score[0]} stays until there is one by val/mccs.\n" in capsys.readouterr().out
+    assert (files.path / "best.ckpt").samefile(files.path / "round-00000008.ckpt")
+    assert scored(run)[0] == "val/mccs"
+
+
 def test_all_damaged(tmp_path, run, capsys):
     for path in (run / "checkpoints").glob("*.ckpt"):
         path.write_bytes(b"nothing")
     code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto")])
     assert code == 2
-    assert text.startswith(f"mrg: No checkpoint in {run / 'checkpoints'} is whole: start anew with --overwrite true. ")
+    assert text.startswith(f"mrg: No checkpoint in {run / 'checkpoints'} is whole: start anew with --overwrite true ")
     for command in (["test", *sft(tmp_path)], ["fit", *sft(tmp_path, f"--resume={run / 'checkpoints' / 'best.ckpt'}")]):
         code, text = failure(capsys, command)
         assert code == 2
@@ -96,6 +133,7 @@ def test_what_does_not_fit_leaves_the_run_as_it_was(tmp_path, run, capsys):
         (["--data.init_args.limit_train=4"], "its tokenizer or frozen base differs"),
         (["--resume=nowhere.ckpt"], "Checkpoint nowhere.ckpt does not exist: check --resume."),
         ([f"--resume={run / 'config.yaml'}"], f"{run / 'config.yaml'} is damaged or no checkpoint"),
+        ([f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"], "--resume and --ckpt_path both name a checkpoint"),
         (["--save_every=0"], "save_every to be at least 1, but got 0"),
     ):
         code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto", *options)])
@@ -113,6 +151,15 @@ def test_folder_that_cannot_be_written(tmp_path, tree, capsys):
         2,
         f"mrg: Run folder {folder} cannot be written (Not a directory): check --runs and --name.",
     )
+
+
+def test_checkpoints_that_cannot_be_written(tmp_path, tree, capsys):
+    folder = tmp_path / "runs" / "iu_tiny_sft"
+    folder.mkdir(parents=True)
+    (folder / "checkpoints").write_text("")
+    code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto")])
+    assert (code, text.startswith(f"mrg: Run folder {folder / 'checkpoints'} cannot be written (")) == (2, True)
+    assert [path.name for path in folder.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a read-only file system needs root")

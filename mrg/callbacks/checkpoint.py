@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
+from mrg.callbacks.checkpoint_folder import BEST, CheckpointFolder, checkpoint_name
 from mrg.callbacks.preemption import Preempted, requeue, requeue_signal
 from mrg.callbacks.rng import rng_state, set_rng_state
 from mrg.callbacks.rounds import ROUND, UNVALIDATED, RoundLoop, install
@@ -64,18 +65,27 @@ class Checkpoints(Checkpoint):
         save_every: Rounds from one checkpoint to the next. There is one before and after each validation, too, and one
             at the end.
         keep: How many of the last checkpoints are kept, beside the best.
+        begin: Makes room in the folder; called where a run starts anew, once nothing can be refused any more.
 
     Raises:
         ValueError: If `save_every` or `keep` is below 1.
     """
 
-    def __init__(self, folder: Path, monitor: str = "val/mccs", save_every: int = 50, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monitor: str = "val/mccs",
+        save_every: int = 50,
+        keep: int = 2,
+        begin: Callable[[], None] | None = None,
+    ) -> None:
         for name, value in (("save_every", save_every), ("keep", keep)):
             if value < 1:
                 raise ValueError(f"Expected {name} to be at least 1, but got {value}.")
         self.run_folder, self.monitor, self.save_every = folder, monitor, save_every
         self.files = CheckpointFolder(folder / "checkpoints", keep)
-        self.best, self.score = "", float("nan")
+        self.begin = begin
+        self.best, self.score, self.scored_by = "", float("nan"), monitor
         self.last = ""
         self.place = ROUND
         self.validated = False
@@ -127,8 +137,9 @@ class Checkpoints(Checkpoint):
             raise ValueError(f"The run logs no {self.monitor!r} to choose its best checkpoint by; --monitor: {known}.")
         score = float(trainer.callback_metrics[self.monitor])
         better = score < self.score if self.monitor.endswith("loss") else score > self.score
-        if better or self.score != self.score:  # the first one, or one after a score that was not a number
-            self.best, self.score = name, score
+        # Also the first one, one after a score that was not a number, and the first one by another score.
+        if better or self.score != self.score or self.scored_by != self.monitor:
+            self.best, self.score, self.scored_by = name, score, self.monitor
 
     def save(self, trainer: L.Trainer, name: str, before: Before | None = None) -> None:
         """Write the state of all ranks into one file.
@@ -191,7 +202,7 @@ class Checkpoints(Checkpoint):
             "place": self.place,
             "best": self.best,
             "score": self.score,
-            "monitor": self.monitor,
+            "monitor": self.scored_by,
             "should_stop": bool(trainer is not None and trainer.should_stop),
             "lines": {name: count_lines(self.run_folder / name) for name in LOGS},
         }
@@ -235,20 +246,27 @@ class Checkpoints(Checkpoint):
         assert trainer is not None
         if trainer.is_global_zero:
             self._clean(trainer, state)
-        self.best, self.score, self.last = trainer.strategy.broadcast((self.best, self.score, self.last))
+        agreed = (self.best, self.score, self.scored_by, self.last)
+        self.best, self.score, self.scored_by, self.last = trainer.strategy.broadcast(agreed)
 
     def _clean(self, trainer: L.Trainer, state: dict[str, Any]) -> None:
         path = Path(str(trainer.ckpt_path))
         name = checkpoint_name(self.number, state.get("place") != UNVALIDATED)
         if not state or path.resolve().parent != self.files.path.resolve():
+            if self.begin is not None:
+                self.begin()
             self.files.remove_after("")  # a new run, perhaps from another's state
             return
         print(f"Resuming after round {self.number} from {path}.", flush=True)
-        if state["monitor"] == self.monitor and state["best"]:
-            if (self.files.path / state["best"]).exists():
-                self.best, self.score = state["best"], state["score"]
+        if state["best"]:
+            if problem := self.files.problem(state["best"]):
+                print(f"{problem} It was the best: the best to come takes its place.", flush=True)
+                if self.files.problem(BEST):
+                    self.files.remove_best()
             else:
-                print(f"The best checkpoint {state['best']} is gone: the best to come takes its place.", flush=True)
+                self.best, self.score, self.scored_by = state["best"], state["score"], state["monitor"]
+                if self.scored_by != self.monitor:
+                    print(f"Its best by {self.scored_by} stays until there is one by {self.monitor}.", flush=True)
         self.last = name
         if path.name == name:
             self.files.adopt(name, self.best)

@@ -130,6 +130,10 @@ class CheckpointFolder:
                 temporary.unlink(missing_ok=True)
             raise WriteError(f"{self.path / BEST} cannot be written ({error.strerror}).") from error
 
+    def remove_best(self) -> None:
+        """Have no best checkpoint."""
+        _remove(self.path / BEST)
+
     def prune(self) -> None:
         """Remove all but the last checkpoints and the ones that they name as their best."""
         entries = self.manifest()
@@ -165,8 +169,11 @@ class CheckpointFolder:
         """Name -> entry; empty where there is none, or a damaged one: files are then checked by their own sums."""
         try:
             entries = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
-            return {str(name): {"best": "", **entry} for name, entry in entries.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
+            return {
+                str(name): {"sha256": str(entry["sha256"]), "bytes": int(entry["bytes"]), "best": str(entry["best"])}
+                for name, entry in entries.items()
+            }
+        except (OSError, ValueError, AttributeError, TypeError, KeyError):
             return {}
 
     def check(self, path: Path) -> None:
@@ -195,16 +202,23 @@ class CheckpointFolder:
         except (zipfile.BadZipFile, OSError, EOFError) as error:
             raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({error}).") from error
 
+    def problem(self, name: str) -> str:
+        """What is wrong with a checkpoint of this folder, in one line; empty where it is whole."""
+        if not (self.path / name).exists():
+            return f"{self.path / name} is gone."
+        try:
+            self.check(self.path / name)
+        except DamagedCheckpointError as error:
+            return str(error)
+        return ""
+
     def newest(self) -> tuple[Path | None, list[str]]:
         """The newest checkpoint that is whole, if any, and a line for each newer one that is not."""
-        remarks = []
+        remarks: list[str] = []
         for name in self.names():
-            try:
-                self.check(self.path / name)
-            except DamagedCheckpointError as error:
-                remarks.append(str(error))
-            else:
+            if not (problem := self.problem(name)):
                 return self.path / name, remarks
+            remarks.append(problem)
         return None, remarks
 
 

@@ -136,7 +136,7 @@ class ResultWriter(L.Callback):
 def _best_score(trainer: L.Trainer) -> str:
     """The score that the best checkpoint was chosen by, where it is known."""
     chosen = trainer.checkpoint_callback
-    return f" ({chosen.monitor} {chosen.score:.3f})" if isinstance(chosen, Checkpoints) and chosen.best else ""
+    return f" ({chosen.scored_by} {chosen.score:.3f})" if isinstance(chosen, Checkpoints) and chosen.best else ""
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:

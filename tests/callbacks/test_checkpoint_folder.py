@@ -58,14 +58,15 @@ def empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("manifest", ["whole", "lost", "damaged"])
+@pytest.mark.parametrize("manifest", ["whole", "lost", "damaged", "incomplete"])
 @pytest.mark.parametrize("damage", [flip, tear, empty])
 def test_damage_is_named_and_the_one_before_is_used(folder, damage, manifest):
     write(folder, 1)
     write(folder, 2)
     damage(folder.path / "round-00000002.ckpt")
     if manifest != "whole":
-        (folder.path / "manifest.json").write_text('{"round-0000' if manifest == "damaged" else "[]")
+        texts = {"lost": "[]", "damaged": '{"round-0000', "incomplete": '{"round-00000002.ckpt": {"best": ""}}'}
+        (folder.path / "manifest.json").write_text(texts[manifest])
     path, lines = folder.newest()
     assert path == folder.path / "round-00000001.ckpt"
     assert len(lines) == 1
