@@ -223,10 +223,8 @@ def test_a_round_logs_what_is_its_own(tmp_path, policy_folder):
 # Two processes
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    ["ddp", pytest.param("fsdp", marks=pytest.mark.slow), pytest.param("fsdp in parts", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "fsdp in parts"])
 def test_two_processes(tmp_path, policy_folder, strategy):
     """Each has generators and studies of its own; a signal to one ends both after the same round."""
     settings = {"kind": "grpo", "policy": policy_folder, "save_every": 2, "strategy": strategy, "devices": 2}

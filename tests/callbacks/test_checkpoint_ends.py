@@ -101,7 +101,8 @@ def test_round_that_fails_after_a_step_goes_back(tmp_path, policy_folder, whole,
     assert differences(whole("grpo", **same), tmp_path) == []
 
 
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_round_that_fails_on_one_rank_ends_both_with_its_beginning_saved(tmp_path, policy_folder, strategy):
     settings = {"kind": "grpo", "policy": policy_folder, "save_every": 100, "strategy": strategy, "devices": 2}
     code, text = on_ranks(tmp_path / "whole", settings)

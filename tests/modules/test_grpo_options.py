@@ -202,9 +202,9 @@ def on_ranks(saved, output, *arguments):
     ("loss_type", "kl_coef", "trained", "resample_dead", "strategies"),
     [
         ("grpo", 0.04, "adapter", 0, ["ddp", "fsdp"]),
-        ("dapo", 0.0, "adapter", 0, ["ddp", "fsdp"]),
-        ("grpo", 0.04, "all", 0, ["fsdp"]),
-        ("grpo", 0.0, "adapter", 2, ["fsdp"]),
+        pytest.param("dapo", 0.0, "adapter", 0, ["ddp", "fsdp"], marks=pytest.mark.slow),
+        pytest.param("grpo", 0.04, "all", 0, ["fsdp"], marks=pytest.mark.slow),
+        pytest.param("grpo", 0.0, "adapter", 2, ["fsdp"], marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef, trained, resample_dead, strategies):
