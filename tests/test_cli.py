@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 import mrg
 from mrg.cli import main, one_line
+from mrg.modules.sft import SFTModule
 from tests.trees import write_annotation, write_iu_tree
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -310,6 +313,18 @@ def test_run_that_ended_before_its_first_validation(tmp_path, tree, capsys):
     code, text = failure(capsys, ["test", *sft(tmp_path)])
     assert code == 2
     assert "ended before its first validation, see trainer.val_check_interval" in text
+
+
+def test_a_test_that_is_ended_does_not_pass_for_done(tmp_path, tree, capsys, monkeypatch):
+    main(["fit", *sft(tmp_path)])
+
+    def step(module, batch, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SFTModule, "test_step", step)
+    code, text = failure(capsys, ["test", *sft(tmp_path, "--data.init_args.eval_batch_size=1")])
+    assert (code, text.splitlines()[-1]) == (143, "mrg: SIGTERM ended `test` before it was done.")
+    assert not (tmp_path / "runs" / "iu_tiny_sft" / "results.json").exists()
 
 
 def test_foreign_checkpoint(tmp_path, tree, capsys):
