@@ -198,7 +198,11 @@ class MrgCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:
         """Say in one line what Lightning says of devices, nodes and precision that do not fit."""
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            if environment is not None:  # Lightning asks it when training starts
+                environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+            return trainer
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"The trainer's settings do not fit this machine: {' '.join(str(error).split())}") from None
 
@@ -320,6 +324,8 @@ def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
             },
             args=argv,
         )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from None
     except SIGTERMException:
         # Lightning would end with 0, as if there were a result. A round of `fit` ends otherwise, see `Preempted`.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]

@@ -299,6 +299,20 @@ def test_bad_settings_are_one_line(tmp_path, tree, capsys, monkeypatch, options,
     assert all(part in line for part in parts), line
 
 
+def test_what_lightning_refuses_is_one_line_too(tmp_path, tree, capsys, monkeypatch):
+    main(["fit", *sft(tmp_path)])
+    capsys.readouterr()
+    policy = f"--model.init_args.policy={tmp_path / 'runs' / 'iu_tiny_sft' / 'policy'}"
+    grpo = ["fit", *arguments(tmp_path, policy, config="iu_tiny")]
+    code, text = failure(capsys, [*grpo, "--trainer.accumulate_grad_batches=2"])
+    assert (code, text.startswith("mrg: Automatic gradient accumulation is not supported")) == (2, True), text
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    code, text = failure(capsys, [*grpo, "--trainer.devices=3", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"])
+    assert (code, "`devices=3` and `num_nodes=1` in Lightning, but the product" in text) == (2, True), text
+    assert not (tmp_path / "runs" / "iu_tiny" / "config.yaml").exists()
+
+
 def test_untrained_tiny_policy_is_not_tested(tmp_path, tree, capsys):
     code, text = failure(capsys, ["test", *sft(tmp_path)])
     assert (code, "untrained" in text) == (2, True)
