@@ -7,6 +7,8 @@ import importlib.util
 import logging
 import re
 import shutil
+import signal
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -17,6 +19,7 @@ from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 import mrg
@@ -195,7 +198,11 @@ class MrgCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:
         """Say in one line what Lightning says of devices, nodes and precision that do not fit."""
         try:
-            return super()._instantiate_trainer(config, callbacks)
+            trainer = super()._instantiate_trainer(config, callbacks)
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            if environment is not None:  # Lightning asks it when training starts
+                environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
+            return trainer
         except (MisconfigurationException, ValueError) as error:
             raise UserError(f"The trainer's settings do not fit this machine: {' '.join(str(error).split())}") from None
 
@@ -300,19 +307,27 @@ def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse and run one command."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
-    return kind(
-        ReportModule,
-        ReportDataModule,
-        trainer_class=Trainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=RunConfig,
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={
-            name: {"parser_mode": "omegaconf+", "usage": f"python -m mrg {name} [--config FILE] [--KEY VALUE ...]"}
-            for name in COMMANDS
-        },
-        args=argv,
-    )
+    try:
+        return kind(
+            ReportModule,
+            ReportDataModule,
+            trainer_class=Trainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={
+                name: {"parser_mode": "omegaconf+", "usage": f"python -m mrg {name} [--config FILE] [--KEY VALUE ...]"}
+                for name in COMMANDS
+            },
+            args=argv,
+        )
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from None
+    except SIGTERMException:
+        # Lightning would end with 0, as if there were a result. A round of `fit` ends otherwise, see `Preempted`.
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            print(f"mrg: SIGTERM ended `{argv[0]}` before it was done.", file=sys.stderr, flush=True)
+        raise SystemExit(128 + signal.SIGTERM) from None

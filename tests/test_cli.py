@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 
 import mrg
 from mrg.cli import main, one_line
+from mrg.modules.sft import SFTModule
 from tests.trees import write_annotation, write_iu_tree
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -296,6 +299,20 @@ def test_bad_settings_are_one_line(tmp_path, tree, capsys, monkeypatch, options,
     assert all(part in line for part in parts), line
 
 
+def test_what_lightning_refuses_is_one_line_too(tmp_path, tree, capsys, monkeypatch):
+    main(["fit", *sft(tmp_path)])
+    capsys.readouterr()
+    policy = f"--model.init_args.policy={tmp_path / 'runs' / 'iu_tiny_sft' / 'policy'}"
+    grpo = ["fit", *arguments(tmp_path, policy, config="iu_tiny")]
+    code, text = failure(capsys, [*grpo, "--trainer.accumulate_grad_batches=2"])
+    assert (code, text.startswith("mrg: Automatic gradient accumulation is not supported")) == (2, True), text
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "2"), ("RANK", "0"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    code, text = failure(capsys, [*grpo, "--trainer.devices=3", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"])
+    assert (code, "`devices=3` and `num_nodes=1` in Lightning, but the product" in text) == (2, True), text
+    assert not (tmp_path / "runs" / "iu_tiny" / "config.yaml").exists()
+
+
 def test_untrained_tiny_policy_is_not_tested(tmp_path, tree, capsys):
     code, text = failure(capsys, ["test", *sft(tmp_path)])
     assert (code, "untrained" in text) == (2, True)
@@ -310,6 +327,18 @@ def test_run_that_ended_before_its_first_validation(tmp_path, tree, capsys):
     code, text = failure(capsys, ["test", *sft(tmp_path)])
     assert code == 2
     assert "ended before its first validation, see trainer.val_check_interval" in text
+
+
+def test_a_test_that_is_ended_does_not_pass_for_done(tmp_path, tree, capsys, monkeypatch):
+    main(["fit", *sft(tmp_path)])
+
+    def step(module, batch, index):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(SFTModule, "test_step", step)
+    code, text = failure(capsys, ["test", *sft(tmp_path, "--data.init_args.eval_batch_size=1")])
+    assert (code, text.splitlines()[-1]) == (143, "mrg: SIGTERM ended `test` before it was done.")
+    assert not (tmp_path / "runs" / "iu_tiny_sft" / "results.json").exists()
 
 
 def test_foreign_checkpoint(tmp_path, tree, capsys):

@@ -87,6 +87,7 @@ class Checkpoints(Checkpoint):
         self.begin = begin
         self.best, self.score, self.scored_by = "", float("nan"), monitor
         self.last = ""
+        self.begun = False
         self.place = ROUND
         self.validated = False
         self.signal = 0
@@ -246,6 +247,7 @@ class Checkpoints(Checkpoint):
         assert trainer is not None
         if trainer.is_global_zero:
             self._clean(trainer, state)
+        self.begun = True
         agreed = (self.best, self.score, self.scored_by, self.last)
         self.best, self.score, self.scored_by, self.last = trainer.strategy.broadcast(agreed)
 
@@ -341,7 +343,9 @@ class Checkpoints(Checkpoint):
                     print(f"\n{error}", flush=True)
         if not trainer.is_global_zero:
             return
-        if self.last:
-            print(f"\nThe last checkpoint is {self.files.path / self.last}. {self.how_to_go_on()}", flush=True)
+        # What was written last may not be noted yet, and what a run resumes from is there before it has begun.
+        last = next((self.files.path / name for name in self.files.names()), None) if self.begun else trainer.ckpt_path
+        if last and (self.begun or isinstance(exception, KeyboardInterrupt)):
+            print(f"\nThe last checkpoint is {last}. {self.how_to_go_on()}", flush=True)
         elif isinstance(exception, KeyboardInterrupt):
             print("\nInterrupted before the first checkpoint: see --save_every.", flush=True)

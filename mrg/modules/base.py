@@ -367,6 +367,8 @@ class ReportModule(L.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["identity"] = self._identity()
+        if self.lora is not None:
+            checkpoint["lora_alpha"] = self.lora.alpha
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this policy.
@@ -375,6 +377,12 @@ class ReportModule(L.LightningModule):
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
         own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        alpha = self.lora and self.lora.alpha
+        if alpha and (written := checkpoint.get("lora_alpha", alpha)) != alpha:  # earlier ones do not say it
+            raise ValueError(
+                f"The checkpoint does not fit the policy {self.source!r}: its adapter has alpha {written}, "
+                f"model.init_args.lora.alpha is {alpha}. Use the run's own configuration and data."
+            )
         # A checkpoint of one file per rank holds its weights elsewhere.
         given: dict[str, Tensor] = checkpoint.get("state_dict", own)
         wrong = sorted(set(own) ^ set(given)) or sorted(

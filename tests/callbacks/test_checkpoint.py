@@ -167,6 +167,7 @@ def test_patience_goes_on(tmp_path, policy_folder):
         ({"data": {"num_train": 12}}, "written with 10 training studies, but this run has 12"),
         ({"data": {"batch_size": 1}}, "written with 2 studies per batch, but this run has 1"),
         ({"module": {"lora": LoRA(8)}}, r"its adapter has rank 4, model.init_args.lora.rank is 8: policy\S+ differs"),
+        ({"module": {"lora": LoRA(4, 8, dropout=0.1)}}, "its adapter has alpha 32, model.init_args.lora.alpha is 8"),
         ({"module": {"lora": None, "kl_coef": 0.0}}, "does not fit the policy"),
         ({"kind": "sft", "module": {"lora": LoRA(8)}}, "its adapter has rank 4"),
     ],

@@ -5,7 +5,9 @@ import signal
 import pytest
 
 from mrg.callbacks.checkpoint import CheckpointError
+from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.callbacks.preemption import Preempted
+from mrg.datamodules.demo import DemoDataModule
 from mrg.metrics.reward import RewardError
 from tests.callbacks.resuming import differences, fit, newest, on_ranks
 
@@ -35,6 +37,23 @@ def test_sigterm_leaves_a_validation(tmp_path, policy_folder, whole, capsys):
     assert "round 4 is saved" in capsys.readouterr().out
     fit(tmp_path, "sft", policy_folder, checkpoint=newest(tmp_path))
     assert differences(whole("sft"), tmp_path) == []
+
+
+def test_the_last_checkpoint_is_named_also_where_it_was_just_written(tmp_path, policy_folder, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointFolder, "_note", interrupted)
+        with pytest.raises(SystemExit):
+            fit(tmp_path, "sft", policy_folder)
+    path = tmp_path / "checkpoints" / "round-00000001.ckpt"
+    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    # Interrupted again before it has gone on.
+    monkeypatch.setattr(DemoDataModule, "train_dataloader", interrupted)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "sft", policy_folder, checkpoint=str(path))
+    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
 
 
 def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, policy_folder, whole, capsys, monkeypatch):
