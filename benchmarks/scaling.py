@@ -206,7 +206,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--per-row", type=float, default=4.15e-5, help="and of each of its rows")
     parser.add_argument("--measure", action="store_true", help="measure the two on this machine instead")
     parser.add_argument("--output", type=Path)
-    return parser.parse_args()
+    given = parser.parse_args()
+    if not given.metrics.is_file():
+        parser.error(f"--metrics: there is no file {given.metrics}")
+    return given
 
 
 def demo_policy() -> Any:

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,6 +33,7 @@ from mrg.cli import UserError
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
+from mrg.run_folder import check_not_moved, check_writable, lock
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
@@ -99,6 +99,7 @@ class MrgCLI(LightningCLI):
         """Refuse to write over a run; outside of `fit`, take the run's best checkpoint unless one is named."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
+        check_not_moved([Path(str(path)) for path in config.config or []], self.folder)
         if not _class(str(config.model.class_path)).trained:
             self._prepare_baseline(config)
             return
@@ -138,9 +139,11 @@ class MrgCLI(LightningCLI):
 
     def _prepare_fit(self, config: Any) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or where what is in it may go."""
-        _check_writable(self.folder)
+        check_writable(self.folder)
         if (self.folder / "checkpoints").exists():
-            _check_writable(self.folder / "checkpoints")
+            check_writable(self.folder / "checkpoints")
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            self.lock = lock(self.folder)
         files = CheckpointFolder(self.folder / "checkpoints")
         if config.resume and config.ckpt_path:
             raise UserError("--resume and --ckpt_path both name a checkpoint to go on from: pass one of them.")
@@ -238,15 +241,6 @@ def _resumed(files: CheckpointFolder, resume: str) -> Path | None:
     return Path(resume)
 
 
-def _check_writable(folder: Path) -> None:
-    """Whether a run can be written; permissions say too little on network drives and to root."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"Run folder {folder} cannot be written ({error.strerror}): check --runs and --name.") from None
-
-
 def _need_loggers(given: Any) -> None:
     """Say which package a logger lacks before Lightning fails to build it."""
     for logger in given if isinstance(given, list) else [given]:
@@ -267,7 +261,8 @@ def _checkpoint(best: Path, policy: str) -> str | None:
         return str(best)
     if (best.parents[1] / "config.yaml").is_file():
         raise UserError(
-            f"No checkpoint {best}: the run ended before its first validation, see trainer.val_check_interval."
+            f"No checkpoint {best}: it was removed, or the run ended before its first validation, see "
+            "trainer.val_check_interval."
         )
     if policy == "tiny":
         raise UserError(f"No checkpoint {best}, and a tiny policy is untrained: run `fit` first, or pass --ckpt_path.")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.files import make_folder
 from mrg.modules.policy import Policy
 from mrg.modules.rollout import Rollout
 from mrg.modules.servers import AgainError, ServerPool, Servers, message_of
@@ -37,6 +38,7 @@ def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollo
     """
     if not policy.has_adapter:
         raise ValueError(NO_ADAPTER)
+    make_folder(Path(servers.adapters), "model.init_args.servers.adapters")
     writers = ServerRollout(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
     writers.pool.check()
     return writers

@@ -1,0 +1,80 @@
+"""What must be true of a run's folder before a command works in it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+from mrg.cli import UserError
+
+LOCK = ".lock"
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder and a file in it; permissions say too little on network drives and to root.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"Run folder {folder} cannot be written ({error.strerror}): check --runs and --name.") from None
+
+
+def lock(folder: Path) -> IO[bytes] | None:
+    """Keep other processes from training in a run's folder, as long as the file is open or this process lives.
+
+    Two would write over each other's checkpoints and add to the same logs.
+
+    Returns:
+        The file that is locked; None where the system or its file system has no such locks.
+
+    Raises:
+        UserError: If another process trains there.
+    """
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    file = (folder / LOCK).open("ab")
+    try:
+        # Of the process: it ends with it, however it ends, and a loader's workers do not have it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.close()
+        raise UserError(
+            f"Another process trains in run folder {folder}: wait for its end, or choose another --name."
+        ) from None
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
+    """Refuse the configuration of a run's folder that was moved or copied: it names the place where it was.
+
+    Args:
+        configs: Files that were given.
+        folder: The run's folder, as they and the command line name it.
+
+    Raises:
+        UserError: If the last of them lies in another run's folder, and names this one.
+    """
+    import yaml
+
+    for path in configs:
+        own = path.parent
+        if path.name != "config.yaml" or not (own / "checkpoints").is_dir() or own.resolve() == folder.resolve():
+            continue
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if Path(str(saved.get("runs")), str(saved.get("name"))).resolve() == folder.resolve():
+            raise UserError(
+                f"{path} lies in a run's folder but names {folder}, as if it was moved or copied: add "
+                f"--runs {own.parent} --name {own.name}."
+            )
