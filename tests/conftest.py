@@ -6,6 +6,7 @@ import torch
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.demo import World, make_study
 from mrg.modules.tiny import Tiny, tiny_policy
+from tests.trees import write_iu_tree
 
 torch.set_num_threads(1)  # two threads only wait for each other where anything else runs
 
@@ -34,3 +35,10 @@ def policy(studies):
 @pytest.fixture
 def batch(policy, studies):
     return StudyCollator(policy.processor, "Report:")(studies[:4])
+
+
+@pytest.fixture
+def iu_tree(tmp_path):
+    """Folder of a small IU X-Ray in R2Gen's layout, `tmp_path / "data"`, and its annotation."""
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data", write_iu_tree(tmp_path / "data")

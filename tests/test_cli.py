@@ -14,16 +14,10 @@ import torch
 import mrg
 from mrg.cli import main, one_line
 from mrg.modules.sft import SFTModule
-from tests.trees import write_annotation, write_iu_tree
+from tests.trees import write_annotation
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TINY = "{hidden_size: 32, num_layers: 1, vision_depth: 1, vocab_size: 400}"
-
-
-@pytest.fixture
-def tree(tmp_path):
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data", write_iu_tree(tmp_path / "data")
 
 
 def arguments(tmp_path, *options, config="iu_tiny_sft"):
@@ -74,7 +68,7 @@ def test_light_commands_do_not_import_lightning():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_from_sft_to_grpo_to_the_latest_run(tmp_path, tree, capsys, monkeypatch):
+def test_from_sft_to_grpo_to_the_latest_run(tmp_path, iu_tree, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert failure(capsys, ["test"]) == (
         2,
@@ -115,7 +109,7 @@ def test_from_sft_to_grpo_to_the_latest_run(tmp_path, tree, capsys, monkeypatch)
     assert "max_steps: 3" in (run / "config.yaml").read_text()
 
 
-def test_a_run_is_not_written_over(tmp_path, tree, capsys):
+def test_a_run_is_not_written_over(tmp_path, iu_tree, capsys):
     main(["fit", *sft(tmp_path)])
     run = tmp_path / "runs" / "iu_tiny_sft"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -130,14 +124,14 @@ def test_a_run_is_not_written_over(tmp_path, tree, capsys):
     assert (run / "metrics-1.csv").read_bytes() == before[run / "metrics.csv"]
 
 
-def test_a_start_that_was_refused_does_not_stand_in_the_way_of_the_next(tmp_path, tree, capsys):
+def test_a_start_that_was_refused_does_not_stand_in_the_way_of_the_next(tmp_path, iu_tree, capsys):
     code, message = failure(capsys, ["fit", *sft(tmp_path, "--model.init_args.use_indication=true")])
     assert (code, "No study has an indication" in message) == (2, True)
     main(["fit", *sft(tmp_path)])
     assert (tmp_path / "runs" / "iu_tiny_sft" / "policy").is_dir()
 
 
-def test_overwriting_waits_until_nothing_can_be_refused(tmp_path, tree, capsys):
+def test_overwriting_waits_until_nothing_can_be_refused(tmp_path, iu_tree, capsys):
     main(["fit", *sft(tmp_path)])
     run = tmp_path / "runs" / "iu_tiny_sft"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -151,7 +145,7 @@ def test_overwriting_waits_until_nothing_can_be_refused(tmp_path, tree, capsys):
     assert (code, "holds a run already" in message) == (2, True)
 
 
-def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, tree, capsys):
+def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, iu_tree, capsys):
     main(["fit", *sft(tmp_path)])
     run = tmp_path / "runs" / "iu_tiny_sft"
     main(["fit", *sft(tmp_path, "--overwrite=true", "--trainer.limit_val_batches=0", "--trainer.callbacks=null")])
@@ -161,7 +155,7 @@ def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, tree, c
     assert (code, "ended before its first validation" in text) == (2, True)
 
 
-def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, tree, capsys):
+def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, iu_tree, capsys):
     main(["fit", *sft(tmp_path)])
     main(["fit", *sft(tmp_path, "--name=other")])
     run = tmp_path / "runs" / "iu_tiny_sft"
@@ -173,7 +167,7 @@ def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, tree, capsys):
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
-def test_resumed_run_goes_on_where_it_stopped(tmp_path, tree):
+def test_resumed_run_goes_on_where_it_stopped(tmp_path, iu_tree):
     """By any of the three ways to name its checkpoint, and with the same weights as in one go."""
     runs = tmp_path / "runs"
     more = "--trainer.max_steps=4"
@@ -196,7 +190,7 @@ def test_resumed_run_goes_on_where_it_stopped(tmp_path, tree):
         assert str(first) not in config
 
 
-def test_predictions_of_two_processes_are_those_of_one(tmp_path, tree):
+def test_predictions_of_two_processes_are_those_of_one(tmp_path, iu_tree):
     main(["fit", *sft(tmp_path)])
     run = tmp_path / "runs" / "iu_tiny_sft"
     argv = ["test", *sft(tmp_path), "--data.init_args.eval_batch_size=1"]
@@ -219,7 +213,7 @@ def test_predictions_of_two_processes_are_those_of_one(tmp_path, tree):
         ("--data.init_args.batch_size=many", "batch_size"),
     ],
 )
-def test_wrong_key_is_three_lines(tmp_path, tree, capsys, option, message):
+def test_wrong_key_is_three_lines(tmp_path, iu_tree, capsys, option, message):
     code, text = failure(capsys, ["fit", *sft(tmp_path, option)])
     lines = text.splitlines()
     assert code == 2
@@ -263,8 +257,8 @@ def damage_truncated(root, content):
     ],
 )
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_bad_data_is_one_line(tmp_path, tree, capsys, damage, parts, num_workers):
-    damage(*tree)
+def test_bad_data_is_one_line(tmp_path, iu_tree, capsys, damage, parts, num_workers):
+    damage(*iu_tree)
     code, text = failure(capsys, ["fit", *sft(tmp_path, f"--data.init_args.num_workers={num_workers}")])
     line = text.splitlines()[-1]
     assert code in (1, 2)
@@ -290,7 +284,7 @@ def test_bad_data_is_one_line(tmp_path, tree, capsys, damage, parts, num_workers
         (["--data.init_args.limit_test=-1"], ("data.init_args.limit_test", "-1")),
     ],
 )
-def test_bad_settings_are_one_line(tmp_path, tree, capsys, monkeypatch, options, parts):
+def test_bad_settings_are_one_line(tmp_path, iu_tree, capsys, monkeypatch, options, parts):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, text = failure(capsys, ["fit", *sft(tmp_path, *options)])
     line = text.splitlines()[-1]
@@ -299,7 +293,7 @@ def test_bad_settings_are_one_line(tmp_path, tree, capsys, monkeypatch, options,
     assert all(part in line for part in parts), line
 
 
-def test_what_lightning_refuses_is_one_line_too(tmp_path, tree, capsys, monkeypatch):
+def test_what_lightning_refuses_is_one_line_too(tmp_path, iu_tree, capsys, monkeypatch):
     main(["fit", *sft(tmp_path)])
     capsys.readouterr()
     policy = f"--model.init_args.policy={tmp_path / 'runs' / 'iu_tiny_sft' / 'policy'}"
@@ -313,14 +307,14 @@ def test_what_lightning_refuses_is_one_line_too(tmp_path, tree, capsys, monkeypa
     assert not (tmp_path / "runs" / "iu_tiny" / "config.yaml").exists()
 
 
-def test_untrained_tiny_policy_is_not_tested(tmp_path, tree, capsys):
+def test_untrained_tiny_policy_is_not_tested(tmp_path, iu_tree, capsys):
     code, text = failure(capsys, ["test", *sft(tmp_path)])
     assert (code, "untrained" in text) == (2, True)
     code, text = failure(capsys, ["test", *sft(tmp_path, "--ckpt_path=none.ckpt")])
     assert (code, text) == (2, "mrg: Checkpoint none.ckpt does not exist: check --ckpt_path.")
 
 
-def test_run_that_ended_before_its_first_validation(tmp_path, tree, capsys):
+def test_run_that_ended_before_its_first_validation(tmp_path, iu_tree, capsys):
     run = tmp_path / "runs" / "iu_tiny_sft"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text("{}")
@@ -329,7 +323,7 @@ def test_run_that_ended_before_its_first_validation(tmp_path, tree, capsys):
     assert "ended before its first validation, see trainer.val_check_interval" in text
 
 
-def test_a_test_that_is_ended_does_not_pass_for_done(tmp_path, tree, capsys, monkeypatch):
+def test_a_test_that_is_ended_does_not_pass_for_done(tmp_path, iu_tree, capsys, monkeypatch):
     main(["fit", *sft(tmp_path)])
 
     def step(module, batch, index):
@@ -341,7 +335,7 @@ def test_a_test_that_is_ended_does_not_pass_for_done(tmp_path, tree, capsys, mon
     assert not (tmp_path / "runs" / "iu_tiny_sft" / "results.json").exists()
 
 
-def test_foreign_checkpoint(tmp_path, tree, capsys):
+def test_foreign_checkpoint(tmp_path, iu_tree, capsys):
     main(["fit", *sft(tmp_path)])
     best = tmp_path / "runs" / "iu_tiny_sft" / "checkpoints" / "best.ckpt"
     other = sft(tmp_path, "--model.init_args.tiny.num_layers=2", f"--ckpt_path={best}")
@@ -350,11 +344,11 @@ def test_foreign_checkpoint(tmp_path, tree, capsys):
     assert "The checkpoint does not fit the policy 'tiny'" in text
 
 
-def test_checkpoint_of_another_tokenizer(tmp_path, tree, capsys):
+def test_checkpoint_of_another_tokenizer(tmp_path, iu_tree, capsys):
     """Other training reports give a vocabulary of the same size whose ids mean other words."""
     small = "--model.init_args.tiny.vocab_size=290"
     main(["fit", *sft(tmp_path, small)])
-    root, content = tree
+    root, content = iu_tree
     for item in content["train"]:
         item["report"] = item["report"].replace("heart", "trahe")
     write_annotation(root, content)

@@ -13,19 +13,12 @@ import torch
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.cli import main
 from tests.test_cli import failure, sft
-from tests.trees import write_iu_tree
 
 LONG = ["--trainer.max_steps=6", "--save_every=1"]
 
 
 @pytest.fixture
-def tree(tmp_path):
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data", write_iu_tree(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, tree):
+def run(tmp_path, iu_tree):
     """Folder of a run of two steps."""
     main(["fit", *sft(tmp_path, "--save_every=1")])
     return tmp_path / "runs" / "iu_tiny_sft"
@@ -44,7 +37,7 @@ def scored(folder):
     return own["monitor"], own["score"]
 
 
-def test_auto_starts_goes_on_and_ends(tmp_path, tree, capsys):
+def test_auto_starts_goes_on_and_ends(tmp_path, iu_tree, capsys):
     """The same line does for a job that is started again and again."""
     again = ["fit", *sft(tmp_path, *LONG, "--resume=auto")]
     folder = tmp_path / "runs" / "iu_tiny_sft"
@@ -143,7 +136,7 @@ def test_what_does_not_fit_leaves_the_run_as_it_was(tmp_path, run, capsys):
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_folder_that_cannot_be_written(tmp_path, tree, capsys):
+def test_folder_that_cannot_be_written(tmp_path, iu_tree, capsys):
     (tmp_path / "file").write_text("")
     code, text = failure(capsys, ["fit", *sft(tmp_path), f"--runs={tmp_path / 'file'}"])
     folder = tmp_path / "file" / "iu_tiny_sft"
@@ -153,7 +146,7 @@ def test_folder_that_cannot_be_written(tmp_path, tree, capsys):
     )
 
 
-def test_checkpoints_that_cannot_be_written(tmp_path, tree, capsys):
+def test_checkpoints_that_cannot_be_written(tmp_path, iu_tree, capsys):
     folder = tmp_path / "runs" / "iu_tiny_sft"
     folder.mkdir(parents=True)
     (folder / "checkpoints").write_text("")
@@ -163,7 +156,7 @@ def test_checkpoints_that_cannot_be_written(tmp_path, tree, capsys):
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a read-only file system needs root")
-def test_read_only_file_system(tmp_path, tree, capsys):
+def test_read_only_file_system(tmp_path, iu_tree, capsys):
     place = tmp_path / "mounted"
     place.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], capture_output=True).returncode:
@@ -192,7 +185,7 @@ def started(argv, folder, **kwargs):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_the_command(tmp_path, tree, number):
+def test_signal_to_the_command(tmp_path, iu_tree, number):
     options = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--save_every=1"]
     folder = tmp_path / "runs" / "iu_tiny_sft"
     argv = ["fit", *sft(tmp_path, *options)]
@@ -211,7 +204,7 @@ def test_signal_to_the_command(tmp_path, tree, number):
     assert out.endswith(last)
 
 
-def test_slurm_is_asked_to_queue_the_job_again(tmp_path, tree):
+def test_slurm_is_asked_to_queue_the_job_again(tmp_path, iu_tree):
     """Its signal ends the round and saves, where Lightning would save in the middle of one, to a file of its own."""
     (tmp_path / "bin").mkdir()
     scontrol = tmp_path / "bin" / "scontrol"

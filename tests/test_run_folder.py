@@ -7,7 +7,6 @@ import pytest
 from mrg.cli import UserError, main
 from mrg.run_folder import LOCK, check_not_moved, lock
 from tests.test_cli import failure, sft
-from tests.trees import write_iu_tree
 
 HOLD = """
 import sys
@@ -20,13 +19,7 @@ sys.stdin.read()
 
 
 @pytest.fixture
-def tree(tmp_path):
-    (tmp_path / "data").mkdir()
-    return tmp_path / "data", write_iu_tree(tmp_path / "data")
-
-
-@pytest.fixture
-def run(tmp_path, tree):
+def run(tmp_path, iu_tree):
     main(["fit", *sft(tmp_path)])
     return tmp_path / "runs" / "iu_tiny_sft"
 

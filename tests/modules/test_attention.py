@@ -53,10 +53,8 @@ def dense(query, key, value, mask, scale):
     return products.masked_fill(~mask, -torch.inf).softmax(-1) @ value
 
 
-@pytest.mark.parametrize("name", list(PACKED))
-@pytest.mark.parametrize("num_keys", [4, 2, 1])
-@pytest.mark.parametrize("case", list(CASES))
-def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case):
+def assert_equal_to_dense(name, num_keys, case):
+    """Outputs and gradients."""
     lengths, groups = CASES[case]
     layout, tensors = packed(lengths, groups, num_keys=num_keys)
     expected = dense(*tensors, seen(lengths, groups), 0.3)
@@ -68,12 +66,19 @@ def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case
         assert torch.allclose(got, want, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("name", list(PACKED))
+@pytest.mark.parametrize("num_keys", [4, 2, 1])
+@pytest.mark.parametrize("case", list(CASES))
+def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case):
+    assert_equal_to_dense(name, num_keys, case)
+
+
 @pytest.mark.parametrize("num_keys", [2, 1])
 @pytest.mark.parametrize("case", list(CASES))
 def test_kernels_that_need_as_many_heads_of_keys(monkeypatch, num_keys, case):
     """Those of torch 2.8."""
     monkeypatch.setattr(mrg.modules.attention, "FEWER_KEY_HEADS", False)
-    test_outputs_and_gradients_equal_dense_masked_attention("merged", num_keys, case)
+    assert_equal_to_dense("merged", num_keys, case)
 
 
 @pytest.mark.parametrize("name", list(PACKED))

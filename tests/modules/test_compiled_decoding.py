@@ -117,7 +117,7 @@ def test_merged_weights_keep_their_addresses():
         move_adapter(policy, seed)
 
 
-def refused(policy, decoder, pattern, seed=0):
+def assert_refused(policy, decoder, pattern, seed=0):
     """Rollouts with a faulty compiler: right from the first on, and eager after it."""
     prompts = prompts_for(policy)
     with pytest.warns(UserWarning, match=pattern) as said:
@@ -139,7 +139,7 @@ def test_a_compiler_that_fails():
     pattern = (
         r"^Decoding is not compiled: at 3 prompts of 4 completions torch.compile failed with .*no compiler was found"
     )
-    refused(small_policy(), CompiledDecoder(failing), pattern)
+    assert_refused(small_policy(), CompiledDecoder(failing), pattern)
 
 
 def test_a_compiler_that_fails_at_the_second_size():
@@ -151,14 +151,14 @@ def test_a_compiler_that_fails_at_the_second_size():
             raise RuntimeError("out of registers")
         return graph
 
-    refused(small_policy(), CompiledDecoder(failing), "at 3 prompts of 2 completions .*out of registers", seed=3)
+    assert_refused(small_policy(), CompiledDecoder(failing), "at 3 prompts of 2 completions .*out of registers", seed=3)
 
 
 def test_a_step_that_differs():
     def wrong(graph, inputs):
         return lambda *args: tuple(1.01 * x for x in graph(*args))
 
-    refused(
+    assert_refused(
         small_policy(), CompiledDecoder(wrong), r"differs from the eager one by 0\.01 of its size, more than 0\.001"
     )
 
@@ -173,7 +173,9 @@ def test_attention_that_differs_where_it_is_compiled(monkeypatch):
         return attend(self, layer, query, key, value, scale, window)
 
     monkeypatch.setattr(StaticAttention, "attend", other)
-    refused(small_policy(), CompiledDecoder("eager"), "at 3 prompts of 4 completions .*differs from the eager one by")
+    assert_refused(
+        small_policy(), CompiledDecoder("eager"), "at 3 prompts of 4 completions .*differs from the eager one by"
+    )
 
 
 def test_a_graph_that_fails_in_its_replay_alone():
@@ -188,7 +190,7 @@ def test_a_graph_that_fails_in_its_replay_alone():
 
         return run
 
-    refused(small_policy(), CompiledDecoder(replayed), "differs from the eager one by")
+    assert_refused(small_policy(), CompiledDecoder(replayed), "differs from the eager one by")
 
 
 def test_a_step_that_writes_where_it_must_not():
@@ -203,7 +205,7 @@ def test_a_step_that_writes_where_it_must_not():
 
         return run
 
-    refused(small_policy(torch.float64), CompiledDecoder(stray), "changes keys or values of other tokens")
+    assert_refused(small_policy(torch.float64), CompiledDecoder(stray), "changes keys or values of other tokens")
 
 
 def test_weights_of_an_earlier_rollout_are_noticed():
@@ -220,7 +222,7 @@ def test_weights_of_an_earlier_rollout_are_noticed():
         assert_same(write(policy, prompts, decoder, seed=seed), write(policy, prompts, seed=seed), 1e-3)
     assert not decoder.refused
     move_adapter(policy, 0)
-    refused(policy, decoder, "differs from the eager one by")
+    assert_refused(policy, decoder, "differs from the eager one by")
 
 
 def test_a_policy_that_has_diverged_is_no_fault_of_the_compiler():

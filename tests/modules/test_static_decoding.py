@@ -11,19 +11,9 @@ from mrg.modules.layout import Layout
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 from mrg.modules.static_decoding import Size, StaticDecoder, StaticDecoding, Storage, Table, sizes
-from tests.families import QWEN, family_policy, unequal_studies
+from tests.families import QWEN, unequal_studies
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
-
-GROUP = 4
-NUM_TOKENS = 14
-
-
-def ending_policy(family="qwen2_5_vl", dtype=torch.float64, **kwargs):
-    """A policy whose end token is likely after some tokens and unlikely after others."""
-    policy = family_policy(family, LoRA(4), dtype=dtype, **kwargs)
-    with torch.no_grad():
-        policy.base.lm_head.weight[policy.eos_id].mul_(3)
-    return policy.eval()
+from tests.modules.test_decoding import GROUP, NUM_TOKENS, ending_policy
 
 
 def prompts_for(policy, studies=slice(None)):
