@@ -147,6 +147,8 @@ class MrgCLI(LightningCLI):
         files = CheckpointFolder(self.folder / "checkpoints")
         if config.resume and config.ckpt_path:
             raise UserError("--resume and --ckpt_path both name a checkpoint to go on from: pass one of them.")
+        if config.resume and config.overwrite:
+            raise UserError("--resume goes on with a run and --overwrite true begins it anew: pass one of them.")
         path = _resumed(files, str(config.resume or config.ckpt_path or ""))
         config.ckpt_path = None if path is None else str(path)
         resumes = path is not None and path.resolve().parent == files.path.resolve()

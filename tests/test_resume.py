@@ -127,6 +127,7 @@ def test_what_does_not_fit_leaves_the_run_as_it_was(tmp_path, run, capsys):
         (["--resume=nowhere.ckpt"], "Checkpoint nowhere.ckpt does not exist: check --resume."),
         ([f"--resume={run / 'config.yaml'}"], f"{run / 'config.yaml'} is damaged or no checkpoint"),
         ([f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"], "--resume and --ckpt_path both name a checkpoint"),
+        (["--overwrite=true"], "--resume goes on with a run and --overwrite true begins it anew"),
         (["--save_every=0"], "save_every to be at least 1, but got 0"),
     ):
         code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto", *options)])
