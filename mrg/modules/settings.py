@@ -1,4 +1,4 @@
-"""Settings of the modules that are refused before anything is loaded, in one line with the name in the configuration."""
+"""Settings of the modules that are refused before anything is loaded, in one line with their name."""
 
 from __future__ import annotations
 
