@@ -120,8 +120,8 @@ def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask
     for (start, stop), seen in zip(layout.prompts, masks.prompts, strict=True):
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
         parts.append(_sdpa(q, k, v, seen, scale))
-    for (start, stop), (first, last), slots, real, reach in zip(
-        layout.prompts, layout.completions, layout.slots, layout.real, masks.reaches, strict=True
+    for (start, stop), (first, last), slots, tokens, reach in zip(
+        layout.prompts, layout.completions, layout.slots, layout.tokens, masks.reaches, strict=True
     ):
         if first == last:
             continue
@@ -135,7 +135,7 @@ def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask
         if reach is not None:
             mask = torch.cat([reach, reach.new_ones(longest, longest).tril()], 1)
         output = _sdpa(q, k, v, mask, scale)
-        parts.append(output.transpose(0, 1)[:, real][None])
+        parts.append(_packed(output, tokens))
     return torch.cat(parts, 2)
 
 
@@ -154,7 +154,12 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) ->
 
 def _rows(packed: Tensor, slots: Tensor) -> Tensor:
     """(1, H, T, …) tokens of a prompt's completions -> (G, H, C, …), a row for each."""
-    return packed[0][:, slots].transpose(0, 1)
+    return packed[0].index_select(1, slots.flatten()).unflatten(1, slots.shape).transpose(0, 1)
+
+
+def _packed(rows: Tensor, tokens: Tensor) -> Tensor:
+    """(G, H, C, …) rows of a prompt's completions -> (1, H, T, …), without padding."""
+    return rows.transpose(0, 1).flatten(1, 2).index_select(1, tokens)[None]
 
 
 _flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
@@ -196,8 +201,8 @@ class _Merged(torch.autograd.Function):
         for index, (start, stop) in enumerate(layout.prompts):
             q, k, v = (x[:, :, start:stop] for x in (query, key, value))
             output[:, :, start:stop], lse[:, :, start:stop] = flash_forward(q, k, v, scale=scale, **masks.prompt(index))
-        for index, ((start, stop), (first, last), slots, real) in enumerate(
-            zip(layout.prompts, layout.completions, layout.slots, layout.real, strict=True)
+        for index, ((start, stop), (first, last), slots, tokens) in enumerate(
+            zip(layout.prompts, layout.completions, layout.slots, layout.tokens, strict=True)
         ):
             if first == last:
                 continue
@@ -206,7 +211,7 @@ class _Merged(torch.autograd.Function):
             above, above_lse = flash_forward(q, k, v, scale=scale, **masks.reach(index))
             own = [_rows(x[:, :, first:last], slots) for x in (query, key, value)]
             own_output, own_lse = flash_forward(*own, is_causal=True, scale=scale)
-            own_output, own_lse = (x.transpose(0, 1)[:, real][None] for x in (own_output, own_lse))
+            own_output, own_lse = (_packed(x, tokens) for x in (own_output, own_lse))
             total = torch.logaddexp(above_lse, own_lse)
             weight = (above_lse - total).exp()[..., None]
             output[:, :, first:last] = above * weight + own_output * (own_lse - total).exp()[..., None]
@@ -228,8 +233,8 @@ class _Merged(torch.autograd.Function):
             )  # fmt: skip
             for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
                 total[:, :, span] += part
-        for index, ((start, stop), (first, last), slots, real) in enumerate(
-            zip(layout.prompts, layout.completions, layout.slots, layout.real, strict=True)
+        for index, ((start, stop), (first, last), slots, real, tokens) in enumerate(
+            zip(layout.prompts, layout.completions, layout.slots, layout.real, layout.tokens, strict=True)
         ):
             if first == last:
                 continue
@@ -246,5 +251,5 @@ class _Merged(torch.autograd.Function):
             rows[0] = rows[0] * real[:, None, :, None]
             parts = flash_backward(*rows, 0.0, True, scale=scale)
             for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
-                total[:, :, own] += part.transpose(0, 1)[:, real][None]
+                total[:, :, own] += _packed(part, tokens)
         return grad_query, grad_key, grad_value, None, None, None

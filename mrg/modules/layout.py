@@ -19,6 +19,8 @@ class Layout:
         slots: For each prompt (G, C) index of a token within its completions, rows padded on the right with their last
             token; G completions that have any token at all.
         real: For each prompt (G, C) bool, False at padding.
+        tokens: For each prompt (T,) where its completions' tokens stand among the G * C of the padded rows. Made once,
+            for a mask as an index has a GPU wait in every layer.
         blocks: For each prompt (P,) the image that a token is of, -1 at text, where an image's tokens see each other in
             both directions; nothing where prompts are read causally.
     """
@@ -27,6 +29,7 @@ class Layout:
     completions: list[tuple[int, int]]
     slots: list[Tensor]
     real: list[Tensor]
+    tokens: list[Tensor]
     blocks: list[Tensor] = dataclasses.field(default_factory=list)
 
     def prompt_masks(self, window: int | None, device: torch.device) -> list[Tensor | None]:
@@ -72,20 +75,21 @@ class Masks:
     Args:
         prompts: See `Layout.prompt_masks`.
         reaches: See `Layout.reaches`.
-        real: See `Layout`.
+        steps: For each prompt (T,) how many tokens of its own completion come before each token.
         dtype: Of the kernels' masks.
     """
 
     prompts: list[Tensor | None]
     reaches: list[Tensor | None]
-    real: list[Tensor]
+    steps: list[Tensor]
     dtype: torch.dtype
 
     @classmethod
     def of(cls, layout: Layout, window: int | None, query: Tensor) -> Masks:
         """The masks of a layout."""
         prompts, reaches = (f(window, query.device) for f in (layout.prompt_masks, layout.reaches))
-        return cls(prompts, reaches, layout.real, query.dtype)
+        steps = [tokens % max(1, slots.shape[1]) for tokens, slots in zip(layout.tokens, layout.slots, strict=True)]
+        return cls(prompts, reaches, steps, query.dtype)
 
     def prompt(self, index: int) -> dict[str, Any]:
         """Arguments of the flash kernels for a prompt."""
@@ -97,8 +101,7 @@ class Masks:
         mask = self.reaches[index]
         if mask is None:
             return {"is_causal": False}
-        real = self.real[index]
-        return {"is_causal": False, "attn_mask": _added(mask.expand(len(real), -1, -1)[real], self.dtype)}
+        return {"is_causal": False, "attn_mask": _added(mask.index_select(0, self.steps[index]), self.dtype)}
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

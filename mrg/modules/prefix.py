@@ -69,7 +69,7 @@ def pack(prompts: Prompts, completion_ids: Tensor, mask: Tensor, embed: Callable
 
 def _layout(prompt_lengths: list[int], lengths: list[list[int]], device: torch.device) -> Layout:
     """Prompts first, then their completions, given how many tokens of each are read."""
-    prompts, completions, slots, real, position = [], [], [], [], 0
+    prompts, completions, slots, real, tokens, position = [], [], [], [], [], 0
     for length in prompt_lengths:
         prompts.append((position, position + length))
         position += length
@@ -80,8 +80,10 @@ def _layout(prompt_lengths: list[int], lengths: list[list[int]], device: torch.d
         steps = torch.arange(max(group, default=0))[None]
         start = read.cumsum(0) - read
         slots.append((start[:, None] + torch.minimum(steps, read[:, None] - 1)).to(device))
-        real.append((steps < read[:, None]).to(device))
-    return Layout(prompts, completions, slots, real)
+        inside = steps < read[:, None]
+        real.append(inside.to(device))
+        tokens.append(inside.flatten().nonzero()[:, 0].to(device))
+    return Layout(prompts, completions, slots, real, tokens)
 
 
 def _predicts(layout: Layout, lengths: Tensor, mask: Tensor) -> Tensor:

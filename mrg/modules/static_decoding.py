@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mrg.modules.attention import PackedPrompts
-from mrg.modules.decoding import CUDA_INTERVAL, Decoding, next_logits
+from mrg.modules.decoding import CUDA_INTERVAL, Decoding, next_logits, scores
 from mrg.modules.policy import Policy
 
 NUM_DROPS = 2
@@ -88,9 +88,8 @@ class StaticAttention:
         asked = query.reshape(num_rows, groups, per_group, width)
         exact = torch.promote_types(query.dtype, torch.float32)
         unseen, unwritten = self.masks(prompt_keys.shape[2], keys.shape[2], window)
-        above = (before(asked) @ prompt_keys.transpose(2, 3)).to(exact) * scale
-        own = (asked @ keys.transpose(2, 3)).to(exact) * scale
-        above, own = above.masked_fill(unseen, -torch.inf), own.masked_fill(unwritten, -torch.inf)
+        above = scores(before(asked), prompt_keys, scale).masked_fill(unseen, -torch.inf)
+        own = scores(asked, keys, scale).masked_fill(unwritten, -torch.inf)
         # A token sees itself, so that the maximum over both parts is finite.
         top = torch.maximum(behind(above.amax(-1, keepdim=True)), own.amax(-1, keepdim=True))
         above, own = (above - before(top)).exp(), (own - top).exp()

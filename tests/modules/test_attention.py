@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.nn.attention.bias import CausalBias
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import mrg.modules.attention
 import mrg.modules.decoding
@@ -9,6 +11,9 @@ from mrg.modules.attention import PackedPrompts, _Merged, concatenated
 from mrg.modules.decoding import Decoding, by_products
 from mrg.modules.layout import Masks
 from mrg.modules.prefix import _layout
+from mrg.modules.static_decoding import StaticAttention, StaticDecoder
+from tests.families import QWEN, family_policy
+from tests.sizing.models import prompts as random_prompts
 
 CASES = {
     "one prompt, equal completions": ([5], [[3, 3]]),
@@ -130,4 +135,96 @@ def test_decoding_step_by_step_equals_dense_attention_over_the_whole(monkeypatch
     for step in range(4):
         q, k, v, want = (x[:, :, step : step + 1] for x in rows)
         output = decoding.at(step).attend(0, q, k, v, 0.3)
-        assert torch.allclose(output, want, atol=1e-12 if by == "flash" else 1e-6, rtol=0)
+        assert torch.allclose(output, want, atol=1e-12, rtol=0)
+
+
+DECODED = ["flash", "products", "fixed shapes"]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("by", DECODED)
+@pytest.mark.parametrize(("size", "largest"), [(0.0, 2), (3.0, 15), (7.0, 60)])
+def test_decoding_in_bfloat16_does_not_round_large_scores(monkeypatch, by, size, largest, autocast):
+    """Biases on queries and keys, as some models have them, make large scores; the error must not grow with them."""
+    if by == "products":
+        monkeypatch.setattr(mrg.modules.decoding, "_attend", by_products)
+    generator = torch.Generator().manual_seed(0)
+    lengths, rows, tokens, width = [200, 150], 2, 5, 64
+    groups, total = [[tokens] * rows] * 2, sum(lengths) + 2 * rows * tokens
+    layout = _layout(lengths, [[]] * 2, torch.device("cpu"))
+    query, key, value = (
+        torch.randn(1, heads, total, width, generator=generator)
+        + shift * torch.randn(1, heads, 1, width, generator=generator)
+        for heads, shift in ((4, size), (2, size), (2, 0.0))
+    )
+    low = [x.bfloat16() for x in (query, key, value)]
+    exact = [x.double() for x in low]
+    scale = width**-0.5
+    products = exact[0] @ exact[1].repeat_interleave(2, 1).transpose(-1, -2) * scale
+    assert largest < products.abs().max() < 4 * largest + 4
+    expected = dense(*exact, seen(lengths, groups), scale)[0, :, sum(lengths) :].unflatten(1, (-1, tokens))
+    reading = PackedPrompts(layout, keep=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        reading.attend(0, *(x[:, :, : sum(lengths)] for x in low), scale)
+        fixed = by == "fixed shapes"
+        state = StaticDecoder().start(None, reading, rows, tokens) if fixed else Decoding(reading, rows, tokens)
+        outputs = []
+        for step in range(tokens):
+            q, k, v = (
+                x[0, :, sum(lengths) :].unflatten(1, (-1, tokens)).transpose(0, 1)[:, :, step : step + 1] for x in low
+            )
+            attend = StaticAttention(state.table, torch.tensor([step])) if fixed else state.at(step)
+            outputs.append(attend.attend(0, q, k, v, scale))
+    output = torch.cat(outputs, 2).transpose(0, 1)
+    assert output.dtype == torch.bfloat16
+    assert (output - expected).norm() < 0.004 * expected.norm()
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a GPU has to wait for, and what its backward pass adds up at places that may repeat."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        if name == "aten::index":
+            self.count += any(x is not None and x.dtype == torch.bool for x in args[1])
+        self.count += name in ("aten::nonzero", "aten::masked_select", "aten::item", "aten::_local_scalar_dense")
+        self.count += "index_put" in name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("name", list(PACKED))
+def test_a_gpu_does_not_wait_within_layers(monkeypatch, name, window):
+    def bias(cls, *args):  # a mask without numbers, that the mode would take for a tensor
+        with _disable_current_modes():
+            return torch.Tensor.__new__(cls)
+
+    monkeypatch.setattr(CausalBias, "__new__", staticmethod(bias))
+    layout, tensors = packed([5, 4], [[3, 1, 2], [0, 5, 2]])
+    masks = Masks.of(layout, window, tensors[0])
+    with Waits() as waits:
+        if name == "merged":
+            output = _Merged.apply(*tensors, layout, masks, 0.3)
+        else:
+            output = concatenated(*tensors, layout, masks, 0.3)
+        output.sum().backward()
+    assert waits.count == 0
+    assert all(x.grad.abs().sum() > 0 for x in tensors)
+
+
+@pytest.mark.parametrize("family", QWEN)
+def test_more_layers_make_no_more_waits(family):
+    """Of a whole pass; what stands before and after the layers may wait once."""
+    counts = []
+    for num_layers in (1, 3):
+        policy = family_policy(family, dtype=torch.float32, num_hidden_layers=num_layers)
+        given = random_prompts(policy, 2, 6, torch.float32)
+        mask = torch.arange(4) < torch.tensor([4, 2, 1, 3])[:, None]
+        with Waits() as waits:
+            policy.logps(given, torch.full_like(mask, 20, dtype=torch.long), mask).logps.sum().backward()
+        counts.append(waits.count)
+    assert counts[0] == counts[1] > 0

@@ -35,6 +35,7 @@ def test_a_row_by_hand():
     assert packed.layout.completions == [(5, 7), (7, 10)]
     assert [x.tolist() for x in packed.layout.slots] == [[[0, 1]], [[0, 0], [1, 2]]]
     assert [x.tolist() for x in packed.layout.real] == [[[True, True]], [[True, False], [True, True]]]
+    assert [x.tolist() for x in packed.layout.tokens] == [[0, 1], [0, 2, 3]]
 
 
 def test_each_token_is_predicted_by_the_one_before_it():

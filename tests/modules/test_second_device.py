@@ -147,6 +147,26 @@ def test_fixed_shapes_decode_there(temperature, monkeypatch):
     assert len(set(rollout.texts)) > 1
 
 
+@pytest.mark.parametrize("decoder", [None, StaticDecoder], ids=["shrinking", "fixed"])
+def test_bfloat16_samples_there_from_the_distribution_of_the_loss(decoder, monkeypatch):
+    """Also where biases of queries and keys make scores large, which products in bfloat16 would round by whole units."""
+    policy = family_policy("qwen2_5_vl", dtype=torch.bfloat16).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in policy.base.model.language_model.layers:
+            for module in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                module.bias.copy_(8 * torch.randn(module.bias.shape, generator=generator))
+    with second_device(monkeypatch) as device:
+        policy.to(device)
+        batch = StudyCollator(policy.processor, "Report:", use_indication=True)(unequal_studies()).to(device)
+        with torch.no_grad():
+            prompts = policy.embed(batch)
+            rollout = write(policy, prompts, decoder and decoder(), temperature=1.0, num_tokens=30)
+            again = policy.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps
+        gap = ((again - rollout.old_logps).abs().sum() / rollout.completion_mask.sum()).item()
+    assert 0 < gap < 0.025
+
+
 def test_scores_accumulate_there(monkeypatch):
     texts, target = ["Cardiomegaly.", "Small effusion."], ["Cardiomegaly. Effusion.", "Lungs are clear."]
     expected = []

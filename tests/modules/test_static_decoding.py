@@ -198,7 +198,7 @@ def test_sizes_by_hand():
 
 
 def test_compaction_by_hand():
-    layout = Layout([(0, 2)], [(2, 2)], [], [])
+    layout = Layout([(0, 2)], [(2, 2)], [], [], [])
     reading = PackedPrompts(layout, keep=True)
     reading.kept[0] = (torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1))
     storage = Storage(reading, Size(4, 1), 2, 3)
