@@ -314,7 +314,7 @@ class GRPOModule(ReportModule):
         norm = clip_gradients(self.parameters(), self.max_grad_norm)
         if self.patience.takes(norm, self.number):
             optimizer.step()
-            # Autocast keeps its casts of weights for the whole round, and does not see that they have changed.
+            # An autocast whose cache is on, as Lightning's is not, would go on with casts of the weights before.
             torch.clear_autocast_cache()
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)

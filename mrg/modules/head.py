@@ -87,12 +87,15 @@ class _TokenLogps(torch.autograd.Function):
         grad_hidden = None if direction is None else direction * grad[:, None].to(direction.dtype)
         grad_weight = None
         if weight is not None:
-            grad_weight = torch.zeros_like(weight)
+            # A sum in half precision would lose more with every tile.
+            exact = torch.promote_types(weight.dtype, torch.float32)
+            total = torch.zeros(weight.shape, dtype=exact, device=weight.device)
             with torch.autocast(hidden.device.type, enabled=False):
                 for start in range(0, len(ids), ctx.tile):
                     part = slice(start, start + ctx.tile)
                     outer = -_log_probs(hidden[part], weight, ctx.temperature, banned).exp()
                     outer.scatter_add_(1, ids[part, None], torch.ones_like(outer[:, :1]))
                     outer = (outer * grad[part, None] / ctx.temperature).to(weight.dtype)
-                    grad_weight += outer.T @ hidden[part]
+                    total += outer.T @ hidden[part]
+            grad_weight = total.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None

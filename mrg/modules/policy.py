@@ -88,7 +88,10 @@ class Policy(nn.Module):
         return sorted(i for i in ids if i < num_ids)
 
     def keep_reference(self) -> None:
-        """Copy the trained weights as they are now: a reference where there is no adapter to switch off."""
+        """Copy the trained weights as they are now: a reference where there is no adapter to switch off.
+
+        The copy stays where they are now, until `reference` takes it to where they are then.
+        """
         self.kept = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
 
     @contextlib.contextmanager
@@ -108,12 +111,16 @@ class Policy(nn.Module):
                 "reference to 'copy', or kl_coef to 0."
             )
         parameters = {name: p for name, p in self.named_parameters() if name in self.kept}
-        present = {name: exchange(p, self.kept[name]) for name, p in parameters.items()}
+        present: dict[str, Tensor] = {}
         try:
+            for name, parameter in parameters.items():
+                present[name] = exchange(parameter, self.kept[name])
+            torch.clear_autocast_cache()  # its casts are of the weights that were there
             yield
         finally:
-            for name, parameter in parameters.items():
-                exchange(parameter, present[name])
+            for name, value in present.items():
+                self.kept[name] = exchange(parameters[name], value)  # on the weights' device from the first round on
+            torch.clear_autocast_cache()
 
     @contextlib.contextmanager
     def merged(self) -> Iterator[None]:

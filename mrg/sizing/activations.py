@@ -122,12 +122,24 @@ def logits_work(shape: Geometry, completion_tokens: int) -> int:
     return 4 * 4 * shape.vocab_size * min(completion_tokens, max(1, TILE // shape.vocab_size))
 
 
+def head_work(shape: Geometry, numbers: Numbers, completion_tokens: int) -> int:
+    """Bytes that the head works with: a tile's logits, and the gradient of a trained head, which is summed in float32.
+
+    Beside the sum live three copies of a tile's logits, or one in the type of the products and the tile's part of it.
+    """
+    logits = logits_work(shape, completion_tokens)
+    if numbers.rank:
+        return logits
+    weight = shape.vocab_size * shape.width
+    return max(logits, 4 * weight + max(logits * 3 // 4, numbers.compute * (weight + logits // 16)))
+
+
 def policy_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_tokens: int) -> int:
     """Bytes of a forward and backward pass at its peak, beside weights and gradients."""
     kept = kept_by_pass(shape, numbers, tokens, completion_tokens)
     again = kept_by_layer(shape, numbers, tokens) if numbers.checkpointing else 0
     work = again + backward_work(shape, numbers, tokens)
-    return kept + cast_weights(shape, numbers) + max(work, logits_work(shape, completion_tokens))
+    return kept + cast_weights(shape, numbers) + max(work, head_work(shape, numbers, completion_tokens))
 
 
 def reference_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_tokens: int) -> int:

@@ -107,6 +107,24 @@ def test_bfloat16_sums_in_float32(autocast):
         assert (one.grad - other.grad).norm() < 0.02 * other.grad.norm()
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradient_of_a_bfloat16_head_does_not_lose_with_every_tile(monkeypatch, autocast):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator).bfloat16() for n in (400, 50))
+    ids = torch.randint(50, (400,), generator=generator)
+    exact = [x.double().requires_grad_() for x in (hidden, weight)]
+    (exact[0] @ exact[1].T).log_softmax(-1).gather(1, ids[:, None]).sum().backward()
+    errors = []
+    for tokens in (400, 40, 4):
+        monkeypatch.setattr(head, "TILE", tokens * 50)
+        low = weight.to(torch.float32 if autocast else torch.bfloat16, copy=True).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            token_logps(hidden, low, ids).logps.sum().backward()
+        assert low.grad.dtype == low.dtype
+        errors.append((low.grad - exact[1].grad).norm() / exact[1].grad.norm())
+    assert max(errors) < 0.004
+
+
 def test_no_tokens():
     hidden, weight, ids = tensors()
     logps = token_logps(hidden[:0], weight, ids[:0]).logps

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.modules import policy as policy_module
+from mrg.modules import sharding
 from mrg.modules.decoding import prefill
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
@@ -99,6 +101,70 @@ def test_trained_adapter_is_merged_into_what_is_saved(policy, batch, tmp_path):
     assert (expected - policy.logps(policy.embed(batch), ids, mask).logps).abs().max() > 1e-2
     assert adapted.has_adapter
     assert not merged.has_adapter
+
+
+def copied(policy):
+    """A policy whose reference is a copy of it, and which has been trained since."""
+    policy.keep_reference()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(1.2)
+    return policy
+
+
+def completions_of(num_rows):
+    ids = torch.randint(10, 300, (num_rows, 5), generator=torch.Generator().manual_seed(0))
+    return ids, torch.ones(num_rows, 5, dtype=torch.bool)
+
+
+def test_a_copied_reference_is_what_was_copied_in_every_round(policy, batch):
+    ids, mask = completions_of(4)
+    with torch.no_grad():
+        start = policy.logps(policy.embed(batch), ids, mask).logps
+        trained = copied(policy).logps(policy.embed(batch), ids, mask).logps
+        assert (trained - start).abs().max() > 0.01
+        for _ in range(3):
+            with policy.reference():
+                assert torch.equal(policy.logps(policy.embed(batch), ids, mask).logps, start)
+            assert torch.equal(policy.logps(policy.embed(batch), ids, mask).logps, trained)
+
+
+def test_a_copied_reference_is_not_computed_from_casts_of_the_policy(policy, batch):
+    """Within an autocast that keeps its casts of weights, unlike Lightning's."""
+    ids, mask = completions_of(4)
+    copied(policy)
+
+    def logps():
+        # With gradients: only casts that need one are kept.
+        return policy.logps(policy.embed(batch), ids, mask).logps.detach()
+
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        trained = logps()
+        with policy.reference():
+            start = logps()
+    assert not torch.equal(trained, start)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=True):
+        assert torch.equal(logps(), trained)
+        with policy.reference():
+            assert torch.equal(logps(), start)
+        assert torch.equal(logps(), trained)
+
+
+def test_weights_come_back_where_a_reference_does_not_fit(policy, monkeypatch):
+    """Memory may run out between two of them."""
+    copied(policy)
+    before, calls = [p.detach().clone() for p in policy.parameters()], []
+
+    def exchange(parameter, value):
+        calls.append(parameter)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError
+        return sharding.exchange(parameter, value)
+
+    monkeypatch.setattr(policy_module, "exchange", exchange)
+    with pytest.raises(torch.OutOfMemoryError), policy.reference():
+        pass
+    assert all(torch.equal(one, other) for one, other in zip(policy.parameters(), before, strict=True))
 
 
 def test_bad_checkpoints(tmp_path, policy):

@@ -5,7 +5,9 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
+import tests.second_device
 from mrg.datamodules.collate import StudyCollator
 from mrg.metrics import CEF1, MCCS, CheXbertLabeler, RulesLabeler
 from mrg.modules.grpo import GRPOModule
@@ -18,7 +20,7 @@ from tests.metrics.labelers.chexbert_lookalike import ODD, random_text, write_lo
 from tests.modules.test_decoding import ending_policy
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
 from tests.modules.test_static_decoding import prompts_for, write
-from tests.second_device import SECOND, DeviceError, second_device, second_strategy
+from tests.second_device import MOVES, SECOND, DeviceError, second_device, second_strategy
 
 FAMILIES = [*QWEN, *BUILDERS]
 LORA = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 1}
@@ -145,6 +147,32 @@ def test_fixed_shapes_decode_there(temperature, monkeypatch):
     assert torch.equal(found[0], expected.completion_ids)
     assert torch.equal(found[1], expected.completion_mask)
     assert len(set(rollout.texts)) > 1
+
+
+def test_a_copied_reference_moves_there_once(monkeypatch):
+    """It is made before Lightning moves the policy."""
+    policy = family_policy("qwen2_5_vl", dtype=torch.float32).eval()
+    policy.keep_reference()
+    operation, moved = tests.second_device.run, []
+
+    def watched(func, args, kwargs):
+        result = operation(func, args, kwargs)
+        tensors = [x for x in (*tree_leaves(args), result) if isinstance(x, torch.Tensor) and x.dim()]
+        if func._schema.name in MOVES and len({x.device for x in tensors}) > 1:
+            moved.append(func)
+        return result
+
+    with second_device(monkeypatch) as device:
+        monkeypatch.setattr(tests.second_device, "run", watched)
+        policy.to(device)
+        assert len(moved) == len([*policy.parameters(), *policy.buffers()])
+        counts = []
+        for _ in range(3):
+            moved.clear()
+            with policy.reference():
+                assert {p.device for p in policy.parameters()} == {device}
+            counts.append(len(moved))
+    assert counts == [len(policy.kept), 0, 0]
 
 
 @pytest.mark.parametrize("decoder", [None, StaticDecoder], ids=["shrinking", "fixed"])

@@ -89,6 +89,20 @@ def test_peak_of_a_forward_and_backward_pass(shape_of, rank, precision, checkpoi
     assert 0.85 <= peak / expected <= 1.03
 
 
+@pytest.mark.parametrize("completion", [5, 40])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gradient_of_a_trained_head(precision, completion):
+    """A vocabulary that outweighs the layers; few tokens, and so many that their logits weigh more."""
+    policy = build(*SHAPES[0], rank=0, dtype=PRECISIONS[precision][0])
+    head = policy.base.lm_head
+    head.weight = torch.nn.Parameter(head.weight.detach().repeat(100, 1))
+    shape, numbers = geometry(policy.base.config), numbers_of(precision, 0, False)
+    shape = dataclasses.replace(shape, vocab_size=len(head.weight))
+    _, peak = one_pass(policy, precision, prompt=20, completion=completion)
+    expected = policy_pass(shape, numbers, *tokens_of(prompt=20, completion=completion))
+    assert peak == pytest.approx(expected, rel=0.02)
+
+
 def test_copies_of_keys_on_other_devices_are_small(monkeypatch):
     """A GPU takes PyTorch's public attention, which copies a prompt's keys for its completions: here on the CPU."""
 
