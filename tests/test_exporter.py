@@ -75,12 +75,3 @@ def test_mistakes(run, tmp_path):
         trainer.export(GRPOModule(policy=base, **settings), output=base)
     with pytest.raises(ValueError, match="has no adapter"):
         trainer.export(SFTModule(policy=base, **SETTINGS), output=str(tmp_path / "out"), adapter=True)
-
-
-def test_four_bits_need_an_adapter_and_a_gpu(policy, tmp_path):
-    policy.save(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot be trained: set model\.init_args\.lora"):
-        load_policy(str(tmp_path), load_in_4bit=True)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="needs a CUDA GPU, and there is none"):
-            load_policy(str(tmp_path), LoRA(4), load_in_4bit=True)
