@@ -18,8 +18,8 @@ from torch import nn
 
 from mrg.modules.families import FAMILIES, LANGUAGE_LINEARS
 
-OLDEST = "0.49"
-"""The first release of bitsandbytes that is supported; also the lower bound of the extra `qlora`."""
+OLDEST = "0.46.1"
+"""The first release of bitsandbytes that transformers takes and that has NF4 on a CPU; also in the extra `qlora`."""
 
 
 def four_bits(kind: str) -> Any:

@@ -127,7 +127,9 @@ def test_the_layers_that_are_adapted_are_in_4_bits_and_no_others(folders, kind):
 def test_other_layers_in_4_bits_are_refused(folders):
     """What a bare name skips differs between releases of transformers: nothing, in the present one."""
     for skipped, first in (["visual", "lm_head"], "model.visual"), ([r"model\.visual", "lm_head", "q_proj"], "q_proj"):
-        options = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped)
+        options = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped
+        )
         model = AutoModelForImageTextToText.from_pretrained(folders["qwen2_5_vl"], quantization_config=options)
         with pytest.raises(ValueError, match=rf"and no others, but \d+ differ, \S*{re.escape(first)}"):
             four_bits.settle(model)
@@ -242,8 +244,8 @@ def test_bad_settings(folders, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"but trainer\.accelerator chose mps: set load_in_4bit to false"):
         four_bits.check_device(torch.device("mps"))
     four_bits.check_device(torch.device("cpu"))
-    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.48.2")
-    with pytest.raises(ValueError, match=rf"needs bitsandbytes {four_bits.OLDEST} or newer, but 0\.48\.2 is installed"):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "0.46.0")
+    with pytest.raises(ValueError, match=rf"needs bitsandbytes {four_bits.OLDEST} or newer, but 0\.46\.0 is installed"):
         load_policy(folders["llava"], LoRA(4), load_in_4bit=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install 'mrg\[qlora\]'"):
@@ -252,7 +254,7 @@ def test_bad_settings(folders, tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_is_quantised_itself_is_refused(tmp_path, studies):
     save_published_format(tmp_path, [study.report for study in studies])
-    options = BitsAndBytesConfig(load_in_4bit=True)
+    options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=options).save_pretrained(tmp_path / "q")
     with pytest.raises(ValueError, match="holds quantised weights, into which no adapter can be merged"):
         load_policy(str(tmp_path / "q"), LoRA(4))
