@@ -127,9 +127,7 @@ def test_the_layers_that_are_adapted_are_in_4_bits_and_no_others(folders, kind):
 def test_other_layers_in_4_bits_are_refused(folders):
     """What a bare name skips differs between releases of transformers: nothing, in the present one."""
     for skipped, first in (["visual", "lm_head"], "model.visual"), ([r"model\.visual", "lm_head", "q_proj"], "q_proj"):
-        options = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped
-        )
+        options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped)
         model = AutoModelForImageTextToText.from_pretrained(folders["qwen2_5_vl"], quantization_config=options)
         with pytest.raises(ValueError, match=rf"and no others, but \d+ differ, \S*{re.escape(first)}"):
             four_bits.settle(model)
