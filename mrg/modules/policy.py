@@ -280,12 +280,13 @@ class Policy(nn.Module):
 
 
 def merged_weights(model: Any, keep: bool = True, base: Any = None) -> dict[str, Tensor]:
-    """The transformers model's weights with the adapter's update added, on the CPU; the model stays as it is.
+    """The transformers model's weights with the adapter's update added, on the CPU; `model` stays as it is.
 
     Args:
         model: A transformers model, or a peft model with LoRA on linear layers.
         keep: False returns nothing, on ranks that only help to gather what is sharded.
-        base: The transformers model to add to where it is another than the model's own.
+        base: The transformers model to add to where it is another than the model's own. It is changed: two copies of a
+            large one may not fit.
     """
     own = model.get_base_model() if hasattr(model, "peft_config") else model
     base = own if base is None else base
@@ -300,7 +301,8 @@ def merged_weights(model: Any, keep: bool = True, base: Any = None) -> dict[str,
     for name, layer in _lora_layers(own).items():
         weight = weights[f"{name}.weight"]
         update = layer.get_delta_weight(model.active_adapter).cpu()
-        weights[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
+        merged = (weight.to(update.dtype) + update).to(weight.dtype)
+        weights[f"{name}.weight"] = merged if base is own else weight.copy_(merged)
     return weights
 
 
