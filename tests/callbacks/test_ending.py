@@ -4,8 +4,8 @@ import signal
 
 import pytest
 
-from mrg.callbacks.checkpoint import CheckpointError
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
+from mrg.callbacks.checkpoint_state import CheckpointError
 from mrg.callbacks.preemption import Preempted
 from mrg.datamodules.demo import DemoDataModule
 from mrg.metrics.reward import RewardError
