@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import lightning as L
@@ -34,11 +35,20 @@ def say_below(error: BaseException, line: str, num_processes: int) -> None:
 
 
 class Speaker:
-    """Which process says how a run ended: the first one, and where that is gone, the next one that it had started."""
+    """Which process says how a run ended: the first one, and where that is gone, the next one, which it had started.
 
-    def __init__(self) -> None:
-        self.parent = os.getppid()
+    Args:
+        patience: Seconds for which the next one waits to see the first go: what it held is closed before.
+    """
+
+    def __init__(self, patience: float = 1.0) -> None:
+        self.parent, self.patience = os.getppid(), patience
 
     def is_here(self, trainer: L.Trainer) -> bool:
         """Whether it is this process."""
-        return trainer.is_global_zero or (trainer.global_rank == 1 and os.getppid() != self.parent)
+        if trainer.is_global_zero or trainer.global_rank > 1:
+            return trainer.is_global_zero
+        end = time.monotonic() + self.patience
+        while os.getppid() == self.parent and time.monotonic() < end:
+            time.sleep(0.05)
+        return os.getppid() != self.parent
