@@ -69,6 +69,9 @@ def build(folder: Path, geometry: str, max_pixels: int, dtype: str) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # this process waits while others train
 
 
 def picture(index: int, height: int, width: int) -> np.ndarray:
@@ -85,6 +88,12 @@ class Clock:
 
     def __init__(self) -> None:
         self.stamps: list[float] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Count memory from here."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.base = self.peak()
 
     @staticmethod
@@ -128,7 +137,10 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     class Timed(L.Callback):
         def __init__(self, clock: Clock) -> None:
-            self.clock, self.phases = clock, []
+            self.clock, self.phases, self.found = clock, [], {}
+
+        def on_train_start(self, *args: Any) -> None:
+            self.clock.begin()  # the policy is loaded, and where it is trained
 
         def on_train_batch_start(self, *args: Any) -> None:
             if not self.clock.stamps:
@@ -137,6 +149,14 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
             self.clock.stamp()
             self.phases.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("seconds/")})
+
+        def on_train_end(self, trainer: Any, module: Any) -> None:
+            self.found = self.clock.result()  # before what follows allocates, and before the policy leaves the device
+            batch = trainer.datamodule.collator(trainer.datamodule.splits["train"][:1]).to(module.device)
+            with torch.no_grad():
+                prompt = module.writer.embed(batch)
+            self.found |= {"prompt_tokens": int(prompt.mask.sum()), "image_tokens": int(prompt.visual.sum())}
+            self.found |= speed_of_light(module.device)
 
     module = GRPOModule(
         policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", group_size=options.group_size,
@@ -167,15 +187,8 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     trainer.fit(module, data)
     names = timed.phases[-1]
     phases = {name: float(np.median([p[name] for p in timed.phases[1:]])) for name in names}
-    prompt = module.writer.embed(data.collator(data.splits["train"][:1]))
-    result = {**clock.result(), "phases": phases, "prompt_tokens": int(prompt.mask.sum())}
     weights = sum(p.numel() * p.element_size() for p in module.writer.base.model.language_model.parameters())
-    return {
-        **result,
-        "image_tokens": int(prompt.visual.sum()),
-        "weight_bytes": weights,
-        **speed_of_light(module.device),
-    }
+    return {**timed.found, "phases": phases, "weight_bytes": weights}
 
 
 def speed_of_light(device: torch.device) -> dict[str, float]:

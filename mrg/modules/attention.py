@@ -142,7 +142,10 @@ def concatenated(query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) -> Tensor:
     """PyTorch's attention, causal where there is no mask."""
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and type(mask) is Tensor:  # no fused kernel takes both a mask and fewer heads of keys
+    # A GPU's fused kernels take fewer heads of keys in half precision and without a mask; where there is no fused one,
+    # all products of queries and keys stand in memory at once.
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    if groups > 1 and (type(mask) is Tensor or not half):
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     return F.scaled_dot_product_attention(
         query, key, value, mask, is_causal=mask is None, scale=scale, enable_gqa=query.shape[1] != key.shape[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,34 +12,19 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
-from mrg.metrics import CEF1, CONDITIONS, MCCS, POSITIVE, THIRTEEN, UNCERTAIN, RulesLabeler, parse_completion
+from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
 from mrg.modules.compiled_decoding import CompiledDecoder
+from mrg.modules.identity import check_fits, identity
 from mrg.modules.load import LoRA, check_frozen, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
+from mrg.modules.prediction import predicted, tested
 from mrg.modules.rollout import sample
+from mrg.modules.settings import check_choice, check_counts, check_text_inputs
 from mrg.modules.sharding import optimizer_groups, shard
+from mrg.modules.target import target_text
 from mrg.modules.tiny import Tiny, tiny_policy
 from mrg.strategy import check_ranks, check_strategy
-
-
-def target_text(report: str, labels: Tensor, think: str) -> str:
-    """The completion that supervision teaches.
-
-    Args:
-        report: The reference.
-        labels: (14,) its label classes.
-        think: `"required"` puts the findings before the report as a plain list; `"absent"` leaves the section out.
-    """
-    body = f"<report>{report}</report>"
-    if think == "absent":
-        return body
-    found = [
-        f"{name} (uncertain)" if label == UNCERTAIN else name
-        for name, label in zip(THIRTEEN, labels.tolist(), strict=False)
-        if label in (POSITIVE, UNCERTAIN)
-    ]
-    return f"<think>{', '.join(found) or 'No Finding'}</think>{body}"
 
 
 class ReportModule(L.LightningModule):
@@ -113,15 +97,12 @@ class ReportModule(L.LightningModule):
         labeler: Labeler | None = None,
     ) -> None:
         super().__init__()
-        if think not in ("required", "absent"):
-            raise ValueError(f"Expected model.init_args.think to be 'required' or 'absent', but got {think!r}.")
+        check_choice("think", think, ("required", "absent"))
         check_shared_prefix(shared_prefix)
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
-        for name, value in (("max_views", max_views), ("max_new_tokens", max_new_tokens)):
-            if value < 1:
-                raise ValueError(f"Expected model.init_args.{name} to be at least 1, but got {value}.")
-        if max_study_pixels < 0:
-            raise ValueError(f"Expected model.init_args.max_study_pixels to be at least 0, but got {max_study_pixels}.")
+        check_counts(
+            max_views=(max_views, 1), max_new_tokens=(max_new_tokens, 1), max_study_pixels=(max_study_pixels, 0)
+        )
         if policy == "tiny" and lora is not None:
             raise ValueError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
@@ -175,20 +156,8 @@ class ReportModule(L.LightningModule):
         data.setup()
         if stage == "fit":
             check_ranks(len(data.splits["train"]), self.trainer.world_size)
-        if (
-            self.use_indication
-            and stage != "predict"
-            and not any(study.indication for part in data.splits.values() for study in part)
-        ):
-            raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
-        if (
-            self.use_prior
-            and stage != "predict"
-            and not any(study.prior for part in data.splits.values() for study in part)
-        ):
-            raise ValueError(
-                "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
-            )
+        if stage != "predict":
+            check_text_inputs(data, self.use_indication, self.use_prior)
         data.collator = StudyCollator(
             self.policy.processor,
             self.prompt,
@@ -278,32 +247,17 @@ class ReportModule(L.LightningModule):
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
         self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)
         if stage == "test" and batch.counts:
-            self._collect(batch, texts, parsed)
+            labels = self.labeler(reports)
+            self.predictions += [
+                tested(study, text, part, row)
+                for study, text, part, row in zip(batch.studies, texts, parsed, labels, strict=True)
+            ]
 
     def _log_mean(self, stage: str, name: str, value: float | Tensor, batch: Batch, **options: Any) -> None:
         metric = self.means[name]
         assert isinstance(metric, MeanMetric)
         metric.update(value, batch.num_counted)
         self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **options)
-
-    def _collect(self, batch: Batch, texts: list[str], parsed: list[Any]) -> None:
-        labels = self.labeler([p.report for p in parsed])
-        for study, text, part, row in zip(batch.studies, texts, parsed, labels, strict=True):
-            self.predictions.append(
-                {
-                    "id": study.id,
-                    "images": [str(v.image) if not hasattr(v.image, "shape") else v.position for v in study.views],
-                    "positions": [v.position for v in study.views],
-                    "prediction": part.report,
-                    "thinking": part.thinking,
-                    "completion": text,
-                    "target": study.report,
-                    "format": part.well_formed,
-                    "findings": [
-                        c for c, k in zip(CONDITIONS, row.tolist(), strict=True) if k in (POSITIVE, UNCERTAIN)
-                    ],
-                }
-            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Write greedily and score."""
@@ -343,23 +297,16 @@ class ReportModule(L.LightningModule):
         texts = self._write(batch)
         if not batch.counts:
             return []
-        parsed = [parse_completion(text, self.think) for text in texts]
         return [
-            {"id": study.id, "prediction": p.report, "thinking": p.thinking, "completion": text}
-            for study, p, text in zip(batch.studies, parsed, texts, strict=True)
+            predicted(study, text, parse_completion(text, self.think))
+            for study, text in zip(batch.studies, texts, strict=True)
         ]
 
     def _identity(self) -> str:
         """What a checkpoint's weights depend on without holding it: the tokenizer and the frozen weights."""
         if self.identity:
             return self.identity
-        vocabulary = sorted(self.writer.processor.tokenizer.get_vocab().items())
-        digest = hashlib.sha256(repr(vocabulary).encode())
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                start = parameter.detach().flatten()[:64].float().cpu()
-                digest.update(name.encode() + start.numpy().tobytes())
-        self.identity = digest.hexdigest()
+        self.identity = identity(self.named_parameters(), self.writer.processor.tokenizer)
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -376,23 +323,5 @@ class ReportModule(L.LightningModule):
         Raises:
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
-        own = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        alpha = self.lora and self.lora.alpha
-        if alpha and (written := checkpoint.get("lora_alpha", alpha)) != alpha:  # earlier ones do not say it
-            raise ValueError(
-                f"The checkpoint does not fit the policy {self.source!r}: its adapter has alpha {written}, "
-                f"model.init_args.lora.alpha is {alpha}. Use the run's own configuration and data."
-            )
-        # A checkpoint of one file per rank holds its weights elsewhere.
-        given: dict[str, Tensor] = checkpoint.get("state_dict", own)
-        wrong = sorted(set(own) ^ set(given)) or sorted(
-            k for k in own if "state_dict" in checkpoint and own[k] != given[k].shape
-        )
-        if wrong or checkpoint.get("identity") != self._identity():
-            name = wrong[0] if wrong else "its tokenizer or frozen base"
-            if name in own and name in given and ".lora_A." in name:
-                name = f"its adapter has rank {len(given[name])}, model.init_args.lora.rank is {own[name][0]}: {name}"
-            raise ValueError(
-                f"The checkpoint does not fit the policy {self.source!r}: {name} differs. "
-                "Use the run's own configuration and data."
-            )
+        shapes = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        check_fits(checkpoint, self.source, shapes, self._identity(), self.lora)

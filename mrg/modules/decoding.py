@@ -14,6 +14,9 @@ from mrg.modules.policy import Policy
 from mrg.modules.prefix import pack
 from mrg.modules.prompts import Prompts
 
+CUDA_INTERVAL = 4
+"""Steps from one look at which rows still write to the next on a GPU, which has to wait for each look."""
+
 
 def prefill(policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: int) -> tuple[Tensor, Decoding]:
     """Read the prompts and make ready to decode behind them.
@@ -67,9 +70,6 @@ class Decoding:
         max_new_tokens: Most tokens that a row may write.
     """
 
-    interval = 1
-    """Steps from one look at which rows still write to the next."""
-
     def __init__(self, reading: PackedPrompts, group_size: int, max_new_tokens: int) -> None:
         spans = reading.layout.prompts
         lengths = [stop - start for start, stop in spans]
@@ -89,6 +89,7 @@ class Decoding:
             self.rows[layer] = (kept[0].new_zeros(shape), kept[1].new_zeros(shape))
         self.lengths = torch.tensor(lengths, device=self.prompts[0][0].device)
         self.longest = max(lengths)
+        self.interval = CUDA_INTERVAL if self.lengths.device.type == "cuda" else 1
         if len(set(lengths)) > 1:
             self.absent = self._places() >= self.lengths[:, None, None, None]
         self.initial_rows = torch.arange(self.num_prompts * group_size, device=self.lengths.device)

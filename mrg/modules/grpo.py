@@ -12,13 +12,11 @@ groups of equal rewards send no gradient and are not computed. Left out: value n
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
@@ -29,12 +27,13 @@ from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
 from mrg.modules.monitor import Monitor, Patience, first_group
 from mrg.modules.prompts import Prompts
-from mrg.modules.ranks import failing_together
+from mrg.modules.ranks import failing_together, mean_over_ranks
 from mrg.modules.reward import Reward, Rewards, WeightedScorer
-from mrg.modules.rollout import Rollout, replace_groups, sample
+from mrg.modules.rollout import Rollout, group_rows, replace_groups, sample
 from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
 from mrg.modules.servers import Servers
-from mrg.modules.sharding import average_gradients, clip_gradients, gathered, most_of_ranks
+from mrg.modules.settings import check_counts, check_precision, check_reference, check_sampling
+from mrg.modules.sharding import clip_gradients, gathered, local_gradients, most_of_ranks
 
 
 class GRPOModule(ReportModule):
@@ -99,30 +98,20 @@ class GRPOModule(ReportModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        at_least = {
-            "group_size": (group_size, 2), "micro_batch_tokens": (micro_batch_tokens, 1), "patience": (patience, 1),
-            "num_minibatches": (num_minibatches, 1), "num_iterations": (num_iterations, 1),
-            "resample_dead": (resample_dead, 0), "sample_every": (sample_every, 0),
-        }  # fmt: skip
-        for name, (value, least) in at_least.items():
-            if value < least:
-                raise ValueError(f"Expected model.init_args.{name} to be at least {least}, but got {value}.")
-        if temperature <= 0:
-            raise ValueError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
-        if advantage_scale not in ("group", "batch", "none"):
-            raise ValueError(
-                "Expected model.init_args.advantage_scale to be 'group', 'batch' or 'none', "
-                f"but got {advantage_scale!r}."
-            )
-        if kl_coef and self.train_vision:
-            raise ValueError(
-                "The reference shares the vision tower: set model.init_args.train_vision to false, or kl_coef to 0."
-            )
-        if reference not in ("adapter", "copy"):
-            raise ValueError(f"Expected model.init_args.reference to be 'adapter' or 'copy', but got {reference!r}.")
+        check_counts(
+            group_size=(group_size, 2),
+            micro_batch_tokens=(micro_batch_tokens, 1),
+            num_minibatches=(num_minibatches, 1),
+            num_iterations=(num_iterations, 1),
+            resample_dead=(resample_dead, 0),
+            patience=(patience, 1),
+            sample_every=(sample_every, 0),
+        )
+        check_sampling(temperature, advantage_scale)
+        check_reference(reference, kl_coef, self.train_vision)
+        check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         if servers is not None and self.lora is None:
             raise ValueError(NO_ADAPTER)
-        check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         self.automatic_optimization = False  # several backward passes make one step
         self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
@@ -146,10 +135,8 @@ class GRPOModule(ReportModule):
 
     def setup(self, stage: str) -> None:
         """Also check that there is a reference where the KL term needs one."""
-        if stage == "fit" and self.trainer.precision == "16-mixed":
-            raise ValueError(
-                "Gradients are clipped before they are unscaled: use trainer.precision bf16-mixed or 32-true."
-            )
+        if stage == "fit":
+            check_precision(self.trainer.precision)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and data is not None:
             check_round(data.batch_size, self.num_minibatches)
@@ -281,8 +268,7 @@ class GRPOModule(ReportModule):
 
     def rows(self, groups: list[int]) -> Tensor:
         """Completions of some groups."""
-        first = torch.tensor(groups, device=self.device)[:, None] * self.group_size
-        return (first + torch.arange(self.group_size, device=self.device)).flatten()
+        return group_rows(torch.tensor(groups, device=self.device), self.group_size)
 
     def update(
         self, prompts: Prompts, rollout: Rollout, advantages: Tensor, ref_logps: Tensor | None, batch: Batch
@@ -309,14 +295,14 @@ class GRPOModule(ReportModule):
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
         num_completions = len(step.groups) * self.group_size
-        step.num_completions = self.mean_over_ranks(num_completions)
-        step.num_tokens = self.mean_over_ranks(self.counted_tokens(step))
+        step.num_completions = mean_over_ranks(num_completions, self.trainer.world_size, self.device)
+        step.num_tokens = mean_over_ranks(self.counted_tokens(step), self.trainer.world_size, self.device)
         # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at leaves
         # and sent on once: a graph can be walked back only once.
         leaves = prompts.detached()
         live = [g for g in step.groups if self.kl_coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
-        with self.local_gradients():
+        with local_gradients(self.trainer, self.parameters):
             for part, counts in self.passes(live, prompts, step.rollout):
                 loss, stats = self.loss(leaves, step, part)
                 self.manual_backward(loss * counts)
@@ -354,7 +340,7 @@ class GRPOModule(ReportModule):
             old_logps,
             None if step.ref_logps is None else step.ref_logps[rows, : mask.shape[1]],
             step.advantages[rows],
-            mask & self.counts(step.rollout)[rows, None],
+            mask & step.rollout.counted(self.mask_truncated)[rows, None],
             step.num_completions,
             num_tokens=step.num_tokens,
             weights=weights,
@@ -368,36 +354,12 @@ class GRPOModule(ReportModule):
         stats["entropy"] = (tokens.entropy.sum(1) / length).sum()
         return loss, stats
 
-    def counts(self, rollout: Rollout) -> Tensor:
-        """(N,) bool, which completions send a gradient."""
-        return ~rollout.truncated if self.mask_truncated else torch.ones_like(rollout.truncated)
-
     def counted_tokens(self, step: Step) -> float:
         """Tokens that an optimiser step is normalised by: its own, or for some losses its share of the round's."""
-        tokens = step.rollout.completion_mask.sum(1) * self.counts(step.rollout)
+        tokens = step.rollout.completion_mask.sum(1) * step.rollout.counted(self.mask_truncated)
         if self.loss_options["loss_type"] in ("dapo", "cispo"):
             return float(tokens.sum()) / self.num_minibatches
         return float(tokens[self.rows(step.groups)].sum())
-
-    def mean_over_ranks(self, value: float) -> float:
-        """Gradients are averaged over ranks, so what they are divided by is a mean too."""
-        if self.trainer.world_size == 1:
-            return value
-        total = torch.tensor(value, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(total)
-        return float(total) / self.trainer.world_size
-
-    @contextlib.contextmanager
-    def local_gradients(self) -> Iterator[None]:
-        """Ranks make as many backward passes as their own groups need, and average their gradients once, at the end."""
-        if self.trainer.world_size == 1:
-            yield
-            return
-        with contextlib.ExitStack() as stack:
-            if isinstance(self.trainer.strategy, DDPStrategy):
-                stack.enter_context(self.trainer.strategy.block_backward_sync())
-            yield
-        average_gradients(self.parameters(), self.trainer.world_size)
 
     def log_round(self, rollout: Rollout, rewards: Rewards, stats: dict[str, Tensor], prompts: Prompts) -> None:
         """What tells a healthy round from a collapse."""

@@ -34,6 +34,15 @@ def any_rank(value: bool, world_size: int, device: torch.device) -> bool:
     return bool(flag)
 
 
+def mean_over_ranks(value: float, world_size: int, device: torch.device) -> float:
+    """The mean of a number: gradients are averaged over ranks, so what they are divided by is a mean too."""
+    if world_size == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(total)
+    return float(total) / world_size
+
+
 class OtherRankError(RuntimeError):
     """Another process could not go on."""
 

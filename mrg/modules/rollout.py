@@ -41,6 +41,15 @@ class Rollout:
         longest = int(mask.sum(1).max())
         return self.completion_ids[rows, :longest], mask[:, :longest]
 
+    def counted(self, mask_truncated: bool) -> Tensor:
+        """(N,) bool, which completions send a gradient."""
+        return ~self.truncated if mask_truncated else torch.ones_like(self.truncated)
+
+
+def group_rows(groups: Tensor, group_size: int) -> Tensor:
+    """Rows of the completions of some groups, on the groups' device."""
+    return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
+
 
 def replace_groups(rollout: Rollout, again: Rollout, groups: Tensor, group_size: int, pad_id: int) -> Rollout:
     """A rollout with some groups replaced.
@@ -52,7 +61,7 @@ def replace_groups(rollout: Rollout, again: Rollout, groups: Tensor, group_size:
         group_size: Completions per study.
         pad_id: Fills rows after their end.
     """
-    rows = (groups[:, None] * group_size + torch.arange(group_size)).flatten().to(rollout.completion_ids.device)
+    rows = group_rows(groups, group_size).to(rollout.completion_ids.device)
     width = max(rollout.completion_ids.shape[1], again.completion_ids.shape[1])
     result = []
     for old, new, fill in (

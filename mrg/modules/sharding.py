@@ -9,14 +9,16 @@ lengths differ by rank, gather all layers once and then need nobody.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
+    from lightning import Trainer
     from torch.distributed.device_mesh import DeviceMesh
 
     from mrg.modules.policy import Policy
@@ -125,6 +127,24 @@ def average_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> No
         parts = torch.split(flat, [gradient.numel() for gradient in bucket])
         for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+@contextlib.contextmanager
+def local_gradients(trainer: Trainer, parameters: Callable[[], Iterable[nn.Parameter]]) -> Iterator[None]:
+    """Ranks make as many backward passes as their own groups need, and average their gradients once, at the end.
+
+    Args:
+        trainer: Whose processes these are.
+        parameters: Whose gradients.
+    """
+    if trainer.world_size == 1:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        if isinstance(trainer.strategy, DDPStrategy):
+            stack.enter_context(trainer.strategy.block_backward_sync())
+        yield
+    average_gradients(parameters(), trainer.world_size)
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:

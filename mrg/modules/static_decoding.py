@@ -16,15 +16,13 @@ import torch
 from torch import Tensor
 
 from mrg.modules.attention import PackedPrompts
-from mrg.modules.decoding import Decoding, next_logits
+from mrg.modules.decoding import CUDA_INTERVAL, Decoding, next_logits
 from mrg.modules.policy import Policy
 
 NUM_DROPS = 2
 """How often the number of rows is halved at most."""
 LENGTH_MULTIPLE = 64
 """Prompts are padded to a multiple of so many tokens."""
-CUDA_INTERVAL = 4
-"""Steps from one look at which rows still write to the next on a GPU, which has to wait for each look."""
 
 
 @dataclasses.dataclass

@@ -127,6 +127,7 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
         train_vision=bool(given.train_vision),
         four_bits=bool(given.load_in_4bit),
         servers=grpo and given.servers is not None,
+        compile_decode=bool(given.compile_decode),
     )
 
 

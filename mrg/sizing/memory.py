@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mrg.modules.static_decoding import LENGTH_MULTIPLE
 from mrg.sizing.activations import (
     Numbers,
     forward_work,
@@ -39,6 +40,7 @@ class Plan:
         train_vision: Whether the vision tower is trained.
         four_bits: Whether the decoder's weights are held in 4 bits.
         servers: Whether others write the rollouts.
+        compile_decode: Whether decoding steps are compiled, for which their tensors stay.
     """
 
     numbers: Numbers
@@ -56,6 +58,12 @@ class Plan:
     train_vision: bool = False
     four_bits: bool = False
     servers: bool = False
+    compile_decode: bool = False
+
+    @property
+    def keeps_tables(self) -> bool:
+        """Whether keys and values of decoding stay from one rollout to the next."""
+        return self.compile_decode and self.strategy != "fsdp" and not self.four_bits
 
     @property
     def prompt_tokens(self) -> int:
@@ -123,6 +131,8 @@ def memory(shape: Geometry, plan: Plan) -> Memory:
     prompts = plan.batch_size * plan.prompt_tokens
     stays["prompts and pixels"] = prompts * shape.width * plan.numbers.weights + _pixels(shape, plan, plan.batch_size)
     writes = plan.group_size > 1 and not plan.servers
+    if plan.keeps_tables:
+        stays["keys and values"] = kept_tables(shape, plan, writes)
     phases = {
         "vision": vision_pass(shape, plan.numbers, _patches(shape, plan, plan.batch_size), plan.train_vision),
         "rollout": rollout(shape, plan, plan.batch_size, plan.group_size) if writes else 0,
@@ -167,13 +177,29 @@ def rollout(shape: Geometry, plan: Plan, prompts: int, group_size: int) -> int:
     """Bytes of writing `group_size` completions for each of so many prompts."""
     numbers, rows = plan.numbers, prompts * group_size
     read = kv_cache(shape, numbers, prompts, plan.prompt_tokens, 0, 0)
-    written = kv_cache(shape, numbers, 0, 0, rows, plan.max_new_tokens)
+    written = 0 if plan.keeps_tables else kv_cache(shape, numbers, 0, 0, rows, plan.max_new_tokens)
     reading = forward_work(shape, numbers, prompts * plan.prompt_tokens)
     writing = written + sampling_work(shape, rows)
     gathered = shape.decoder * numbers.weights - -(-shape.decoder * numbers.weights // plan.shards)
     # In float32 the adapter is merged into copies of the weights, see `Policy.merged`.
     merged = 4 * shape.adapted if numbers.rank and numbers.weights == 4 and not numbers.autocast else 0
     return gathered + merged + read + max(reading, writing)
+
+
+def kept_tables(shape: Geometry, plan: Plan, writes: bool) -> int:
+    """Bytes of the keys and values that stay where decoding is compiled, those of rollouts and of evaluation.
+
+    Args:
+        shape: Of the model.
+        plan: The settings.
+        writes: Whether the policy writes rollouts.
+    """
+    longest = -(-plan.prompt_tokens // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    uses = [(plan.eval_batch_size, 1)] + [(plan.batch_size, plan.group_size)] * writes
+    return sum(
+        kv_cache(shape, plan.numbers, prompts, longest, prompts * places, plan.max_new_tokens)
+        for prompts, places in uses
+    )
 
 
 def _passing(shape: Geometry, plan: Plan, reference: bool = False) -> int:

@@ -5,7 +5,7 @@ import torch
 from transformers import LogitsProcessor
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.decoding import Decoding
+from mrg.modules.decoding import CUDA_INTERVAL, Decoding
 from mrg.modules.load import LoRA
 from mrg.modules.rollout import sample
 from tests.families import QWEN, family_policy, unequal_studies
@@ -111,6 +111,32 @@ def test_a_row_does_not_depend_on_when_the_others_end(family, monkeypatch, sizes
         assert torch.equal(one.completion_mask, other.completion_mask)
         assert (one.old_logps - other.old_logps).abs().max() < 1e-6
         assert one.texts == other.texts
+
+
+def test_looking_less_often_at_who_still_writes_changes_nothing(monkeypatch, sizes):
+    """As on a GPU, which has to wait for each look."""
+    policy = ending_policy()
+    prompts = policy.embed(batch_for(policy))
+
+    def rollouts():
+        return [
+            sample(policy, prompts, GROUP, NUM_TOKENS, generator=torch.Generator().manual_seed(i)) for i in range(3)
+        ]
+
+    expected, each = rollouts(), list(sizes)
+    prepare = Decoding.__init__
+
+    def patient(self, *args):
+        prepare(self, *args)
+        self.interval = CUDA_INTERVAL
+
+    monkeypatch.setattr(Decoding, "__init__", patient)
+    sizes.clear()
+    for one, other in zip(rollouts(), expected, strict=True):
+        assert torch.equal(one.completion_ids, other.completion_ids)
+        assert torch.equal(one.completion_mask, other.completion_mask)
+        assert (one.old_logps - other.old_logps).abs().max() < 1e-6
+    assert 0 < len(sizes) < len(each)
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -245,7 +245,7 @@ def test_sft_starts_in_training_mode_and_does_not_teach_to_stop_early(saved, stu
 
 def test_sft_target_with_thinking():
     from mrg.metrics import RulesLabeler
-    from mrg.modules.base import target_text
+    from mrg.modules.target import target_text
 
     for report, thinking in (
         ("The heart is enlarged. Possible pneumonia.", "Cardiomegaly, Pneumonia (uncertain)"),

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from mrg.cli import main
+from mrg.modules.prompts import Prompts
+from mrg.modules.rollout import sample
 from mrg.modules.sharding import optimizer_groups
+from mrg.modules.static_decoding import StaticDecoder
 from mrg.sizing.activations import Numbers
 from mrg.sizing.geometry import PUBLISHED, geometry, read_geometry
 from mrg.sizing.memory import Plan, memory, trained_state
@@ -42,6 +45,33 @@ def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank):
     assert state.get("copied reference", 0) == size(policy.kept.values())
     assert state["gradients"] == size(p.grad for p in trained)
     assert state["AdamW"] == size(moments)
+
+
+def test_compiled_decoding_keeps_its_tensors_to_the_byte():
+    policy, decoder = build(64, 176, 4, 2, rank=4), StaticDecoder()
+    longest = 70
+    for prompts, places in ((3, 4), (5, 1)):
+        embeds = torch.randn(prompts, longest, 64)
+        mask = torch.ones(prompts, longest, dtype=torch.bool)
+        positions = torch.arange(longest).expand(3, prompts, -1)
+        sample(policy, Prompts(embeds, mask, positions, ~mask), places, 6, decoder=decoder)
+    kept = size(x for storage in decoder.storages.values() for parts in storage.flat.values() for x in parts)
+    shape = geometry(policy.base.config)
+    plan = Plan(
+        Numbers(4, False, 4), compile_decode=True, batch_size=3, group_size=4, eval_batch_size=5, max_new_tokens=6,
+        text_tokens=longest, images=0,
+    )  # fmt: skip
+    assert memory(shape, plan).stays["keys and values"] == kept
+    assert "keys and values" not in memory(shape, dataclasses.replace(plan, compile_decode=False)).stays
+    assert "keys and values" not in memory(shape, dataclasses.replace(plan, four_bits=True)).stays
+
+
+def test_what_a_compiled_rollout_writes_is_counted_once():
+    shape = read_geometry("3b")
+    compiled = Plan(Numbers(), compile_decode=True, batch_size=64, text_tokens=64, images=0)
+    eager = dataclasses.replace(compiled, compile_decode=False)
+    written = 64 * 8 * 256 * 2 * shape.num_layers * shape.kv_width * 2
+    assert memory(shape, eager).phases["rollout"] - memory(shape, compiled).phases["rollout"] == written
 
 
 def test_only_decoder_layers_are_shared_out():
