@@ -292,13 +292,13 @@ def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
         )
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
-    except SystemExit as stop:
-        # Lightning's end after Ctrl-C, with 1 as if something had failed; `main` gives the code that is usual.
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt from None
-        raise
     except SIGTERMException:
         # Lightning would end with 0, as if there were a result. A round of `fit` ends otherwise, see `Preempted`.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"mrg: SIGTERM ended `{argv[0]}` before it was done.", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as stop:
+        # Lightning's end after Ctrl-C, with 1 as if something had failed; `main` gives the code that is usual.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
