@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import shutil
 import signal
 import sys
 import warnings
@@ -24,7 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
-from mrg.callbacks.gallery import PAGE, PREDICT_PAGE, GalleryWriter
+from mrg.callbacks.gallery import GalleryWriter
 from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
@@ -37,7 +36,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
 from mrg.modules.ranks import say
-from mrg.run_folder import check_not_moved, check_writable, lock
+from mrg.run_folder import check_not_moved, check_writable, lock, make_room
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
@@ -170,15 +169,7 @@ class MrgCLI(LightningCLI):
 
     def _begin(self) -> None:
         """Make room for a run that starts anew; what is refused before leaves a run as it was."""
-        if self.overwrite:
-            # A best checkpoint that stayed would pass for the new run's.
-            CheckpointFolder(self.folder / "checkpoints").clear()
-            written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
-            for name in (*written, PAGE, PREDICT_PAGE):
-                (self.folder / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "policy", ignore_errors=True)
-        _keep(self.folder / "metrics.csv")
-        _keep(self.folder / "samples.jsonl")
+        make_room(self.folder, self.overwrite)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
@@ -241,13 +232,6 @@ def _class(path: str) -> type[ReportModule]:
     module, _, name = path.rpartition(".")
     found: type[ReportModule] = getattr(importlib.import_module(module), name)
     return found
-
-
-def _keep(file: Path) -> None:
-    """Move an earlier log aside: Lightning would delete it."""
-    if file.is_file():
-        number = 1 + sum(1 for _ in file.parent.glob(f"{file.stem}-*{file.suffix}"))
-        file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))
 
 
 def quiet() -> None:
