@@ -133,7 +133,8 @@ def outcome(folder):
         state = torch.load(whole / "meta.pt" if whole.is_dir() else whole, weights_only=True)
         keys = ("state_dict", "optimizer_states", "lr_schedulers", "loops", "ranks", "epoch")
         parts = {key: state[key] for key in keys if key in state}  # one file per rank holds the weights elsewhere
-        found[name] = leaves({**parts, "data": state["DemoDataModule"]})
+        (data,) = (value for key, value in state.items() if key.endswith("DataModule"))
+        found[name] = leaves({**parts, "data": data})
     with (folder / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     found["metrics"] = [{k: v for k, v in row.items() if not timing(k)} for row in rows]
