@@ -92,15 +92,8 @@ def make_room(folder: Path, overwrite: bool) -> None:
     """
     if overwrite:
         CheckpointFolder(folder / "checkpoints").clear()
-        for name in (
-            "predictions.jsonl",
-            "predict.jsonl",
-            "results.json",
-            "run.json",
-            "index.html",
-            PAGE,
-            PREDICT_PAGE,
-        ):
+        written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
+        for name in (*written, PAGE, PREDICT_PAGE):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / "policy", ignore_errors=True)
     for name in ("metrics.csv", "samples.jsonl"):
