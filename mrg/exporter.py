@@ -31,16 +31,20 @@ class Trainer(L.Trainer):
             ckpt_path: The run's checkpoint; without one the policy is written as it was loaded.
             weights_only: Of no meaning here: it stands in the configuration of a run.
             output: Folder to write; it must not hold a checkpoint yet.
-            adapter: Write the LoRA adapter alone, for peft or vLLM beside the base model, instead of merged weights.
+            adapter: Write the LoRA adapter alone, for peft or vLLM beside the base model, instead of merged weights. A
+                base that was trained on in 4 bits (`load_in_4bit`) is loaded whole for the merged ones.
 
         Raises:
-            ValueError: If there is no folder named, it is in use, or there is no adapter to write.
+            ValueError: If there is no folder named, it is in use, there is no adapter to write, or it is not all that
+                was trained.
         """
         if not output:
             raise ValueError("Expected a folder to write: pass --output FOLDER.")
         folder = Path(output)
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             raise ValueError(f"{folder} holds a checkpoint already: choose another --output.")
+        if adapter and model.train_vision:
+            raise ValueError("An adapter alone does not hold the trained vision tower: leave --adapter out.")
         reports = []
         if model.source == "tiny":
             assert datamodule is not None

@@ -57,14 +57,16 @@ def family_policy(
     vision = dict(VISION)
     if family == "qwen2_vl":
         text["rope_parameters"] = {**ROPE, "mrope_section": [1, 1, 2]}
-        vision |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "patch_size": 14}
+        vision |= {"embed_dim": 32, "hidden_size": text["hidden_size"], "mlp_ratio": 2, "patch_size": 14}
     elif family == "qwen2_5_vl":
         text["rope_parameters"] = {**ROPE, "mrope_section": [1, 1, 2]}
-        vision |= {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "fullatt_block_indexes": [1]}
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "fullatt_block_indexes": [1]}
     else:
         text |= {"head_dim": 16, "rope_parameters": {**ROPE, "mrope_section": [4, 2, 2], "mrope_interleaved": True}}
-        vision |= {"hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "patch_size": 16}
+        vision |= {"hidden_size": 32, "intermediate_size": 48, "patch_size": 16}
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    if family != "qwen2_vl":
+        vision["out_hidden_size"] = text["hidden_size"]
     config = getattr(transformers, f"{CLASSES[family]}Config")(
         text_config=text,
         vision_config=vision,

@@ -28,9 +28,18 @@ WINDOW = 24
 """Of the tiny Gemma's local layers: shorter than its prompts."""
 
 
-def save_family(kind: str, folder: Path, corpus: list[str]) -> str:
-    """Write a checkpoint of random weights, sharp enough that a wrong mask or position would show."""
+def save_family(kind: str, folder: Path, corpus: list[str], **text) -> str:
+    """Write a checkpoint of random weights, sharp enough that a wrong mask or position would show.
+
+    Args:
+        kind: One of `BUILDERS`.
+        folder: Where to.
+        corpus: What the tokenizer is made from.
+        **text: Other settings of the language model's configuration.
+    """
     tokenizer, image_processor, processor, config = BUILDERS[kind](corpus)
+    for name, value in text.items():
+        setattr(config.text_config, name, value)
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(0)

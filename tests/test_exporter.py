@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.exporter import Trainer
@@ -12,12 +13,11 @@ from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
 
 
-@pytest.fixture
-def run(policy, studies, tmp_path):
+def trained(policy, studies, tmp_path, **options):
     """A base, a module trained from it for two rounds, and its checkpoint."""
     policy.save(tmp_path / "base")
     torch.manual_seed(0)
-    settings = {"lora": LoRA(4), "learning_rate": 3e-2, "warmup_steps": 1, "group_size": 4, **SETTINGS}
+    settings = {"lora": LoRA(4), "learning_rate": 3e-2, "warmup_steps": 1, "group_size": 4, **SETTINGS, **options}
     module = GRPOModule(policy=str(tmp_path / "base"), **settings)
     module.reward = Shortness()
     trainer = Trainer(
@@ -30,6 +30,11 @@ def run(policy, studies, tmp_path):
     batch = StudyCollator(module.writer.processor, "Report:")(studies[4:5])
     rollout = sample(module.writer, module.writer.embed(batch), 1, 10, temperature=0.0)
     return trainer, settings, batch, rollout.completion_ids[rollout.completion_mask].tolist(), module
+
+
+@pytest.fixture
+def run(policy, studies, tmp_path):
+    return trained(policy, studies, tmp_path)
 
 
 def greedy(model, batch, module):
@@ -66,6 +71,47 @@ def test_merged_and_adapter_write_what_the_run_writes(run, tmp_path):
     assert load_policy(str(tmp_path / "adapter-False")).eos_id == module.writer.eos_id
 
 
+@pytest.mark.parametrize("train_vision", [False, True])
+def test_merged_from_4_bits_is_the_whole_base_with_the_adapter(policy, studies, tmp_path, train_vision):
+    """By plain transformers and peft, in tokens; by hand, in every weight."""
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    options = {"load_in_4bit": True, "train_vision": train_vision, "kl_coef": 0.0}
+    trainer, settings, batch, _, module = trained(policy, studies, tmp_path, **options)
+    base, checkpoint = str(tmp_path / "base"), str(tmp_path / "last.ckpt")
+    output = tmp_path / "adapter"
+    if train_vision:
+        with pytest.raises(ValueError, match="An adapter alone does not hold the trained vision tower"):
+            trainer.export(GRPOModule(policy=base, **settings), ckpt_path=checkpoint, output=str(output), adapter=True)
+        module.writer.save_adapter(output)
+    else:
+        trainer.export(GRPOModule(policy=base, **settings), ckpt_path=checkpoint, output=str(output), adapter=True)
+    trainer.export(GRPOModule(policy=base, **settings), ckpt_path=checkpoint, output=str(tmp_path / "merged"))
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
+    start = AutoModelForImageTextToText.from_pretrained(base)
+    moved = torch.load(checkpoint, weights_only=True)["state_dict"]
+    update = load_file(output / "adapter_model.safetensors")
+    own, num_adapted, num_vision = merged.state_dict(), 0, 0
+    for name, value in start.state_dict().items():
+        lora = f"base_model.model.{name.removesuffix('.weight')}.lora_"
+        if f"{lora}A.weight" in update:
+            value = value + 8 * update[f"{lora}B.weight"] @ update[f"{lora}A.weight"]  # alpha / rank
+            num_adapted += 1
+        elif f"policy.model.base_model.model.{name}" in moved:
+            assert not torch.equal(value, moved[f"policy.model.base_model.model.{name}"])
+            value = moved[f"policy.model.base_model.model.{name}"]
+            num_vision += 1
+        assert torch.allclose(own[name], value, atol=1e-6), name
+    assert num_adapted == 7 * start.config.text_config.num_hidden_layers
+    assert (num_vision > 0) == train_vision
+    untrained = greedy(start, batch, module)
+    if not train_vision:
+        beside = greedy(PeftModel.from_pretrained(start, output), batch, module)
+        assert greedy(merged, batch, module) == beside
+    assert greedy(merged, batch, module) != untrained
+
+
 def test_mistakes(run, tmp_path):
     trainer, settings, *_ = run
     base = str(tmp_path / "base")
@@ -75,12 +121,3 @@ def test_mistakes(run, tmp_path):
         trainer.export(GRPOModule(policy=base, **settings), output=base)
     with pytest.raises(ValueError, match="has no adapter"):
         trainer.export(SFTModule(policy=base, **SETTINGS), output=str(tmp_path / "out"), adapter=True)
-
-
-def test_four_bits_need_an_adapter_and_a_gpu(policy, tmp_path):
-    policy.save(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot be trained: set model\.init_args\.lora"):
-        load_policy(str(tmp_path), load_in_4bit=True)
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="needs a CUDA GPU, and there is none"):
-            load_policy(str(tmp_path), LoRA(4), load_in_4bit=True)

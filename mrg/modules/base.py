@@ -15,6 +15,7 @@ from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
 from mrg.modules.compiled_decoding import CompiledDecoder
+from mrg.modules.four_bits import check_device
 from mrg.modules.identity import check_fits, identity
 from mrg.modules.load import LoRA, check_frozen, check_shared_prefix, load_policy
 from mrg.modules.policy import Policy
@@ -145,6 +146,8 @@ class ReportModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
         check_strategy(self.trainer.strategy, self.load_in_4bit)
+        if self.load_in_4bit:
+            check_device(self.trainer.strategy.root_device)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from mrg.modules.attention import install
 from mrg.modules.families import FAMILIES, LANGUAGE_LINEARS
+from mrg.modules.four_bits import four_bits, settle
 from mrg.modules.policy import Policy
 
 
@@ -52,27 +52,30 @@ def load_policy(
         max_pixels: Pixel budget of one image, for a Qwen-VL or an InternVL; 0 keeps the checkpoint's own. The images of
             others have one size.
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
-        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023); needs `lora`, a CUDA GPU
-            and `pip install 'mrg[qlora]'`.
+        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023), see `four_bits`; needs
+            `lora` and `pip install 'mrg[qlora]'`. It is meant for a CUDA GPU; a CPU is slow and good for trying out.
         shared_prefix: See `Policy`.
 
     Raises:
-        ValueError: If the checkpoint cannot be found, is not of a supported family, or lacks weights: a tower of random
-            weights would train silently.
+        ValueError: If the checkpoint cannot be found, is not of a supported family, is quantised itself, or lacks
+            weights: a tower of random weights would train silently.
     """
     from transformers import AutoModelForImageTextToText
 
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
     check_shared_prefix(shared_prefix)
+    check_frozen(train_vision, "", load_in_4bit, lora)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     kind = _kind(path)
-    options: dict[str, Any] = {"quantization_config": four_bits(lora)} if load_in_4bit else {}
+    options: dict[str, Any] = {"quantization_config": four_bits(kind)} if load_in_4bit else {}
     with _readable(path):
         processor = FAMILIES[kind].load_processor(path, max_pixels)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
+    if load_in_4bit:
+        settle(model)
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
@@ -116,14 +119,20 @@ def _kind(path: str) -> str:
             raise ValueError(
                 f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
             )
-        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        found = json.loads(config.read_text(encoding="utf-8"))
     else:
         with _readable(path):
             from transformers import AutoConfig
 
-            kind = AutoConfig.from_pretrained(path).model_type
+            found = AutoConfig.from_pretrained(path).to_dict()
+    kind = found.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
+    if found.get("quantization_config"):
+        raise ValueError(
+            f"Policy {path!r} holds quantised weights, into which no adapter can be merged: name the checkpoint that "
+            "they were made from, and set model.init_args.load_in_4bit to true."
+        )
     return str(kind)
 
 
@@ -135,29 +144,6 @@ def _readable(path: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
-
-
-def four_bits(lora: LoRA | None) -> Any:
-    """Settings of QLoRA: NF4 with double quantisation, computing in bfloat16; the vision tower and the head stay whole.
-
-    Raises:
-        ValueError: If there is no adapter, no GPU, or no bitsandbytes.
-    """
-    if lora is None:
-        raise ValueError("Weights in 4 bits cannot be trained: set model.init_args.lora, or load_in_4bit to false.")
-    if not torch.cuda.is_available():
-        raise ValueError("model.init_args.load_in_4bit needs a CUDA GPU, and there is none: set it to false.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError("model.init_args.load_in_4bit needs bitsandbytes: pip install 'mrg[qlora]'")
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=sorted({"lm_head", *(name for family in FAMILIES.values() for name in family.vision)}),
-    )
 
 
 def prepare(model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: str = "auto") -> Policy:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mrg.datamodules.collate import Batch
 from mrg.modules.attention import PackedPrompts, SharedAttention
 from mrg.modules.families import FAMILIES
+from mrg.modules.four_bits import whole_base
 from mrg.modules.head import TokenLogps, token_logps
 from mrg.modules.prefix import Packed, pack
 from mrg.modules.processor import save_processor
@@ -212,7 +213,7 @@ class Policy(nn.Module):
         Returns:
             Both (N, C), 0 where the mask is False.
         """
-        if self._shares(mask.shape[1], len(mask) > len(prompts.mask)):
+        if self.shares(mask.shape[1], len(mask) > len(prompts.mask)):
             packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
             hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
         else:
@@ -224,7 +225,7 @@ class Policy(nn.Module):
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
         )
 
-    def _shares(self, num_tokens: int, several: bool) -> bool:
+    def shares(self, num_tokens: int, several: bool) -> bool:
         """Whether a prompt is read once for all of its completions of so many tokens or less.
 
         Where each prompt has one completion (supervision) there is nothing to share, and rows of a batch are faster
@@ -267,31 +268,35 @@ class Policy(nn.Module):
     def save(self, folder: str | Path, write: bool = True) -> None:
         """Write a checkpoint that transformers loads: the adapter merged where there is one, and the processor.
 
+        Where the base is in 4 bits, the adapter is merged into the whole base, which is loaded again on the CPU.
+
         Args:
             folder: Where to.
             write: False on all ranks but one; where layers are sharded, all ranks must call this.
 
         Raises:
-            ValueError: If the base is in 4 bits, into which an adapter cannot be merged without loss.
+            ValueError: If the base is in 4 bits and its checkpoint is no longer there.
         """
-        if getattr(self.base, "is_loaded_in_4bit", False):
-            raise ValueError("The base is in 4 bits, so that nothing can be merged into it: write the adapter alone.")
         if not (write or self.sharded):
             return
-        weights = merged_weights(self.model, write) if self.has_adapter or self.sharded else None
+        base = whole_base(self.base) if getattr(self.base, "is_loaded_in_4bit", False) else self.base
+        weights = merged_weights(self.model, write, base) if self.has_adapter or self.sharded else None
         if write:
-            self.base.save_pretrained(folder, state_dict=weights)
+            base.save_pretrained(folder, state_dict=weights)
             save_processor(self.processor, folder)
 
 
-def merged_weights(model: Any, keep: bool = True) -> dict[str, Tensor]:
-    """The transformers model's weights with the adapter's update added, on the CPU; the model stays as it is.
+def merged_weights(model: Any, keep: bool = True, base: Any = None) -> dict[str, Tensor]:
+    """The transformers model's weights with the adapter's update added, on the CPU; `model` stays as it is.
 
     Args:
         model: A transformers model, or a peft model with LoRA on linear layers.
         keep: False returns nothing, on ranks that only help to gather what is sharded.
+        base: The transformers model to add to where it is another than the model's own. It is changed: two copies of a
+            large one may not fit.
     """
-    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    own = model.get_base_model() if hasattr(model, "peft_config") else model
+    base = own if base is None else base
     named = {name: value for name, value in base.state_dict().items() if ".lora_" not in name}
     weights = {}
     for name, value in named.items():
@@ -300,10 +305,11 @@ def merged_weights(model: Any, keep: bool = True) -> dict[str, Tensor]:
             weights[name.replace(".base_layer.", ".")] = whole.cpu()
     if not keep:
         return weights
-    for name, layer in _lora_layers(base).items():
+    for name, layer in _lora_layers(own).items():
         weight = weights[f"{name}.weight"]
         update = layer.get_delta_weight(model.active_adapter).cpu()
-        weights[f"{name}.weight"] = (weight.to(update.dtype) + update).to(weight.dtype)
+        merged = (weight.to(update.dtype) + update).to(weight.dtype)
+        weights[f"{name}.weight"] = merged if base is own else weight.copy_(merged)
     return weights
 
 

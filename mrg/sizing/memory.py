@@ -182,7 +182,9 @@ def rollout(shape: Geometry, plan: Plan, prompts: int, group_size: int) -> int:
     writing = written + sampling_work(shape, rows)
     gathered = shape.decoder * numbers.weights - -(-shape.decoder * numbers.weights // plan.shards)
     # In float32 the adapter is merged into copies of the weights, see `Policy.merged`.
-    merged = 4 * shape.adapted if numbers.rank and numbers.weights == 4 and not numbers.autocast else 0
+    merged = (
+        4 * shape.adapted if numbers.rank and numbers.weights == 4 and not (numbers.autocast or plan.four_bits) else 0
+    )
     return gathered + merged + read + max(reading, writing)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mrg.cli import main
+from mrg.modules.load import LoRA, load_policy
 from mrg.modules.prompts import Prompts
 from mrg.modules.rollout import sample
 from mrg.modules.sharding import optimizer_groups
@@ -106,6 +107,32 @@ def test_monotonous_in_its_settings():
     assert memory(shape, dataclasses.replace(base, numbers=Numbers())).total < total
     four = memory(shape, dataclasses.replace(base, four_bits=True))
     assert four.stays["decoder layers"] < 0.28 * memory(shape, base).stays["decoder layers"]
+
+
+def test_weights_in_4_bits_are_those_that_are_loaded(tmp_path):
+    """But for the two tables and the offset that every layer holds."""
+    from bitsandbytes.nn import Linear4bit
+
+    build(512, 1408, 8, 2, num_layers=2, rank=0, dtype=torch.bfloat16).save(tmp_path)
+    layers = load_policy(str(tmp_path), LoRA(4), load_in_4bit=True).base.model.language_model.layers
+    real = 0
+    for name, parameter in layers.named_parameters():
+        real += 0 if ".lora_" in name else parameter.numel() * parameter.element_size()
+    quantised = [module.weight.quant_state for module in layers.modules() if isinstance(module, Linear4bit)]
+    for state in quantised:
+        scales = (state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
+        real += sum(part.numel() * part.element_size() for part in scales)
+    plan = Plan(Numbers(rank=4), four_bits=True)
+    predicted = trained_state(read_geometry(str(tmp_path)), plan)["decoder layers"]
+    assert len(quantised) == 14
+    assert predicted + 14 * 4 * (16 + 256 + 1) == pytest.approx(real, rel=1e-4)
+
+
+def test_nothing_is_merged_into_4_bits_in_a_rollout():
+    plan = Plan(Numbers(weights=4, autocast=False))
+    shape = read_geometry("3b")
+    whole, four = (memory(shape, dataclasses.replace(plan, four_bits=four)) for four in (False, True))
+    assert whole.phases["rollout"] - four.phases["rollout"] == 4 * shape.adapted
 
 
 def table(capsys, *options, code=None):
