@@ -34,7 +34,7 @@ class Family:
     texts: tuple[str, ...] = ()
     """Types of language models under this family that are supported; empty where there is only one."""
     special: tuple[str, ...] = ()
-    """Tokens that are never sampled, beside the image token."""
+    """Tokens that are never sampled, beside the image token and what the tokenizer itself calls special."""
     end = ""
     """The token that ends a completion where it is not the tokenizer's own."""
 
@@ -60,10 +60,15 @@ class Family:
         return int(tokenizer.get_vocab().get(self.end, tokenizer.eos_token_id))
 
     def banned_ids(self, tokenizer: Any) -> set[int]:
-        """Ids that are never sampled: an image token in a completion breaks the next forward pass."""
+        """Ids that are never sampled: an image token in a completion breaks the next forward pass.
+
+        Nor is any special token but the end: it is left out of the text that is rewarded, and the row goes on after it.
+        A Qwen's `<|endoftext|>` is one of these where `<|im_end|>` ends a completion, and the other way round.
+        """
         vocabulary = tokenizer.get_vocab()
         named = {vocabulary[name] for name in self.special if name in vocabulary}
-        ids = {self.config.image_token_id, getattr(self.config, "video_token_id", None), *named}
+        marks = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ids = {self.config.image_token_id, getattr(self.config, "video_token_id", None), *named, *marks}
         return {i for i in ids if i is not None and i != self.end_id(tokenizer)}
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.attention import PackedPrompts, SharedAttention
+from mrg.modules.autocast import CastAdapter
 from mrg.modules.families import FAMILIES
 from mrg.modules.four_bits import whole_base
 from mrg.modules.head import TokenLogps, token_logps
@@ -47,6 +48,7 @@ class Policy(nn.Module):
         self.processor = processor
         self.train_vision, self.shared_prefix = train_vision, shared_prefix
         self.kept: dict[str, Tensor] = {}
+        self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
         self.cache: VisionCache | None = None
         self.family = FAMILIES[self.base.config.model_type](self.base.config)
@@ -128,13 +130,15 @@ class Policy(nn.Module):
         """Within this context the adapter's update stands in the weights, so that a decoding step is less work.
 
         In float32 only, without autocast: bfloat16 would round most of a young adapter away. The weights themselves
-        come back after it. They change where they are, for a captured graph reads them at their address.
+        come back after it. They change where they are, for a captured graph reads them at their address. Under autocast
+        the adapter is cast once, see `CastAdapter`.
         """
         layers = _lora_layers(self.base) if self.has_adapter else {}
         weights = [layer.get_base_layer().weight for layer in layers.values()]
         exact = all(w.dtype == torch.float32 and not torch.is_autocast_enabled(w.device.type) for w in weights)
         if not layers or not exact:
-            yield
+            with self.cast_adapter.within(layers.values()):
+                yield
             return
         kept: dict[str, Tensor] = {}
         try:

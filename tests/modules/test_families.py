@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.modules.decoding import prefill
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 from tests.families import QWEN, family_policy, unequal_studies
@@ -154,3 +156,47 @@ def test_a_saved_policy_loads_again(family, lora, tmp_path):
     assert loaded.banned_ids == policy.banned_ids
     expected = policy.logps(policy.embed(batch), IDS, MASK).logps
     assert (loaded.logps(loaded.embed(again), IDS, MASK).logps - expected).abs().max() < 1e-4
+
+
+MARKS = [
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+]  # fmt: skip
+"""Special tokens of all published Qwen-VL checkpoints."""
+WORDS = {"qwen2_vl": [], "qwen2_5_vl": ["<tool_call>", "</tool_call>", "<|fim_prefix|>", "<|fim_middle|>"]}
+WORDS["qwen2_5_vl"] += ["<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>"]
+WORDS["qwen3_vl"] = [*WORDS["qwen2_5_vl"], "<tool_response>", "</tool_response>", "<think>", "</think>"]
+"""Added tokens that are not special: text."""
+
+
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|endoftext|>"], ids=["instruct", "base"])
+@pytest.mark.parametrize("family", QWEN)
+def test_neither_padding_nor_another_end_is_sampled(family, end, tmp_path):
+    """A chat model ends with `<|im_end|>` and pads with `<|endoftext|>`, by which a base model does both."""
+    policy = family_policy(family, dtype=torch.float32, vocab_size=400)
+    tokenizer = policy.processor.tokenizer
+    known = tokenizer.get_vocab()
+    tokenizer.add_tokens([AddedToken(name, special=True) for name in MARKS if name not in known])
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in WORDS[family] if name not in known])
+    tokenizer.eos_token, tokenizer.pad_token = end, "<|endoftext|>"
+    policy.base.generation_config.eos_token_id = [known["<|im_end|>"], known["<|endoftext|>"]]
+    policy.save(tmp_path)
+    loaded = load_policy(str(tmp_path)).eval()
+    names = loaded.processor.tokenizer.convert_ids_to_tokens
+    assert names(loaded.eos_id) == end
+    assert names(loaded.pad_id) == "<|endoftext|>"
+    num_tokens = len(loaded.processor.tokenizer)
+    assert {names(i) for i in loaded.banned_ids if i < num_tokens} == set(MARKS) - {end}
+    assert set(range(num_tokens, 400)) <= set(loaded.banned_ids)
+    other = known["<|endoftext|>" if end == "<|im_end|>" else "<|im_end|>"]
+    prompts = loaded.embed(batch_for(loaded))
+    with torch.no_grad():
+        # Along the state that writes the first token, so that its logit is far above all others.
+        loaded.base.lm_head.weight[other] = 50 * prefill(loaded, prompts, 1, 1)[0].mean(0)
+    rollout = sample(loaded, prompts, 4, 8, generator=torch.Generator().manual_seed(0))
+    assert other not in rollout.completion_ids[rollout.completion_mask]
+    logps = loaded.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps
+    assert (logps - rollout.old_logps).abs().max() < 1e-4
+    loaded.banned_ids = [i for i in loaded.banned_ids if i != other]
+    assert other in sample(loaded, prompts, 4, 1).completion_ids

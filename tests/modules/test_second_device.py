@@ -177,7 +177,7 @@ def test_a_copied_reference_moves_there_once(monkeypatch):
 
 @pytest.mark.parametrize("decoder", [None, StaticDecoder], ids=["shrinking", "fixed"])
 def test_bfloat16_samples_there_from_the_distribution_of_the_loss(decoder, monkeypatch):
-    """Also where biases of queries and keys make scores large, which products in bfloat16 would round by whole units."""
+    """Also where biases of queries and keys make scores large, which products in bfloat16 would round."""
     policy = family_policy("qwen2_5_vl", dtype=torch.bfloat16).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
