@@ -107,6 +107,24 @@ def test_weights_that_change_between_rollouts_are_read(dtype):
     assert num_graphs() - before == len(decoder.steps) <= 3  # compiled once per size, not once per rollout
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_an_adapter_that_is_cast_once_a_rollout_is_read(backend):
+    """Under autocast, as in bf16-mixed; the trained adapter changes, and its cast with it, where it stands."""
+    policy, decoder = small_policy(torch.bfloat16), CompiledDecoder(backend)
+    prompts, seen = prompts_for(policy), set()
+    before = num_graphs()
+    for seed in range(4):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            rollout = write(policy, prompts, decoder, seed=0)
+            again = policy.logps(prompts, rollout.completion_ids, rollout.completion_mask, 0.7).logps
+        assert (again - rollout.old_logps)[rollout.completion_mask].abs().mean() < 0.1
+        seen.add(tuple(rollout.texts))
+        move_adapter(policy, seed)
+    assert not decoder.refused
+    assert len(seen) == 4
+    assert num_graphs() - before == len(decoder.steps) <= 3
+
+
 def test_merged_weights_keep_their_addresses():
     policy = small_policy()
     addresses = [p.data_ptr() for p in policy.parameters()]
