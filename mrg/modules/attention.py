@@ -154,7 +154,8 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float) ->
 
 def _rows(packed: Tensor, slots: Tensor) -> Tensor:
     """(1, H, T, …) tokens of a prompt's completions -> (G, H, C, …), a row for each."""
-    return packed[0].index_select(1, slots.flatten()).unflatten(1, slots.shape).transpose(0, 1)
+    found = packed[0].index_select(1, slots.flatten())
+    return found.view(len(found), *slots.shape, *found.shape[2:]).transpose(0, 1)
 
 
 def _packed(rows: Tensor, tokens: Tensor) -> Tensor:

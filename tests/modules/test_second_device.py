@@ -92,11 +92,12 @@ def check_equal(make, monkeypatch):
         found, scores = fitted(make(), second_strategy())
     assert found.devices == {SECOND}
     assert len(found.rounds) == len(expected.rounds) == 2
-    for mine, other in zip(found.rounds, expected.rounds, strict=True):
+    # Adam divides a gradient by its size: one that is nothing but rounding moves its weight by the whole rate.
+    for mine, other, tolerance in zip(found.rounds, expected.rounds, (1e-3, 1e-2), strict=True):
         assert mine.keys() == other.keys()
         whole, rest = (torch.cat([x[name].flatten() for name in other]) for x in (other, mine))
         assert whole.norm() > 1e-3
-        assert (whole - rest).norm() <= 1e-3 * whole.norm()
+        assert (whole - rest).norm() <= tolerance * whole.norm()
     assert scores == pytest.approx(expected_scores, abs=1e-4)
 
 
