@@ -212,7 +212,7 @@ def test_bfloat16_is_not_merged(dtype, autocast):
     before = weights_of(policy)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), policy.merged():
         inside = weights_of(policy)
-    assert all(torch.equal(before[name], inside[name]) for name in before)
+    assert all(torch.equal(before[name], inside[name]) for name in before if "lora_" not in name)
 
 
 def test_a_policy_without_an_adapter_has_nothing_to_merge():
