@@ -205,8 +205,28 @@ class ReportDataModule(L.LightningDataModule):
         return batch
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches."""
-        return self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
+        """Shuffled training batches.
+
+        Raises:
+            ValueError: If an epoch has fewer than the trainer waits for before it validates.
+        """
+        loader = self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
+        self._check_validation(len(loader))
+        return loader
+
+    def _check_validation(self, num_batches: int) -> None:
+        trainer = self.trainer
+        if trainer is None or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
+            return
+        limit, every = trainer.limit_train_batches, trainer.val_check_interval
+        num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
+        if isinstance(every, int) and every > num_batches > 0:
+            raise ValueError(
+                f"Expected trainer.val_check_interval to be at most the {num_batches} training batches of an epoch "
+                f"({len(self.splits['train'])} studies, data.init_args.batch_size {self.batch_size}, "
+                f"{trainer.world_size} processes), but got {every}: give a share of an epoch such as 0.5, or set "
+                "trainer.check_val_every_n_epoch to null, which counts on from epoch to epoch."
+            )
 
     def train_in_order(self) -> DataLoader[Any]:
         """All training studies once each on every rank, in the order of the split, without those that are skipped."""
