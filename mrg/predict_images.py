@@ -23,6 +23,9 @@ def with_images(args: Sequence[str]) -> list[str]:
     """The options of `predict` with `--images` and what belongs to it put as settings of the data module."""
     own, others = parser().parse_known_args(list(args))
     settings = [f"--data.init_args.images={json.dumps(own.images)}"]
+    # The run's own setting was for its training data.
+    if not any(word.partition("=")[0] in ("--data.init_args.on_error", "--data.on_error") for word in others):
+        settings.append("--data.init_args.on_error=skip")
     for name in ("as_one_study", "indication", "output"):
         value = getattr(own, name)
         if value is not None:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from mrg.datamodules.collate import Skipped
 from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
 from mrg.datamodules.sampler import StudySampler
-from mrg.datamodules.skip import SkippingCollator, StudyReader
+from mrg.datamodules.skip import NamingCollator, SkippingCollator, StudyReader
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
@@ -125,6 +125,9 @@ class ReportDataModule(L.LightningDataModule):
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
+    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Do as with `keep_predictions` where `predict` was stopped on its way; a part of a split is not kept."""
+
     def _loader(
         self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
     ) -> DataLoader[Any]:
@@ -137,6 +140,8 @@ class ReportDataModule(L.LightningDataModule):
         if self.on_error == "skip" and isinstance(collate, StudyReader):
             # The collator reads the studies itself: it may need others than those of the batch.
             dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
+        else:
+            collate = NamingCollator(collate)
         options: dict[str, Any] = {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
