@@ -138,7 +138,7 @@ def _add_limits(result: dict[str, Any]) -> None:
     limits = result["data"]["limits"]
     if limits:
         named = ", ".join(f"limit_{split} {limit}" for split, limit in limits.items())
-        text = f"The configuration takes only the first studies of a split ({named}); the others were not checked."
+        text = f"The configuration takes a part of a split, drawn at random ({named}); the others were not checked."
         result["remarks"].append({"kind": "note", "text": text})
 
 

@@ -136,7 +136,7 @@ def test_studies_that_are_made_when_asked_for(tmp_path, monkeypatch, capsys, num
 def test_limits_are_said(root, capsys):
     main(arguments(root, "--images=false", "--data.init_args.limit_train=2"))
     out = " ".join(capsys.readouterr().out.split())
-    assert "takes only the first studies of a split (limit_train 2)" in out
+    assert "takes a part of a split, drawn at random (limit_train 2)" in out
 
 
 def test_a_configuration_with_keys_of_its_own(root, capsys):

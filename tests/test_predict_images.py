@@ -163,8 +163,8 @@ def test_mistakes_are_one_line(home, capsys, monkeypatch):
     (home / "empty").mkdir(exist_ok=True)
     assert failure(capsys, ["--images", "note.png"]) == (
         2,
-        "mrg: None of the 1 studies of split 'predict' can be read: Study note.png: Image note.png is not an image of a "
-        "known format; replace it by a PNG, JPEG or DICOM file.",
+        "mrg: None of the 1 studies of split 'predict' can be read: Study note.png: Image note.png is not an image of "
+        "a known format; replace it by a PNG, JPEG or DICOM file.",
     )
     assert failure(capsys, ["--images", "nope.png"])[1].startswith("mrg: 1 of the images do not exist: nope.png")
     assert failure(capsys, ["--images", "empty"])[1].startswith("mrg: Folder empty holds no image")

@@ -15,6 +15,7 @@ from mrg.datamodules.collate import Skipped
 from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
 from mrg.datamodules.sampler import StudySampler
 from mrg.datamodules.skip import NamingCollator, SkippingCollator, StudyReader
+from mrg.datamodules.splits import draw
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
@@ -45,7 +46,7 @@ class ReportDataModule(L.LightningDataModule):
         batch_size: Studies per training batch.
         eval_batch_size: Studies per batch in validation, test and prediction.
         num_workers: Loader processes.
-        limit_train: Use only the first so many training studies; 0 uses all.
+        limit_train: Use only so many training studies, see `draw`; 0 uses all.
         limit_val: The same for validation.
         limit_test: The same for test.
         on_error: What an image that cannot be read does: `"raise"` an error, or `"skip"` its study, which is then
@@ -53,6 +54,7 @@ class ReportDataModule(L.LightningDataModule):
 
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
+        num_read: How many studies each split had before `limit_train`, `limit_val` and `limit_test`.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
         skipped: The studies that were left out so far, by split and id; see `on_error`.
         checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
@@ -86,6 +88,7 @@ class ReportDataModule(L.LightningDataModule):
         self.on_error = on_error
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
+        self.num_read: dict[str, int] = {}
         self.removed: dict[str, int] = {}
         self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
@@ -102,13 +105,20 @@ class ReportDataModule(L.LightningDataModule):
         """Read the studies once, whatever the stage: baselines need the training reports at test time too."""
         if not self.splits:
             splits = self.read()
-            self.splits = {name: studies[: self.limits[name] or None] for name, studies in splits.items()}
+            self.splits = {name: draw(studies, self.limits[name]) for name, studies in splits.items()}
+            self.num_read = {name: len(studies) for name, studies in splits.items()}
 
     def describe(self) -> str:
         """Say in one line what was read, and which published variant of the data set it is where there are several."""
         self.setup()
         counts = ", ".join(f"{name} {len(studies)}" for name, studies in self.splits.items())
-        return f"{type(self).__name__} ({counts})"
+        return f"{type(self).__name__} ({counts}{self.drawn()})"
+
+    def drawn(self) -> str:
+        """What `limit_train`, `limit_val` and `limit_test` left of the splits, as the end of a description."""
+        pairs = {name: (len(studies), self.num_read[name]) for name, studies in self.splits.items()}
+        left = ", ".join(f"{name} {few:,} of {all_:,}" for name, (few, all_) in pairs.items() if few < all_)
+        return f"; drawn: {left}" if left else ""
 
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""

@@ -173,7 +173,7 @@ class MIMICDataModule(ReportDataModule):
     def describe(self) -> str:
         """Say what was read, by which protocol: published test sets run from 1,624 to 3,858 studies."""
         self.setup()
-        counts = ", ".join(f"{split} {len(studies):,}" for split, studies in self.splits.items())
+        counts = ", ".join(f"{split} {len(studies):,}" for split, studies in self.splits.items()) + self.drawn()
         if self.annotation:
             images = "one image" if self.most_images == 1 else f"up to {self.most_images} images"
             text = f"MIMIC-CXR, R2Gen's annotation, {images} per item: {counts}"
