@@ -12,10 +12,19 @@ DATA = "mrg.datamodules.images.ImagesDataModule"
 def parser() -> argparse.ArgumentParser:
     """The options that stand for settings of the data module."""
     result = argparse.ArgumentParser("python -m mrg predict", add_help=False, allow_abbrev=False)
-    result.add_argument("--images", nargs="+", action="extend", default=[])
-    result.add_argument("--as_one_study", nargs="?", const="true")
-    result.add_argument("--indication")
-    result.add_argument("--output")
+    own = result.add_argument_group("your own images, in the place of --data; without --config by the latest run")
+    own.add_argument(
+        "--images", nargs="+", action="extend", default=[], metavar="FILE", help="files, folders and patterns"
+    )
+    own.add_argument(
+        "--as_one_study",
+        nargs="?",
+        const="true",
+        metavar="true|false",
+        help="all of the images are views of one study (default: each is a study of its own)",
+    )
+    own.add_argument("--indication", metavar="TEXT", help="why the examination was made, for a policy that reads it")
+    own.add_argument("--output", metavar="FILE", help="JSON lines to write (default: images.jsonl in the run's folder)")
     return result
 
 
