@@ -86,7 +86,7 @@ def _settings(class_path: str) -> list[str]:
     """What the constructor of a class takes, that of its bases included."""
     module, _, name = class_path.rpartition(".")
     kind = getattr(importlib.import_module(module), name)
-    return [word for base in inspect.getmro(kind) for word in inspect.signature(base.__init__).parameters]
+    return [word for base in inspect.getmro(kind) for word in inspect.signature(base).parameters]
 
 
 def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:

@@ -57,8 +57,10 @@ class ReportDataModule(L.LightningDataModule):
         num_read: How many studies each split had before `limit_train`, `limit_val` and `limit_test`.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
         skipped: The studies that were left out so far, by split and id; see `on_error`.
-        checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
-            settings say of them, so that all can be listed, and leaves the training targets as written.
+        dropped: Files that are not there, by the setting that lets `read` go on without them.
+        checking: Set by `python -m mrg data check`: `read` then keeps studies at which a run would stop, for an image
+            that is missing or an id that stands twice, so that all can be listed, and leaves the training targets as
+            written.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class ReportDataModule(L.LightningDataModule):
         self.splits: dict[str, Sequence[Study]] = {}
         self.num_read: dict[str, int] = {}
         self.removed: dict[str, int] = {}
+        self.dropped: dict[str, list[str]] = {}
         self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
         self.position: dict[str, int] = {}
