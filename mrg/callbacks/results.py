@@ -30,6 +30,7 @@ class ResultWriter(L.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.predicted: list[dict[str, Any]] = []
+        self.kept = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what is trained on what."""
@@ -137,7 +138,7 @@ class ResultWriter(L.Callback):
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the reports of an earlier prediction."""
-        self.predicted = []
+        self.predicted, self.kept = [], False
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
         """Keep what was written."""
@@ -147,11 +148,18 @@ class ResultWriter(L.Callback):
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
+        self.kept = True
         skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
             _say_skipped(len(data.to_predict()), "predict", skipped)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Keep the reports that a prediction on one process had finished; others cannot be asked any more."""
+        if trainer.state.fn == "predict" and trainer.world_size == 1 and self.predicted and not self.kept:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.datamodule.keep_finished(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
 def _best_score(trainer: L.Trainer) -> str:
