@@ -10,6 +10,7 @@ from typing import Any
 
 from mrg.datamodules.study import Study, View
 from mrg.files import read_lines
+from mrg.metrics.labelers.base import Labeler
 
 
 @dataclasses.dataclass
@@ -51,6 +52,25 @@ class Run:
 
         file = self.folder / "config.yaml"
         return _mapping(OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
+
+    def labeler(self) -> Labeler | None:
+        """The labeler that the run's configuration names; None where it names none.
+
+        Raises:
+            ValueError: If it cannot be made.
+        """
+        from jsonargparse import ArgumentError, ArgumentParser
+
+        settings = _mapping(_mapping(self.config().get("model")).get("init_args")).get("labeler")
+        if not settings:
+            return None
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Labeler, "labeler")
+        try:
+            made: Labeler = parser.instantiate_classes(parser.parse_object({"labeler": settings})).labeler
+        except (ArgumentError, ImportError, ValueError, OSError) as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        return made
 
     def studies(self) -> dict[str, Study]:
         """The tested studies by id: from the files that the rows name or, where some are gone, from the data again.
