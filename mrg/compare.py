@@ -71,6 +71,7 @@ def compare(
     Raises:
         ValueError: If a folder holds no predictions, the studies or references differ, or a setting is out of range.
     """
+    from mrg.files import print_if_read as say
     from mrg.metrics.compare import compare_systems, format_comparison
     from mrg.metrics.predictions import align, read_predictions
     from mrg.pages.gallery import Gallery, of_studies
@@ -90,10 +91,13 @@ def compare(
     margin = _margin(runs, names) if margin is None else margin
     labeler = _labeler(runs, names, labeler_path, chexbert)
     for run, name in zip(runs, names, strict=True):
+        if run.is_outdated:
+            say(f"{name} was trained on after its test: these are reports of an earlier best checkpoint. Test it anew: "
+                f"python -m mrg test --config {run.folder / 'config.yaml'}")  # fmt: skip
         if (tested := run.results.get("labeler", labeler.name)) != labeler.name:
-            print(f"{name} was tested with the labeler {tested}; here both are read by {labeler.name} (see --labeler).")
+            say(f"{name} was tested with the labeler {tested}; here both are read by {labeler.name} (see --labeler).")
     result = compare_systems(first.preds, second.preds, first.target, labeler, first.ids, margin, num_trials, seed)
-    print(format_comparison(result, names, num_changed), flush=True)
+    say(format_comparison(result, names, num_changed))
     by_id = {str(row["id"]): row for row in runs[1].rows}
     systems = dict(zip(names, (runs[0].rows, [by_id[name] for name in first.ids]), strict=True))
     studies = runs[0].studies() or runs[1].studies()
@@ -109,7 +113,7 @@ def compare(
         pictures=pictures,
     )
     gallery.write(page)
-    print(f"\nPage: {page}", flush=True)
+    say(f"\nPage: {page}")
     return page
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -116,3 +118,12 @@ def test_another_labeler_is_named(runs, capsys):
         "a was tested with the labeler chexbert; here both are read by rules (see --labeler)."
         in capsys.readouterr().out
     )
+
+
+def test_a_reader_that_closes_early(runs):
+    a, b = runs
+    command = f"{sys.executable} -m mrg compare {a} {b} --trials 5 --images none | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stdout == "A: a\n"
+    assert result.stderr == ""
+    assert (a / "compare-b.html").is_file()  # the work is done all the same

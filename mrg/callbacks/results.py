@@ -18,6 +18,7 @@ from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table,
 from mrg.modules.base import ReportModule
 from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
+from mrg.tested import fingerprint
 
 
 class ResultWriter(L.Callback):
@@ -123,6 +124,7 @@ class ResultWriter(L.Callback):
             "mrg": mrg.__version__,
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
+            "fingerprint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
             "skipped": {"count": len(skipped), "studies": skipped},
             "data_description": data.describe(),

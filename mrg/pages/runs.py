@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mrg.datamodules.study import Study, View
-from mrg.files import read_lines
+from mrg.files import print_if_read, read_lines
 from mrg.metrics.labelers.base import Labeler
+from mrg.tested import is_outdated
 
 
 @dataclasses.dataclass
@@ -45,6 +46,11 @@ class Run:
         """How many views of a study the policy saw; 0 where the configuration does not say."""
         model = _mapping(_mapping(self.config().get("model")).get("init_args"))
         return int(model.get("max_views") or 0)
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether training has replaced the checkpoint since it was tested; see `mrg.tested`."""
+        return is_outdated(self.folder, self.results)
 
     def config(self) -> dict[str, Any]:
         """The run's configuration; empty where there is none."""
@@ -99,7 +105,7 @@ class Run:
             module = parser.instantiate_classes(parser.parse_object({"data": data})).data
             module.setup()
         except (ArgumentError, ValueError, OSError) as error:
-            print(f"No images: the data of {self.folder} cannot be read ({' '.join(str(error).split())}).", flush=True)
+            print_if_read(f"No images: the data of {self.folder} cannot be read ({' '.join(str(error).split())}).")
             return []
         return list(module.splits["test"])
 
