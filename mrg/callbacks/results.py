@@ -14,7 +14,13 @@ from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
+from mrg.metrics.results import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_table,
+    most_frequent_report,
+    remark_on_frequency,
+)
 from mrg.modules.base import ReportModule
 from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
@@ -134,6 +140,8 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
+        if remark := remark_on_frequency(reports, "most frequent report", "training report"):
+            print(remark)
         _say_skipped(len(data.splits["test"]), "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 

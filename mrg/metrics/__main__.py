@@ -33,6 +33,7 @@ from mrg.metrics.results import (
     format_nlg,
     format_table,
     most_frequent_report,
+    remark_on_frequency,
 )
 from mrg.metrics.scorer import ReportScore, load_scorer
 
@@ -157,6 +158,8 @@ def _remarks(predictions: Predictions) -> str:
         empty = sum(not text.strip() for text in texts)
         if empty:
             lines.append(f"{empty:,} of {len(texts):,} {side} are empty.")
+    if remark := remark_on_frequency(predictions.target, "most frequent reference", "reference"):
+        lines.append(remark)
     if len(predictions.ids) < 100:
         lines.append(f"{len(predictions.ids)} studies are few: read the intervals, not the values.")
     return "\n".join(lines)

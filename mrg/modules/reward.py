@@ -190,8 +190,8 @@ class Reward:
             self.warned.add(name)
             say(
                 f"The reward's part {name!r} is negative ({float(paid[negative].min()):.2g} with its weight) for "
-                f"{int(negative.sum())} of {int(scored.sum())} reports, where a completion without a report gets 0: this "
-                "pays for silence. Shift the score, or turn it round, so that with its weight it is never below 0."
+                f"{int(negative.sum())} of {int(scored.sum())} reports, where a completion without a report gets 0: "
+                "this pays for silence. Shift the score, or turn it round, so that with its weight it is never below 0."
             )
 
     def _labels(self, reports: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,19 @@ def test_table_and_json(predictions, capsys):
     assert "predictions.jsonl.scores.json" in text
     assert "Reports: 'prediction'; references: 'target'; ids: 'id'." in text
     assert "4 studies are few" in text
+    assert "occurs twice" not in text
+
+
+def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
+    given = [{"id": i, "prediction": p, "target": t} for i, (p, t) in enumerate(zip(PREDS, TARGET[:3], strict=False))]
+    scores = []
+    for order in (1, -1):
+        file = write(tmp_path / f"p{order}.jsonl", given[::order])
+        main([str(file)])
+        result = json.loads(file.with_name(f"{file.name}.scores.json").read_text())
+        scores.append(result["systems"]["most frequent reference"]["scores"]["CE-F1 micro-13+"]["value"])
+        assert "No reference occurs twice: the row 'most frequent reference'" in capsys.readouterr().out
+    assert scores[0] == scores[1]
 
 
 def test_compare(predictions, tmp_path, capsys):
