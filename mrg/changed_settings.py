@@ -39,8 +39,8 @@ def _check_algorithm(saved: str, given: str, run: Path) -> None:
     if next(kind for kind in old.__mro__ if issubclass(new, kind)) is not ReportModule:
         return
     raise ValueError(
-        f"The checkpoint is of the run {run}, which trained {old.__name__}, but this run trains {new.__name__}: to begin "
-        f"from that run's policy set model.init_args.policy to {run / 'policy'}, and pass no checkpoint to go on from."
+        f"The checkpoint is of the run {run}, which trained {old.__name__}, but this run trains {new.__name__}: "
+        f"to begin from that run's policy set model.init_args.policy to {run / 'policy'}, and pass no checkpoint."
     )
 
 

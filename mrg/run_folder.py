@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -61,7 +63,16 @@ def lock(folder: Path) -> IO[bytes] | None:
     except OSError:
         file.close()
         return None
+    atexit.register(_remove_unused, folder, os.getpid())
     return file
+
+
+def _remove_unused(folder: Path, process: int) -> None:
+    """Leave no folder of a run that was refused before it wrote anything."""
+    with contextlib.suppress(OSError):
+        if os.getpid() == process and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def check_not_moved(configs: Iterable[Path], folder: Path) -> None:

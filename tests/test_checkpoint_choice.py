@@ -156,5 +156,5 @@ def test_a_checkpoint_of_sft_is_none_of_grpo(place, capsys):
     assert (code, text) == (
         2,
         f"mrg: The checkpoint is of the run {place / 'run'}, which trained SFTModule, but this run trains GRPOModule: "
-        f"to begin from that run's policy set model.init_args.policy to {policy}, and pass no checkpoint to go on from.",
+        f"to begin from that run's policy set model.init_args.policy to {policy}, and pass no checkpoint.",
     )
