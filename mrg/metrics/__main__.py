@@ -114,8 +114,8 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     columns = {"a_columns": first.columns, "b_columns": second.columns}
     write_json(output, {"a": str(options.predictions), "b": str(options.compare), **columns, **result})
-    for letter, predictions in (("A", first), ("B", second)):
-        print(f"{letter}: {_read_columns(predictions)}")
+    for name, predictions in zip(names, (first, second), strict=True):
+        print(f"{name}: {_read_columns(predictions)}")
     print(f"{format_comparison(result, names, options.changed)}\n\nAll of it: {output}")
 
 

@@ -120,8 +120,8 @@ def test_each_of_two_files_has_its_own_columns(predictions, tmp_path, capsys):
         "Reports: 'hyp'; references: 'gt'; ids: 'id'.",
     )
     text = capsys.readouterr().out
-    assert f"A: {usual}\nB: {own}" in text
-    assert f"A: {own}\nB: {usual}" in text
+    assert f"predictions.jsonl: {usual}\nother.json: {own}" in text
+    assert f"other.json: {own}\npredictions.jsonl: {usual}" in text
     assert [(r["value"], r["other"]) for r in results] == [(pytest.approx(2 / 3), 1.0), (1.0, pytest.approx(2 / 3))]
 
 
