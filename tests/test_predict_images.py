@@ -83,6 +83,20 @@ def test_reports_are_those_of_the_test_split(home, name, capsys, monkeypatch):
     assert (home / "runs" / name / "predict.jsonl").read_bytes() == before
 
 
+def test_a_page_stands_beside_the_reports_that_are_written_elsewhere(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    run = Path("runs") / "iu_tiny_sft"
+    before = {path: path.read_bytes() for path in run.glob("gallery*.html")}
+    assert before
+    config = f"--config={run / 'config.yaml'}"
+    for name in ("one", "two"):
+        main(["predict", config, "--images", "0.png", "--output", f"{name}.jsonl"])
+        assert f"Gallery: {name}.gallery.html\n" in capsys.readouterr().out
+    assert "<title>one: 1 study<" in Path("one.gallery.html").read_text()
+    assert Path("two.gallery.html").is_file()
+    assert {path: path.read_bytes() for path in run.glob("gallery*.html")} == before
+
+
 def test_the_latest_run_and_several_images_as_one_study(home, capsys, monkeypatch):
     monkeypatch.chdir(home)
     main(["predict", "--images", "[01].png", "--as_one_study", "true"])

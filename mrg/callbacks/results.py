@@ -14,10 +14,17 @@ from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
+from mrg.metrics.results import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_table,
+    most_frequent_report,
+    remark_on_frequency,
+)
 from mrg.modules.base import ReportModule
 from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
+from mrg.tested import fingerprint
 
 
 class ResultWriter(L.Callback):
@@ -124,6 +131,7 @@ class ResultWriter(L.Callback):
             "mrg": mrg.__version__,
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
+            "fingerprint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
             "skipped": {"count": len(skipped), "studies": skipped},
             "data_description": data.describe(),
@@ -133,6 +141,8 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
+        if remark := remark_on_frequency(reports, "most frequent report", "training report"):
+            print(remark)
         _say_skipped(len(data.splits["test"]), "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
