@@ -202,7 +202,7 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
         ({"temperature": 0.0}, "temperature to be above 0, but got 0.0"),
         ({"think": "maybe"}, "'required' or 'absent', but got 'maybe'"),
         ({"lora": None}, "needs a reference"),
-        ({"train_vision": True}, "shares the vision tower"),
+        ({"train_vision": True}, "its adapter off, whose vision tower is trained too"),
         ({"micro_batch_tokens": -1}, "micro_batch_tokens to be at least 1, but got -1"),
         ({"advantage_scale": "std"}, "'group', 'batch' or 'none', but got 'std'"),
         ({"max_prompt_length": 5}, "lower max_pixels or max_views"),
