@@ -15,6 +15,7 @@ from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
 from mrg.modules.base import ReportModule
+from mrg.modules.precision import rounding
 from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
 
@@ -73,7 +74,8 @@ class ResultWriter(L.Callback):
             pl_module.load_state_dict(state, strict=False)
         pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
-            print(f"Best checkpoint: {best}{_best_score(trainer)}\nPolicy: {self.folder / 'policy'}")
+            print(f"Best checkpoint: {best}{_best_score(trainer)}")
+            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
             print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -12,12 +12,15 @@ import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from mrg.files import write_json
+
+if TYPE_CHECKING:
+    from mrg.modules.policy import Policy
 
 PRECISIONS = {"32-true": False, "32": False, "bf16-mixed": True, "bf16": True}
 """What `trainer.precision` may be, also by Lightning's short names -> whether products are computed in bfloat16."""
@@ -38,6 +41,24 @@ def hold_trained(parameters: Iterable[nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+
+
+def rounding(policy: Policy) -> str:
+    """What to add to the line that names a merged policy, where it is not quite the one that was scored.
+
+    Args:
+        policy: That was merged, with the adapter still beside its base.
+
+    Returns:
+        A remark in brackets; empty where nothing was rounded.
+    """
+    if not policy.has_adapter:
+        return ""
+    half = policy.base.lm_head.weight.dtype in (torch.bfloat16, torch.float16)  # the head is never trained beside LoRA
+    if not half and not getattr(policy.base, "is_loaded_in_4bit", False):
+        return ""
+    exact = "" if policy.train_vision else "; exact: export --adapter true"
+    return f" (merged by rounding, not quite what was scored{exact})"
 
 
 def name_precision(base: Any, folder: Path) -> None:

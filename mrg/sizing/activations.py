@@ -27,7 +27,6 @@ import dataclasses
 from mrg.modules.head import TILE
 from mrg.sizing.geometry import Geometry
 
-
 TRAINED = 4
 """Bytes of a number that is trained, see `mrg.modules.precision`."""
 
