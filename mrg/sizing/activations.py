@@ -104,7 +104,12 @@ def cast_weights(shape: Geometry, numbers: Numbers) -> int:
     layers += shape.adapter(numbers.rank) if numbers.rank else 0
     if numbers.checkpointing:
         layers //= shape.num_layers
-    return 2 * (layers + (0 if numbers.rank else shape.vocab_size * shape.width))
+    return 2 * layers + (0 if numbers.rank else head_copy(shape, numbers))
+
+
+def head_copy(shape: Geometry, numbers: Numbers) -> int:
+    """Bytes of the bfloat16 copy that autocast makes of a float32 head, the largest weight, whenever it is used."""
+    return 2 * shape.vocab_size * shape.width if numbers.autocast and numbers.language == 4 else 0
 
 
 def backward_work(shape: Geometry, numbers: Numbers, tokens: int) -> int:
@@ -132,7 +137,8 @@ def policy_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_token
 
 def reference_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_tokens: int) -> int:
     """Bytes of a pass without gradients at its peak."""
-    return max(forward_work(shape, numbers, tokens), logits_work(shape, completion_tokens))
+    logits = logits_work(shape, completion_tokens) + head_copy(shape, numbers)
+    return max(forward_work(shape, numbers, tokens), logits)
 
 
 def vision_pass(shape: Geometry, numbers: Numbers, patches: int, trained: bool) -> int:

@@ -9,6 +9,7 @@ from mrg.sizing.activations import (
     TRAINED,
     Numbers,
     forward_work,
+    head_copy,
     kv_cache,
     policy_pass,
     reference_pass,
@@ -178,7 +179,7 @@ def rollout(shape: Geometry, plan: Plan, prompts: int, group_size: int) -> int:
     read = kv_cache(shape, numbers, prompts, plan.prompt_tokens, 0, 0)
     written = 0 if plan.keeps_tables else kv_cache(shape, numbers, 0, 0, rows, plan.max_new_tokens)
     reading = forward_work(shape, numbers, prompts * plan.prompt_tokens)
-    writing = written + sampling_work(shape, rows)
+    writing = written + sampling_work(shape, rows) + head_copy(shape, numbers)
     gathered = shape.decoder * numbers.language - -(-shape.decoder * numbers.language // plan.shards)
     # In float32 the adapter is merged into copies of the weights, see `Policy.merged`.
     merged = (

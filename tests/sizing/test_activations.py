@@ -19,6 +19,7 @@ from mrg.sizing.activations import (
     kept_by_pass,
     kv_cache,
     policy_pass,
+    reference_pass,
     sampling_work,
     vision_pass,
 )
@@ -88,6 +89,21 @@ def test_peak_of_a_forward_and_backward_pass(shape_of, rank, precision, checkpoi
     _, peak = one_pass(policy, precision)
     expected = policy_pass(shape, numbers, *tokens_of())
     assert 0.85 <= peak / expected <= 1.03
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("rank", [4, 0])
+def test_peak_of_a_reference_pass_with_a_large_vocabulary(rank, precision):
+    """Whose float32 head autocast copies."""
+    policy = build(*SHAPES[1], rank=rank, dtype=PRECISIONS[precision][0])
+    for module in (policy.base.lm_head, policy.base.get_input_embeddings()):
+        module.weight = torch.nn.Parameter(module.weight.detach().repeat(30, 1), requires_grad=not rank)
+    shape = dataclasses.replace(geometry(policy.base.config), vocab_size=len(policy.base.lm_head.weight))
+    given, ids = prompts(policy, 2, 150), torch.randint(20, 40, (8, 33))
+    live = Live([*policy.parameters(), *policy.buffers(), given.embeds, given.positions, ids])
+    with live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, PRECISIONS[precision][1], cache_enabled=False):
+        policy.logps(given, ids, torch.ones_like(ids, dtype=torch.bool))
+    assert 0.95 <= live.peak / reference_pass(shape, numbers_of(precision, rank, False), *tokens_of()) <= 1.05
 
 
 def test_copies_of_keys_on_other_devices_are_small(monkeypatch):
