@@ -154,3 +154,21 @@ def test_what_is_said_of_a_merged_policy(policy, half, tmp_path):
     assert rounding(load_policy(half, LoRA(4), True)) == " (merged by rounding, not quite what was scored)"
     assert rounding(load_policy(half, LoRA(4), dtype="float32")) == ""
     assert rounding(load_policy(half)) == rounding(policy) == ""
+
+
+def test_merged_from_4_bits_keeps_a_trained_tower_as_it_is(half, tmp_path):
+    """The base is loaded again in its own precision, the tower is written in float32, beside what is merged."""
+    policy = load_policy(half, LoRA(4), True, load_in_4bit=True)
+    tower = {n: p for n, p in policy.base.named_parameters() if p.requires_grad and ".lora_" not in n}
+    with torch.no_grad():
+        for parameter in tower.values():
+            parameter.add_(1e-6)
+    policy.save(tmp_path / "merged")
+    from safetensors.torch import load_file
+
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    named = {name: next(value for key, value in written.items() if key.endswith(name[6:])) for name in tower}
+    assert all(torch.equal(named[name], parameter) for name, parameter in tower.items())
+    assert {value.dtype for key, value in written.items() if "visual" not in key} == {HALF}
+    again = dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").named_parameters())
+    assert all(torch.equal(again[name], parameter) for name, parameter in tower.items())
