@@ -11,7 +11,6 @@ distribution. The same seed gives the same tables.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import json
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measured_run import measured, settings_of
 from operations import language_operations, vision_operations
 from uneven import Cost, Lengths, sigma_of, simulate
 
@@ -26,8 +26,6 @@ from mrg.sizing.activations import Numbers
 from mrg.sizing.communication import round_seconds, volume
 from mrg.sizing.geometry import Geometry, geometry, read_geometry
 from mrg.sizing.memory import Plan
-
-PHASES = ("vision", "rollout", "reward", "reference", "policy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,17 +56,6 @@ class Machine:
 
 ETHERNET = Machine(inside=1.25e9, outside=1.25e9, latency=50e-6)
 """Of the run whose phases were measured on a CPU: 10 Gb/s between its ranks, assumed."""
-
-
-def measured(file: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each phase, and lengths, over a run's rounds but the first."""
-    with file.open(encoding="utf-8") as lines:
-        rows = [row for row in csv.DictReader(lines) if row.get("seconds/policy")][1:]
-    if not rows:
-        raise SystemExit(f"{file} holds no rounds with seconds/policy: it is not of a GRPO run of two rounds or more.")
-    phases = {name: float(np.median([float(row[f"seconds/{name}"]) for row in rows])) for name in PHASES}
-    lengths = {name: float(np.mean([float(row[f"train/{name}"]) for row in rows])) for name in ("length", "length_max")}
-    return phases, lengths
 
 
 def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Machine) -> dict[str, float]:
@@ -191,11 +178,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of a GRPO run on one device")
     parser.add_argument("--policy", default="", help="its policy's folder or hub id; the demo's shape by default")
-    parser.add_argument("--batch-size", type=int, default=16, help="its studies in a round")
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--max-new-tokens", type=int, default=90)
+    parser.add_argument("--config", type=Path, help="its configuration; by default the config.yaml beside its metrics")
     parser.add_argument("--prompt-tokens", type=int, default=25)
-    parser.add_argument("--rank", type=int, default=32, help="of its adapter")
     parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
@@ -207,8 +191,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--measure", action="store_true", help="measure the two on this machine instead")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
-    if not given.metrics.is_file():
-        parser.error(f"--metrics: there is no file {given.metrics}")
+    for name, file in (("metrics", given.metrics), ("config", given.config)):
+        if file is not None and not file.is_file():
+            parser.error(f"--{name}: there is no file {file}")
     return given
 
 
@@ -227,9 +212,10 @@ def demo_policy() -> Any:
 def main() -> None:
     options = arguments()
     phases, lengths = measured(options.metrics)
+    run = settings_of(options.metrics, options.config)
     worlds = options.world_sizes
-    sigma = sigma_of(lengths["length"], lengths["length_max"], options.batch_size * options.group_size)
-    short = Lengths(lengths["length"], sigma, options.between, options.max_new_tokens)
+    sigma = sigma_of(lengths["length"], lengths["length_max"], run.batch_size * run.group_size)
+    short = Lengths(lengths["length"], sigma, options.between, run.max_new_tokens)
     cost = measured_cost = (
         measure_decoding()
         if options.measure
@@ -241,13 +227,15 @@ def main() -> None:
         f"with sigma {sigma:.3f}.\nA decoding step there: {1e3 * cost.fixed:.3f} ms and {1e6 * cost.per_row:.1f} us a "
         f"row ({cost.source})."
     )
-    common = (options.batch_size, options.group_size, options.rounds, options.seed)
+    common = (run.batch_size, run.group_size, options.rounds, options.seed)
     tables = {"measured run": simulate(short, cost, worlds, *common)}
-    show_simulation(f"Decoding of the measured run, {options.batch_size} studies a rank", tables["measured run"])
+    title = f"Decoding of the measured run, {run.batch_size} studies a rank, {run.group_size} completions each"
+    show_simulation(f"{title} ({run.source})", tables["measured run"])
     shape = read_geometry(options.policy) if options.policy else geometry(demo_policy().base.config)
     own = Plan(
-        Numbers(4, False, options.rank, False), batch_size=options.batch_size, group_size=options.group_size,
-        max_new_tokens=options.max_new_tokens, micro_batch_tokens=8192, images=0, text_tokens=options.prompt_tokens,
+        Numbers(4, False, run.rank, False), batch_size=run.batch_size, group_size=run.group_size,
+        max_new_tokens=run.max_new_tokens, micro_batch_tokens=run.micro_batch_tokens, images=0,
+        text_tokens=options.prompt_tokens,
     )  # fmt: skip
     waits = waits_of(tables["measured run"])
     predicted = predict("measured", shape, own, phases, 0.0, short.mean, ETHERNET, waits, worlds)
@@ -271,7 +259,8 @@ def main() -> None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         settings.pop("output")
         content = {
-            "settings": settings, "phases": phases, "lengths": {**lengths, "sigma": sigma},
+            "settings": settings, "run": dataclasses.asdict(run), "phases": phases,
+            "lengths": {**lengths, "sigma": sigma},
             "assumed_gpu": dataclasses.asdict(machine), "assumed_ethernet": dataclasses.asdict(ETHERNET),
             "decoding_cost": dataclasses.asdict(measured_cost),
             "simulation": tables, "prediction": predicted,

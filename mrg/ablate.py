@@ -222,6 +222,7 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
     """
     import torch
 
+    from mrg.cli import INTERRUPTED
     from mrg.cli import main as mrg
     from mrg.files import write_json
 
@@ -242,7 +243,9 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
             if not (folder / "policy").is_dir():  # it is written when training ends
                 mrg(["fit", f"--config={ablation.configs / arm.config}", *options, *place])
             mrg(["test", f"--config={folder / 'config.yaml'}"])
-        except SystemExit:
+        except SystemExit as stop:
+            if stop.code == INTERRUPTED:
+                raise KeyboardInterrupt from None
             file.flush()
             return log.read_text(encoding="utf-8").strip().splitlines()[-1].removeprefix("mrg: ")
         except Exception as error:  # one run must not end the others

@@ -44,6 +44,10 @@ OWN = {
 """Command -> module whose `main` takes the rest of the line; all others are Lightning's."""
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as of a shell: 128 and the number of the signal."""
+
+
 class UserError(ValueError):
     """A mistake that the user can mend; printed as one line, exit code 2."""
 
@@ -75,7 +79,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         _dispatch(argv)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         line = one_line(error)
         if line is None:
@@ -95,8 +99,10 @@ def _dispatch(argv: list[str]) -> None:
 
         argv = ["predict", *with_images(argv[1:])]
     if argv == ["test"] or ((own_images or argv[0] == "export") and not names_run):
+        from mrg.modules.ranks import say
+
         folder = latest_run(Path("runs"))
-        print(f"Latest run: {folder}")
+        say(f"Latest run: {folder}")
         run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
         argv = [argv[0], *run_of, *argv[1:]]
     from mrg.lightning_cli import run

@@ -17,12 +17,13 @@ from yaml import YAMLError
 
 import mrg
 from mrg.cli import UserError
+from mrg.command_parser import Parser
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.check import check_splits
 from mrg.datamodules.check.page import write_check_page
 from mrg.datamodules.check.table import format_check
 from mrg.files import make_folder, write_json
-from mrg.lightning_cli import Parser, quiet
+from mrg.lightning_cli import quiet
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.rules import RulesLabeler
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-import re
-import shutil
 import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
@@ -23,39 +22,31 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
-from mrg.callbacks.checkpoint_folder import BEST, CheckpointFolder
-from mrg.callbacks.gallery import PAGE, PREDICT_PAGE, GalleryWriter
+from mrg.callbacks.checkpoint_folder import CheckpointFolder
+from mrg.callbacks.gallery import GalleryWriter
 from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
+from mrg.changed_settings import KEPT, changed_settings, remarks
+from mrg.checkpoint_choice import best_of, to_resume, to_use
 from mrg.cli import UserError
+from mrg.command_parser import Parser, parser_settings
 from mrg.datamodules.base import ReportDataModule
 from mrg.exporter import Trainer
 from mrg.modules.base import ReportModule
-from mrg.run_folder import check_not_moved, check_writable, lock
+from mrg.modules.ranks import say
+from mrg.run_folder import check_not_moved, check_writable, lock, make_room
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
 
-COMMANDS = ("fit", "validate", "test", "predict", "export")
-
-
-class Parser(LightningArgumentParser):
-    """A parser whose errors name the key and the reason, without the alternatives that were tried."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print usage, a tip and one line; exit with 2."""
-        nested = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", message)
-        key = re.search(r'Parser key "([^"]+)"', message)
-        if nested and key:
-            message = f'Parser key "{key[1]}": {nested[1]}: {nested[2].strip()}'
-        super().error(" ".join(message.split()), ex)
-        raise SystemExit(2)  # for type checkers, who do not know that the line above ends the program
-
 
 class MrgCLI(LightningCLI):
     """`fit`, `validate`, `test`, `predict`, `export`; every run has a folder of its own."""
+
+    typed = ""
+    """The command that the user typed, where another takes the keys of `fit`."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -110,20 +101,13 @@ class MrgCLI(LightningCLI):
         if self.subcommand == "test":
             config.verbose = False  # our table says more
         self.save_config_callback = None  # the run's configuration is the one it was trained with
-        best = self.folder / "checkpoints" / BEST
         if config.ckpt_path is None:
-            config.ckpt_path = _checkpoint(best, str(config.model.init_args.policy))
-        elif not Path(config.ckpt_path).exists():
-            raise UserError(f"Checkpoint {config.ckpt_path} does not exist: check --ckpt_path.")
-        sharded = config.ckpt_path is not None and Path(config.ckpt_path).is_dir()
-        if sharded and not str(getattr(config.trainer.strategy, "class_path", "")).endswith("FSDP2"):
-            raise UserError(
-                f"Checkpoint {config.ckpt_path} has one file per rank: add --config configs/strategy/fsdp.yaml, or "
-                f"make one file of it: python -m lightning.fabric.utilities.consolidate_checkpoint {config.ckpt_path}."
-            )
+            best = best_of(self.folder, str(config.model.init_args.policy))
+            config.ckpt_path = None if best is None else str(best)
         if config.ckpt_path is not None:
-            CheckpointFolder(Path(config.ckpt_path).parent).check(Path(config.ckpt_path))
-        print(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}", flush=True)
+            strategy = str(getattr(config.trainer.strategy, "class_path", ""))
+            to_use(Path(config.ckpt_path), sharding=strategy.endswith("FSDP2"))
+        say(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}")
 
     def _prepare_baseline(self, config: Any) -> None:
         """Keep what is not trained out of the folders of runs that are, and away from their checkpoints."""
@@ -135,7 +119,7 @@ class MrgCLI(LightningCLI):
         if self.subcommand == "test":
             config.verbose = False
         self.save_config_callback = config.ckpt_path = None
-        print(f"{self.subcommand}: {name}", flush=True)
+        say(f"{self.subcommand}: {name}")
 
     def _prepare_fit(self, config: Any) -> None:
         """Let `fit` into a run folder only to resume its own checkpoint, or where what is in it may go."""
@@ -149,8 +133,11 @@ class MrgCLI(LightningCLI):
             raise UserError("--resume and --ckpt_path both name a checkpoint to go on from: pass one of them.")
         if config.resume and config.overwrite:
             raise UserError("--resume goes on with a run and --overwrite true begins it anew: pass one of them.")
-        path = _resumed(files, str(config.resume or config.ckpt_path or ""))
+        setting = "--resume" if config.resume else "--ckpt_path"
+        path = to_resume(files, str(config.resume or config.ckpt_path or ""), setting)
         config.ckpt_path = None if path is None else str(path)
+        if path is not None:
+            self._keep_settings(config, path.resolve().parents[1] / "config.yaml")
         resumes = path is not None and path.resolve().parent == files.path.resolve()
         if resumes:
             return
@@ -160,20 +147,29 @@ class MrgCLI(LightningCLI):
                 f"Run folder {self.folder} holds a run already: go on with --resume auto, choose another --name, or "
                 "pass --overwrite true."
             )
-        if auto and path is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            print(f"No checkpoint in {files.path}: the run starts at its beginning.", flush=True)
+        if auto and path is None:
+            say(f"No checkpoint in {files.path}: the run starts at its beginning.")
+
+    def _keep_settings(self, config: Any, file: Path) -> None:
+        """Say what has changed since a checkpoint was written; what it keeps is set back, so that config.yaml is true.
+
+        Args:
+            config: Of this run.
+            file: The configuration of the run that wrote the checkpoint; without it nothing is known.
+        """
+        if not file.is_file():
+            return
+        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        changed = changed_settings(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, given)
+        for key in KEPT:
+            if key in changed:
+                config[key] = changed[key][0]
+        for line in remarks(changed, file):
+            say(line)
 
     def _begin(self) -> None:
         """Make room for a run that starts anew; what is refused before leaves a run as it was."""
-        if self.overwrite:
-            # A best checkpoint that stayed would pass for the new run's.
-            CheckpointFolder(self.folder / "checkpoints").clear()
-            written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
-            for name in (*written, PAGE, PREDICT_PAGE):
-                (self.folder / name).unlink(missing_ok=True)
-            shutil.rmtree(self.folder / "policy", ignore_errors=True)
-        _keep(self.folder / "metrics.csv")
-        _keep(self.folder / "samples.jsonl")
+        make_room(self.folder, self.overwrite)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Add the run folder's logger and callbacks."""
@@ -223,26 +219,6 @@ class RunConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, "fit")
 
 
-def _resumed(files: CheckpointFolder, resume: str) -> Path | None:
-    """The checkpoint to go on from."""
-    if resume == "auto":
-        path, damaged = files.newest()
-        if damaged and path is None:
-            raise UserError(
-                f"No checkpoint in {files.path} is whole: start anew with --overwrite true and without --resume. "
-                f"{damaged[0]}"
-            )
-        for line in damaged if rank_zero_only.rank == 0 else []:  # type: ignore[attr-defined]
-            print(f"{line} The one before it is used.", flush=True)
-        return path
-    if not resume:
-        return None
-    if not Path(resume).exists():
-        raise UserError(f"Checkpoint {resume} does not exist: check --resume.")
-    CheckpointFolder(Path(resume).parent).check(Path(resume))
-    return Path(resume)
-
-
 def _need_loggers(given: Any) -> None:
     """Say which package a logger lacks before Lightning fails to build it."""
     for logger in given if isinstance(given, list) else [given]:
@@ -256,26 +232,6 @@ def _class(path: str) -> type[ReportModule]:
     module, _, name = path.rpartition(".")
     found: type[ReportModule] = getattr(importlib.import_module(module), name)
     return found
-
-
-def _checkpoint(best: Path, policy: str) -> str | None:
-    if best.exists():
-        return str(best)
-    if (best.parents[1] / "config.yaml").is_file():
-        raise UserError(
-            f"No checkpoint {best}: it was removed, or the run ended before its first validation, see "
-            "trainer.val_check_interval."
-        )
-    if policy == "tiny":
-        raise UserError(f"No checkpoint {best}, and a tiny policy is untrained: run `fit` first, or pass --ckpt_path.")
-    return None  # the published policy as it is
-
-
-def _keep(file: Path) -> None:
-    """Move an earlier log aside: Lightning would delete it."""
-    if file.is_file():
-        number = 1 + sum(1 for _ in file.parent.glob(f"{file.stem}-*{file.suffix}"))
-        file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))
 
 
 def quiet() -> None:
@@ -317,10 +273,7 @@ def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={
-                name: {"parser_mode": "omegaconf+", "usage": f"python -m mrg {name} [--config FILE] [--KEY VALUE ...]"}
-                for name in COMMANDS
-            },
+            parser_kwargs=parser_settings(kind.typed),
             args=argv,
         )
     except MisconfigurationException as error:
@@ -330,3 +283,8 @@ def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"mrg: SIGTERM ended `{argv[0]}` before it was done.", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGTERM) from None
+    except SystemExit as stop:
+        # Lightning's end after Ctrl-C, with 1 as if something had failed; `main` gives the code that is usual.
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise

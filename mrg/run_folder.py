@@ -1,13 +1,16 @@
-"""What must be true of a run's folder before a command works in it."""
+"""What must be true of a run's folder before a command works in it, and room in it for a run that starts anew."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO
 
+from mrg.callbacks.checkpoint_folder import CheckpointFolder
+from mrg.callbacks.gallery import PAGE, PREDICT_PAGE
 from mrg.cli import UserError
 
 LOCK = ".lock"
@@ -78,3 +81,23 @@ def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
                 f"{path} lies in a run's folder but names {folder}, as if it was moved or copied: add "
                 f"--runs {own.parent} --name {own.name}."
             )
+
+
+def make_room(folder: Path, overwrite: bool) -> None:
+    """Make room for a run that starts anew: earlier logs are kept under other names; Lightning would delete them.
+
+    Args:
+        folder: The run's.
+        overwrite: Remove what an earlier run left; a best checkpoint that stayed would pass for the new run's.
+    """
+    if overwrite:
+        CheckpointFolder(folder / "checkpoints").clear()
+        written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
+        for name in (*written, PAGE, PREDICT_PAGE):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "policy", ignore_errors=True)
+    for name in ("metrics.csv", "samples.jsonl"):
+        file = folder / name
+        if file.is_file():
+            number = 1 + sum(1 for _ in folder.glob(f"{file.stem}-*{file.suffix}"))
+            file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))

@@ -178,3 +178,12 @@ def test_a_file_that_is_no_ablation(tmp_path):
             load_ablation(tmp_path / "a.yaml")
     with pytest.raises(ValueError, match=r"none\.yaml"):
         load_ablation(tmp_path / "none.yaml")
+
+
+def test_ctrl_c_in_a_run_ends_the_ablation(tmp_path, monkeypatch):
+    def interrupted(argv):
+        raise SystemExit(130)  # what the command line makes of it
+
+    monkeypatch.setattr("mrg.cli.main", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(tiny_ablation(tmp_path))

@@ -203,6 +203,7 @@ def test_predictions_of_two_processes_are_those_of_one(tmp_path, iu_tree):
     assert done.returncode == 0, done.stderr
     assert (run / "predictions.jsonl").read_text() == alone
     assert done.stdout.count("bootstrap intervals") == 1
+    assert done.stdout.count(f"test: {run / 'checkpoints' / 'best.ckpt'}\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -333,6 +334,24 @@ def test_a_test_that_is_ended_does_not_pass_for_done(tmp_path, iu_tree, capsys, 
     code, text = failure(capsys, ["test", *sft(tmp_path, "--data.init_args.eval_batch_size=1")])
     assert (code, text.splitlines()[-1]) == (143, "mrg: SIGTERM ended `test` before it was done.")
     assert not (tmp_path / "runs" / "iu_tiny_sft" / "results.json").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_ctrl_c_ends_with_the_code_of_a_shell(tmp_path, iu_tree, capsys, monkeypatch, command):
+    main(["fit", *sft(tmp_path, "--save_every=1")])
+    handler = signal.getsignal(signal.SIGINT)
+
+    def step(module, batch, index):
+        raise KeyboardInterrupt
+
+    for name in ("training", "validation", "test", "predict"):
+        monkeypatch.setattr(SFTModule, f"{name}_step", step)
+    try:
+        options = ["--resume=auto", "--trainer.max_steps=4"] if command == "fit" else []
+        capsys.readouterr()
+        assert failure(capsys, [command, *sft(tmp_path, *options)]) == (130, "")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
 
 
 def test_foreign_checkpoint(tmp_path, iu_tree, capsys):

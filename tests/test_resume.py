@@ -200,7 +200,7 @@ def test_signal_to_the_command(tmp_path, iu_tree, number):
         assert process.returncode == 0, err
         last = f"SIGTERM: round {int(path.stem.split('-')[1])} is saved in {path}. {go_on}"
     else:
-        assert process.returncode == 1, err
+        assert process.returncode == 130, err
         last = f"The last checkpoint is {path}. {go_on}"
     assert out.endswith(last)
 

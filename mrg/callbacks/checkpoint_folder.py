@@ -8,20 +8,16 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from mrg.callbacks.checkpoint_file import DamagedCheckpointError, check_whole
 from mrg.files import WriteError, replacing, sync_folder, write_json
 
 BEST = "best.ckpt"
 _NAME = re.compile(r"round-(\d{8})(-unvalidated)?\.ckpt")
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint that is not what was written."""
 
 
 def checkpoint_name(number: int, validated: bool = True) -> str:
@@ -195,12 +191,7 @@ class CheckpointFolder:
             if _digest(path) != entry["sha256"]:
                 raise DamagedCheckpointError(f"{path} is damaged: it is not what its SHA-256 in manifest.json says.")
             return
-        try:
-            with zipfile.ZipFile(path / "meta.pt" if path.is_dir() else path) as file:
-                if (bad := file.testzip()) is not None:
-                    raise DamagedCheckpointError(f"{path} is damaged in {bad}.")
-        except (zipfile.BadZipFile, OSError, EOFError) as error:
-            raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({error}).") from error
+        check_whole(path)
 
     def problem(self, name: str) -> str:
         """What is wrong with a checkpoint of this folder, in one line; empty where it is whole."""

@@ -11,6 +11,7 @@ import torch
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
+from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
@@ -42,7 +43,6 @@ class ResultWriter(L.Callback):
                 f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
                 flush=True,
             )
-            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what is judged on what."""
@@ -66,6 +66,8 @@ class ResultWriter(L.Callback):
                 _say_skipped(len(trainer.datamodule.splits[split]), split, skipped)  # type: ignore[attr-defined]
         best = self.folder / "checkpoints" / "best.ckpt"
         if not trainer.strategy.broadcast(best.exists()):
+            if trainer.is_global_zero:
+                self._say_unscored()
             return
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.load_checkpoint(best)
@@ -76,7 +78,26 @@ class ResultWriter(L.Callback):
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
             print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
-            print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
+            self._say_where()
+
+    def _say_where(self) -> None:
+        print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
+
+    def _say_unscored(self) -> None:
+        """What a run without a score left behind, and what to run."""
+        print(
+            "No score was computed, as no validation was due (trainer.val_check_interval, trainer.limit_val_batches): "
+            "there is no best checkpoint, and no policy was written."
+        )
+        files, config = CheckpointFolder(self.folder / "checkpoints"), self.folder / "config.yaml"
+        if names := files.names():
+            last = files.path / names[0]
+            print(f"Last checkpoint: {last}")
+            if config.is_file():
+                options = f"--config {config} --ckpt_path {last}"
+                print(f"Score it with: python -m mrg validate {options}")
+                print(f"Write its policy with: python -m mrg export {options} --output {self.folder / 'policy'}")
+        self._say_where()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions.jsonl and results.json, print the table."""
@@ -138,7 +159,9 @@ class ResultWriter(L.Callback):
 def _best_score(trainer: L.Trainer) -> str:
     """The score that the best checkpoint was chosen by, where it is known."""
     chosen = trainer.checkpoint_callback
-    return f" ({chosen.scored_by} {chosen.score:.3f})" if isinstance(chosen, Checkpoints) and chosen.best else ""
+    if not isinstance(chosen, Checkpoints) or not chosen.best.name:
+        return ""
+    return f" ({chosen.best.monitor} {chosen.best.score:.3f})"
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:

@@ -63,9 +63,15 @@ def dead_groups(rewards: Tensor, group_size: int, present: Tensor | None = None)
     Returns:
         (N // group_size,) bool.
     """
+    _, here = _groups(rewards, group_size, present)
+    return equal_groups(rewards, group_size, present) | (here.sum(1) < 2)
+
+
+def equal_groups(rewards: Tensor, group_size: int, present: Tensor | None = None) -> Tensor:
+    """Which groups have at least two rewards, all exactly equal; see `dead_groups`."""
     groups, here = _groups(rewards, group_size, present)
     equal = groups.where(here, -torch.inf).amax(1) == groups.where(here, torch.inf).amin(1)
-    return equal | (here.sum(1) < 2)
+    return equal & (here.sum(1) >= 2)
 
 
 def group_advantages(

@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
-from mrg.modules.advantage import dead_groups, group_advantages
+from mrg.modules.advantage import equal_groups, group_advantages
 from mrg.modules.base import ReportModule
 from mrg.modules.correction import correction_weights
 from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
-from mrg.modules.monitor import Monitor, first_group
+from mrg.modules.monitor import BY_STEP, Monitor, Outcome, first_group
 from mrg.modules.prompts import Prompts
-from mrg.modules.ranks import failing_together, mean_over_ranks
-from mrg.modules.reward import Reward, Rewards, WeightedScorer
+from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
+from mrg.modules.reward import Reward, Rewards, WeightedScorer, replace_rewards
 from mrg.modules.rollout import Rollout, group_rows, replace_groups, sample
 from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
 from mrg.modules.servers import Servers
@@ -133,10 +133,12 @@ class GRPOModule(ReportModule):
         """Also check that there is a reference where the KL term needs one."""
         if stage == "fit":
             warn_of_idle_clips(self.num_minibatches * self.num_iterations, self.loss_options)
-        data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is not None:
-            check_round(data.batch_size, self.num_minibatches)
         super().setup(stage)
+        if stage == "fit":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            check_round(
+                min(data.batch_size, len(data.splits["train"]) // self.trainer.world_size), self.num_minibatches
+            )
         if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
             raise ValueError(
                 "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
@@ -169,7 +171,7 @@ class GRPOModule(ReportModule):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
             stats = self.update(prompts, rollout, advantages, ref_logps, batch)
-        self.log_round(rollout, rewards, stats, prompts)
+        self.log_round(rollout, rewards, advantages, stats, prompts)
         if self.sample_every and self.number % self.sample_every == 0:
             self.samples = first_group(rollout, rewards, batch, self.group_size, self.number)
 
@@ -201,23 +203,30 @@ class GRPOModule(ReportModule):
             self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator, self.decoder
         )
 
-    def rewards(self, rollout: Rollout, batch: Batch) -> Rewards:
-        """Rewards of N completions."""
-        target = [text for text in batch.target for _ in range(self.group_size)]
-        study_id = [name for name in batch.study_id for _ in range(self.group_size)]
+    def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
+        """Rewards of the completions of some groups, see `rollout`."""
+        studies = groups or range(len(batch))
+        target = [batch.target[study] for study in studies for _ in range(self.group_size)]
+        study_id = [batch.study_id[study] for study in studies for _ in range(self.group_size)]
         return self.reward(rollout.texts, target, study_id)
 
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
-        """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025)."""
+        """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025).
+
+        Groups in which fewer than two completions have a reward are left: where a reward does not apply to a study,
+        others do not earn it either.
+        """
         for attempt in range(1, self.resample_dead + 1):
-            dead = dead_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
+            dead = equal_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
+            groups = dead.tolist()
             with self.monitor.phase("rollout"):
-                again = self.rollout(prompts.rows(dead.to(self.device)), batch, dead.tolist(), attempt)
+                again = self.rollout(prompts.rows(dead.to(self.device)), batch, groups, attempt)
             rollout = replace_groups(rollout, again, dead, self.group_size, self.writer.pad_id)
             with self.monitor.phase("reward"):
-                rewards = self.rewards(rollout, batch)
+                new = self.rewards(again, batch, groups)
+            rewards = replace_rewards(rewards, new, group_rows(dead, self.group_size))
         return rollout, rewards
 
     @torch.no_grad()
@@ -243,14 +252,16 @@ class GRPOModule(ReportModule):
 
     def passes(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[tuple[list[int], int]]:
         """Micro-batches of some groups, each with 1, or with 0 where it only keeps ranks that share layers in step."""
-        parts = micro_batches(groups, self.num_group_tokens(prompts, rollout), self.micro_batch_tokens)
+        shared = self.writer.shares(rollout.completion_ids.shape[1], several=True)
+        num_tokens = self.num_group_tokens(prompts, rollout, 1 if shared else self.group_size)
+        parts = micro_batches(groups, num_tokens, self.micro_batch_tokens)
         spare = most_of_ranks(len(parts), self.device) - len(parts) if self.writer.sharded else 0
         return [(part, 1) for part in parts] + [([0], 0)] * spare
 
-    def num_group_tokens(self, prompts: Prompts, rollout: Rollout) -> list[int]:
-        """Tokens of each group in a packed row."""
+    def num_group_tokens(self, prompts: Prompts, rollout: Rollout, copies: int = 1) -> list[int]:
+        """Tokens of each group with so many copies of its prompt: one in a packed row."""
         completions = rollout.completion_mask.sum(1).view(-1, self.group_size).sum(1)
-        return (prompts.mask.sum(1) + completions).tolist()
+        return (copies * prompts.mask.sum(1) + completions).tolist()
 
     def rows(self, groups: list[int]) -> Tensor:
         """Completions of some groups."""
@@ -259,7 +270,11 @@ class GRPOModule(ReportModule):
     def update(
         self, prompts: Prompts, rollout: Rollout, advantages: Tensor, ref_logps: Tensor | None, batch: Batch
     ) -> dict[str, Tensor]:
-        """Optimiser steps on the round; returns means over completions and steps."""
+        """Optimiser steps on the round.
+
+        Returns:
+            Sums over completions and steps, see `loss`; of the loss and the gradient's norm means over steps.
+        """
         num_steps = self.num_minibatches * self.num_iterations
         generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.number)) % 2**63)
         # A server's log-probabilities are not the policy's, whose own are needed once it moves within the round.
@@ -272,17 +287,17 @@ class GRPOModule(ReportModule):
                     prompts = self.writer.embed(batch)  # the last step changed what they are made by
                 step = Step(rollout, advantages, ref_logps, groups, on_policy=num_steps == 1, old_logps=old_logps)
                 for name, value in self.step(prompts, step).items():
-                    totals[name] = totals.get(name, 0.0) + value / num_steps
+                    totals[name] = totals.get(name, 0.0) + (value / num_steps if name in BY_STEP else value)
         return totals
 
     def step(self, prompts: Prompts, step: Step) -> dict[str, Tensor]:
-        """One optimiser step on some groups, in micro-batches; returns means over their completions."""
+        """One optimiser step on some groups, in micro-batches; returns its loss, norm, and sums over completions."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
-        num_completions = len(step.groups) * self.group_size
-        step.num_completions = mean_over_ranks(num_completions, self.trainer.world_size, self.device)
-        step.num_tokens = mean_over_ranks(self.counted_tokens(step), self.trainer.world_size, self.device)
+        world_size = self.trainer.world_size
+        step.num_completions = mean_over_ranks(len(step.groups) * self.group_size, world_size, self.device)
+        step.num_tokens = mean_over_ranks(self.counted_tokens(step), world_size, self.device)
         # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at leaves
         # and sent on once: a graph can be walked back only once.
         leaves = prompts.detached()
@@ -294,9 +309,11 @@ class GRPOModule(ReportModule):
                 self.manual_backward(loss * counts)
                 if not counts:
                     continue
-                stats = {name: value / num_completions for name, value in stats.items()} | {"loss": loss.detach()}
-                totals = {name: value + totals.get(name, 0.0) for name, value in stats.items()}
+                for name, value in {**stats, "loss": loss.detach()}.items():
+                    totals[name] = totals.get(name, 0.0) + value
             prompts.send_back(leaves, self.manual_backward)
+        if not any_rank(bool(live), world_size, self.device):
+            optimizer.zero_grad()  # gradients of 0 would let momentum move the weights, where none leave them
         norm = clip_gradients(self.parameters(), self.max_grad_norm)
         if self.patience.takes(norm, self.number):
             optimizer.step()
@@ -308,7 +325,10 @@ class GRPOModule(ReportModule):
         return {**totals, "grad_norm": norm}
 
     def loss(self, prompts: Prompts, step: Step, groups: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Share of some groups in the step's loss, and sums over their completions."""
+        """Share of some groups in the step's loss, and sums over their completions.
+
+        The sums are of means over tokens, `computed` counts the completions and `counted` those that send a gradient.
+        """
         rows = self.rows(groups)
         ids, mask = step.rollout.trimmed(rows)
         tokens = self.writer.logps(prompts.rows(torch.tensor(groups, device=mask.device)), ids, mask, self.temperature)
@@ -321,12 +341,13 @@ class GRPOModule(ReportModule):
         if self.servers is not None:
             kind, limit = self.servers.correction, self.servers.ratio_limit
             weights, beyond = correction_weights(old_logps, sampled, mask, kind, limit)
+        counted = step.rollout.counted(self.mask_truncated)[rows]
         loss, stats = grpo_loss(
             tokens.logps,
             old_logps,
             None if step.ref_logps is None else step.ref_logps[rows, : mask.shape[1]],
             step.advantages[rows],
-            mask & step.rollout.counted(self.mask_truncated)[rows, None],
+            mask & counted[:, None],
             step.num_completions,
             num_tokens=step.num_tokens,
             weights=weights,
@@ -338,6 +359,7 @@ class GRPOModule(ReportModule):
         # What sampling and training disagree on; above .05 one of them computes another distribution.
         stats["logp_gap"] = ((tokens.logps.detach() - sampled).abs().sum(1) / length).sum()
         stats["entropy"] = (tokens.entropy.sum(1) / length).sum()
+        stats["computed"], stats["counted"] = torch.full_like(loss, len(rows)).detach(), counted.sum()
         return loss, stats
 
     def counted_tokens(self, step: Step) -> float:
@@ -347,10 +369,15 @@ class GRPOModule(ReportModule):
             return float(tokens.sum()) / self.num_minibatches
         return float(tokens[self.rows(step.groups)].sum())
 
-    def log_round(self, rollout: Rollout, rewards: Rewards, stats: dict[str, Tensor], prompts: Prompts) -> None:
-        """What tells a healthy round from a collapse."""
+    def log_round(
+        self, rollout: Rollout, rewards: Rewards, advantages: Tensor, sums: dict[str, Tensor], prompts: Prompts
+    ) -> None:
+        """What tells a healthy round from a collapse, of all ranks."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
-        values = self.monitor.round(rollout, rewards, num_tokens) | {f"train/{k}": float(v) for k, v in stats.items()}
+        teaches = advantages.bool() & rollout.counted(self.mask_truncated)
+        own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums)
+        whole = Outcome.joined(gather(own, self.trainer.world_size))
+        values = self.monitor.round(whole)
         if values.get("train/logp_gap", 0.0) > 0.05 and self.num_minibatches * self.num_iterations == 1:
             warnings.warn(
                 f"Sampling and training disagree by {values['train/logp_gap']:.3f} nats a token: check the precision.",
@@ -358,4 +385,4 @@ class GRPOModule(ReportModule):
             )
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
-        self.patience.watch(values["train/dead_groups"] == 1 and not self.kl_coef)
+        self.patience.watch(not whole.teaches and not self.kl_coef)

@@ -49,7 +49,7 @@ def check_round(num_groups: int, num_minibatches: int) -> None:
     if num_minibatches > num_groups:
         raise ValueError(
             f"Expected at least as many studies in a round as model.init_args.num_minibatches ({num_minibatches}), "
-            f"but got {num_groups}: raise data.init_args.batch_size."
+            f"but got {num_groups}: raise data.init_args.batch_size where there are more, or lower num_minibatches."
         )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.modules.advantage import dead_groups, num_missing
+from mrg.modules.reward import Rewards, join_rewards
 
 if TYPE_CHECKING:
     from mrg.datamodules.collate import Batch
-    from mrg.modules.reward import Rewards
     from mrg.modules.rollout import Rollout
 
 
@@ -27,6 +28,81 @@ LOWER = {
     "policy": "lower model.init_args.micro_batch_tokens, or set gradient_checkpointing to true",
 }
 """Phase -> what to do where its memory does not suffice."""
+BY_STEP = {"loss", "grad_norm"}
+"""What is a mean over steps already, and on each rank."""
+BY_COMPLETION = {"logp_gap", "entropy", "corrected"}
+"""What is summed over all completions that were computed; the rest over those of them that send a gradient."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a rank knows of its part of a round.
+
+    Args:
+        rewards: Of N completions.
+        length: (N,) tokens of each, on the CPU.
+        truncated: (N,) bool, on the CPU.
+        num_distinct: Distinct texts of each group, summed.
+        num_tokens: Prompts once, and completions.
+        teaches: Whether a completion that counts has an advantage.
+        sums: Of the optimiser steps, see `GRPOModule.update`.
+    """
+
+    rewards: Rewards
+    length: Tensor
+    truncated: Tensor
+    num_distinct: int
+    num_tokens: int
+    teaches: bool
+    sums: dict[str, float]
+
+    @staticmethod
+    def of(
+        rollout: Rollout,
+        rewards: Rewards,
+        group_size: int,
+        num_tokens: int,
+        teaches: Tensor,
+        sums: Mapping[str, Tensor],
+    ) -> Outcome:
+        """Of a rank's part, on the CPU.
+
+        Args:
+            rollout: N completions.
+            rewards: Theirs.
+            group_size: Completions per study.
+            num_tokens: See `Outcome`.
+            teaches: (N,) bool, completions that count and have an advantage.
+            sums: See `Outcome`.
+        """
+        groups = [rollout.texts[i : i + group_size] for i in range(0, len(rollout.texts), group_size)]
+        return Outcome(
+            rewards,
+            rollout.completion_mask.sum(1).cpu(),
+            rollout.truncated.cpu(),
+            sum(len(set(group)) for group in groups),
+            num_tokens,
+            bool(teaches.any()),
+            {name: float(value) for name, value in sums.items()},
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Outcome]) -> Outcome:
+        """The whole round, ranks after each other."""
+        sums: dict[str, float] = {}
+        for part in parts:
+            for name, value in part.sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+        sums |= {name: sums[name] / len(parts) for name in sums if name in BY_STEP}
+        return Outcome(
+            join_rewards([part.rewards for part in parts]),
+            torch.cat([part.length for part in parts]),
+            torch.cat([part.truncated for part in parts]),
+            sum(part.num_distinct for part in parts),
+            sum(part.num_tokens for part in parts),
+            any(part.teaches for part in parts),
+            sums,
+        )
 
 
 class Monitor:
@@ -53,29 +129,27 @@ class Monitor:
             ) from error
         self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 
-    def round(self, rollout: Rollout, rewards: Rewards, num_tokens: int) -> dict[str, float]:
+    def round(self, outcome: Outcome) -> dict[str, float]:
         """Numbers of a round; forgets its times.
 
         Args:
-            rollout: N completions.
-            rewards: Theirs.
-            num_tokens: Tokens of the round, prompts once.
+            outcome: Of the whole round.
 
         Returns:
             Log keys -> values: rewards and their parts (mean, standard deviation, of those present), shares of
             completions without any reward (`train/missing`), of dead groups, of distinct completions in a group, of
             truncated ones and of those that find nothing, lengths, recall of each condition in the round's references,
-            seconds of each phase, and tokens per second.
+            means of what the optimiser steps summed up, seconds of each phase on this rank, and tokens per second of
+            all.
         """
-        groups = [rollout.texts[i : i + self.group_size] for i in range(0, len(rollout.texts), self.group_size)]
-        length = rollout.completion_mask.sum(1).double()
+        rewards, length = outcome.rewards, outcome.length.double()
         found, stated = (torch.isin(x[:, :13], torch.tensor([POSITIVE, UNCERTAIN])) for x in rewards.labels)
         values = {
             **_mean_and_std("total", rewards.total, rewards.scored),
             "train/missing": num_missing(rewards.scored) / len(rewards.total),
             "train/dead_groups": float(dead_groups(rewards.total, self.group_size, rewards.scored).double().mean()),
-            "train/distinct": sum(len(set(group)) for group in groups) / len(rollout.texts),
-            "train/truncated": float(rollout.truncated.double().mean()),
+            "train/distinct": outcome.num_distinct / len(rewards.total),
+            "train/truncated": float(outcome.truncated.double().mean()),
             "train/nothing_found": float((~found.any(1)).double().mean()),
             "train/length": float(length.mean()),
             "train/length_min": float(length.min()),
@@ -88,10 +162,11 @@ class Monitor:
             values[f"recall/{CONDITIONS[column].lower().replace(' ', '_')}"] = float(
                 found[rows, column].double().mean()
             )
+        values |= {f"train/{name}": value for name, value in _means(outcome.sums).items()}
         total = sum(self.seconds.values())
         if total:
             values |= {f"seconds/{name}": value for name, value in self.seconds.items()}
-            values["train/tokens_per_second"] = num_tokens / total
+            values["train/tokens_per_second"] = outcome.num_tokens / total
         self.seconds = {}
         return values
 
@@ -130,7 +205,10 @@ class Patience:
         return not self.bad_steps
 
     def watch(self, dead: bool) -> None:
-        """Count rounds in which all groups are dead and no KL term is left to learn from.
+        """Count rounds in which no completion that counts has an advantage, and no KL term is left to learn from.
+
+        Args:
+            dead: Whether this was one, on all ranks.
 
         Raises:
             RuntimeError: If there are too many in a row.
@@ -138,8 +216,9 @@ class Patience:
         self.dead_rounds = self.dead_rounds + 1 if dead else 0
         if self.dead_rounds >= self.limit:
             raise RuntimeError(
-                f"All groups had equal rewards in {self.dead_rounds} rounds in a row: nothing can be learned. Raise "
-                "model.init_args.temperature or group_size, lower margin, or train more with SFT first."
+                f"All groups had equal rewards in {self.dead_rounds} rounds in a row, or what differed was truncated "
+                "and masked: nothing can be learned. Raise model.init_args.temperature, group_size or max_new_tokens, "
+                "lower margin, or train more with SFT first."
             )
 
 
@@ -157,6 +236,19 @@ def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: in
         }
         for row in range(group_size)
     ]
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means over completions and steps; none of what no completion was computed for."""
+    means = {}
+    for name, value in sums.items():
+        if name in BY_STEP:
+            means[name] = value
+        elif name not in ("computed", "counted"):
+            count = sums["computed" if name in BY_COMPLETION else "counted"]
+            if count:
+                means[name] = value / count
+    return means
 
 
 def _mean_and_std(name: str, values: Tensor, present: Tensor | None) -> dict[str, float]:

@@ -213,7 +213,7 @@ class Policy(nn.Module):
         Returns:
             Both (N, C), 0 where the mask is False.
         """
-        if self._shares(mask.shape[1], len(mask) > len(prompts.mask)):
+        if self.shares(mask.shape[1], len(mask) > len(prompts.mask)):
             packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
             hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
         else:
@@ -225,7 +225,7 @@ class Policy(nn.Module):
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
         )
 
-    def _shares(self, num_tokens: int, several: bool) -> bool:
+    def shares(self, num_tokens: int, several: bool) -> bool:
         """Whether a prompt is read once for all of its completions of so many tokens or less.
 
         Where each prompt has one completion (supervision) there is nothing to share, and rows of a batch are faster

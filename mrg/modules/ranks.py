@@ -7,6 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+
+def say(text: str) -> None:
+    """Print a line on the first rank alone; unlike a trainer's own means it works before there is one."""
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+        print(text, flush=True)
 
 
 def gather(value: Any, world_size: int) -> list[Any]:

@@ -56,6 +56,45 @@ class Rewards(NamedTuple):
     scored: Tensor | None = None
 
 
+def join_rewards(parts: Sequence[Rewards]) -> Rewards:
+    """Rewards after each other, of the same parts."""
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([_present(x.present.get(name), x) for x in parts])
+
+    return Rewards(
+        torch.cat([x.total for x in parts]),
+        {name: torch.cat([x.parts[name] for x in parts]) for name in parts[0].parts},
+        (torch.cat([x.labels[0] for x in parts]), torch.cat([x.labels[1] for x in parts])),
+        {name: joined(name) for name in sorted({name for x in parts for name in x.present})},
+        torch.cat([_present(x.scored, x) for x in parts]),
+    )
+
+
+def _present(given: Tensor | None, rewards: Rewards) -> Tensor:
+    return torch.ones_like(rewards.total, dtype=torch.bool) if given is None else given
+
+
+def replace_rewards(rewards: Rewards, again: Rewards, rows: Tensor) -> Rewards:
+    """Rewards of which some rows are replaced.
+
+    Args:
+        rewards: Of N completions.
+        again: Of as many as are replaced, of the same parts.
+        rows: Which ones, on the CPU.
+    """
+    order = torch.arange(len(rewards.total))
+    order[rows] = len(order) + torch.arange(len(rows))
+    both = join_rewards([rewards, again])
+    return Rewards(
+        both.total[order],
+        {name: part[order] for name, part in both.parts.items()},
+        (both.labels[0][order], both.labels[1][order]),
+        {name: present[order] for name, present in both.present.items()},
+        None if both.scored is None else both.scored[order],
+    )
+
+
 class Reward:
     """`mccs_weight * MCCS + ce_f1_weight * CE-F1 + format_weight * format + sum of weight * score over the scorers`.
 

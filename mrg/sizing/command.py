@@ -58,6 +58,8 @@ def read_config(argv: Sequence[str]) -> Any:
     from mrg.lightning_cli import MrgCLI, run
 
     class Reader(MrgCLI):
+        typed = "size"
+
         def before_instantiate_classes(self) -> None:
             pass
 

@@ -35,7 +35,7 @@ class Stop(Exception):  # noqa: N818
 
 
 class StopAt(L.Callback):
-    """Breaks off in a round: after its step, in the middle of its validation, or by a signal to itself."""
+    """Breaks off in a round: after its step, in the middle of its validation, or by a signal to itself or one rank."""
 
     def __init__(self, number, how):
         self.number, self.how = number, how
@@ -45,13 +45,14 @@ class StopAt(L.Callback):
         if rounds == self.number and self.how in hows:
             if self.how.startswith("signal"):
                 os.kill(os.getpid(), signal.SIGTERM)
-            elif self.how == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how.startswith("kill"):
+                if self.how in ("kill", f"kill {trainer.global_rank}"):
+                    os.kill(os.getpid(), signal.SIGKILL)
             else:
                 raise Stop
 
     def on_train_batch_end(self, trainer, *args):
-        self._stop(trainer, "step", "signal", "kill")
+        self._stop(trainer, "step", "signal", "kill", "kill 0", "kill 1")
 
     def on_validation_batch_start(self, trainer, *args):
         if not trainer.sanity_checking:

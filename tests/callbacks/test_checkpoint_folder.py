@@ -4,7 +4,8 @@ import os
 import pytest
 import torch
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder, DamagedCheckpointError, checkpoint_name
+from mrg.callbacks.checkpoint_file import DamagedCheckpointError
+from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
 from mrg.files import WriteError
 
 

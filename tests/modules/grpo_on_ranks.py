@@ -1,4 +1,4 @@
-"""Two rounds of GRPO on four studies, on one process or two, whole or sharded; saves weights and norms of gradients.
+"""Two rounds of GRPO on four studies, on one process or two, whole or sharded; saves weights and what is logged.
 
 Completions depend on their study alone and not on its rank, so that the numbers of processes can be compared.
 """
@@ -41,10 +41,13 @@ class Fixed(GRPOModule):
         texts = [text for part in parts for text in part.texts]
         return Rollout(ids, mask, logps, texts, torch.cat([p.truncated for p in parts]))
 
-    def rewards(self, rollout, batch):
+    def rewards(self, rollout, batch, groups=()):
         """Nothing to learn on half of the studies, which one rank may hold alone, or on one, which one rank does."""
         every = 4 if self.resample_dead else 2
-        live = torch.tensor([int(name.split("-")[1]) % every > 0 for name in self.ids])
+        ids = [self.ids[group] for group in groups or range(len(self.ids))]
+        live = torch.tensor([int(name.split("-")[1]) % every > 0 for name in ids])
+        if not self.kl_coef and not self.resample_dead and self.number:
+            live[:] = False  # all groups of all ranks: the step before must not go on by its momentum
         live = live.repeat_interleave(self.group_size)
         total = live * torch.tensor([float(len(text) % 5) for text in rollout.texts], dtype=torch.float64)
         nothing = torch.zeros(len(total), 14, dtype=torch.long)
@@ -76,8 +79,8 @@ def main(policy, output, strategy, loss_type, kl_coef, trained, resample_dead):
     assert any(is_sharded(p) for p in layer.parameters()) == (strategy == "fsdp")
     weights = {name: full(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
     if trainer.is_global_zero:
-        norms = [x for x in logged if x[0] == "train/grad_norm"]
-        torch.save({"weights": weights, "norms": norms}, output)
+        told = [x for x in logged if not x[0].startswith("seconds/") and x[0] != "train/tokens_per_second"]
+        torch.save({"weights": weights, "logged": told}, output)
 
 
 if __name__ == "__main__":

@@ -129,10 +129,11 @@ def test_dead_groups_are_sampled_again(saved, studies):
     first = module.rollout(prompts, batch)
 
     class SecondStudyIsDeadAtFirst:
-        calls = 0
+        calls, seen = 0, ()
 
         def __call__(self, texts, target, study_id):
             self.calls += 1
+            self.seen = [*self.seen, len(texts)]
             total = torch.arange(len(texts), dtype=torch.float64)
             if self.calls < 2:
                 total[4:8] = 0.5
@@ -142,6 +143,7 @@ def test_dead_groups_are_sampled_again(saved, studies):
     module.reward = SecondStudyIsDeadAtFirst()
     rollout, rewards = module.resample(prompts, batch, first, module.rewards(first, batch))
     assert module.reward.calls == 2  # once was enough
+    assert module.reward.seen == [12, 4]  # what is live is not scored again
     for rows, same in ((slice(0, 4), True), (slice(4, 8), False), (slice(8, 12), True)):
         assert (rollout.texts[rows] == first.texts[rows]) == same
     again = module.rollout(prompts.rows(torch.tensor([1])), batch, [1], 1)
@@ -150,7 +152,7 @@ def test_dead_groups_are_sampled_again(saved, studies):
     assert torch.equal(rollout.completion_ids[4:8, :width], again.completion_ids)
     assert torch.equal(rollout.completion_mask[4:8, :width], again.completion_mask)
     assert not rollout.completion_mask[4:8, width:].any()
-    assert rewards.total[4:8].tolist() == [4, 5, 6, 7]
+    assert rewards.total.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 8, 9, 10, 11]
 
 
 def test_rounds_in_which_nothing_can_be_learned_end_the_run(saved, studies):
@@ -158,6 +160,36 @@ def test_rounds_in_which_nothing_can_be_learned_end_the_run(saved, studies):
         fitted(saved, studies, Constant(), steps=5, kl_coef=0.0, patience=2)
     _, lightning = fitted(saved, studies, Constant(), steps=3, patience=2)  # the KL term goes on
     assert lightning.global_step == 3
+
+
+def test_rounds_whose_every_completion_is_masked_end_the_run(saved, studies):
+    """Their rewards differ, but what is cut off sends no gradient."""
+    with pytest.raises(RuntimeError, match=r"2 rounds in a row, or what differed was truncated.*max_new_tokens"):
+        fitted(saved, studies, Shortness(), steps=5, kl_coef=0.0, patience=2, mask_truncated=True, max_new_tokens=2)
+
+
+def test_more_steps_than_studies_are_refused_before_the_first_round(saved, studies):
+    with pytest.raises(ValueError, match=r"num_minibatches \(4\), but got 2: .* lower num_minibatches"):
+        fitted(saved, studies[:2], Constant(), batch_size=8, num_minibatches=4)
+
+
+@pytest.mark.parametrize("shared_prefix", ["auto", "off"])
+def test_passes_hold_as_many_tokens_as_they_may(saved, studies, shared_prefix):
+    """Of repeated rows each has a prompt of its own."""
+    module, _ = module_on(saved, studies, shared_prefix=shared_prefix, micro_batch_tokens=400)
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
+    prompts = module.writer.embed(batch)
+    rollout = module.rollout(prompts, batch)
+    sizes, hidden = [], module.writer.hidden
+
+    def watched(embeds, *args):
+        sizes.append(embeds.shape[0] * embeds.shape[1])
+        return hidden(embeds, *args)
+
+    module.writer.hidden = watched
+    module.round_logps(prompts, rollout)
+    assert max(sizes) <= 400
+    assert len(sizes) == (2 if shared_prefix == "off" else 1)
 
 
 def test_steps_without_a_finite_gradient_are_skipped_and_end_the_run(saved, studies):
@@ -237,7 +269,9 @@ def test_two_processes_train_as_one(saved, tmp_path, loss_type, kl_coef, trained
     start = load_policy(saved, LoRA(4) if trained == "adapter" else None).state_dict()
     for strategy in strategies:
         two = on_ranks(saved, tmp_path / "two.pt", strategy, *settings)
-        assert [value for _, value in two["norms"]] == pytest.approx([value for _, value in one["norms"]], rel=1e-3)
+        assert [name for name, _ in two["logged"]] == [name for name, _ in one["logged"]]
+        for (name, value), (_, expected) in zip(two["logged"], one["logged"], strict=True):
+            assert value == pytest.approx(expected, rel=1e-3, abs=1e-5), name
         weights, others = one["weights"], two["weights"]
         assert set(weights) == set(others)
         moved = max(

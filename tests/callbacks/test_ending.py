@@ -1,15 +1,18 @@
 """What ends a run before its time: signals, a full disk, a round that fails."""
 
 import signal
+import sys
+import traceback
 
 import pytest
 
-from mrg.callbacks.checkpoint import CheckpointError
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
+from mrg.callbacks.checkpoint_state import CheckpointError
+from mrg.callbacks.ending import Speaker
 from mrg.callbacks.preemption import Preempted
 from mrg.datamodules.demo import DemoDataModule
 from mrg.metrics.reward import RewardError
-from tests.callbacks.resuming import differences, fit, newest, on_ranks
+from tests.callbacks.resuming import Stop, differences, fit, newest, on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sampling and training disagree")
 
@@ -134,3 +137,40 @@ def test_round_that_fails_on_one_rank_ends_both_with_its_beginning_saved(tmp_pat
     code, text = on_ranks(tmp_path / "parts", {**settings, "checkpoint": path})
     assert code == 0, text
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+def test_where_a_traceback_comes_the_way_to_go_on_stands_below_it(tmp_path, policy_folder, capsys):
+    with pytest.raises(Stop) as caught:
+        fit(tmp_path, "sft", policy_folder, stop=(3, "step"))
+    line = f"The last checkpoint is {tmp_path / 'checkpoints' / 'round-00000002.ckpt'}. Go on with: python -m mrg fit "
+    printed = traceback.format_exception(caught.value)[-1]
+    if sys.version_info >= (3, 11):
+        assert printed.startswith(line)
+        assert line not in capsys.readouterr().out
+    else:
+        assert line in capsys.readouterr().out
+
+
+class Rank:
+    """A process of a run."""
+
+    def __init__(self, global_rank):
+        self.global_rank, self.is_global_zero = global_rank, global_rank == 0
+
+
+def test_the_next_rank_speaks_where_the_first_is_gone(monkeypatch):
+    speaker = Speaker(patience=0.1)
+    assert [speaker.is_here(Rank(number)) for number in range(3)] == [True, False, False]
+    monkeypatch.setattr("os.getppid", lambda: 1)
+    assert [speaker.is_here(Rank(number)) for number in range(3)] == [True, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_where_one_of_two_processes_is_killed_the_way_to_go_on_is_the_last_line(tmp_path, policy_folder, killed):
+    settings = {"kind": "grpo", "policy": policy_folder, "devices": 2, "stop": [4, f"kill {killed}"]}
+    code, text = on_ranks(tmp_path, settings)
+    assert code != 0
+    path = newest(tmp_path)
+    line = f"The last checkpoint is {path}. Go on with: python -m mrg fit --config {tmp_path / 'config.yaml'} --resume "
+    assert line in text.splitlines()[-1], text

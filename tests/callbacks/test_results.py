@@ -1,0 +1,38 @@
+"""The last lines of a run."""
+
+import shlex
+
+from mrg.cli import main
+from tests.callbacks.runs import fit_arguments
+from tests.test_cli import failure
+
+
+def test_a_run_without_a_score_says_what_it_left_and_what_to_run(tmp_path, capsys):
+    main(["fit", *fit_arguments(tmp_path, "--trainer.max_steps=2")])
+    run = tmp_path / "run"
+    last = run / "checkpoints" / "round-00000002.ckpt"
+    lines = capsys.readouterr().out.splitlines()
+    first = lines.index(
+        "No score was computed, as no validation was due (trainer.val_check_interval, trainer.limit_val_batches): "
+        "there is no best checkpoint, and no policy was written."
+    )
+    assert lines[first + 1] == f"Last checkpoint: {last}"
+    assert lines[first + 4 :] == [f"Page: {run / 'index.html'}", f"Metrics: {run / 'metrics.csv'}"]
+    commands = [line.partition(" with: ") for line in lines[first + 2 : first + 4]]
+    assert [title for title, _, _ in commands] == ["Score it", "Write its policy"]
+    assert not (run / "policy").exists()
+    for _, _, command in commands:
+        python, _, module, *argv = shlex.split(command)
+        assert (python, module) == ("python", "mrg")
+        main(argv)
+    assert "val/mccs" in capsys.readouterr().out
+    assert (run / "policy" / "config.json").is_file()
+    code, text = failure(capsys, ["test", *fit_arguments(tmp_path)])
+    assert (code, text.endswith(f"Its last one is scored with --ckpt_path {last}.")) == (2, True)
+
+
+def test_what_is_trained_is_said_once(tmp_path, capsys):
+    main(["fit", *fit_arguments(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("DemoDataModule (train 8, val 4, test 4)") == 1
+    assert "No score" not in out
