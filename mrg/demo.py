@@ -122,6 +122,7 @@ class Demo:
             "--monitor=val/mccs",
             "--model.init_args.train_vision=true",
             f"--model.init_args.decay_steps={steps}",
+            f"--model.init_args.warmup_steps={min(50, steps // 2)}",
             f"--trainer.val_check_interval={steps // 5}",
             "--trainer.callbacks=null",
         ]

@@ -22,6 +22,7 @@ from mrg.metrics.results import (
     remark_on_frequency,
 )
 from mrg.modules.base import ReportModule
+from mrg.modules.precision import rounding
 from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
 from mrg.tested import fingerprint
@@ -83,7 +84,8 @@ class ResultWriter(L.Callback):
             pl_module.load_state_dict(state, strict=False)
         pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
-            print(f"Best checkpoint: {best}{_best_score(trainer)}\nPolicy: {self.folder / 'policy'}")
+            print(f"Best checkpoint: {best}{_best_score(trainer)}")
+            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
             self._say_where()
 
     def _say_where(self) -> None:
