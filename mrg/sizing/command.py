@@ -11,7 +11,8 @@ from mrg.cli import UserError
 from mrg.modules.precision import PRECISIONS, check_precision
 from mrg.sizing.activations import Numbers
 from mrg.sizing.geometry import PUBLISHED, Geometry, read_geometry
-from mrg.sizing.memory import Memory, Plan, advice, memory
+from mrg.sizing.memory import Memory, Plan, memory
+from mrg.sizing.ways import ways_down, ways_up
 
 DEVICES = (1, 2, 4, 8, 64)
 SPARE = 0.9
@@ -44,13 +45,17 @@ def main(args: Sequence[str]) -> None:
     columns = {count: memory(shape, for_devices(plan, count)) for count in counts}
     print(format_table(shape, plan, columns, options.memory, options.geometry or _policy(config)))
     fits = [count for count, needed in columns.items() if needed.total <= SPARE * options.memory * 2**30]
+    last = max(columns)
+    chosen, needed, allowed = for_devices(plan, last), columns[last], SPARE * options.memory * 2**30
+    where = f" on {last} GPUs" if last > 1 else ""
     if not fits:
-        last = max(columns)
-        chosen = for_devices(plan, last)
-        print(f"\nIt does not fit: {advice(shape, chosen, columns[last], last)}")
+        print(f"\nIt does not fit: the largest phase is {needed.largest}. One change alone gives{where}:")
+        print(*(f"  {line}" for line in ways_down(shape, chosen, needed, allowed)), sep="\n")
         raise SystemExit(1)
     if len(fits) < len(columns):
         print(f"\nIt fits on {', '.join(map(str, fits))} GPUs of {options.memory:g} GiB.")
+    elif lines := ways_up(shape, chosen, allowed):
+        print(f"\nWhat is free may be spent on one of these{where}:", *(f"  {line}" for line in lines), sep="\n")
 
 
 def read_config(argv: Sequence[str]) -> Any:

@@ -160,16 +160,40 @@ def test_command_prints_a_column_for_each_number_of_gpus(capsys):
     assert rows["fits in 90% of 80 GiB"] == ["yes"] * 5
 
 
+def told(out):
+    """Change -> GiB of the last lines."""
+    lines = [line.strip().rsplit(": ", 1) for line in out.splitlines() if line.startswith("  ")]
+    return {text: float(size.split()[0]) for text, size in lines}
+
+
 def test_command_says_what_to_lower(capsys):
     out = table(capsys, "--geometry=7b", "--memory=12", "--devices=4", code=1).out
-    assert "configs/strategy/fsdp.yaml shares the decoder layers out; the largest phase is policy: lower model" in out
-    plain = ["--geometry=7b", "--devices=1", "--model.init_args.dtype=float32", "--trainer.precision=32-true"]
-    out = table(capsys, *plain, "--memory=24", code=1).out
-    assert "bfloat16 with trainer.precision bf16-mixed halves the weights; the largest phase" in out
-    full = ["--model.init_args.lora=null", "--model.init_args.reference=copy"]
-    out = table(capsys, *plain, *full, code=1).out
-    assert "trainer.precision bf16-mixed halves most activations; model.init_args.lora trains an adapter" in out
-    assert "8,292,166,656 weights, all weights, float32 weights, one GPU" in out
+    assert "It does not fit: the largest phase is policy. One change alone gives on 4 GPUs:" in out
+    ways = told(out)
+    assert list(ways.values()) == sorted(ways.values())
+    assert not any("gradient_checkpointing" in text for text in ways)  # it is on already
+    # As the configuration with it says itself.
+    low = table(capsys, "--geometry=7b", "--devices=4", f"--config={CONFIGS / 'memory' / 'qlora.yaml'}").out
+    peak = float(next(line for line in low.splitlines() if line.startswith("peak")).split()[-1])
+    assert ways["--config configs/memory/qlora.yaml (the base in 4 bits)"] == round(peak, 1)
+    full = ["--model.init_args.lora=null", "--model.init_args.reference=copy", "--geometry=7b", "--devices=1"]
+    out = table(capsys, *full, "--memory=24", code=1).out
+    assert "8,292,166,656 weights, all weights" in out
+    assert {
+        "model.init_args.lora (an adapter instead of all weights)",
+        "model.init_args.kl_coef 0 (no copy as reference)",
+    } <= set(told(out))
+
+
+def test_command_says_what_free_memory_may_be_spent_on(capsys):
+    out = table(capsys, "--geometry=7b", "--devices=1").out
+    ways = told(out)
+    once = "model.init_args.gradient_checkpointing false (layers are computed once)"
+    out = table(capsys, "--geometry=7b", "--devices=1", "--model.init_args.gradient_checkpointing=false").out
+    peak = float(next(line for line in out.splitlines() if line.startswith("peak")).split()[-1])
+    assert ways[once] == round(peak, 1) > 60
+    assert once not in told(table(capsys, "--geometry=7b", "--devices=1", "--memory=48").out)
+    assert max(told(table(capsys, "--geometry=7b", "--devices=1", "--memory=24").out).values()) <= 0.9 * 24
 
 
 def test_command_takes_the_keys_of_fit(capsys):
