@@ -123,7 +123,8 @@ class ReportModule(L.LightningModule):
         if policy == "tiny" and lora is not None:
             raise ValueError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
-                "trained folder, for example runs/demo_sft/policy, or remove model.init_args.lora."
+                "trained folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO "
+                "reference to 'copy', or kl_coef to 0)."
             )
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
