@@ -76,7 +76,7 @@ def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Mach
 
 def decoding_cost(shape: Geometry, plan: Plan, length: float, machine: Machine) -> Cost:
     """A step reads the weights once, each row's keys, and one copy of each prompt's; starting kernels is left out."""
-    size = plan.numbers.weights
+    size = plan.numbers.language
     token = 2 * shape.num_layers * shape.kv_width * 2
     weights = (shape.decoder + shape.vocab_size * shape.width) * size
     fixed = (weights + token * plan.batch_size * plan.prompt_tokens) / machine.memory

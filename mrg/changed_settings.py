@@ -6,9 +6,12 @@ where a run's files are, what it prints, when it saves and how long it lasts dec
 
 from __future__ import annotations
 
+import pydoc
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from mrg.modules.base import ReportModule
 
 DECIDES_NOTHING = {
     "data.init_args": ("num_workers",),
@@ -26,6 +29,19 @@ KEPT = ("seed_everything", "model.init_args.learning_rate", "model.init_args.wei
 """The checkpoint's own count: it holds the generators, the order of studies, and the optimiser with its rates."""
 
 _SHOWN = 8
+
+
+def _check_algorithm(saved: str, given: str, run: Path) -> None:
+    """Refuse to go on with SFT's checkpoint in GRPO, or the reverse; a class of the user's may derive from either."""
+    old, new = (pydoc.locate(path) if path else None for path in (saved, given))
+    if not (isinstance(old, type) and isinstance(new, type)):
+        return
+    if next(kind for kind in old.__mro__ if issubclass(new, kind)) is not ReportModule:
+        return
+    raise ValueError(
+        f"The checkpoint is of the run {run}, which trained {old.__name__}, but this run trains {new.__name__}: "
+        f"to begin from that run's policy set model.init_args.policy to {run / 'policy'}, and pass no checkpoint."
+    )
 
 
 def changed_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -67,7 +83,11 @@ def remarks(changed: Mapping[str, tuple[Any, Any]], config: Path) -> list[str]:
     Args:
         changed: See `changed_settings`.
         config: File of the saved ones.
+
+    Raises:
+        ValueError: If the checkpoint is of another algorithm.
     """
+    _check_algorithm(*changed.get("model.class_path", ("", "")), config.parent)
     kept = {key: values for key, values in changed.items() if key in KEPT}
     others = {key: values for key, values in changed.items() if key not in KEPT}
     lines = []

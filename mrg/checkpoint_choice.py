@@ -22,7 +22,7 @@ def to_resume(files: CheckpointFolder, resume: str, setting: str) -> Path | None
         Its path; None where the run starts at its beginning.
 
     Raises:
-        UserError: If it is not there, or all are damaged.
+        UserError: If it is not there, all are damaged, or it is another run's although the folder holds a run.
         ValueError: If it is damaged, or no checkpoint of ours.
     """
     if resume == "auto":
@@ -39,7 +39,20 @@ def to_resume(files: CheckpointFolder, resume: str, setting: str) -> Path | None
         return None
     _check_place(Path(resume), setting)
     _check(Path(resume))
+    if setting == "--resume":
+        _check_own(Path(resume).resolve(), files)
     return Path(resume)
+
+
+def _check_own(path: Path, files: CheckpointFolder) -> None:
+    """Refuse another run's checkpoint where there is a run to go on with."""
+    folder = files.path.parent
+    if path.parent == files.path.resolve() or not (folder / "config.yaml").is_file():
+        return
+    raise UserError(
+        f"{path} is a checkpoint of the run {path.parents[1]}, but run folder {folder} holds a run of its own: go on "
+        "with that one by --resume auto, or choose a new --name for a run that goes on from the other's checkpoint."
+    )
 
 
 def to_use(path: Path, sharding: bool) -> None:

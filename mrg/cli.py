@@ -7,11 +7,12 @@ checkpoints/, policy/, predictions.jsonl, results.json, gallery.html and, from `
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import mrg
@@ -41,8 +42,10 @@ OWN = {
     "data": "mrg.data",
     "size": "mrg.sizing.command",
 }
-"""Command -> module whose `main` takes the rest of the line; all others are Lightning's."""
+"""Command -> module whose `main` takes the rest of the line."""
 
+LIGHTNING = ("fit", "validate", "test", "predict", "export")
+"""The other commands, which are Lightning's."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell: 128 and the number of the signal."""
@@ -50,6 +53,12 @@ INTERRUPTED = 130
 
 class UserError(ValueError):
     """A mistake that the user can mend; printed as one line, exit code 2."""
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """A question whether another name was meant, to follow one that is not known; empty where none is like it."""
+    found = difflib.get_close_matches(word, list(names), n=1)
+    return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def latest_run(runs: Path) -> Path:
@@ -92,6 +101,11 @@ def _dispatch(argv: list[str]) -> None:
     if argv[0] in OWN:
         importlib.import_module(OWN[argv[0]]).main(argv[1:])
         return
+    commands = (*LIGHTNING, *OWN)
+    if argv[0] not in commands and not argv[0].startswith("-"):
+        raise UserError(
+            f"There is no command '{argv[0]}'{nearest(argv[0], commands) or '.'} Commands: {', '.join(commands)}."
+        )
     names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
     own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)
     if own_images:

@@ -19,6 +19,8 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("run_a", type=Path, help="folder of a tested run (it holds predictions.jsonl)")
     parser.add_argument("run_b", type=Path, help="folder of the other one")
     parser.add_argument("--margin", type=float, help="margin of MCCS (default: that of the runs)")
+    parser.add_argument("--labeler", metavar="MODULE.CLASS", help="label with it: a class or an object of yours, see "
+                        "docs/extending.md (default: that of the runs)")  # fmt: skip
     parser.add_argument("--chexbert", metavar="CHECKPOINT", help="label with CheXbert: a file, a folder or a hub id")
     parser.add_argument("--trials", type=int, default=10_000, help="of the bootstrap and the randomisation "
                         "(default: %(default)s)")  # fmt: skip
@@ -30,7 +32,7 @@ def main(args: Sequence[str]) -> None:
     options = parser.parse_args(list(args))
     compare(
         options.run_a, options.run_b, options.output, options.margin, options.chexbert, options.trials, options.seed,
-        options.changed, options.images, options.megabytes,
+        options.changed, options.images, options.megabytes, options.labeler,
     )  # fmt: skip
 
 
@@ -45,6 +47,7 @@ def compare(
     num_changed: int = 10,
     images: str = "embed",
     megabytes: float = 40.0,
+    labeler_path: str | None = None,
 ) -> Path:
     """Print the paired table of two runs and write their page.
 
@@ -53,12 +56,14 @@ def compare(
         run_b: Folder of the other one.
         output: Page to write; `RUN_A/compare-RUN_B.html` by default.
         margin: Of MCCS; that of the runs by default.
-        chexbert: Checkpoint of CheXbert; reports are labelled by rules without one.
+        chexbert: Checkpoint of CheXbert, to label the reports with.
         num_trials: Of the bootstrap and of the randomisation.
         seed: Of both.
         num_changed: How many changed studies to print.
         images: See `mrg.pages.pictures.Pictures`.
         megabytes: See `mrg.pages.pictures.Pictures`.
+        labeler_path: Labeler to label with, see `mrg.metrics.labelers.named.load_labeler`. Without it and `chexbert` it
+            is the one that both runs were tested with, where their configuration says which; otherwise the rules.
 
     Returns:
         The page.
@@ -66,6 +71,7 @@ def compare(
     Raises:
         ValueError: If a folder holds no predictions, the studies or references differ, or a setting is out of range.
     """
+    from mrg.files import print_if_read as say
     from mrg.metrics.compare import compare_systems, format_comparison
     from mrg.metrics.predictions import align, read_predictions
     from mrg.pages.gallery import Gallery, of_studies
@@ -83,12 +89,15 @@ def compare(
     first, second = (read_predictions(folder / "predictions.jsonl") for folder in (run_a, run_b))
     second = align(first, second, names)
     margin = _margin(runs, names) if margin is None else margin
-    labeler = _labeler(chexbert)
+    labeler = _labeler(runs, names, labeler_path, chexbert)
     for run, name in zip(runs, names, strict=True):
+        if run.is_outdated:
+            say(f"{name} was trained on after its test: these are reports of an earlier best checkpoint. Test it anew: "
+                f"python -m mrg test --config {run.folder / 'config.yaml'}")  # fmt: skip
         if (tested := run.results.get("labeler", labeler.name)) != labeler.name:
-            print(f"{name} was tested with the labeler {tested}; here both are read by {labeler.name}.")
+            say(f"{name} was tested with the labeler {tested}; here both are read by {labeler.name} (see --labeler).")
     result = compare_systems(first.preds, second.preds, first.target, labeler, first.ids, margin, num_trials, seed)
-    print(format_comparison(result, names, num_changed), flush=True)
+    say(format_comparison(result, names, num_changed))
     by_id = {str(row["id"]): row for row in runs[1].rows}
     systems = dict(zip(names, (runs[0].rows, [by_id[name] for name in first.ids]), strict=True))
     studies = runs[0].studies() or runs[1].studies()
@@ -104,7 +113,7 @@ def compare(
         pictures=pictures,
     )
     gallery.write(page)
-    print(f"\nPage: {page}", flush=True)
+    say(f"\nPage: {page}")
     return page
 
 
@@ -145,8 +154,28 @@ def _margin(runs: Sequence[Any], names: tuple[str, str]) -> float:
     return float(margins[0])
 
 
-def _labeler(chexbert: str | None) -> Any:
+def _labeler(runs: Sequence[Any], names: tuple[str, str], path: str | None, chexbert: str | None) -> Any:
+    """The labeler that is named; otherwise the one that both runs were tested with; otherwise the rules."""
     from mrg.metrics.labelers.chexbert import CheXbertLabeler
+    from mrg.metrics.labelers.named import load_labeler
     from mrg.metrics.labelers.rules import RulesLabeler
 
-    return RulesLabeler() if chexbert is None else CheXbertLabeler(chexbert)
+    if path is not None and chexbert is not None:
+        raise ValueError("--labeler and --chexbert both name a labeler: pass one of them.")
+    if path is not None:
+        return load_labeler(path)
+    if chexbert is not None:
+        return CheXbertLabeler(chexbert)
+    tested = {run.results.get("labeler", RulesLabeler.name) for run in runs}
+    if len(tested) == 1 and tested != {RulesLabeler.name}:
+        for run, name in zip(runs, names, strict=True):
+            try:
+                labeler = run.labeler()
+            except ValueError as error:
+                raise ValueError(
+                    f"{name} was tested with the labeler {tested.pop()}, which cannot be made here ({error}): name one "
+                    f"with --labeler, such as mrg.metrics.RulesLabeler."
+                ) from error
+            if labeler is not None and labeler.name in tested:
+                return labeler
+    return RulesLabeler()

@@ -18,6 +18,7 @@ from yaml import YAMLError
 import mrg
 from mrg.cli import UserError
 from mrg.command_parser import Parser
+from mrg.datamodules.annotation import first_names
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.check import check_splits
 from mrg.datamodules.check.page import write_check_page
@@ -68,6 +69,7 @@ def run(argv: Sequence[str]) -> int:
             data.splits, objects.labeler or RulesLabeler(), _margin(config), config.images, data.num_workers, _progress
         ),
     }
+    _add_dropped(result, data.dropped)
     _add_limits(result)
     write_json(folder / _JSON, result)
     write_check_page(folder / _PAGE, result)
@@ -134,11 +136,27 @@ def _guard(folder: Path) -> None:
             raise UserError(f"{folder} holds a {_JSON} or {_PAGE} that no check wrote: choose another --output.")
 
 
+def _add_dropped(result: dict[str, Any], dropped: dict[str, list[str]]) -> None:
+    """Files that are not there, which no table of what was read can show."""
+    result["data"]["dropped"] = dropped
+    for setting, names in dropped.items():
+        if names:
+            text = f"Files that are not there, left out as in a run (data.init_args.{setting}): {len(names):,}: "
+            result["remarks"].insert(
+                _place(result["remarks"]), {"kind": "warning", "text": text + first_names(names) + "."}
+            )
+
+
+def _place(remarks: Sequence[dict[str, str]]) -> int:
+    """Before the first warning."""
+    return sum(row["kind"] == "error" for row in remarks)
+
+
 def _add_limits(result: dict[str, Any]) -> None:
     limits = result["data"]["limits"]
     if limits:
         named = ", ".join(f"limit_{split} {limit}" for split, limit in limits.items())
-        text = f"The configuration takes only the first studies of a split ({named}); the others were not checked."
+        text = f"The configuration takes a part of a split, drawn at random ({named}); the others were not checked."
         result["remarks"].append({"kind": "note", "text": text})
 
 

@@ -122,6 +122,7 @@ class Demo:
             "--monitor=val/mccs",
             "--model.init_args.train_vision=true",
             f"--model.init_args.decay_steps={steps}",
+            f"--model.init_args.warmup_steps={min(50, steps // 2)}",
             f"--trainer.val_check_interval={steps // 5}",
             "--trainer.callbacks=null",
         ]
@@ -163,10 +164,20 @@ class Demo:
             formats={title: sum(row["format"] for row in part) / len(part) for title, part in rows.items()},
             differences=[(GRPO, SFT), *[pair for pair in [(CONTINUED, SFT), (GRPO, CONTINUED)] if CONTINUED in rows]],
         )
-        results = {"seed": self.seed, "seconds": self.seconds, "protocol": tested["protocol"], **results}
+        results = {"seed": self.seed, "seconds": self.seconds, "protocol": self.protocol(), **results}
         write_json(self.folder / "results.json", results)
         print(format_table(results), flush=True)
         return results
+
+    def protocol(self) -> dict[str, Any]:
+        """What all policies were tested on, and which checkpoint of which policy each one is."""
+        tested = {
+            title: json.loads((self.folder / FOLDERS[title] / "results.json").read_text(encoding="utf-8"))["protocol"]
+            for title in self.seconds
+        }
+        own = ("policy", "checkpoint", "fingerprint")
+        shared = {key: value for key, value in tested[SFT].items() if key not in own}
+        return {**shared, "systems": {title: {key: part[key] for key in own} for title, part in tested.items()}}
 
 
 def run_study(folder: Path, seeds: Sequence[int], quick: bool = False) -> None:

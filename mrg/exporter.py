@@ -9,6 +9,7 @@ import torch
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.modules.base import ReportModule
+from mrg.modules.precision import rounding
 
 
 class Trainer(L.Trainer):
@@ -59,4 +60,4 @@ class Trainer(L.Trainer):
             model.policy.save_adapter(folder)
         else:
             model.policy.save(folder)
-        print(f"{'Adapter' if adapter else 'Policy'}: {folder}", flush=True)
+        print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{rounding(model.policy)}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -100,6 +101,14 @@ def append_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise WriteError(f"{path} cannot be written ({error.strerror or error}).") from error
+
+
+def print_if_read(text: str) -> None:
+    """Print; a reader of the output who has seen enough, as `head`, ends neither the work nor the files it writes."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

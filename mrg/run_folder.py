@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import shutil
 import tempfile
@@ -14,6 +16,11 @@ from mrg.callbacks.gallery import PAGE, PREDICT_PAGE
 from mrg.cli import UserError
 
 LOCK = ".lock"
+WRITTEN = (
+    "predictions.jsonl", "predict.jsonl", "images.jsonl", "results.json", "run.json", "index.html", PAGE,
+    PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json", "*.vs.*.json",
+)  # fmt: skip
+"""Files that tell of a policy of the run; those of `python -m mrg.metrics` are the last ones."""
 
 
 def check_writable(folder: Path) -> None:
@@ -56,7 +63,16 @@ def lock(folder: Path) -> IO[bytes] | None:
     except OSError:
         file.close()
         return None
+    atexit.register(_remove_unused, folder, os.getpid())
     return file
+
+
+def _remove_unused(folder: Path, process: int) -> None:
+    """Leave no folder of a run that was refused before it wrote anything."""
+    with contextlib.suppress(OSError):
+        if os.getpid() == process and [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
@@ -92,9 +108,9 @@ def make_room(folder: Path, overwrite: bool) -> None:
     """
     if overwrite:
         CheckpointFolder(folder / "checkpoints").clear()
-        written = ("predictions.jsonl", "predict.jsonl", "results.json", "run.json", "index.html")
-        for name in (*written, PAGE, PREDICT_PAGE):
-            (folder / name).unlink(missing_ok=True)
+        for pattern in WRITTEN:
+            for file in folder.glob(pattern):
+                file.unlink()
         shutil.rmtree(folder / "policy", ignore_errors=True)
     for name in ("metrics.csv", "samples.jsonl"):
         file = folder / name

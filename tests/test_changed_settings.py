@@ -1,5 +1,7 @@
 """A run that goes on with other settings: what it says, and whether that is so."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -7,6 +9,7 @@ import yaml
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.changed_settings import changed_settings, remarks
 from mrg.cli import main
+from mrg.modules.grpo import GRPOModule
 from tests.callbacks.runs import fit_arguments
 
 ONE = {
@@ -107,3 +110,30 @@ def test_a_run_without_its_configuration_goes_on(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path, "--resume=auto", "--seed_everything=7", "--trainer.max_steps=4")])
     assert "The checkpoint's own stay" not in capsys.readouterr().out
     assert last(tmp_path / "run")["global_step"] == 4
+
+
+class OneGRPO(GRPOModule):
+    """A user's."""
+
+
+class OtherGRPO(GRPOModule):
+    """Another one."""
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "refused"),
+    [
+        ("mrg.modules.sft.SFTModule", "mrg.modules.grpo.GRPOModule", True),
+        ("mrg.modules.sft.SFTModule", f"{__name__}.OneGRPO", True),
+        ("mrg.modules.grpo.GRPOModule", f"{__name__}.OneGRPO", False),
+        (f"{__name__}.OneGRPO", f"{__name__}.OtherGRPO", False),
+        ("gone.Module", "mrg.modules.grpo.GRPOModule", False),
+    ],
+)
+def test_another_algorithm_does_not_go_on(saved, given, refused):
+    changed = {"model.class_path": (saved, given)}
+    if refused:
+        with pytest.raises(ValueError, match="which trained SFTModule, but this run trains"):
+            remarks(changed, Path("runs/a/config.yaml"))
+    else:
+        assert "Other settings" in remarks(changed, Path("runs/a/config.yaml"))[0]

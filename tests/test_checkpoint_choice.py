@@ -8,7 +8,7 @@ import torch
 
 from mrg.callbacks.checkpoint_file import ForeignCheckpointError, check_ours
 from mrg.cli import main
-from tests.callbacks.runs import fit_arguments
+from tests.callbacks.runs import fit_arguments, grpo_arguments
 from tests.test_cli import failure
 
 
@@ -131,3 +131,30 @@ def test_export_asks_the_same(tmp_path, place, capsys):
     code, text = failure(capsys, argv)
     assert (code, "it holds weights alone" in text) == (2, True)
     assert not (tmp_path / "out").exists()
+
+
+def test_another_runs_checkpoint_is_called_that(tmp_path, place, capsys):
+    main(["fit", *fit_arguments(tmp_path, "--trainer.max_steps=2")])
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.ckpt")}
+    other = place / "run" / "checkpoints" / "best.ckpt"
+    code, text = failure(capsys, ["fit", *fit_arguments(tmp_path, f"--resume={other}")])
+    assert (code, text) == (
+        2,
+        f"mrg: {other} is a checkpoint of the run {place / 'run'}, but run folder {tmp_path / 'run'} holds a run of "
+        "its own: go on with that one by --resume auto, or choose a new --name for a run that goes on from the other's "
+        "checkpoint.",
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.ckpt")} == before
+    main(["fit", *fit_arguments(tmp_path, "--name=new", f"--resume={other}", "--trainer.max_steps=4")])
+    assert f"Going on after round 3 of {other}" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_sft_is_none_of_grpo(place, capsys):
+    path, policy = place / "run" / "checkpoints" / "best.ckpt", place / "run" / "policy"
+    given = grpo_arguments(place, "--name=grpo", f"--model.init_args.policy={policy}", f"--resume={path}")
+    code, text = failure(capsys, ["fit", *given])
+    assert (code, text) == (
+        2,
+        f"mrg: The checkpoint is of the run {place / 'run'}, which trained SFTModule, but this run trains GRPOModule: "
+        f"to begin from that run's policy set model.init_args.policy to {policy}, and pass no checkpoint.",
+    )

@@ -308,6 +308,16 @@ def test_what_lightning_refuses_is_one_line_too(tmp_path, iu_tree, capsys, monke
     assert not (tmp_path / "runs" / "iu_tiny" / "config.yaml").exists()
 
 
+def test_validation_that_no_epoch_would_reach_is_one_line(tmp_path, iu_tree, capsys):
+    options = ["--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=3"]
+    code, text = failure(capsys, ["fit", *sft(tmp_path, *options)])
+    line = text.splitlines()[-1]
+    assert (code, line.startswith("mrg: Expected trainer.val_check_interval to be at most the 2 training")) == (2, True)
+    assert all(part in line for part in ("8 studies", "batch_size 4", "1 processes", "but got 3", "null")), line
+    main(["fit", *sft(tmp_path, options[0], "--trainer.val_check_interval=2")])
+    main(["fit", *sft(tmp_path, *options, "--trainer.limit_val_batches=0", "--trainer.callbacks=null", "--name=none")])
+
+
 def test_untrained_tiny_policy_is_not_tested(tmp_path, iu_tree, capsys):
     code, text = failure(capsys, ["test", *sft(tmp_path)])
     assert (code, "untrained" in text) == (2, True)

@@ -2,12 +2,18 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
+import torch
+import yaml
 
 from mrg.cli import main
 from mrg.datamodules.demo import World, make_study
 from mrg.files import write_json, write_lines
+from mrg.metrics import CONDITIONS
+from mrg.metrics.labelers.base import Labeler
 from tests.pages.test_runs import write_run
 
 
@@ -63,8 +69,61 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys):
     assert "3 only in a" in failure(capsys, a, b, "--margin", 0.5)
 
 
+class Shouting(Labeler):
+    """Everything that says "effusion" shows an edema."""
+
+    name = "shouting"
+
+    def __init__(self, word: str = "effusion"):
+        self.word = word
+
+    def __call__(self, texts):
+        labels = torch.zeros(len(texts), 14, dtype=torch.int64)
+        labels[:, CONDITIONS.index("Edema")] = torch.tensor([int(self.word in text) for text in texts])
+        return labels
+
+
+def test_a_labeler_of_ones_own(runs, capsys):
+    a, b = runs
+    main(["compare", str(a), str(b), "--trials", "5", "--images", "none", "--labeler", "tests.test_compare.Shouting"])
+    out = capsys.readouterr().out
+    assert "4 studies, labeler shouting" in out
+    assert "b was tested with the labeler rules; here both are read by shouting" in out
+    assert "pass one of them" in failure(capsys, a, b, "--labeler", "a.b", "--chexbert", "x.pth")
+
+
+def test_the_labeler_of_the_runs_is_taken(runs, capsys):
+    a, b = runs
+    labeler = {"class_path": "tests.test_compare.Shouting", "init_args": {"word": "a"}}
+    for run in runs:
+        write_json(run / "results.json", {"margin": 0.3, "labeler": "shouting"})
+        (run / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"labeler": labeler}}}))
+    main(["compare", str(a), str(b), "--trials", "5", "--images", "none"])
+    out = capsys.readouterr().out
+    assert "4 studies, labeler shouting" in out
+    assert "was tested with" not in out
+    for run in runs:
+        labeler["class_path"] = "gone.Shouting"
+        (run / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"labeler": labeler}}}))
+    message = failure(capsys, a, b)
+    assert "a was tested with the labeler shouting, which cannot be made here" in message
+    assert "name one with --labeler" in message
+
+
 def test_another_labeler_is_named(runs, capsys):
     a, b = runs
     write_json(a / "results.json", {"margin": 0.3, "labeler": "chexbert"})
     main(["compare", str(a), str(b), "--trials", "5", "--images", "none"])
-    assert "a was tested with the labeler chexbert; here both are read by rules." in capsys.readouterr().out
+    assert (
+        "a was tested with the labeler chexbert; here both are read by rules (see --labeler)."
+        in capsys.readouterr().out
+    )
+
+
+def test_a_reader_that_closes_early(runs):
+    a, b = runs
+    command = f"{sys.executable} -m mrg compare {a} {b} --trials 5 --images none | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stdout == "A: a\n"
+    assert result.stderr == ""
+    assert (a / "compare-b.html").is_file()  # the work is done all the same

@@ -133,10 +133,72 @@ def test_studies_that_are_made_when_asked_for(tmp_path, monkeypatch, capsys, num
     assert sum(result["data"]["removed"].values()) == 5
 
 
+def table_arguments(root, rows, *options):
+    """A table of studies whose images are there, but for those called lost."""
+    (root / "t.csv").write_text("id,patient,image,report,split\n" + "".join(f"{row}\n" for row in rows))
+    columns = "{image: image, report: report, id: id, patient: patient, split: split}"
+    return [
+        *("data", "check", "--data=mrg.datamodules.table.TableDataModule", f"--data.init_args.root={root}"),
+        *("--data.init_args.table=t.csv", f"--data.init_args.columns={columns}", "--data.init_args.split=column"),
+        *("--data.init_args.num_workers=0", "--images=false", "--output=out", *options),
+    ]
+
+
+def checked():
+    return json.loads(Path("out/data_check.json").read_text())
+
+
+def test_images_that_a_setting_leaves_out_are_a_warning_and_their_studies_not_counted(root, capsys):
+    there = "images/train0/0.png"
+    rows = [f"1,p1,{there},Edema.,train", "2,p2,lost.png,Edema.,train", f"3,p3,{there},Clear.,test"]
+    main(table_arguments(root, rows, "--data.init_args.missing_images=drop"))
+    result = checked()
+    assert result["counts"]["train"]["studies"] == 1
+    assert result["data"]["dropped"] == {"missing_images drop": [str(root / "lost.png")]}
+    out = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"WARNING: Files that are not there, left out as in a run (data.init_args.missing_images drop): 1: {root}"
+        in out
+    )
+    assert "ERROR" not in out
+    with pytest.raises(SystemExit) as stop:
+        main(table_arguments(root, rows))
+    assert stop.value.code == 1
+    assert checked()["counts"]["train"]["studies"] == 2
+    assert "ERROR: Missing images: 1 of 3." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", ["study", "image"])
+def test_an_id_that_stands_twice_does_not_hide_what_else_is_wrong(root, capsys, row):
+    there = "images/train0/0.png"
+    rows = [
+        f"1,p1,{there},Edema.,train",
+        f"1,p1,{there},Edema.,test",
+        "2,p2,lost.png,Clear.,train",
+        f"3,p3,{there},,val",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        main(table_arguments(root, rows, f"--data.init_args.row={row}", "--data.init_args.empty_reports=keep"))
+    assert stop.value.code == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "ERROR: Missing images: 1 of 4." in out
+    assert "ERROR: Studies of test with an id that another study has: 1." in out
+    assert "WARNING: Patients of test who are also in train: 1" in out
+    assert checked()["counts"]["test"]["repeated_ids"] == ["1"]
+    assert checked()["counts"]["train"]["studies"] == 2
+
+
+def test_a_patient_in_val_and_test_is_a_warning(root, capsys):
+    there = "images/train0/0.png"
+    main(table_arguments(root, [f"1,p1,{there},Edema.,train", f"2,p2,{there},Mass.,val", f"3,p2,{there},Clear.,test"]))
+    out = " ".join(capsys.readouterr().out.split())
+    assert "WARNING: Patients of test who are also in val: 1, with 1 of its 1 studies." in out
+
+
 def test_limits_are_said(root, capsys):
     main(arguments(root, "--images=false", "--data.init_args.limit_train=2"))
     out = " ".join(capsys.readouterr().out.split())
-    assert "takes only the first studies of a split (limit_train 2)" in out
+    assert "takes a part of a split, drawn at random (limit_train 2)" in out
 
 
 def test_a_configuration_with_keys_of_its_own(root, capsys):

@@ -29,6 +29,12 @@ def test_quick_demo_leaves_three_runs_and_one_table(tmp_path, capsys):
     for name in ("sft", "grpo", "continued"):
         lines = (folder / name / "predictions.jsonl").read_text().splitlines()
         assert len(lines) == results["num_studies"] == 64
+        own = json.loads((folder / name / "results.json").read_text())["protocol"]
+        title = {"sft": "SFT", "grpo": "GRPO from SFT", "continued": "SFT continued"}[name]
+        assert own["checkpoint"] == str(folder / name / "checkpoints" / "best.ckpt")
+        assert results["protocol"]["systems"][title] == {k: own[k] for k in ("policy", "checkpoint", "fingerprint")}
+    assert set(results["protocol"]["baselines"]) == {"constant normal", "most frequent report"}
+    assert "checkpoint" not in results["protocol"]
     assert "GRPO from SFT - SFT, MCCS:" in out
     assert (tmp_path / "demo" / "study.md").read_text() in out
     assert f"Open {folder / 'gallery.html'} in a browser" in out

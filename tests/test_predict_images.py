@@ -21,6 +21,7 @@ def test_options_become_settings():
         "--data=mrg.datamodules.images.ImagesDataModule",
         "--data.init_args.limit_test=0",
         '--data.init_args.images=["a.png", "b c.png", "d"]',
+        "--data.init_args.on_error=skip",
         "--data.init_args.as_one_study=true",
     ]
     assert with_images(["--images", "a.png", "--output=o.jsonl", "--as_one_study", "false"])[-2:] == [
@@ -82,6 +83,20 @@ def test_reports_are_those_of_the_test_split(home, name, capsys, monkeypatch):
     assert (home / "runs" / name / "predict.jsonl").read_bytes() == before
 
 
+def test_a_page_stands_beside_the_reports_that_are_written_elsewhere(home, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    run = Path("runs") / "iu_tiny_sft"
+    before = {path: path.read_bytes() for path in run.glob("gallery*.html")}
+    assert before
+    config = f"--config={run / 'config.yaml'}"
+    for name in ("one", "two"):
+        main(["predict", config, "--images", "0.png", "--output", f"{name}.jsonl"])
+        assert f"Gallery: {name}.gallery.html\n" in capsys.readouterr().out
+    assert "<title>one: 1 study<" in Path("one.gallery.html").read_text()
+    assert Path("two.gallery.html").is_file()
+    assert {path: path.read_bytes() for path in run.glob("gallery*.html")} == before
+
+
 def test_the_latest_run_and_several_images_as_one_study(home, capsys, monkeypatch):
     monkeypatch.chdir(home)
     main(["predict", "--images", "[01].png", "--as_one_study", "true"])
@@ -122,6 +137,33 @@ def test_no_image_is_left_out_and_odd_names_are_names(home, capsys, monkeypatch)
     assert [row["images"] for row in lines(home / "odd.jsonl")] == [[name] for name in names]
 
 
+def test_an_image_that_cannot_be_read_does_not_cost_the_other_reports(home, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(home)
+    (tmp_path / "many").mkdir()
+    for k in range(3):
+        (tmp_path / "many" / f"{k}.png").write_bytes((home / f"{k}.png").read_bytes())
+    (tmp_path / "many" / "z.png").write_text("no image")
+    (tmp_path / "many" / "zz.png").write_bytes((home / "0.png").read_bytes())
+    argv = [
+        "--images",
+        str(tmp_path / "many"),
+        "--data.init_args.eval_batch_size=2",
+        f"--output={tmp_path / 'o.jsonl'}",
+    ]
+    main(["predict", *argv])
+    written = {name: [str(tmp_path / "many" / f"{stem}.png") for stem in stems] for name, stems in
+               {"all": ("0", "1", "2", "zz"), "first": ("0", "1")}.items()}  # fmt: skip
+    assert [row["images"][0] for row in lines(tmp_path / "o.jsonl")] == written["all"]
+    assert "Skipped in predict: 1 of 5 studies, whose images cannot be read" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["predict", *argv, "--data.init_args.on_error=raise"])
+    text = capsys.readouterr()
+    assert text.err.strip().endswith("To leave out such studies: --data.init_args.on_error skip.")
+    assert [row["images"][0] for row in lines(tmp_path / "o.jsonl")] == written["first"]
+    assert "Stopped after 2 of 5 studies." in text.out
+    assert text.out.endswith(f"2 reports: {tmp_path / 'o.jsonl'}\n")
+
+
 def failure(capsys, argv):
     with pytest.raises(SystemExit) as stop:
         main(["predict", *argv])
@@ -135,8 +177,8 @@ def test_mistakes_are_one_line(home, capsys, monkeypatch):
     (home / "empty").mkdir(exist_ok=True)
     assert failure(capsys, ["--images", "note.png"]) == (
         2,
-        "mrg: Study note.png: Image note.png is not an image of a known format; replace it by a PNG, JPEG or DICOM "
-        "file.",
+        "mrg: None of the 1 studies of split 'predict' can be read: Study note.png: Image note.png is not an image of "
+        "a known format; replace it by a PNG, JPEG or DICOM file.",
     )
     assert failure(capsys, ["--images", "nope.png"])[1].startswith("mrg: 1 of the images do not exist: nope.png")
     assert failure(capsys, ["--images", "empty"])[1].startswith("mrg: Folder empty holds no image")

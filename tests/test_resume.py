@@ -123,7 +123,7 @@ def test_what_does_not_fit_leaves_the_run_as_it_was(tmp_path, run, capsys):
     for options, part in (
         (["--model.init_args.tiny.num_layers=2"], "The checkpoint does not fit the policy 'tiny'"),
         (["--data.init_args.batch_size=2"], "written with 4 studies per batch, but this run has 2"),
-        (["--data.init_args.limit_train=4"], "its tokenizer or frozen base differs"),
+        (["--data.init_args.limit_train=6"], "its tokenizer or frozen base differs"),
         (["--resume=nowhere.ckpt"], "Checkpoint nowhere.ckpt does not exist: check --resume."),
         ([f"--resume={run / 'config.yaml'}"], f"{run / 'config.yaml'} is damaged or no checkpoint"),
         ([f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"], "--resume and --ckpt_path both name a checkpoint"),

@@ -79,3 +79,22 @@ def test_a_configuration_may_serve_another_run(tmp_path):
     (own / "config.yaml").write_text(f"runs: {own.parent}\nname: b\n")
     with pytest.raises(UserError, match="--name a"):
         check_not_moved([own / "config.yaml"], own.with_name("b"))
+
+
+REFUSED = """
+import sys
+from mrg.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_a_refused_run_leaves_no_folder(tmp_path, iu_tree):
+    argv = ["fit", *sft(tmp_path, "--data.init_args.root=/no/such/folder")]
+    done = subprocess.run([sys.executable, "-c", REFUSED, *argv], capture_output=True, text=True)
+    assert (done.returncode, "/no/such/folder" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "runs" / "iu_tiny_sft").exists()
+    (tmp_path / "runs" / "iu_tiny_sft").mkdir()
+    (tmp_path / "runs" / "iu_tiny_sft" / "notes.txt").write_text("mine")
+    subprocess.run([sys.executable, "-c", REFUSED, *argv], capture_output=True)
+    assert (tmp_path / "runs" / "iu_tiny_sft" / "notes.txt").read_text() == "mine"

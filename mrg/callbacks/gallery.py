@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from mrg.callbacks.results import ResultWriter
+from mrg.datamodules.images import ImagesDataModule
 from mrg.datamodules.study import Study
 from mrg.files import read_lines
 from mrg.modules.base import ReportModule
@@ -24,7 +25,7 @@ class GalleryWriter(L.Callback):
     """Writes gallery.html into the run folder after `test` and `predict`, from what `ResultWriter` left there.
 
     After `predict` there is no reference, so the page of a run that has been tested stays: the new one is then called
-    gallery-predict.html.
+    gallery-predict.html. Where `--output` names another file for the reports, the page stands beside it.
 
     Args:
         write: Whether to write it.
@@ -62,9 +63,11 @@ class GalleryWriter(L.Callback):
         """Write the page of reports without references."""
         if self.write and trainer.is_global_zero:
             writer = _writer(trainer)
-            page = PREDICT_PAGE if (writer.folder / "predictions.jsonl").exists() else PAGE
-            studies = trainer.datamodule.to_predict()  # type: ignore[attr-defined]
-            self._write(pl_module, writer.folder / page, writer.predicted, studies, None)
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            page = writer.folder / (PREDICT_PAGE if (writer.folder / "predictions.jsonl").exists() else PAGE)
+            if isinstance(data, ImagesDataModule) and data.output:
+                page = Path(data.output).with_suffix(".gallery.html")
+            self._write(pl_module, page, writer.predicted, data.to_predict(), None)
 
     def _write(
         self,
@@ -74,6 +77,7 @@ class GalleryWriter(L.Callback):
         studies: Sequence[Study],
         results: Mapping[str, Any] | None,
     ) -> None:
+        name = page.resolve().parent.name if page.name in (PAGE, PREDICT_PAGE) else page.name.removesuffix(f".{PAGE}")
         assert isinstance(module, ReportModule)
         if not rows:
             return
@@ -85,7 +89,7 @@ class GalleryWriter(L.Callback):
             **of_studies({study.id: study for study in studies if study.id in wanted}),
             max_views=module.max_views,
             results=results,
-            title=f"{page.parent.name}: {len(wanted):,} studies",
+            title=f"{name}: {len(wanted):,} {'study' if len(wanted) == 1 else 'studies'}",
             max_studies=self.max_studies,
             pictures=self.pictures,
         )

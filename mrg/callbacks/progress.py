@@ -20,6 +20,11 @@ SCORES = {
 }
 """Log key -> what the line calls it; the scores of the last validation stay until the next one."""
 
+STOPS = {"train/truncated": "cut off", "train/dead_groups": "equal rewards"}
+"""Log key of a share -> what the line calls it: completions, or groups of them, from which nothing is learned."""
+MOST = 0.9
+"""From this share on the line says it: rewards alone do not show why they stay."""
+
 
 class Pace:
     """How far training is and how long it will take: what is left at the speed so far, validation included."""
@@ -77,12 +82,14 @@ def clock(seconds: float) -> str:
 
 
 def score_text(trainer: L.Trainer) -> str:
-    """Reward or loss, the last validation, and speed, of those that there are."""
+    """Reward or loss, what stops learning, the last validation, and speed, of those that there are."""
     metrics = trainer.callback_metrics
     names = dict(SCORES)
     if "reward/total" in metrics:
         del names["train/loss"]  # that of GRPO tells nothing
     parts = [f"{name} {float(metrics[key]):.3f}" for key, name in names.items() if key in metrics]
+    shares = [(float(metrics[key]), name) for key, name in STOPS.items() if key in metrics]
+    parts[1:1] = [f"{math.floor(100 * share)}% {name}" for share, name in shares if share >= MOST]
     if "train/tokens_per_second" in metrics:
         parts.append(f"{float(metrics['train/tokens_per_second']):,.0f} tokens/s")
     return "  ".join(parts)

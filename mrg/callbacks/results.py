@@ -14,10 +14,18 @@ from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
+from mrg.metrics.results import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_table,
+    most_frequent_report,
+    remark_on_frequency,
+)
 from mrg.modules.base import ReportModule
+from mrg.modules.precision import rounding
 from mrg.modules.ranks import gather
 from mrg.strategy import FSDP2
+from mrg.tested import fingerprint
 
 
 class ResultWriter(L.Callback):
@@ -30,6 +38,7 @@ class ResultWriter(L.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.predicted: list[dict[str, Any]] = []
+        self.kept = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say what is trained on what."""
@@ -75,7 +84,8 @@ class ResultWriter(L.Callback):
             pl_module.load_state_dict(state, strict=False)
         pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
-            print(f"Best checkpoint: {best}{_best_score(trainer)}\nPolicy: {self.folder / 'policy'}")
+            print(f"Best checkpoint: {best}{_best_score(trainer)}")
+            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
             self._say_where()
 
     def _say_where(self) -> None:
@@ -123,6 +133,7 @@ class ResultWriter(L.Callback):
             "mrg": mrg.__version__,
             "policy": pl_module.source,
             "checkpoint": str(trainer.ckpt_path or ""),
+            "fingerprint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
             "skipped": {"count": len(skipped), "studies": skipped},
             "data_description": data.describe(),
@@ -132,12 +143,14 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", {"protocol": protocol, **results})
         print(format_table(results))
+        if remark := remark_on_frequency(reports, "most frequent report", "training report"):
+            print(remark)
         _say_skipped(len(data.splits["test"]), "test", skipped)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the reports of an earlier prediction."""
-        self.predicted = []
+        self.predicted, self.kept = [], False
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
         """Keep what was written."""
@@ -147,11 +160,18 @@ class ResultWriter(L.Callback):
         """Hand what was written to the data module, which knows where it belongs."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
+        self.kept = True
         skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.keep_predictions(self.predicted, self.folder)
             _say_skipped(len(data.to_predict()), "predict", skipped)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Keep the reports that a prediction on one process had finished; others cannot be asked any more."""
+        if trainer.state.fn == "predict" and trainer.world_size == 1 and self.predicted and not self.kept:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.datamodule.keep_finished(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
 def _best_score(trainer: L.Trainer) -> str:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from mrg.datamodules.collate import Skipped
 from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
 from mrg.datamodules.sampler import StudySampler
-from mrg.datamodules.skip import SkippingCollator, StudyReader
+from mrg.datamodules.skip import NamingCollator, SkippingCollator, StudyReader
+from mrg.datamodules.splits import draw
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
 from mrg.files import write_lines
@@ -45,7 +46,7 @@ class ReportDataModule(L.LightningDataModule):
         batch_size: Studies per training batch.
         eval_batch_size: Studies per batch in validation, test and prediction.
         num_workers: Loader processes.
-        limit_train: Use only the first so many training studies; 0 uses all.
+        limit_train: Use only so many training studies, see `draw`; 0 uses all.
         limit_val: The same for validation.
         limit_test: The same for test.
         on_error: What an image that cannot be read does: `"raise"` an error, or `"skip"` its study, which is then
@@ -53,10 +54,13 @@ class ReportDataModule(L.LightningDataModule):
 
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
+        num_read: How many studies each split had before `limit_train`, `limit_val` and `limit_test`.
         removed: What each filter of `read` took away: its name, in words, and the number of studies.
         skipped: The studies that were left out so far, by split and id; see `on_error`.
-        checking: Set by `python -m mrg data check`: `read` then keeps studies whose images are missing, whatever the
-            settings say of them, so that all can be listed, and leaves the training targets as written.
+        dropped: Files that are not there, by the setting that lets `read` go on without them.
+        checking: Set by `python -m mrg data check`: `read` then keeps studies at which a run would stop, for an image
+            that is missing or an id that stands twice, so that all can be listed, and leaves the training targets as
+            written.
     """
 
     def __init__(
@@ -86,7 +90,9 @@ class ReportDataModule(L.LightningDataModule):
         self.on_error = on_error
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
+        self.num_read: dict[str, int] = {}
         self.removed: dict[str, int] = {}
+        self.dropped: dict[str, list[str]] = {}
         self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
         self.position: dict[str, int] = {}
@@ -102,13 +108,20 @@ class ReportDataModule(L.LightningDataModule):
         """Read the studies once, whatever the stage: baselines need the training reports at test time too."""
         if not self.splits:
             splits = self.read()
-            self.splits = {name: studies[: self.limits[name] or None] for name, studies in splits.items()}
+            self.splits = {name: draw(studies, self.limits[name]) for name, studies in splits.items()}
+            self.num_read = {name: len(studies) for name, studies in splits.items()}
 
     def describe(self) -> str:
         """Say in one line what was read, and which published variant of the data set it is where there are several."""
         self.setup()
         counts = ", ".join(f"{name} {len(studies)}" for name, studies in self.splits.items())
-        return f"{type(self).__name__} ({counts})"
+        return f"{type(self).__name__} ({counts}{self.drawn()})"
+
+    def drawn(self) -> str:
+        """What `limit_train`, `limit_val` and `limit_test` left of the splits, as the end of a description."""
+        pairs = {name: (len(studies), self.num_read[name]) for name, studies in self.splits.items()}
+        left = ", ".join(f"{name} {few:,} of {all_:,}" for name, (few, all_) in pairs.items() if few < all_)
+        return f"; drawn: {left}" if left else ""
 
     def train_reports(self) -> list[str]:
         """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
@@ -125,6 +138,9 @@ class ReportDataModule(L.LightningDataModule):
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
+    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Do as with `keep_predictions` where `predict` was stopped on its way; a part of a split is not kept."""
+
     def _loader(
         self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
     ) -> DataLoader[Any]:
@@ -137,6 +153,8 @@ class ReportDataModule(L.LightningDataModule):
         if self.on_error == "skip" and isinstance(collate, StudyReader):
             # The collator reads the studies itself: it may need others than those of the batch.
             dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
+        else:
+            collate = NamingCollator(collate)
         options: dict[str, Any] = {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
@@ -205,8 +223,28 @@ class ReportDataModule(L.LightningDataModule):
         return batch
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled training batches."""
-        return self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
+        """Shuffled training batches.
+
+        Raises:
+            ValueError: If an epoch has fewer than the trainer waits for before it validates.
+        """
+        loader = self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
+        self._check_validation(len(loader))
+        return loader
+
+    def _check_validation(self, num_batches: int) -> None:
+        trainer = self.trainer
+        if trainer is None or trainer.check_val_every_n_epoch is None or not trainer.limit_val_batches:
+            return
+        limit, every = trainer.limit_train_batches, trainer.val_check_interval
+        num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
+        if isinstance(every, int) and every > num_batches > 0:
+            raise ValueError(
+                f"Expected trainer.val_check_interval to be at most the {num_batches} training batches of an epoch "
+                f"({len(self.splits['train'])} studies, data.init_args.batch_size {self.batch_size}, "
+                f"{trainer.world_size} processes), but got {every}: give a share of an epoch such as 0.5, or set "
+                "trainer.check_val_every_n_epoch to null, which counts on from epoch to epoch."
+            )
 
     def train_in_order(self) -> DataLoader[Any]:
         """All training studies once each on every rank, in the order of the split, without those that are skipped."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mrg.datamodules.annotation import DataNotFoundError
 from mrg.datamodules.base import ReportDataModule
@@ -59,6 +59,7 @@ class ImagesDataModule(ReportDataModule):
         as_one_study: Whether all of the images are views of one study, or each is a study of its own.
         indication: Why the examination was made, for a policy that reads it.
         output: The JSON lines to write; empty for `images.jsonl` in the run's folder.
+        on_error: See `ReportDataModule`: an image that cannot be read does not cost the reports of the others.
         **kwargs: See `ReportDataModule`.
     """
 
@@ -68,9 +69,10 @@ class ImagesDataModule(ReportDataModule):
         as_one_study: bool = False,
         indication: str = "",
         output: str = "",
+        on_error: Literal["raise", "skip"] = "skip",
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(on_error=on_error, **kwargs)
         if not images:
             raise ValueError("Expected at least one image, folder or pattern behind --images.")
         if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
@@ -117,3 +119,8 @@ class ImagesDataModule(ReportDataModule):
         output = Path(self.output) if self.output else folder / "images.jsonl"
         write_lines(output, [{"id": row["id"], "images": images[row["id"]], **row} for row in rows])
         print(f"\n{len(rows)} {'report' if len(rows) == 1 else 'reports'}: {output}", flush=True)
+
+    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """As `keep_predictions`: the reports of one's own images are worth having one by one."""
+        print(f"\nStopped after {len(rows)} of {len(self.splits['test'])} studies.")
+        self.keep_predictions(rows, folder)

@@ -173,8 +173,7 @@ class IUXRayDataModule(ReportDataModule):
     def describe(self) -> str:
         """Say in one line from what the studies were read, which variant they are, and what was left out."""
         self.setup()
-        limits = ", ".join(f"{name} {limit}" for name, limit in self.limits.items() if limit)
-        return self._description + (f"; of these at most {limits}" if limits else "")
+        return self._description + self.drawn()
 
     def _read_groups(self, files: IUFiles) -> dict[str, list[IURecord]]:
         """Records by split where the annotation gives it, otherwise in one group."""

@@ -148,12 +148,13 @@ class MIMICDataModule(ReportDataModule):
         else:
             reader = MIMICReader(images, self.positions, self.laterals, self.sections, self.headerless == "use")
             min_words = self.min_words
-        # `data check` lists what is missing itself.
-        checking = bool(getattr(self, "checking", False))
-        reader = dataclasses.replace(reader, keep_missing=checking)
+        # `data check` lists what is missing itself, where a run would stop at it.
+        keep = bool(getattr(self, "checking", False)) and self.missing == "raise"
+        reader = dataclasses.replace(reader, keep_missing=keep)
         found = select(table, reader, min_words, SPLITS)
-        if not checking:
+        if not keep:
             self._check_missing(found, images)
+            self.dropped["missing skip"] = list(found.missing)
         self.listed, self.most_images = {split: found.listed[split] for split in SPLITS}, found.most_images
         self.removed = dict(sum(found.removed.values(), Counter[str]()).most_common())
         known = (*SOURCES, NO_FILE, *RULES, NOT_UTF8)
@@ -173,7 +174,7 @@ class MIMICDataModule(ReportDataModule):
     def describe(self) -> str:
         """Say what was read, by which protocol: published test sets run from 1,624 to 3,858 studies."""
         self.setup()
-        counts = ", ".join(f"{split} {len(studies):,}" for split, studies in self.splits.items())
+        counts = ", ".join(f"{split} {len(studies):,}" for split, studies in self.splits.items()) + self.drawn()
         if self.annotation:
             images = "one image" if self.most_images == 1 else f"up to {self.most_images} images"
             text = f"MIMIC-CXR, R2Gen's annotation, {images} per item: {counts}"

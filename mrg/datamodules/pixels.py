@@ -189,7 +189,7 @@ class Patches(Pixels):
         filled = ["".join(part * next(counts) if part == mark else part for part in row) for row in parts]
         encoded = processor.tokenizer(filled, **text)
         encoded["pixel_values"] = self.patches(views)
-        encoded["image_grid_thw"] = torch.tensor(grid)
+        encoded["image_grid_thw"] = torch.tensor(grid, dtype=torch.int64).view(-1, 3)
         return encoded
 
     def patches(self, views: Sequence[np.ndarray]) -> Tensor:
@@ -205,7 +205,7 @@ class Patches(Pixels):
             for channel in range(3):
                 result[start : start + size, channel] = self.table[channel][planes[min(channel, len(planes) - 1)]]
             start += size
-        return torch.from_numpy(result.reshape(len(result), -1))
+        return torch.from_numpy(result.reshape(len(result), 3 * frames * side**2))
 
 
 def _one_channel(pixels: np.ndarray) -> np.ndarray:

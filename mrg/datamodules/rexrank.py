@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError, ImageFinder
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.positions import to_position
-from mrg.datamodules.splits import all_as_test
+from mrg.datamodules.splits import all_as_test, draw
 from mrg.datamodules.study import Study, View
 from mrg.datamodules.table_rows import first, text
 from mrg.files import write_json
@@ -79,7 +79,7 @@ class RexrankDataModule(ReportDataModule):
             )
         scored = [study for study in self.studies if study.report]
         self.removed[f"no {REFERENCES[self.reference]}"] = len(self.studies) - len(scored)
-        self.studies = self.studies[: self.limits["test"] or None]
+        self.studies = list(draw(self.studies, self.limits["test"]))
         return all_as_test(scored)
 
     def to_predict(self) -> Sequence[Study]:

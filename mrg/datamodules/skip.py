@@ -11,7 +11,7 @@ an error.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mrg.datamodules.collate import Skipped
@@ -30,6 +30,30 @@ class StudyReader(Protocol):
 
     def batch(self, studies: list[Study], images: list[Any]) -> Any:
         """Make a batch of what was read; it has the attributes `skipped` and `counts` of a `Batch`."""
+
+
+class NamingCollator:
+    """Makes batches as another collator does; where an image stops it, says how to go on without the study.
+
+    Args:
+        collator: Makes batches of studies.
+    """
+
+    def __init__(self, collator: Callable[[list[Study]], Any]) -> None:
+        self.collator = collator
+
+    def __call__(self, studies: list[Study]) -> Any:
+        """Make a batch.
+
+        Raises:
+            ImageReadError: If an image cannot be read; names the setting.
+        """
+        try:
+            return self.collator(studies)
+        except DecoderMissingError:
+            raise
+        except ImageReadError as error:
+            raise ImageReadError(f"{error} To leave out such studies: --data.init_args.on_error skip.") from None
 
 
 class SkippingCollator:

@@ -1,11 +1,14 @@
-"""Splits of studies that come without any: by patient, or all into one."""
+"""Splits of studies that come without any, by patient or all into one; and a part of a split."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
+import torch
+
 from mrg.datamodules.study import Study
+from mrg.datamodules.study_table import StudyTable
 
 SPLITS = ("train", "val", "test")
 
@@ -39,3 +42,20 @@ def split_by_patient(
 def all_as_test(studies: Sequence[Study]) -> dict[str, list[Study]]:
     """All studies as test, none to train on: how a model trained elsewhere is judged on a whole collection."""
     return {"train": [], "val": [], "test": list(studies)}
+
+
+def draw(studies: Sequence[Study], num: int) -> Sequence[Study]:
+    """So many studies of a split, drawn at random, in the order of the split.
+
+    Its first studies would not do: published lists are sorted, and the first 100 test studies of R2Gen's list of IU
+    X-Ray state no finding. The draw depends on the number of studies alone, and a smaller one is part of a larger one.
+
+    Args:
+        studies: The split.
+        num: How many; 0, or more than there are, for all.
+    """
+    if not num or num >= len(studies):
+        return studies
+    order = torch.randperm(len(studies), generator=torch.Generator().manual_seed(0))
+    places = sorted(order[:num].tolist())
+    return studies.select(places) if isinstance(studies, StudyTable) else [studies[place] for place in places]

@@ -59,10 +59,14 @@ class StudyTable(Sequence[Study]):
     def __getitem__(self, index: int | slice) -> Study | StudyTable:
         """A study, or the studies of a slice as another such sequence."""
         if isinstance(index, slice):
-            priors = None if self.priors is None else self.priors[index]
-            return StudyTable(self.table, self.rows[index], self.reader, priors)
+            return self.select(index)
         prior = -1 if self.priors is None else int(self.priors[index])
         return self._study(self.table[int(self.rows[index])], prior)
+
+    def select(self, places: slice | list[int]) -> StudyTable:
+        """The studies at some places as another such sequence."""
+        priors = None if self.priors is None else self.priors[places]
+        return StudyTable(self.table, self.rows[places], self.reader, priors)
 
     def __iter__(self) -> Iterator[Study]:
         """All studies, read many rows at a time."""

@@ -117,14 +117,17 @@ class TableDataModule(ReportDataModule):
             DataNotFoundError: If the table or an image is missing.
             AnnotationError: If the table cannot be used, or no study is left.
         """
-        reader = TableReader(self.columns, self.root / self.images, self.row, self.title)
+        reader = TableReader(self.columns, self.root / self.images, self.row, self.title, keep_repeats=self.checking)
         self.num_rows = 0
         for name, file in self.table.items():
             tables = open_table(file, self.root, self.columns.names(), self.encoding, self.delimiter, self.cache_dir)
             for given, rows in tables.items():
                 self.num_rows += len(rows)
                 reader.add(rows, name or given)
-        drafts = reader.finish("keep" if self.checking else self.missing_images)
+        drops = self.missing_images == "drop"
+        drafts = reader.finish("keep" if self.checking and not drops else self.missing_images)
+        if drops:
+            self.dropped["missing_images drop"] = [str(reader.finder.folder / name) for name in reader.finder.missing]
         studies = {name: self._filtered(part) for name, part in self._by_split(drafts).items()}
         if not any(studies.values()):
             raise AnnotationError(self._nothing_left(len(drafts)))

@@ -84,10 +84,12 @@ class TableReader:
         images: Folder to which image paths are relative.
         row: `"study"` or `"image"`.
         title: The table's name, for messages.
+        keep_repeats: Make rows that must not share an id studies of their own, so that a check can list them; otherwise
+            `finish` makes them an error.
     """
 
-    def __init__(self, columns: Columns, images: Path, row: str, title: str) -> None:
-        self.columns, self.row, self.title = columns, row, title
+    def __init__(self, columns: Columns, images: Path, row: str, title: str, keep_repeats: bool = False) -> None:
+        self.columns, self.row, self.title, self.keep_repeats = columns, row, title, keep_repeats
         self.finder = ImageFinder(images)
         self.id_pattern = _compiled("id_pattern", columns.id_pattern)
         self.patient_pattern = _compiled("patient_pattern", columns.patient_pattern)
@@ -123,6 +125,11 @@ class TableReader:
             views=self._views(row, stored, number),
         )
         known = self.drafts.setdefault(name, draft)
+        if known is not draft and self.keep_repeats and (self.row == "study" or known.split != draft.split):
+            known = self.drafts.setdefault(
+                f"{name}\n{self.num_rows if self.row == 'study' else draft.split}",  # no cell's text: it is stripped
+                draft,
+            )
         if known is draft:
             return
         if self.row == "study":

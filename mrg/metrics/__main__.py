@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from mrg.cli import one_line
 from mrg.files import write_json
 from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
+from mrg.metrics.labelers.named import load_labeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import Labeler, Scorer
 from mrg.metrics.nlg import NORMALIZATIONS, nlg_scores
@@ -22,6 +23,7 @@ from mrg.metrics.predictions import (
     TARGET_COLUMNS,
     Predictions,
     align,
+    column_names,
     read_predictions,
 )
 from mrg.metrics.results import (
@@ -31,6 +33,7 @@ from mrg.metrics.results import (
     format_nlg,
     format_table,
     most_frequent_report,
+    remark_on_frequency,
 )
 from mrg.metrics.scorer import ReportScore, load_scorer
 
@@ -38,7 +41,7 @@ DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in e
 intervals, beside what a constant normal report and the most frequent reference earn on the same references."""
 EPILOG = """The files are JSON lines (.jsonl, as `python -m mrg test` writes them), JSON (.json: a list of studies, or
 ReXrank's object of studies by id) or tables with a head line (.csv, .tsv). Reports are labelled by rules unless
---chexbert is given; see docs/labelers.md."""
+--labeler or --chexbert is given; see docs/labelers.md."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -48,9 +51,11 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--compare", type=Path, metavar="FILE", help="second file: paired differences to it")
     columns = (("id", ID_COLUMNS), ("preds", PREDS_COLUMNS), ("target", TARGET_COLUMNS))
     for name, known in columns:
-        result.add_argument(
-            f"--{name}", metavar="COLUMN", help=f"its column (default: the first of {', '.join(known)})"
-        )
+        usual = f"its column (default: the first of {', '.join(known)})"
+        more = "; of two files each takes the first one given that it has, and the usual ones otherwise"
+        result.add_argument(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{usual}{more}")
+    result.add_argument("--labeler", metavar="MODULE.CLASS", help="label with it: a class or an object of yours, see "
+                        "docs/extending.md (default: rules)")  # fmt: skip
     result.add_argument("--chexbert", metavar="CHECKPOINT", help="label with CheXbert: a file, a folder or a hub id")
     result.add_argument("--tokenizer", metavar="FOLDER", help="CheXbert's tokenizer (default: bert-base-uncased)")
     result.add_argument("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
@@ -89,12 +94,12 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Score or compare, print, and write the JSON."""
     _check(options)
-    first = _read(options.predictions, options)
+    first, *others = _read(options)
     if options.compare is None:
         _score(first, _output(options, "scores.json"), options)
         return
     names = _names(options.predictions, options.compare)
-    second = _read(options.compare, options)
+    second = others[0]
     if not (first.has_ids and second.has_ids):
         missing = options.compare if first.has_ids else options.predictions
         raise ValueError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
@@ -109,6 +114,8 @@ def run(options: argparse.Namespace) -> None:
     )  # fmt: skip
     columns = {"a_columns": first.columns, "b_columns": second.columns}
     write_json(output, {"a": str(options.predictions), "b": str(options.compare), **columns, **result})
+    for name, predictions in zip(names, (first, second), strict=True):
+        print(f"{name}: {_read_columns(predictions)}")
     print(f"{format_comparison(result, names, options.changed)}\n\nAll of it: {output}")
 
 
@@ -139,14 +146,20 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
     print(f"\nAll of it: {output}")
 
 
+def _read_columns(predictions: Predictions) -> str:
+    columns = predictions.columns
+    return f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
+
+
 def _remarks(predictions: Predictions) -> str:
     """Which columns were read, and what else a reader of the table should know."""
-    columns = predictions.columns
-    lines = [f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."]
+    lines = [_read_columns(predictions)]
     for side, texts in (("reports", predictions.preds), ("references", predictions.target)):
         empty = sum(not text.strip() for text in texts)
         if empty:
             lines.append(f"{empty:,} of {len(texts):,} {side} are empty.")
+    if remark := remark_on_frequency(predictions.target, "most frequent reference", "reference"):
+        lines.append(remark)
     if len(predictions.ids) < 100:
         lines.append(f"{len(predictions.ids)} studies are few: read the intervals, not the values.")
     return "\n".join(lines)
@@ -163,6 +176,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.normalization not in NORMALIZATIONS:
         known = ", ".join(NORMALIZATIONS)
         raise ValueError(f"Expected --normalization to be one of {known}, but got {options.normalization}.")
+    if options.labeler is not None and options.chexbert is not None:
+        raise ValueError("--labeler and --chexbert both name a labeler: pass one of them.")
     if options.tokenizer is not None and options.chexbert is None:
         raise ValueError("--tokenizer is that of CheXbert: give --chexbert too.")
 
@@ -178,8 +193,25 @@ def _output(options: argparse.Namespace, ending: str) -> Path:
     return output
 
 
-def _read(path: Path, options: argparse.Namespace) -> Predictions:
-    return read_predictions(path, options.id, options.preds, options.target)
+def _read(options: argparse.Namespace) -> list[Predictions]:
+    """The file, and the one that it is compared with."""
+    paths = [options.predictions, *([] if options.compare is None else [options.compare])]
+    given = [options.id, options.preds, options.target]
+    if not any(given):
+        return [read_predictions(path) for path in paths]
+    held = [column_names(path) for path in paths]
+    return [
+        read_predictions(path, *(_column(names, own, held) for names in given))
+        for path, own in zip(paths, held, strict=True)
+    ]
+
+
+def _column(given: Sequence[str], own: Collection[str], held: Sequence[Collection[str]]) -> str | None:
+    """The first given column that a file has; None, for the usual ones, where only the other file has them."""
+    for name in given:
+        if not any(name in columns for columns in held):
+            return name  # a slip of the pen: the reader says which columns there are
+    return next((name for name in given if name in own), None)
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -190,6 +222,8 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 
 
 def _labeler(options: argparse.Namespace) -> Labeler:
+    if options.labeler is not None:
+        return load_labeler(options.labeler)
     if options.chexbert is None:
         return RulesLabeler()
     tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}

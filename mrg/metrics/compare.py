@@ -115,7 +115,8 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
         value, other = cells
         lines.append(f"{name:<22}{value:>7}{other:>7}{by * row['difference']:>+8.{digits}f}{span:>18}{row['p']:>9.4f}")
     changed = result["changed"]
-    lines += ["", f"{len(changed):,} studies with a finding that only one of them has right."]
+    noun = "study" if len(changed) == 1 else "studies"
+    lines += ["", f"{len(changed):,} {noun} with a finding that only one of them has right."]
     if changed and num_changed:
         width = max(len(row["id"]) for row in changed[:num_changed])
         lines.append(f"{'':<{width}}{'MCCS A':>8}{'B':>6}   + right in A only, - right in B only")

@@ -75,6 +75,16 @@ def read_predictions(
     return Predictions(ids, preds, target, id_column is not None, columns)
 
 
+def column_names(path: Path) -> list[str]:
+    """The columns of a file of predictions, in the order of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read.
+    """
+    return list(dict.fromkeys(column for row in _rows(path) for column in row))
+
+
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
     """The second file's rows in the order of the first's.
 

@@ -28,10 +28,25 @@ CONSTANT_NORMAL = (
 
 
 def most_frequent_report(reports: Sequence[str]) -> str:
-    """The training split's commonest report; the first one among equals."""
+    """The commonest report; among equals the first one of the alphabet, so that the order of a file decides nothing."""
     if not reports:
         raise ValueError("Expected argument `reports` to hold at least one report, but got none.")
-    return Counter(reports).most_common(1)[0][0]
+    counts = Counter(reports)
+    most = max(counts.values())
+    return min(report for report, count in counts.items() if count == most)
+
+
+def remark_on_frequency(reports: Sequence[str], row: str, what: str) -> str:
+    """A line where the most frequent report is none: no report occurs twice; empty otherwise.
+
+    Args:
+        reports: Of which `most_frequent_report` took one.
+        row: What the table calls it.
+        what: What the reports are called: "reference".
+    """
+    if len(reports) < 2 or len(set(reports)) < len(reports):
+        return ""
+    return f"No {what} occurs twice: the row {row!r} is the first one of the alphabet and says little."
 
 
 def evaluate_systems(
@@ -120,6 +135,9 @@ def _per_condition(preds: Tensor, target: Tensor) -> dict[str, dict[str, float]]
     }
 
 
+NO_FINDING = (
+    "No reference states a finding: CE-F1 over 13 or 5 conditions is 0 whatever is written. Take other studies."
+)
 COLUMNS = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "CE-F1 micro-14")
 
 
@@ -136,6 +154,7 @@ def format_table(results: Mapping[str, Any]) -> str:
             + f". References that state nothing on the 13: {100 * results['empty_references']:.1f} %.",
             width=112,
         ),
+        *([] if any(support[c] for c in THIRTEEN) else [NO_FINDING]),
         "",
     ]
     width = max(12, *map(len, systems)) + 1

@@ -20,7 +20,8 @@ from torchmetrics import Metric
 
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.labels import Scorer
-from mrg.metrics.scorer import optional_scores, scorer_name
+from mrg.metrics.named import name_of
+from mrg.metrics.scorer import optional_scores
 
 _NOT_COLUMNS = ("prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 _ID_COLUMNS = ("study_id", "id")
@@ -82,15 +83,15 @@ class ReportReward:
                 f"Expected argument `metric` to score each report, but {type(metric).__name__} has no method `scores`."
             )
         if getattr(metric, "higher_is_better", True) is False:
-            raise ValueError(f"Expected a metric of which more is better, but {scorer_name(metric)} says otherwise.")
+            raise ValueError(f"Expected a metric of which more is better, but {name_of(metric)} says otherwise.")
         if isinstance(metric, Metric) and getattr(metric, "labeler", 0) is None:
-            raise ValueError(f"Expected {scorer_name(metric)} to have a labeler: a reward is paid for strings.")
+            raise ValueError(f"Expected {name_of(metric)} to have a labeler: a reward is paid for strings.")
         if getattr(metric, "average", "example") != "example":
             raise ValueError(f"Expected `average` to be 'example' for scores per report, but it is {metric.average!r}.")
         if think is not None:
             parse_completion("", think)  # raises now and not in the first step where the setting is unknown
         self.metric, self.target, self.think = metric, target, think
-        self.__name__ = name or scorer_name(metric)
+        self.__name__ = name or name_of(metric)
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Reward N completions.

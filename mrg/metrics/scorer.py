@@ -6,7 +6,6 @@ the packages above are in docs/scorers.md.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from torchmetrics import Metric
 
 from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labels import Scorer, identity
+from mrg.metrics.named import import_named, name_of
 
 
 def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> list[float | None]:
@@ -110,7 +110,7 @@ class ReportScore(Metric):
         what = _why_no_scorer(scorer)
         if what:
             raise TypeError(f"Expected argument `scorer` to be a function of two lists of strings, but got {what}.")
-        self.name = name or scorer_name(scorer)
+        self.name = name or name_of(scorer)
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
         object.__setattr__(self, "scorer", scorer)
         object.__setattr__(self, "higher_is_better", higher_is_better)  # torchmetrics keeps it for classes alone
@@ -155,12 +155,6 @@ def _why_no_scorer(value: Any) -> str:
     return "" if callable(value) else f"an object of type {type(value).__name__}"
 
 
-def scorer_name(scorer: Any) -> str:
-    """What to call a scorer in messages: its `name`, or that of its function or class."""
-    name = getattr(scorer, "name", None) or getattr(scorer, "__name__", None) or type(scorer).__name__
-    return str(name)
-
-
 def load_scorer(path: str) -> Scorer:
     """Import a scorer by name, for the command line.
 
@@ -172,21 +166,7 @@ def load_scorer(path: str) -> Scorer:
         ImportError: If the module cannot be imported; the message says why.
         TypeError: If what was found is no function and no object to call.
     """
-    module_name, colon, attribute = path.partition(":")
-    names = [*module_name.split("."), *attribute.split(".")]
-    if not colon or not all(name.isidentifier() for name in names):
-        raise ValueError(f"Expected a scorer in the form 'package.module:function', but got {path!r}.")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # a module may raise anything while it is imported
-        raise ImportError(
-            f"The module of scorer {path!r} could not be imported: {type(error).__name__}: {error}"
-        ) from error
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise ValueError(f"Expected scorer {path!r} to exist, but `{module_name}` has no such attribute {name!r}.")
-        found = getattr(found, name)
-        module_name += f".{name}"
+    found = import_named(path, "scorer", "function")
     what = _why_no_scorer(found)
     if what:
         raise TypeError(f"Expected scorer {path!r} to be a function of two lists of strings, but it is {what}.")

@@ -18,10 +18,18 @@ from mrg.modules.compiled_decoding import CompiledDecoder
 from mrg.modules.four_bits import check_device
 from mrg.modules.identity import check_fits, identity
 from mrg.modules.load import LoRA, check_frozen, check_shared_prefix, load_policy
+from mrg.modules.monitor import Patience
 from mrg.modules.policy import Policy
 from mrg.modules.prediction import predicted, tested
 from mrg.modules.rollout import sample
-from mrg.modules.settings import check_choice, check_counts, check_text_inputs
+from mrg.modules.settings import (
+    check_choice,
+    check_counts,
+    check_lora,
+    check_optimiser,
+    check_text_inputs,
+    check_trainer,
+)
 from mrg.modules.sharding import optimizer_groups, shard
 from mrg.modules.target import target_text
 from mrg.modules.tiny import Tiny, tiny_policy
@@ -57,8 +65,10 @@ class ReportModule(L.LightningModule):
         learning_rate: Peak of AdamW's rate.
         warmup_steps: Steps over which the rate rises to its peak.
         decay_steps: The step at which the rate has fallen, in a straight line, to 0; 0 keeps the peak.
-        weight_decay: Of AdamW.
+        weight_decay: Of AdamW, on matrices alone: norms, biases and other vectors are not decayed.
         max_grad_norm: Gradients are scaled down to this norm.
+        patience: Steps in a row without a finite gradient, which are left out, or in GRPO rounds of dead groups alone,
+            after which training stops.
         margin: Margin of MCCS, in training and in evaluation.
         labeler: Labels reports for rewards and scores; `RulesLabeler` by default.
     """
@@ -94,6 +104,7 @@ class ReportModule(L.LightningModule):
         decay_steps: int = 0,
         weight_decay: float = 0.0,
         max_grad_norm: float = 1.0,
+        patience: int = 10,
         margin: float = 0.5,
         labeler: Labeler | None = None,
     ) -> None:
@@ -102,12 +113,18 @@ class ReportModule(L.LightningModule):
         check_shared_prefix(shared_prefix)
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         check_counts(
-            max_views=(max_views, 1), max_new_tokens=(max_new_tokens, 1), max_study_pixels=(max_study_pixels, 0)
+            max_views=(max_views, 1),
+            max_new_tokens=(max_new_tokens, 1),
+            max_study_pixels=(max_study_pixels, 0),
+            patience=(patience, 1),
         )
+        check_optimiser(learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm)
+        check_lora(lora)
         if policy == "tiny" and lora is not None:
             raise ValueError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
-                "trained folder, for example runs/demo_sft/policy, or remove model.init_args.lora."
+                "trained folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO "
+                "reference to 'copy', or kl_coef to 0)."
             )
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
@@ -122,6 +139,7 @@ class ReportModule(L.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
         self.max_grad_norm, self.margin = max_grad_norm, margin
+        self.patience = Patience(patience)
         # Frozen weights are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
         self.strict_loading = False
         # Not a submodule: a labeler's weights are not the policy's.
@@ -145,6 +163,7 @@ class ReportModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
+        check_trainer(self.trainer, stage)
         check_strategy(self.trainer.strategy, self.load_in_4bit)
         if self.load_in_4bit:
             check_device(self.trainer.strategy.root_device)
@@ -223,8 +242,8 @@ class ReportModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear warm-up, then a constant or a linearly falling rate."""
-        parameters = optimizer_groups(self.parameters())
-        optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99), weight_decay=self.weight_decay)
+        parameters = optimizer_groups(self.parameters(), self.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -317,14 +336,16 @@ class ReportModule(L.LightningModule):
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["identity"] = self._identity()
+        checkpoint["patience"] = self.patience.state_dict()
         if self.lora is not None:
             checkpoint["lora_alpha"] = self.lora.alpha
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this policy.
+        """Check that the checkpoint belongs to this policy, and take up how long its run has gone nowhere.
 
         Raises:
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
         shapes = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
         check_fits(checkpoint, self.source, shapes, self._identity(), self.lora)
+        self.patience.load_state_dict(checkpoint.get("patience", {}))

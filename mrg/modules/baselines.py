@@ -21,6 +21,7 @@ from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 from mrg.modules.base import ReportModule
 from mrg.modules.image_features import Features, PixelCollator, TowerCollator, nearest, pixel_rows, tower_features
 from mrg.modules.load import load_policy
+from mrg.modules.settings import check_trainer
 
 
 class Baseline(ReportModule):
@@ -47,6 +48,7 @@ class Baseline(ReportModule):
         """
         if stage == "fit":
             raise ValueError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
+        check_trainer(self.trainer, stage)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")

@@ -107,7 +107,9 @@ def whole_base(base: Any) -> Any:
 
     source = base.name_or_path
     try:
-        whole = AutoModelForImageTextToText.from_pretrained(source, dtype=base.dtype, device_map="cpu")
+        # By its head, which is never trained in 4 bits: the model's own `dtype` may be a trained vision tower's.
+        dtype = base.lm_head.weight.dtype
+        whole = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, device_map="cpu")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -115,5 +117,7 @@ def whole_base(base: Any) -> Any:
             "or write the adapter alone (export --adapter true)."
         ) from None
     trained = {n: p.detach().cpu() for n, p in base.named_parameters() if p.requires_grad and ".lora_" not in n}
-    whole.load_state_dict(trained, strict=False)
+    for name, parameter in whole.named_parameters():
+        if name in trained:  # in the precision in which it was trained
+            parameter.data = trained[name]
     return whole

@@ -25,14 +25,14 @@ from mrg.modules.base import ReportModule
 from mrg.modules.correction import correction_weights
 from mrg.modules.loss import check_loss_options, grpo_loss
 from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
-from mrg.modules.monitor import BY_STEP, Monitor, Outcome, Patience, first_group
+from mrg.modules.monitor import BY_STEP, Monitor, Outcome, first_group
 from mrg.modules.prompts import Prompts
 from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
 from mrg.modules.reward import Reward, Rewards, WeightedScorer, replace_rewards
 from mrg.modules.rollout import Rollout, group_rows, replace_groups, sample
 from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
 from mrg.modules.servers import Servers
-from mrg.modules.settings import check_counts, check_precision, check_reference, check_sampling
+from mrg.modules.settings import check_counts, check_reference, check_sampling, warn_of_idle_clips
 from mrg.modules.sharding import clip_gradients, gathered, local_gradients, most_of_ranks
 
 
@@ -58,7 +58,6 @@ class GRPOModule(ReportModule):
         advantage_scale: See `group_advantages`; the batch is that of the rank.
         mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
         resample_dead: How often groups of equal rewards are sampled again.
-        patience: Steps in a row without a finite gradient, or rounds of dead groups alone, after which training stops.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
         ce_f1_weight: See `Reward`.
@@ -87,7 +86,6 @@ class GRPOModule(ReportModule):
         advantage_scale: str = "group",
         mask_truncated: bool = False,
         resample_dead: int = 0,
-        patience: int = 10,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
         ce_f1_weight: float = 0.0,
@@ -104,11 +102,10 @@ class GRPOModule(ReportModule):
             num_minibatches=(num_minibatches, 1),
             num_iterations=(num_iterations, 1),
             resample_dead=(resample_dead, 0),
-            patience=(patience, 1),
             sample_every=(sample_every, 0),
         )
         check_sampling(temperature, advantage_scale)
-        check_reference(reference, kl_coef, self.train_vision)
+        check_reference(reference, kl_coef, self.train_vision, self.lora)
         check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         if servers is not None and self.lora is None:
             raise ValueError(NO_ADAPTER)
@@ -123,7 +120,6 @@ class GRPOModule(ReportModule):
             "max_tokens": self.max_new_tokens,
         }  # fmt: skip
         self.resample_dead, self.rollout_seed = resample_dead, seed
-        self.patience = Patience(patience)
         self.sample_every = sample_every
         self.samples: list[dict[str, Any]] = []
         self.servers = servers
@@ -136,7 +132,7 @@ class GRPOModule(ReportModule):
     def setup(self, stage: str) -> None:
         """Also check that there is a reference where the KL term needs one."""
         if stage == "fit":
-            check_precision(self.trainer.precision)
+            warn_of_idle_clips(self.num_minibatches * self.num_iterations, self.loss_options)
         super().setup(stage)
         if stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -155,16 +151,6 @@ class GRPOModule(ReportModule):
         super().configure_model()
         if self.trainer.training and self.kl_coef and not self.writer.has_adapter and not self.writer.kept:
             self.writer.keep_reference()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also keep how long the run has gone nowhere."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["patience"] = self.patience.state_dict()
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also take up the patience; see `ReportModule.on_load_checkpoint`."""
-        super().on_load_checkpoint(checkpoint)
-        self.patience.load_state_dict(checkpoint.get("patience", {}))
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantage, reference, loss."""

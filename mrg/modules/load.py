@@ -15,6 +15,7 @@ from mrg.modules.attention import install
 from mrg.modules.families import FAMILIES, LANGUAGE_LINEARS
 from mrg.modules.four_bits import four_bits, settle
 from mrg.modules.policy import Policy
+from mrg.modules.precision import hold_trained
 
 
 @dataclasses.dataclass
@@ -48,7 +49,8 @@ def load_policy(
         path: Hub id or local folder.
         lora: Train adapters of this shape on the language model; `None` trains the language model itself.
         train_vision: Train the vision tower as well.
-        dtype: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own.
+        dtype: Of the frozen weights: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own. What is trained is
+            held in float32, see `mrg.modules.precision`.
         max_pixels: Pixel budget of one image, for a Qwen-VL or an InternVL; 0 keeps the checkpoint's own. The images of
             others have one size.
         gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
@@ -147,7 +149,7 @@ def _readable(path: str) -> Iterator[None]:
 
 
 def prepare(model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: str = "auto") -> Policy:
-    """Wrap a model: add the adapter where there is one, and freeze what is not trained."""
+    """Wrap a model: add the adapter where there is one, freeze what is not trained, hold the rest in float32."""
     model.config.use_cache = False
     install(model.model.language_model)
     if lora is not None:
@@ -161,6 +163,7 @@ def prepare(model: Any, processor: Any, lora: LoRA | None, train_vision: bool, s
     for name, parameter in policy.named_parameters():
         if any(f".{module}." in name for module in policy.family.vision):
             parameter.requires_grad_(train_vision)
+    hold_trained(policy.parameters())
     # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning leaves it there.
     policy.train()
     return policy

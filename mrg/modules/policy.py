@@ -24,6 +24,7 @@ from mrg.modules.autocast import CastAdapter
 from mrg.modules.families import FAMILIES
 from mrg.modules.four_bits import whole_base
 from mrg.modules.head import TokenLogps, token_logps
+from mrg.modules.precision import name_precision
 from mrg.modules.prefix import Packed, pack
 from mrg.modules.processor import save_processor
 from mrg.modules.prompts import Prompts
@@ -157,8 +158,7 @@ class Policy(nn.Module):
         """Prompt embeddings with the image embeddings in place; the vision tower runs once per image."""
         base = self.base.model
         image_mask = batch.prompt_ids == self.base.config.image_token_id
-        with contextlib.nullcontext() if self.train_vision else torch.no_grad():
-            images, deepstack = self.family.images(base, batch) if self.cache is None else self.cache.images(batch)
+        images, deepstack = self._images(batch)
         if int(image_mask.sum()) != images.shape[0]:
             raise ValueError(
                 f"The prompts hold {int(image_mask.sum())} image tokens, but the images give {len(images)}."
@@ -168,6 +168,13 @@ class Policy(nn.Module):
         embeds = embeds.masked_scatter(image_mask[..., None], images.to(embeds.dtype))
         positions, blocks = self.family.positions(base, batch, image_mask), self.family.blocks(image_mask)
         return Prompts(embeds, batch.prompt_mask, positions, image_mask, deepstack, blocks)
+
+    def _images(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Family.images`; none where no study has one."""
+        if not len(batch.pixel_values):
+            return torch.zeros(0, self.base.config.text_config.hidden_size, device=batch.prompt_ids.device), ()
+        with contextlib.nullcontext() if self.train_vision else torch.no_grad():
+            return self.family.images(self.base.model, batch) if self.cache is None else self.cache.images(batch)
 
     def hidden(
         self,
@@ -287,6 +294,7 @@ class Policy(nn.Module):
         weights = merged_weights(self.model, write, base) if self.has_adapter or self.sharded else None
         if write:
             base.save_pretrained(folder, state_dict=weights)
+            name_precision(base, Path(folder))
             save_processor(self.processor, folder)
 
 

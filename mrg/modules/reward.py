@@ -2,7 +2,8 @@
 
 Choices: a reward that raises or is not finite stops the run and names the study; it never becomes 0. A scorer may
 return None for a report to which it does not apply: that part is missing there and is left out of the sum. A completion
-without a report section is paid nothing for what it says, before anything is scored.
+without a report section is paid nothing for what it says, before anything is scored; a part that is negative would make
+that attractive, which is said once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mrg.metrics.mccs import mccs
 from mrg.metrics.reward import RewardError, as_reward
 from mrg.metrics.scorer import load_scorer
 from mrg.modules.advantage import combine_rewards
+from mrg.modules.ranks import say
 
 
 @dataclasses.dataclass
@@ -129,6 +131,7 @@ class Reward:
         self.margin, self.think = margin, think
         self.weights = {"mccs": mccs_weight, "ce_f1": ce_f1_weight, "format": format_weight}
         self.scorers = []
+        self.warned: set[str] = set()
         for part in scorers:
             scorer = as_reward(load_scorer(part.scorer), think=think, name=part.name or None)
             if scorer.__name__ in self.weights:
@@ -167,11 +170,29 @@ class Reward:
             name = scorer.__name__
             present[name] = torch.tensor([score is not None for score in scores])
             parts[name] = torch.tensor([0.0 if score is None else score for score in scores], dtype=torch.float64)
+        self._warn_of_paid_silence(parts, present, written)
         total, scored = combine_rewards(parts, self.weights, present)
         if not bool(total.isfinite().all()):
             worst = int((~total.isfinite()).nonzero()[0])
             raise RewardError(f"The reward of study {study_id[worst]} is {float(total[worst])}, not a finite number.")
         return Rewards(total, parts, (preds, references), present, scored)
+
+    def _warn_of_paid_silence(
+        self, parts: Mapping[str, Tensor], present: Mapping[str, Tensor], written: Tensor
+    ) -> None:
+        """Say once of each part that it takes from a report what no report loses: a missing one has 0 there."""
+        for name, part in parts.items():
+            paid = self.weights[name] * part.double()
+            scored = present.get(name, torch.ones_like(written)) & written
+            negative = scored & (paid < 0)
+            if name == "format" or name in self.warned or not bool(negative.any()):
+                continue
+            self.warned.add(name)
+            say(
+                f"The reward's part {name!r} is negative ({float(paid[negative].min()):.2g} with its weight) for "
+                f"{int(negative.sum())} of {int(scored.sum())} reports, where a completion without a report gets 0: "
+                "this pays for silence. Shift the score, or turn it round, so that with its weight it is never below 0."
+            )
 
     def _labels(self, reports: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Label classes of reports and references, (N, 14) each."""

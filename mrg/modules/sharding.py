@@ -177,8 +177,20 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return total
 
 
-def optimizer_groups(parameters: Iterable[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
-    """Parameters that one kernel can update together: sharded and whole ones apart."""
+def optimizer_groups(parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Parameters that one kernel can update together: sharded and whole ones apart, and those that do not decay.
+
+    Args:
+        parameters: Those that are frozen are left out.
+        weight_decay: Of matrices (and kernels of convolutions); vectors, which are norms and biases, do not decay.
+    """
     trained = [p for p in parameters if p.requires_grad]
-    parts = [[p for p in trained if not is_sharded(p)], [p for p in trained if is_sharded(p)]]
-    return [{"params": part} for part in parts if part]
+    groups = []
+    for sharded in (False, True):
+        part = [p for p in trained if is_sharded(p) == sharded]
+        matrices, vectors = ([p for p in part if (p.ndim > 1) == decays] for decays in (True, False))
+        if weight_decay:
+            groups += [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        else:  # in their order, as in checkpoints
+            groups.append({"params": part, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]

@@ -14,6 +14,7 @@ from typing import Any
 from mrg.pages.page import render, write_page
 from mrg.pages.run_charts import latest, run_charts
 from mrg.pages.run_log import RunLog
+from mrg.tested import is_outdated
 
 PAGE = "index.html"
 FILES = {
@@ -69,6 +70,8 @@ def _values(log: RunLog) -> dict[str, Any]:
         "charts": run_charts(log),
         "groups": sample_groups(log.samples),
         "table": _table(log.results),
+        "folder": str(log.folder),
+        "outdated": is_outdated(log.folder, log.results),
         "files": [(name, what) for name, what in FILES.items() if (log.folder / name).exists()],
         "config": log.config,
     }

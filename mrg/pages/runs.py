@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mrg.datamodules.study import Study, View
-from mrg.files import read_lines
+from mrg.files import print_if_read, read_lines
+from mrg.metrics.labelers.base import Labeler
+from mrg.tested import is_outdated
 
 
 @dataclasses.dataclass
@@ -45,12 +47,36 @@ class Run:
         model = _mapping(_mapping(self.config().get("model")).get("init_args"))
         return int(model.get("max_views") or 0)
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether training has replaced the checkpoint since it was tested; see `mrg.tested`."""
+        return is_outdated(self.folder, self.results)
+
     def config(self) -> dict[str, Any]:
         """The run's configuration; empty where there is none."""
         from omegaconf import OmegaConf
 
         file = self.folder / "config.yaml"
         return _mapping(OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
+
+    def labeler(self) -> Labeler | None:
+        """The labeler that the run's configuration names; None where it names none.
+
+        Raises:
+            ValueError: If it cannot be made.
+        """
+        from jsonargparse import ArgumentError, ArgumentParser
+
+        settings = _mapping(_mapping(self.config().get("model")).get("init_args")).get("labeler")
+        if not settings:
+            return None
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(Labeler, "labeler")
+        try:
+            made: Labeler = parser.instantiate_classes(parser.parse_object({"labeler": settings})).labeler
+        except (ArgumentError, ImportError, ValueError, OSError) as error:
+            raise ValueError(" ".join(str(error).split())) from error
+        return made
 
     def studies(self) -> dict[str, Study]:
         """The tested studies by id: from the files that the rows name or, where some are gone, from the data again.
@@ -79,7 +105,7 @@ class Run:
             module = parser.instantiate_classes(parser.parse_object({"data": data})).data
             module.setup()
         except (ArgumentError, ValueError, OSError) as error:
-            print(f"No images: the data of {self.folder} cannot be read ({' '.join(str(error).split())}).", flush=True)
+            print_if_read(f"No images: the data of {self.folder} cannot be read ({' '.join(str(error).split())}).")
             return []
         return list(module.splits["test"])
 

@@ -14,8 +14,8 @@ the MLP's, r the rank and e the bytes of a number:
 | gate, its activation, up, input of down | 4 e I | 4 e I |
 | adapters' inner states | 7 e r | 0 |
 
-A linear layer whose adapter or trained weights are float32 under autocast casts its input itself, so that n = 3 and
-n' = 2, otherwise 1; the same holds of m and m' where the trained weights are float32. w is their precision.
+What is trained is float32. Under autocast, a linear layer that is trained or has an adapter casts its input itself, so
+that n and m are 3 and n' and m' are 2, otherwise 1. w is the precision of the norms.
 
 What a pass works with besides is fitted to measurement (`tests/sizing/test_activations.py` says how near it comes).
 """
@@ -27,13 +27,16 @@ import dataclasses
 from mrg.modules.head import TILE
 from mrg.sizing.geometry import Geometry
 
+TRAINED = 4
+"""Bytes of a number that is trained, see `mrg.modules.precision`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """Precision of a run.
 
     Args:
-        weights: Bytes of a number of the base model.
+        weights: Bytes of a frozen number of the base model.
         autocast: Whether products are computed in bfloat16 whatever the weights are.
         rank: Of the adapter; 0 where the language model itself is trained.
         checkpointing: Whether layers are computed again in the backward pass.
@@ -45,33 +48,28 @@ class Numbers:
     checkpointing: bool = True
 
     @property
+    def language(self) -> int:
+        """Bytes of a number of the language model."""
+        return self.weights if self.rank else TRAINED
+
+    @property
     def compute(self) -> int:
         """Bytes of a number in a product."""
-        return 2 if self.autocast else self.weights
-
-    @property
-    def trained(self) -> int:
-        """Bytes of a number that is trained: an adapter is float32 unless everything is bfloat16."""
-        return 4 if self.rank and self.autocast else self.weights
-
-    @property
-    def casts(self) -> bool:
-        """Whether what is trained is cast for its products, and so are their inputs."""
-        return self.autocast and self.trained == 4
+        return 2 if self.autocast else self.language
 
 
 def kept_by_layer(shape: Geometry, numbers: Numbers, tokens: int) -> int:
     """Bytes that autograd keeps of one decoder layer."""
     e, d = numbers.compute, shape.width
-    inputs = 5 if numbers.casts else 2
+    inputs = 5 if numbers.autocast else 2
     norms = 2 * (4 * d + 4)
     attention = e * 2 * (shape.query_width + shape.kv_width) + 4 * shape.num_heads
     mlp = 4 * e * shape.inner_width
     if numbers.rank:
         low = 7 * e * numbers.rank
-        output = e * shape.query_width if numbers.casts else 0
+        output = e * shape.query_width if numbers.autocast else 0
         return tokens * (norms + inputs * e * d + attention + output + mlp + low)
-    return tokens * (norms + 2 * numbers.weights * d + inputs * e * d + attention + mlp)
+    return tokens * (norms + 2 * TRAINED * d + inputs * e * d + attention + mlp)
 
 
 def kept_by_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_tokens: int) -> int:
@@ -85,26 +83,33 @@ def kept_by_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_toke
     """
     e, d = numbers.compute, shape.width
     # A checkpointed layer keeps its input alone.
-    by_layer = tokens * d * numbers.weights if numbers.checkpointing else kept_by_layer(shape, numbers, tokens)
+    by_layer = tokens * d * numbers.language if numbers.checkpointing else kept_by_layer(shape, numbers, tokens)
     layers = shape.num_layers * by_layer
     if numbers.rank and not numbers.checkpointing:
         layers -= tokens * (4 * d + 4)  # nothing before the first layer is trained, so its first norm keeps nothing
-    last_norm = tokens * (4 * d + 4 + (0 if numbers.rank else numbers.weights * d))
-    rotary = 0 if numbers.checkpointing else 2 * tokens * (shape.query_width // shape.num_heads) * numbers.weights
+    last_norm = tokens * (4 * d + 4 + (0 if numbers.rank else TRAINED * d))
+    rotary = 0 if numbers.checkpointing else 2 * tokens * (shape.query_width // shape.num_heads) * numbers.language
     head = completion_tokens * (e * d + 8 if numbers.rank else 2 * e * d + 16)
     return layers + last_norm + rotary + head
 
 
 def cast_weights(shape: Geometry, numbers: Numbers) -> int:
-    """Bytes of the bfloat16 copies that autocast makes of float32 weights, and keeps for the backward pass."""
-    if not numbers.casts:
+    """Bytes of the bfloat16 copies that autocast makes of float32 weights, and keeps for the backward pass.
+
+    With checkpointing, those of one layer at a time; a trained head's in any case.
+    """
+    if not numbers.autocast:
         return 0
-    frozen = shape.adapted if numbers.weights == 4 else 0
+    layers = shape.adapted if numbers.language == 4 else 0
+    layers += shape.adapter(numbers.rank) if numbers.rank else 0
     if numbers.checkpointing:
-        frozen //= shape.num_layers
-    return 2 * (
-        shape.adapter(numbers.rank) + frozen if numbers.rank else shape.adapted + shape.vocab_size * shape.width
-    )
+        layers //= shape.num_layers
+    return 2 * layers + (0 if numbers.rank else head_copy(shape, numbers))
+
+
+def head_copy(shape: Geometry, numbers: Numbers) -> int:
+    """Bytes of the bfloat16 copy that autocast makes of a float32 head, the largest weight, whenever it is used."""
+    return 2 * shape.vocab_size * shape.width if numbers.autocast and numbers.language == 4 else 0
 
 
 def backward_work(shape: Geometry, numbers: Numbers, tokens: int) -> int:
@@ -144,15 +149,18 @@ def policy_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_token
 
 def reference_pass(shape: Geometry, numbers: Numbers, tokens: int, completion_tokens: int) -> int:
     """Bytes of a pass without gradients at its peak."""
-    return max(forward_work(shape, numbers, tokens), logits_work(shape, completion_tokens))
+    logits = logits_work(shape, completion_tokens) + head_copy(shape, numbers)
+    return max(forward_work(shape, numbers, tokens), logits)
 
 
 def vision_pass(shape: Geometry, numbers: Numbers, patches: int, trained: bool) -> int:
     """Bytes that the vision tower works with, or keeps where it is trained, for all patches of a batch; fitted."""
-    e, d, i = numbers.compute, shape.vision_width, shape.vision_inner_width
+    held = TRAINED if trained else numbers.weights
+    e, d, i = 2 if numbers.autocast else held, shape.vision_width, shape.vision_inner_width
     pixels = patches * shape.patch_values * (e if numbers.autocast else 0)
     if trained:
-        return pixels + patches * shape.vision_depth * (4 * e * i + 15 * e * d)
+        casts = 2 * shape.vision if numbers.autocast else 0
+        return casts + pixels + patches * shape.vision_depth * (4 * e * i + (37 if numbers.autocast else 15 * e) * d)
     return pixels + patches * max(3 * e * i + 4 * e * d, 36 * d if numbers.autocast else 0)
 
 

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mrg.cli import UserError
+from mrg.modules.precision import PRECISIONS, check_precision
 from mrg.sizing.activations import Numbers
 from mrg.sizing.geometry import PUBLISHED, Geometry, read_geometry
-from mrg.sizing.memory import Memory, Plan, advice, memory
+from mrg.sizing.memory import Memory, Plan, memory
+from mrg.sizing.ways import ways_down, ways_up
 
 DEVICES = (1, 2, 4, 8, 64)
 SPARE = 0.9
@@ -43,13 +45,17 @@ def main(args: Sequence[str]) -> None:
     columns = {count: memory(shape, for_devices(plan, count)) for count in counts}
     print(format_table(shape, plan, columns, options.memory, options.geometry or _policy(config)))
     fits = [count for count, needed in columns.items() if needed.total <= SPARE * options.memory * 2**30]
+    last = max(columns)
+    chosen, needed, allowed = for_devices(plan, last), columns[last], SPARE * options.memory * 2**30
+    where = f" on {last} GPUs" if last > 1 else ""
     if not fits:
-        last = max(columns)
-        chosen = for_devices(plan, last)
-        print(f"\nIt does not fit: {advice(shape, chosen, columns[last], last)}")
+        print(f"\nIt does not fit: the largest phase is {needed.largest}. One change alone gives{where}:")
+        print(*(f"  {line}" for line in ways_down(shape, chosen, needed, allowed)), sep="\n")
         raise SystemExit(1)
     if len(fits) < len(columns):
         print(f"\nIt fits on {', '.join(map(str, fits))} GPUs of {options.memory:g} GiB.")
+    elif lines := ways_up(shape, chosen, allowed):
+        print(f"\nWhat is free may be spent on one of these{where}:", *(f"  {line}" for line in lines), sep="\n")
 
 
 def read_config(argv: Sequence[str]) -> Any:
@@ -103,17 +109,16 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
             "Expected model.init_args.max_pixels to be set: without it an image makes as many tokens as it likes."
         )
     precision = str(config.trainer.precision or "32-true")
+    check_precision(precision)
     rank = int(given.lora.rank) if given.lora else 0
     weights = {"float32": 4, "bfloat16": 2}.get(given.dtype, shape.weights)
-    if precision == "bf16-true":
-        weights = 2
     grpo = hasattr(given, "group_size")
     repeats = 2 if given.use_prior else 1
     text = TEMPLATE_TOKENS + len(given.prompt) // CHARACTERS_PER_TOKEN
     text += INDICATION_TOKENS * bool(given.use_indication) + PRIOR_TOKENS * bool(given.use_prior)
     strategy = getattr(config.trainer.strategy, "class_path", config.trainer.strategy)
     return Plan(
-        numbers=Numbers(weights, precision.endswith("mixed"), rank, bool(given.gradient_checkpointing)),
+        numbers=Numbers(weights, PRECISIONS[precision], rank, bool(given.gradient_checkpointing)),
         strategy="fsdp" if str(strategy).endswith("FSDP2") else "ddp" if "ddp" in str(strategy).lower() else "one",
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
@@ -135,7 +140,9 @@ def format_table(shape: Geometry, plan: Plan, columns: dict[int, Memory], size: 
     """One column for each number of GPUs, GiB on each of them."""
     numbers = plan.numbers
     kind = f"LoRA of rank {numbers.rank}" if numbers.rank else "all weights"
-    precision = f"{'float32' if numbers.weights == 4 else 'bfloat16'} weights{', autocast' if numbers.autocast else ''}"
+    precision = (
+        f"{'float32' if numbers.language == 4 else 'bfloat16'} weights{', autocast' if numbers.autocast else ''}"
+    )
     strategies = {for_devices(plan, count).strategy for count in columns} - {"one"}
     head = [
         f"{name}: {shape.total:,} weights, {kind}, {precision}, {', '.join(sorted(strategies)) or 'one GPU'}, "

@@ -29,6 +29,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from mrg.modules.sharding import BUCKET
+from mrg.sizing.activations import TRAINED
 from mrg.sizing.geometry import Geometry
 from mrg.sizing.memory import Plan
 
@@ -85,21 +86,20 @@ def volume(
     """
     numbers, sharded = plan.numbers, plan.strategy == "fsdp"
     if numbers.rank:
-        bytes_each = numbers.trained
-        whole, num_whole = shape.adapter(numbers.rank) * bytes_each, 2 * len(shape.linears)
+        whole, num_whole = shape.adapter(numbers.rank), 2 * len(shape.linears)
     else:
-        vision = 0 if plan.train_vision else shape.vision
-        bytes_each = numbers.weights
-        whole = (shape.total - vision - (shape.decoder if sharded else 0)) * bytes_each
-        num_whole = shape.num_tensors - (shape.num_decoder_tensors if sharded else 0)
-        num_whole -= 0 if plan.train_vision else shape.num_vision_tensors
-    num_reduces = num_steps * min(num_whole, -(-whole // (bytes_each * BUCKET)))
+        whole = shape.total - shape.vision - (shape.decoder if sharded else 0)
+        num_whole = shape.num_tensors - shape.num_vision_tensors - (shape.num_decoder_tensors if sharded else 0)
+    if plan.train_vision:
+        whole, num_whole = whole + shape.vision, num_whole + shape.num_vision_tensors
+    num_reduces = num_steps * min(num_whole, -(-whole // BUCKET))
+    whole *= TRAINED
     if not sharded:
         return Volume(0, 0, num_steps * whole, 0, num_reduces)
     rollouts = 0 if plan.servers or plan.group_size == 1 else 1
     gathers = 2 * policy_passes + reference_passes + rollouts
     scatters = 0 if numbers.rank else policy_passes
-    decoder, layer = (count * numbers.weights for count in (shape.decoder, shape.largest_layer))
+    decoder, layer = (count * numbers.language for count in (shape.decoder, shape.largest_layer))
     vain = 1 if reference_passes or rollouts else 0
     return Volume(
         gathers * decoder + vain * layer,

@@ -6,8 +6,10 @@ import dataclasses
 
 from mrg.modules.static_decoding import LENGTH_MULTIPLE
 from mrg.sizing.activations import (
+    TRAINED,
     Numbers,
     forward_work,
+    head_copy,
     kv_cache,
     policy_pass,
     reference_pass,
@@ -129,7 +131,7 @@ def memory(shape: Geometry, plan: Plan) -> Memory:
     """
     stays = trained_state(shape, plan)
     prompts = plan.batch_size * plan.prompt_tokens
-    stays["prompts and pixels"] = prompts * shape.width * plan.numbers.weights + _pixels(shape, plan, plan.batch_size)
+    stays["prompts and pixels"] = prompts * shape.width * plan.numbers.language + _pixels(shape, plan, plan.batch_size)
     writes = plan.group_size > 1 and not plan.servers
     if plan.keeps_tables:
         stays["keys and values"] = kept_tables(shape, plan, writes)
@@ -150,22 +152,20 @@ def trained_state(shape: Geometry, plan: Plan) -> dict[str, int]:
 
     Only the decoder layers are sharded, and of what is trained only they.
     """
-    numbers = plan.numbers
-    size = numbers.weights
-    whole = shape.total - shape.decoder
+    numbers, size = plan.numbers, plan.numbers.language
     decoder = round(shape.adapted * FOUR_BITS) + (shape.decoder - shape.adapted) * size if plan.four_bits else (
         shape.decoder * size)  # fmt: skip
-    stays = {"decoder layers": -(-decoder // plan.shards), "embedding, head, vision": whole * size}
+    outside = shape.total - shape.decoder - shape.vision
+    vision = shape.vision * (TRAINED if plan.train_vision else numbers.weights)
+    stays = {"decoder layers": -(-decoder // plan.shards), "embedding, head, vision": outside * size + vision}
     if numbers.rank:
-        trained = shape.adapter(numbers.rank) * numbers.trained
-        stays["adapter"] = trained
+        stays["adapter"] = trained = shape.adapter(numbers.rank) * TRAINED
     else:
-        outside = whole - (0 if plan.train_vision else shape.vision)
-        trained = (-(-shape.decoder // plan.shards) + outside) * size
-        if plan.reference:
-            stays["copied reference"] = trained
-    if numbers.rank and plan.train_vision:
-        trained += shape.vision * size
+        trained = (-(-shape.decoder // plan.shards) + outside) * TRAINED
+    if plan.train_vision:
+        trained += vision
+    if plan.reference and not numbers.rank:
+        stays["copied reference"] = trained
     stays["gradients"] = trained
     stays["AdamW"] = 2 * trained
     if plan.strategy == "ddp":
@@ -179,8 +179,8 @@ def rollout(shape: Geometry, plan: Plan, prompts: int, group_size: int) -> int:
     read = kv_cache(shape, numbers, prompts, plan.prompt_tokens, 0, 0)
     written = 0 if plan.keeps_tables else kv_cache(shape, numbers, 0, 0, rows, plan.max_new_tokens)
     reading = forward_work(shape, numbers, prompts * plan.prompt_tokens)
-    writing = written + sampling_work(shape, rows)
-    gathered = shape.decoder * numbers.weights - -(-shape.decoder * numbers.weights // plan.shards)
+    writing = written + sampling_work(shape, rows) + head_copy(shape, numbers)
+    gathered = shape.decoder * numbers.language - -(-shape.decoder * numbers.language // plan.shards)
     # In float32 the adapter is merged into copies of the weights, see `Policy.merged`.
     merged = (
         4 * shape.adapted if numbers.rank and numbers.weights == 4 and not (numbers.autocast or plan.four_bits) else 0
@@ -215,7 +215,7 @@ def _gathered_layers(shape: Geometry, plan: Plan, reference: bool) -> int:
     if plan.shards == 1:
         return 0
     layers = 2 if reference or plan.numbers.rank else 3
-    return layers * shape.largest_layer * plan.numbers.weights
+    return layers * shape.largest_layer * plan.numbers.language
 
 
 def _validation(shape: Geometry, plan: Plan) -> int:
@@ -229,44 +229,3 @@ def _patches(shape: Geometry, plan: Plan, studies: int) -> int:
 
 def _pixels(shape: Geometry, plan: Plan, studies: int) -> int:
     return 4 * shape.patch_values * _patches(shape, plan, studies)
-
-
-def advice(shape: Geometry, plan: Plan, needed: Memory, devices: int) -> str:
-    """What to change where the memory does not suffice: first what weighs most.
-
-    Args:
-        shape: Of the model.
-        plan: Its settings.
-        needed: Its memory.
-        devices: GPUs that there are.
-    """
-    stays, phase = sum(needed.stays.values()), needed.largest
-    words = []
-    if plan.numbers.weights == 4:
-        words.append("model.init_args.dtype bfloat16 with trainer.precision bf16-mixed halves the weights")
-    if not plan.numbers.rank:
-        words.append("model.init_args.lora trains an adapter instead of all weights")
-    if stays > needed.phases[phase] and plan.strategy != "fsdp" and devices > 1:
-        words.append("--config configs/strategy/fsdp.yaml shares the decoder layers out")
-    if stays > needed.phases[phase] and plan.strategy == "fsdp":
-        words.append("more GPUs hold smaller shares")
-    words.append(f"the largest phase is {phase}: {_lower(plan)[phase]}")
-    if phase == "rollout" and plan.strategy == "fsdp":
-        words.append(
-            "a rollout gathers all layers on every rank, which rollout servers spare (configs/rollout/vllm.yaml)"
-        )
-    return "; ".join(words) + "."
-
-
-def _lower(plan: Plan) -> dict[str, str]:
-    from mrg.modules.monitor import LOWER
-
-    lower = {**LOWER, "validation": "lower data.init_args.eval_batch_size"}
-    if not plan.micro_batch_tokens:
-        lower["policy"] = "lower data.init_args.batch_size, or set gradient_checkpointing to true"
-    elif plan.micro_batch_tokens <= plan.group_tokens:
-        lower["reference"] = "lower model.init_args.group_size, max_new_tokens or max_pixels (a group is never cut)"
-        lower["policy"] = lower["reference"]
-        if not plan.numbers.checkpointing:
-            lower["policy"] = "set model.init_args.gradient_checkpointing to true"
-    return lower

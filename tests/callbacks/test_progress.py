@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mrg.callbacks.progress import Pace, clock
+from mrg.callbacks.progress import Pace, clock, score_text
 from mrg.cli import main
 from tests.callbacks.runs import fit_arguments, grpo_arguments
 
@@ -53,7 +53,8 @@ def test_lines_in_a_file_are_plain_and_few(tmp_path, capsys):
         r"step 3 of 3  loss \d\.\d{3}  val loss \d\.\d{3}  MCCS 0\.\d{3}  CE-F1 0\.\d{3}  in 0:\d\d", lines[0]
     )
     assert re.fullmatch(
-        r"step 2 of 4  reward 0\.\d{3}  MCCS 0\.\d{3}  CE-F1 0\.\d{3}  [\d,]+ tokens/s  0:\d\d left|.*  in 0:00",
+        r"step 2 of 4  reward 0\.\d{3}  (?:\d+% [a-z ]+  )*MCCS 0\.\d{3}  CE-F1 0\.\d{3}  [\d,]+ tokens/s  "
+        r"(?:0:\d\d left|in 0:00)",
         lines[1],
     )
     run = tmp_path / "run"
@@ -85,6 +86,24 @@ def test_a_terminal_that_cannot_move_gets_plain_lines(tmp_path, monkeypatch):
 def test_no_progress_where_none_is_wanted(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path, "--trainer.enable_progress_bar=false")])
     assert "step 3" not in capsys.readouterr().out
+
+
+def test_the_line_says_what_stops_learning(tmp_path, capsys):
+    main(["fit", *fit_arguments(tmp_path, "--name=sft")])
+    capsys.readouterr()
+    main(["fit", *grpo_arguments(tmp_path, "--model.init_args.max_new_tokens=2")])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 3 of 3"))
+    assert re.match(r"step 3 of 3  reward \d\.\d{3}  100% cut off  100% equal rewards  MCCS ", line), line
+
+
+def test_a_share_is_said_from_nine_tenths_on_and_never_rounded_up_to_all():
+    trainer = Trainer()
+    trainer.callback_metrics = {"reward/total": 0.5, "train/truncated": 0.899, "train/dead_groups": 0.9999}
+    assert score_text(trainer) == "reward 0.500  99% equal rewards"
+    trainer.callback_metrics["train/truncated"] = 0.9
+    assert score_text(trainer) == "reward 0.500  90% cut off  99% equal rewards"
+    trainer.callback_metrics = {"reward/total": 0.5, "train/truncated": 0.1, "train/dead_groups": 0.2}
+    assert score_text(trainer) == "reward 0.500"
 
 
 class Loop:

@@ -271,7 +271,7 @@ def test_test_subset_and_limits(roots: dict[str, Path]) -> None:
     data = data_of(roots["annotation"], test_subset="leakage_free", limit_train=1)
     assert ids_of(data)["test"] == ["CXR3_IM-0030"]
     assert data.removed == {"report that stands in train": 1}
-    assert data.describe().endswith("; left out: 1 with report that stands in train; of these at most train 1")
+    assert data.describe().endswith("; left out: 1 with report that stands in train; drawn: train 1 of 3")
 
 
 def test_missing_images_are_named_with_their_source(roots: dict[str, Path]) -> None:

@@ -82,7 +82,7 @@ def test_describe_names_the_protocol_and_what_deviates(roots, monkeypatch):
     text = read(roots, laterals=True, sections="both", headerless="use", prior=True, limit_train=2).describe()
     assert text.startswith(
         "MIMIC-CXR, official split, findings and impression, views PA or AP and laterals, at least 3 words, reports "
-        "without headers as they are, with prior studies: train 2, val 1, test 2; left out: "
+        "without headers as they are, with prior studies: train 2, val 1, test 2; drawn: train 2 of 4; left out: "
     )
     assert "published" not in text
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from mrg.datamodules.splits import all_as_test, split_by_patient
+from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.splits import all_as_test, draw, split_by_patient
 from mrg.datamodules.study import Study, View
 
 VIEW = View(np.zeros((2, 2), np.uint8))
@@ -52,3 +53,31 @@ def test_fractions_must_add_up():
 def test_all_as_test():
     given = studies(3)
     assert all_as_test(given) == {"train": [], "val": [], "test": given}
+
+
+def test_a_draw_is_spread_over_the_split_keeps_its_order_and_holds_the_smaller_ones():
+    given = studies(590, per_patient=1)
+    place = {study.id: index for index, study in enumerate(given)}
+    drawn = [place[study.id] for study in draw(given, 48)]
+    assert len(set(drawn)) == 48
+    assert drawn == sorted(drawn)
+    assert min(sum(start <= index < start + 118 for index in drawn) for start in range(0, 590, 118)) > 3
+    assert drawn == [place[study.id] for study in draw(given, 48)]
+    assert set(drawn) < {place[study.id] for study in draw(given, 49)}
+    assert draw(given, 0) is draw(given, 590) is draw(given, 600) is given
+
+
+def test_a_limit_does_not_take_the_normal_head_of_a_sorted_list():
+    """R2Gen's list of IU X-Ray begins with a hundred normal studies."""
+
+    class Sorted(ReportDataModule):
+        def read(self):
+            return {
+                "train": [],
+                "val": [],
+                "test": [Study(str(k), (VIEW,), "Edema." if k > 99 else "Clear.") for k in range(590)],
+            }
+
+    data = Sorted(limit_test=48)
+    assert data.describe() == "Sorted (train 0, val 0, test 48; drawn: test 48 of 590)"
+    assert 30 < sum(study.report == "Edema." for study in data.splits["test"]) < 48

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 from mrg.datamodules import study_table
 from mrg.datamodules.base import StudyDataset
 from mrg.datamodules.mimic import MIMICDataModule
+from mrg.datamodules.splits import draw
 from mrg.datamodules.study_table import StudyTable
 from tests.trees import MIMICStudy, mimic_report, write_mimic_tree
 
@@ -73,3 +74,13 @@ def test_workers_are_sent_file_names(table):
 def test_a_loader_with_workers_reads_every_study_once(table):
     loader = DataLoader(StudyDataset(table), 8, shuffle=True, num_workers=2, collate_fn=list)
     assert sorted(number(study) for batch in loader for study in batch) == list(range(40))
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_a_drawn_part_is_a_table_with_its_priors(table):
+    drawn = draw(table, 12)
+    assert isinstance(drawn, StudyTable)
+    every = {study.id: study for study in table}
+    assert list(drawn) == [every[study.id] for study in drawn]
+    assert len({study.id for study in drawn}) == 12
+    assert any(study.prior for study in drawn)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -239,7 +240,11 @@ def test_missing_images_are_counted_or_dropped(root):
     assert data.removed == {"no image": 1}
     with pytest.raises(DataNotFoundError, match=r"17 of the 17 images .*; please check data\.init_args\.root"):
         TableDataModule("t.csv", columns, str(root), "nowhere", split="test", missing_images="drop").read()
-    data.checking = True  # a check lists them itself
+    data.checking = True  # a check reads what a run reads
+    assert [[v.image.name for v in s.views] for s in data.read()["test"]] == [["a.png"]] * 8
+    assert [Path(name).name for name in data.dropped["missing_images drop"]][:2] == ["0.png", "1.png"]
+    data = module(root, columns=columns, split="test")
+    data.checking = True  # and lists itself what stops a run
     assert [len(s.views) for s in data.read()["test"]] == [2] * 8 + [1]
 
 

@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
+from mrg.metrics import CONDITIONS
 from mrg.metrics.__main__ import main
+from mrg.metrics.labelers.base import Labeler
 from tests.metrics.test_predictions import write
 
 TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "The lungs are clear.", "The lungs are clear."]
@@ -50,6 +53,19 @@ def test_table_and_json(predictions, capsys):
     assert "predictions.jsonl.scores.json" in text
     assert "Reports: 'prediction'; references: 'target'; ids: 'id'." in text
     assert "4 studies are few" in text
+    assert "occurs twice" not in text
+
+
+def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
+    given = [{"id": i, "prediction": p, "target": t} for i, (p, t) in enumerate(zip(PREDS, TARGET[:3], strict=False))]
+    scores = []
+    for order in (1, -1):
+        file = write(tmp_path / f"p{order}.jsonl", given[::order])
+        main([str(file)])
+        result = json.loads(file.with_name(f"{file.name}.scores.json").read_text())
+        scores.append(result["systems"]["most frequent reference"]["scores"]["CE-F1 micro-13+"]["value"])
+        assert "No reference occurs twice: the row 'most frequent reference'" in capsys.readouterr().out
+    assert scores[0] == scores[1]
 
 
 def test_compare(predictions, tmp_path, capsys):
@@ -87,6 +103,105 @@ def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert "--trials" in fails(capsys, predictions, "--trials", "0")
     assert "no column for the generated report" in fails(capsys, predictions, "--preds", "text")
     assert not list(tmp_path.glob("*.scores.json"))
+
+
+def test_each_of_two_files_has_its_own_columns(predictions, tmp_path, capsys):
+    """A given column need be in one file only: the other one falls back on the usual names."""
+    renamed = [{"id": r["id"], "hyp": r["target"], "gt": r["target"], "prediction": "Edema."} for r in rows(PREDS)]
+    other = write(tmp_path / "other.json", renamed)
+    given = ["--preds", "hyp", "--target", "gt", "--trials", "20"]
+    results = []
+    for files in ((predictions, other), (other, predictions)):
+        output = tmp_path / "out.json"
+        main([str(files[0]), "--compare", str(files[1]), "--output", str(output), *given])
+        results.append(json.loads(output.read_text())["scores"]["CE-F1 micro-13+"])
+    usual, own = (
+        "Reports: 'prediction'; references: 'target'; ids: 'id'.",
+        "Reports: 'hyp'; references: 'gt'; ids: 'id'.",
+    )
+    text = capsys.readouterr().out
+    assert f"predictions.jsonl: {usual}\nother.json: {own}" in text
+    assert f"other.json: {own}\npredictions.jsonl: {usual}" in text
+    assert [(r["value"], r["other"]) for r in results] == [(pytest.approx(2 / 3), 1.0), (1.0, pytest.approx(2 / 3))]
+
+
+def test_two_files_with_unusual_columns(predictions, tmp_path):
+    first = write(
+        tmp_path / "a.csv", [{"id": r["id"], "mine": r["prediction"], "gt": r["target"]} for r in rows(PREDS)]
+    )
+    second = write(tmp_path / "b.csv", [{"id": r["id"], "hyp": r["target"], "gt": r["target"]} for r in rows(PREDS)])
+    output = tmp_path / "out.json"
+    main([str(first), "--compare", str(second), "--preds", "mine", "--preds", "hyp", "--target", "gt", "--trials", "9",
+          "--output", str(output)])  # fmt: skip
+    result = json.loads(output.read_text())
+    assert (result["a_columns"]["preds"], result["b_columns"]["preds"]) == ("mine", "hyp")
+    assert result["scores"]["MCCS"]["other"] == 1
+
+
+def test_a_column_that_no_file_has_is_refused(predictions, tmp_path, capsys):
+    other = write(tmp_path / "other.csv", rows(TARGET))
+    assert "no column for the generated report (looked for 'hpy')" in fails(
+        capsys, predictions, "--compare", other, "--preds", "hpy"
+    )
+    assert "(looked for 'hpy')" in fails(capsys, predictions, "--preds", "prediction", "--preds", "hpy")
+
+
+class Shouting(Labeler):
+    """Everything in capitals is an edema."""
+
+    name = "shouting"
+
+    def __call__(self, texts):
+        labels = torch.zeros(len(texts), 14, dtype=torch.int64)
+        labels[:, CONDITIONS.index("Edema")] = torch.tensor([int(text.isupper()) for text in texts])
+        return labels
+
+
+def shouting(texts):
+    """The same as a function."""
+    return Shouting()(texts)
+
+
+def fails_to_label(texts):
+    raise KeyError("boom")
+
+
+def labels_in_fives(texts):
+    return torch.full((len(texts), 14), 5)
+
+
+@pytest.mark.parametrize("name", ["tests.metrics.test_main.Shouting", "tests.metrics.test_main:shouting"])
+def test_a_labeler_of_ones_own(tmp_path, capsys, name):
+    given = [
+        {"id": i, "prediction": p, "target": t} for i, (p, t) in enumerate([("A.", "B."), ("a.", "B."), ("a.", "b.")])
+    ]
+    file = write(tmp_path / "p.jsonl", given)
+    main([str(file), "--labeler", name])
+    result = json.loads((tmp_path / "p.jsonl.scores.json").read_text())
+    assert result["labeler"] == "shouting"
+    assert result["systems"]["p"]["scores"]["CE-F1 micro-13+"]["value"] == pytest.approx(2 / 3)  # 1 right, 1 missed
+    assert "labeler shouting" in capsys.readouterr().out
+    main([str(file), "--compare", str(write(tmp_path / "q.jsonl", given)), "--labeler", name, "--trials", "5"])
+    assert "labeler shouting" in capsys.readouterr().out
+
+
+def test_a_labeler_that_cannot_be_had_is_one_line(predictions, capsys):
+    def line(name):
+        return fails(capsys, predictions, "--labeler", name)
+
+    assert "form 'package.module:Class', but got 'german'" in line("german")
+    assert "could not be imported: ModuleNotFoundError" in line("no_such_module.German")
+    assert "has no such attribute 'German'" in line("tests.metrics.test_main.German")
+    here = "tests.metrics.test_main"
+    assert f"The labeler {here}:fails_to_label failed: KeyError: 'boom'" in line(f"{here}.fails_to_label")
+    assert "return label classes 0..3, but got 5..5" in line(f"{here}.labels_in_fives")
+    assert "to return a tensor (" in line("tests.metrics.test_main:len_of")
+    assert "pass one of them" in fails(capsys, predictions, "--labeler", "a.b", "--chexbert", "x.pth")
+    assert not list(predictions.parent.glob("*.scores.json"))
+
+
+def len_of(texts):
+    return [len(text) for text in texts]
 
 
 def test_scorers_and_nlg(predictions, capsys):

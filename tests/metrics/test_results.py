@@ -3,7 +3,13 @@ import json
 import pytest
 
 from mrg.metrics import MCCS, RulesLabeler
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, format_table, most_frequent_report
+from mrg.metrics.results import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_table,
+    most_frequent_report,
+    remark_on_frequency,
+)
 
 TARGET = ["The heart is enlarged. No pleural effusion.", "Small left pleural effusion.", "No pneumothorax."] * 20
 
@@ -39,7 +45,25 @@ def test_nothing_written_is_worth_nothing_where_nothing_was_stated():
     assert float(metric.compute()) == 0.5
 
 
+def test_a_table_without_a_finding_says_so():
+    line = "No reference states a finding: CE-F1 over 13 or 5 conditions is 0 whatever is written. Take other studies."
+    for target, said in ((["No edema.", "The lungs are clear."], True), (["No edema.", "Possible edema."], False)):
+        results = evaluate_systems({"a": target}, target, RulesLabeler(), num_resamples=20)
+        lines = format_table(results).splitlines()
+        assert (line in lines) is said
+        assert max(map(len, lines)) <= 112
+
+
+def test_remark_on_frequency():
+    assert remark_on_frequency(["a", "b", "a"], "row", "reference") == ""
+    assert remark_on_frequency(["a"], "row", "reference") == ""
+    remark = remark_on_frequency(["b", "a"], "row", "reference")
+    assert remark == "No reference occurs twice: the row 'row' is the first one of the alphabet and says little."
+
+
 def test_most_frequent_report():
-    assert most_frequent_report(["b", "a", "a", "b"]) == "b"
+    assert most_frequent_report(["b", "a", "c", "b"]) == "b"
+    assert most_frequent_report(["b", "a", "a", "b"]) == most_frequent_report(["a", "b", "b", "a"]) == "a"
+    assert most_frequent_report(["c", "b"]) == most_frequent_report(["b", "c"]) == "b"
     with pytest.raises(ValueError, match="at least one report"):
         most_frequent_report([])

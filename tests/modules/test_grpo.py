@@ -1,3 +1,5 @@
+import dataclasses
+
 import lightning as L
 import pytest
 import torch
@@ -42,7 +44,7 @@ class Shortness:
         return Rewards(rewards, {"shortness": rewards}, (nothing, nothing))
 
 
-def trainer(steps):
+def trainer(steps, **settings):
     return L.Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -51,6 +53,7 @@ def trainer(steps):
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        **settings,
     )
 
 
@@ -202,7 +205,7 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
         ({"temperature": 0.0}, "temperature to be above 0, but got 0.0"),
         ({"think": "maybe"}, "'required' or 'absent', but got 'maybe'"),
         ({"lora": None}, "needs a reference"),
-        ({"train_vision": True}, "shares the vision tower"),
+        ({"train_vision": True}, "its adapter off, whose vision tower is trained too"),
         ({"micro_batch_tokens": -1}, "micro_batch_tokens to be at least 1, but got -1"),
         ({"advantage_scale": "std"}, "'group', 'batch' or 'none', but got 'std'"),
         ({"max_prompt_length": 5}, "lower max_pixels or max_views"),
@@ -272,3 +275,13 @@ def test_every_image_is_encoded_once_a_round_and_without_gradient(saved, studies
     assert not any(with_gradient for _, with_gradient in calls)
     batch = StudyCollator(module_on(saved, studies)[0].writer.processor, "Report:")(studies)
     assert sum(patches for patches, _ in calls) == len(batch.pixel_values)  # two rounds of four of the eight studies
+
+
+def test_a_round_without_any_image(saved, studies):
+    """Of both kinds of training, with a reference, and with the vision tower trained."""
+    bare = [dataclasses.replace(study, views=()) for study in studies[:4]]
+    module, _ = module_on(saved, bare, steps=1)
+    assert any(float(w.abs().max()) > 0 for name, w in weights(module).items() if "lora_B" in name)
+    module_on(saved, bare, steps=1, lora=None, reference="copy", train_vision=True)
+    supervised = SFTModule(policy=saved, warmup_steps=1, **SETTINGS)
+    trainer(1).fit(supervised, FixedData(bare, batch_size=2))

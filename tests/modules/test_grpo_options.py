@@ -99,6 +99,29 @@ def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
         fitted(saved, studies[:4], Shortness(), **settings)
 
 
+def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
+    """Beside a policy that was copied by hand at the start, and reads the images by its own tower."""
+    settings = {"lora": None, "learning_rate": 1e-2, "kl_coef": 0.5, "train_vision": True, "reference": "copy"}
+    module, _ = fitted(saved, studies[:4], Shortness(), steps=2, **settings)
+    frozen = load_policy(saved, None, True).eval()
+    batch = StudyCollator(module.writer.processor, "Report:")(studies[4:6])
+    with torch.no_grad():
+        prompts = module.writer.embed(batch)
+        rollout = module.rollout(prompts, batch)
+        ids, mask = rollout.completion_ids, rollout.completion_mask
+        expected = frozen.logps(frozen.embed(batch), ids, mask).logps
+        before, got = weights(module), module.reference_logps(prompts, rollout, batch)
+        assert torch.allclose(got, expected, atol=1e-5)
+        assert all(torch.equal(before[n], w) for n, w in weights(module).items())
+        # By the trained tower's embeddings the reference would be another.
+        with module.writer.reference():
+            of_policy = module.round_logps(prompts, rollout)
+        assert (of_policy - expected).abs().max() > 1e-3
+    tower = {name for name in module.writer.kept if ".visual." in name}
+    assert len(tower) > 5
+    assert any(not torch.equal(before[f"policy.{name}"], module.writer.kept[name]) for name in tower)
+
+
 def test_dead_groups_are_sampled_again(saved, studies):
     module, _ = module_on(saved, studies, resample_dead=2)
     batch = StudyCollator(module.writer.processor, "Report:")(studies[:3])

@@ -1,5 +1,6 @@
 """Gemma 3, LLaVA, InternVL: a prompt shared, repeated, or read by the model's own forward pass gives the same."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from mrg.modules.load import LoRA, load_policy
 from mrg.modules.policy import Policy
 from mrg.modules.processor import StillInternVLProcessor
 from mrg.modules.rollout import sample
+from tests.families import QWEN, family_policy
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
 from tests.modules.test_grpo import FixedData, Shortness, trainer
 
@@ -240,3 +242,18 @@ def test_bad_settings(folders, tmp_path):
     model.config.text_config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match=r"text_config\.final_logit_softcapping is not supported"):
         Policy(model, None)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *QWEN])
+def test_studies_without_images_alone_and_beside_others(folders, four, kind):
+    """A batch in which no study has one gives what the same studies give in company."""
+    policy = exact(folders[kind]) if kind in KINDS else family_policy(kind)
+    collate = StudyCollator(policy.processor, PROMPT)
+    without = [dataclasses.replace(study, views=()) for study in four[:2]]
+    ids, mask = completions(policy, 3, torch.tensor([4, 2, 3]))
+    beside = policy.logps(policy.embed(collate([four[2], *without])), ids, mask).logps
+    assert not len(collate(without).pixel_values)
+    alone = policy.logps(policy.embed(collate(without)), ids[1:], mask[1:]).logps
+    assert (alone - beside[1:]).abs().max() < 1e-9
+    rollout = sample(policy, policy.embed(collate(without)), 2, 5, generator=torch.Generator().manual_seed(0))
+    assert len(rollout.texts) == 4

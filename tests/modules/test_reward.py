@@ -140,3 +140,30 @@ def test_wrong_parts():
         Reward(RulesLabeler(), scorers=twice)
     with pytest.raises(ValueError, match="but got 'bleu'"):
         Reward(RulesLabeler(), scorers=[WeightedScorer("bleu")])
+
+
+def too_long(preds, target):
+    """-1 for a report of more than three words; does not apply without a reference."""
+    return [None if not t else -float(len(p.split()) > 3) for p, t in zip(preds, target, strict=True)]
+
+
+def test_a_negative_part_pays_for_silence_and_is_named_once(capsys):
+    scorer = WeightedScorer(f"{__name__}:too_long", weight=0.5)
+    reward = Reward(RulesLabeler(), scorers=[scorer])
+    ids, short, long = list("abcd"), think("No edema."), think("No edema and no effusion.")
+    reward([short, "", think(""), long], [TARGET] * 3 + [""], ids)  # nothing negative was scored
+    assert capsys.readouterr().out == ""
+    silent, spoken = reward(["", long, short, think("")], [TARGET] * 4, ids).parts["too_long"][:2].tolist()
+    assert silent > spoken
+    line = capsys.readouterr().out
+    assert line.startswith("The reward's part 'too_long' is negative (-0.5 with its weight) for 1 of 2 reports, ")
+    assert line.count("\n") == 1
+    reward([long], [TARGET], ["a"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("weight", "said"), [(-0.1, True), (0.1, False), (0.0, False)])
+def test_a_positive_part_with_a_negative_weight_is_a_penalty_too(capsys, weight, said):
+    reward = Reward(RulesLabeler(), scorers=[WeightedScorer(f"{__name__}:length", weight=weight)])
+    reward([think("No edema.")], [TARGET], ["a"])
+    assert ("pays for silence" in capsys.readouterr().out) is said

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mrg.modules import sharding
-from mrg.modules.sharding import average_gradients
+from mrg.modules.sharding import average_gradients, optimizer_groups
 
 
 @pytest.fixture
@@ -34,3 +34,18 @@ def test_gradients_are_averaged_however_many_at_once(alone, monkeypatch, bucket)
     assert parameters[4].grad is None  # frozen
     assert torch.equal(parameters[5].grad, torch.zeros(2, dtype=torch.float64))
     assert torch.equal(parameters[6].grad, torch.zeros(3))
+
+
+def test_groups_of_an_optimiser():
+    shapes = [(2, 2), (2,), (3, 1, 2), (), (4, 1)]
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    parameters[4].requires_grad = False
+    matrices, vectors = optimizer_groups(iter(parameters), 0.1)
+    assert [p.shape for p in matrices["params"]] == [(2, 2), (3, 1, 2)]
+    assert [p.shape for p in vectors["params"]] == [(2,), ()]
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.1, 0.0)
+    # Without decay, one group in the parameters' order, as checkpoints have it; no group is empty.
+    (every,) = optimizer_groups(parameters)
+    assert [p.shape for p in every["params"]] == shapes[:4]
+    assert every["weight_decay"] == 0.0
+    assert len(optimizer_groups(parameters[:1], 0.1)) == 1

@@ -8,7 +8,18 @@ from mrg.modules.processor import build_processor
 from mrg.modules.prompts import Prompts
 
 
-def build(width, inner, heads, kv_heads, num_layers=3, rank=4, dtype=torch.float32, checkpointing=False, vision=None):
+def build(
+    width,
+    inner,
+    heads,
+    kv_heads,
+    num_layers=3,
+    rank=4,
+    dtype=torch.float32,
+    checkpointing=False,
+    vision=None,
+    train_vision=False,
+):
     """A policy whose language model is trained, by an adapter or whole."""
     processor = build_processor(["The heart is enlarged."] * 4, 500)
     tokenizer, third = processor.tokenizer, width // heads // 6
@@ -37,11 +48,12 @@ def build(width, inner, heads, kv_heads, num_layers=3, rank=4, dtype=torch.float
         torch.set_default_dtype(torch.float32)
     if checkpointing:
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return prepare(model, processor, LoRA(rank) if rank else None, train_vision=False)
+    return prepare(model, processor, LoRA(rank) if rank else None, train_vision)
 
 
-def prompts(policy, number, length, dtype):
-    """Prompts of random embeddings, which need a gradient where the embedding is trained."""
+def prompts(policy, number, length):
+    """Prompts of random embeddings in the embedding's precision, which need a gradient where it is trained."""
+    dtype = policy.base.get_input_embeddings().weight.dtype
     embeds = torch.randn(number, length, policy.base.config.text_config.hidden_size, dtype=dtype)
     places = torch.arange(length).expand(3, number, length).contiguous()
     mask = torch.ones(number, length, dtype=torch.bool)

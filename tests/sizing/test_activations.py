@@ -10,6 +10,7 @@ import torch
 from mrg.modules.attention import PackedPrompts, concatenated
 from mrg.modules.decoding import prefill
 from mrg.modules.layout import Masks
+from mrg.modules.precision import hold_trained
 from mrg.modules.rollout import sample
 from mrg.sizing.activations import (
     Numbers,
@@ -18,6 +19,7 @@ from mrg.sizing.activations import (
     kept_by_pass,
     kv_cache,
     policy_pass,
+    reference_pass,
     sampling_work,
     vision_pass,
 )
@@ -44,9 +46,9 @@ def tokens_of(num_prompts=2, prompt=150, group_size=4, completion=33):
 
 
 def one_pass(policy, precision, num_prompts=2, prompt=150, group_size=4, completion=33, backward=True):
-    """Bytes kept, and the most at once, of a pass over two groups."""
-    dtype, autocast = PRECISIONS[precision]
-    given = prompts(policy, num_prompts, prompt, dtype)
+    """Bytes kept, and the most at once, of a pass over two groups, under autocast as Lightning does it."""
+    _, autocast = PRECISIONS[precision]
+    given = prompts(policy, num_prompts, prompt)
     trained = [p for p in policy.parameters() if p.requires_grad]
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
@@ -55,7 +57,7 @@ def one_pass(policy, precision, num_prompts=2, prompt=150, group_size=4, complet
     known = [*policy.parameters(), *policy.buffers(), *(p.grad for p in trained), given.embeds, given.positions]
     live = Live([*known, ids, mask])
     counting = live if backward else contextlib.nullcontext()
-    with counting, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with counting, torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):
         with saved_bytes(known) as kept:
             logps = policy.logps(given, ids, mask).logps
         if backward:
@@ -73,7 +75,7 @@ def test_what_autograd_keeps(precision, rank, checkpointing):
     kept, _ = one_pass(policy, precision, backward=False)
     copies = cast_weights(shape, numbers)
     if checkpointing:  # made again with the layers, but for the head's
-        copies = 0 if rank or not numbers.casts else 2 * shape.vocab_size * shape.width
+        copies = 2 * shape.vocab_size * shape.width if numbers.autocast and not rank else 0
     expected = kept_by_pass(shape, numbers, *tokens_of()) + copies
     assert kept == pytest.approx(expected, rel=0.01)
 
@@ -103,6 +105,21 @@ def test_gradient_of_a_trained_head(precision, completion):
     assert peak == pytest.approx(expected, rel=0.02)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("rank", [4, 0])
+def test_peak_of_a_reference_pass_with_a_large_vocabulary(rank, precision):
+    """Whose float32 head autocast copies."""
+    policy = build(*SHAPES[1], rank=rank, dtype=PRECISIONS[precision][0])
+    for module in (policy.base.lm_head, policy.base.get_input_embeddings()):
+        module.weight = torch.nn.Parameter(module.weight.detach().repeat(30, 1), requires_grad=not rank)
+    shape = dataclasses.replace(geometry(policy.base.config), vocab_size=len(policy.base.lm_head.weight))
+    given, ids = prompts(policy, 2, 150), torch.randint(20, 40, (8, 33))
+    live = Live([*policy.parameters(), *policy.buffers(), given.embeds, given.positions, ids])
+    with live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, PRECISIONS[precision][1], cache_enabled=False):
+        policy.logps(given, ids, torch.ones_like(ids, dtype=torch.bool))
+    assert 0.95 <= live.peak / reference_pass(shape, numbers_of(precision, rank, False), *tokens_of()) <= 1.05
+
+
 def test_copies_of_keys_on_other_devices_are_small(monkeypatch):
     """A GPU takes PyTorch's public attention, which copies a prompt's keys for its completions: here on the CPU."""
 
@@ -123,9 +140,9 @@ def test_keys_and_values_of_a_rollout(precision, shape_of):
     dtype, autocast = PRECISIONS[precision]
     policy = build(*shape_of, dtype=dtype).eval()
     shape, numbers = geometry(policy.base.config), numbers_of(precision, 4, False)
-    given = prompts(policy, 3, 200, dtype)
+    given = prompts(policy, 3, 200)
     live = Live([*policy.parameters(), *policy.buffers(), given.embeds, given.positions, given.mask])
-    with torch.no_grad(), live, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.no_grad(), live, torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):
         _, decoding = prefill(policy, given, group_size=2, max_new_tokens=8)
     held = [x for part in (decoding.prompts, decoding.rows) for pair in part.values() for x in pair]
     assert sum(x.untyped_storage().nbytes() for x in held) == kv_cache(shape, numbers, 3, 200, 6, 8)
@@ -135,7 +152,7 @@ def test_keys_and_values_of_a_rollout(precision, shape_of):
 
 def test_work_of_sampling():
     policy = build(64, 176, 2, 1, rank=4)
-    given = prompts(policy, 2, 5, torch.float32)
+    given = prompts(policy, 2, 5)
     head, embedding = policy.base.lm_head, policy.base.get_input_embeddings()
     for module in (head, embedding):
         module.weight = torch.nn.Parameter(module.weight.repeat(30, 1), requires_grad=False)
@@ -154,9 +171,10 @@ def test_work_of_the_vision_tower(precision, trained):
     policy = build(64, 176, 2, 1, dtype=dtype, vision=tower)
     for parameter in policy.base.model.visual.parameters():
         parameter.requires_grad_(trained)
+    hold_trained(policy.parameters())
     grid, pixels = torch.tensor([[1, 20, 24]] * 2), torch.randn(960, 1176)
     live = Live([*policy.parameters(), *policy.buffers(), grid, pixels])
-    with live, torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with live, torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):
         policy.base.model.get_image_features(pixels, grid, return_dict=True)
     expected = vision_pass(geometry(policy.base.config), numbers_of(precision, 4, False), 960, trained)
     assert 0.85 <= live.peak / expected <= 1.1

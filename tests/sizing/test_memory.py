@@ -27,8 +27,10 @@ def size(tensors):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rank", [4, 0])
-def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank):
-    policy = build(64, 176, 4, 2, rank=rank, dtype=dtype)
+@pytest.mark.parametrize("train_vision", [False, True])
+def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank, train_vision):
+    """What is trained in float32, the rest in its own precision."""
+    policy = build(64, 176, 4, 2, rank=rank, dtype=dtype, train_vision=train_vision)
     if not rank:
         policy.keep_reference()
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -39,7 +41,7 @@ def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank):
     moments = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
     named = dict(policy.named_parameters())
     numbers = Numbers(dtype.itemsize, dtype == torch.bfloat16, rank, False)
-    state = trained_state(geometry(policy.base.config), Plan(numbers))
+    state = trained_state(geometry(policy.base.config), Plan(numbers, train_vision=train_vision))
     base = [p for name, p in named.items() if "lora_" not in name]
     assert state["decoder layers"] + state["embedding, head, vision"] == size(base)
     assert state.get("adapter", 0) == size(p for name, p in named.items() if "lora_" in name)
@@ -83,7 +85,9 @@ def test_only_decoder_layers_are_shared_out():
     assert state["embedding, head, vision"] == 2 * (shape.total - shape.decoder)
     assert state["AdamW"] == 2 * 4 * shape.adapter(16)
     whole = trained_state(shape, dataclasses.replace(plan, numbers=Numbers(rank=0)))
-    assert whole["gradients"] == 2 * (shape.decoder // 8 + shape.total - shape.decoder - shape.vision)
+    outside = shape.total - shape.decoder - shape.vision
+    assert whole["gradients"] == whole["copied reference"] == 4 * (shape.decoder // 8 + outside)
+    assert whole["embedding, head, vision"] == 4 * outside + 2 * shape.vision  # the tower is frozen
 
 
 def test_a_rollout_gathers_what_was_shared_out_and_servers_spare_it_only_where_nothing_is_validated():
@@ -113,7 +117,7 @@ def test_weights_in_4_bits_are_those_that_are_loaded(tmp_path):
     """But for the two tables and the offset that every layer holds."""
     from bitsandbytes.nn import Linear4bit
 
-    build(512, 1408, 8, 2, num_layers=2, rank=0, dtype=torch.bfloat16).save(tmp_path)
+    build(512, 1408, 8, 2, num_layers=2, rank=0).bfloat16().save(tmp_path)
     layers = load_policy(str(tmp_path), LoRA(4), load_in_4bit=True).base.model.language_model.layers
     real = 0
     for name, parameter in layers.named_parameters():
@@ -156,12 +160,40 @@ def test_command_prints_a_column_for_each_number_of_gpus(capsys):
     assert rows["fits in 90% of 80 GiB"] == ["yes"] * 5
 
 
+def told(out):
+    """Change -> GiB of the last lines."""
+    lines = [line.strip().rsplit(": ", 1) for line in out.splitlines() if line.startswith("  ")]
+    return {text: float(size.split()[0]) for text, size in lines}
+
+
 def test_command_says_what_to_lower(capsys):
     out = table(capsys, "--geometry=7b", "--memory=12", "--devices=4", code=1).out
-    assert "configs/strategy/fsdp.yaml shares the decoder layers out; the largest phase is policy: lower model" in out
-    full = ["--model.init_args.lora=null", "--model.init_args.reference=copy", "--trainer.precision=32-true"]
-    out = table(capsys, "--geometry=7b", "--devices=1", "--model.init_args.dtype=float32", *full, code=1).out
-    assert "bfloat16 with trainer.precision bf16-mixed halves the weights; model.init_args.lora trains an" in out
+    assert "It does not fit: the largest phase is policy. One change alone gives on 4 GPUs:" in out
+    ways = told(out)
+    assert list(ways.values()) == sorted(ways.values())
+    assert not any("gradient_checkpointing" in text for text in ways)  # it is on already
+    # As the configuration with it says itself.
+    low = table(capsys, "--geometry=7b", "--devices=4", f"--config={CONFIGS / 'memory' / 'qlora.yaml'}").out
+    peak = float(next(line for line in low.splitlines() if line.startswith("peak")).split()[-1])
+    assert ways["--config configs/memory/qlora.yaml (the base in 4 bits)"] == round(peak, 1)
+    full = ["--model.init_args.lora=null", "--model.init_args.reference=copy", "--geometry=7b", "--devices=1"]
+    out = table(capsys, *full, "--memory=24", code=1).out
+    assert "8,292,166,656 weights, all weights" in out
+    assert {
+        "model.init_args.lora (an adapter instead of all weights)",
+        "model.init_args.kl_coef 0 (no copy as reference)",
+    } <= set(told(out))
+
+
+def test_command_says_what_free_memory_may_be_spent_on(capsys):
+    out = table(capsys, "--geometry=7b", "--devices=1").out
+    ways = told(out)
+    once = "model.init_args.gradient_checkpointing false (layers are computed once)"
+    out = table(capsys, "--geometry=7b", "--devices=1", "--model.init_args.gradient_checkpointing=false").out
+    peak = float(next(line for line in out.splitlines() if line.startswith("peak")).split()[-1])
+    assert ways[once] == round(peak, 1) > 60
+    assert once not in told(table(capsys, "--geometry=7b", "--devices=1", "--memory=48").out)
+    assert max(told(table(capsys, "--geometry=7b", "--devices=1", "--memory=24").out).values()) <= 0.9 * 24
 
 
 def test_command_takes_the_keys_of_fit(capsys):
@@ -175,6 +207,7 @@ def test_command_takes_the_keys_of_fit(capsys):
     ("options", "message"),
     [
         (["--geometry=7b", "--devices=0"], "Expected --devices to be above 0, but got 0."),
+        (["--geometry=7b", "--trainer.precision=bf16-true"], "'bf16-mixed' or '32-true', but got 'bf16-true'."),
         (["--model.init_args.policy=tiny"], "A tiny policy fits everywhere: set model.init_args.policy"),
         (["--geometry=7b", "--model.init_args.max_pixels=0"], "model.init_args.max_pixels to be set"),
         (["--model.init_args.policy=/no/where"], "'/no/where' has no config.json"),

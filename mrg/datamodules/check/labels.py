@@ -142,5 +142,6 @@ def _most_frequent(part: SplitFacts, studies: Sequence[Study]) -> tuple[str, int
     counts: dict[bytes, int] = {}
     for name in part.exact:
         counts[name] = counts.get(name, 0) + 1
-    name = max(counts, key=lambda name: counts[name])
-    return studies[part.exact.index(name)].report, counts[name]
+    most = max(counts.values())
+    first = {name: row for row, name in reversed(list(enumerate(part.exact))) if counts[name] == most}
+    return min(studies[row].report for row in first.values()), most

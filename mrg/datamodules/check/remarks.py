@@ -71,9 +71,7 @@ def _on_leakage(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     labeler = result["labels"]["labeler"]
     for row in result["leakage"]:
         split, source, num, abnormal = row["split"], row["source"], row["num_studies"], row["abnormal"]
-        if source != "train":
-            continue
-        if row["folded"]:
+        if row["folded"] and source == "train":
             yield (
                 "warning",
                 f"{row['folded']:,} of {num:,} {split} reports ({percent(row['folded'], num)}) stand word for word in "

@@ -7,6 +7,8 @@ does not allow to pass it on, so `mrg` ships none.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import re
@@ -64,12 +66,25 @@ def _download(repository: str, file: str, remedy: str) -> Path:
         try:
             return Path(hf_hub_download(repository, file, local_files_only=True))
         except LocalEntryNotFoundError:
-            return Path(hf_hub_download(repository, file))
+            with _quiet_hub():
+                return Path(hf_hub_download(repository, file))
     except Exception as error:  # no network, no such repository, no access: the remedy is the same, so name the reason
         raise FileNotFoundError(
             f"{Path(repository).absolute()} does not exist, and {file} could not be fetched from the hub repository "
             f"{repository} ({_reason(error)}): {remedy}"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without a line for each of the hub's trials: what failed stands in our own."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

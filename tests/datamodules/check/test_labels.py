@@ -14,7 +14,7 @@ from mrg.datamodules.check.labels import (
 from mrg.metrics import CONDITIONS, RulesLabeler
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems, most_frequent_report
-from tests.datamodules.check.studies import FLUID, LARGE, NORMAL, splits
+from tests.datamodules.check.studies import NORMAL, splits
 
 EDEMA = CONDITIONS.index("Edema")
 Z = norm.ppf(0.975)
@@ -109,12 +109,16 @@ def test_baselines_are_those_of_the_test_command():
     assert list(found["scores"]) == ["val", "test"]
 
 
-def test_the_first_of_equally_frequent_reports_is_taken():
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_equally_frequent_reports_it_is_that_of_the_test_command_whatever_their_order(order):
     studies = splits()
-    studies["train"] = [studies["train"][2], studies["train"][0], studies["val"][0]]
+    studies["train"] = [studies["train"][2], studies["train"][0], studies["val"][0]][::order]
+    reports = [study.report for study in studies["train"]]
+    assert len(set(reports)) == 3
     labeler = RulesLabeler()
     found = score_baselines(collect(studies, labeler), studies, labeler, 0.5)
-    assert found["reports"]["most frequent report"] == FLUID != LARGE
+    assert found["reports"]["most frequent report"] == most_frequent_report(reports) == min(reports)
+    assert found["train_count"] == 1
 
 
 def test_without_train_only_the_constant_report_is_scored():

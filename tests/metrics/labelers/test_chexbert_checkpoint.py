@@ -1,5 +1,7 @@
 """Where CheXbert's weights come from, and one clear line for every file that is not theirs."""
 
+import logging
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,6 +76,23 @@ def test_the_hub_is_asked_only_for_what_its_cache_lacks(folder, monkeypatch, cac
     CheXbertLabeler(device="cpu")(["no effusion"])
     wanted = [("StanfordAIMI/RRG_scorers", "chexbert.pth"), ("bert-base-uncased", "vocab.txt")]
     assert asked == [(*pair, local) for pair in wanted for local in ([True] if cached else [True, False])]
+
+
+def test_the_hubs_own_lines_are_kept_from_the_terminal(monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    logger, heard = logging.getLogger("huggingface_hub.utils._http"), []
+
+    def download(*args, local_files_only=False):
+        if not local_files_only:
+            heard.append((logger.isEnabledFor(logging.WARNING), logger.isEnabledFor(logging.ERROR)))
+        raise LocalEntryNotFoundError("not in the cache")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    with pytest.raises(FileNotFoundError, match="could not be fetched"):
+        CheXbertLabeler()
+    assert heard == [(False, True)]
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 def test_missing_weights_say_how_to_get_them_and_what_works_without(make, tmp_path, monkeypatch):

@@ -1,0 +1,74 @@
+"""A labeler by name, for commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mrg.metrics.conditions import NUM_CONDITIONS
+from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.named import import_named, name_of
+
+
+class NamedLabeler(Labeler):
+    """A labeler that was named on a command line: it has a name, and what it returns is checked.
+
+    Args:
+        labeler: Reports in, (N, 14) label classes out; see `Labeler`.
+        path: How it was named, for messages.
+    """
+
+    def __init__(self, labeler: Labeler, path: str) -> None:
+        self.labeler, self.path, self.name = labeler, path, name_of(labeler)
+        if callable(evidence := getattr(labeler, "evidence", None)):
+            self.evidence = evidence  # marked in the gallery
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See `Labeler`.
+
+        Raises:
+            RuntimeError: If the labeler fails.
+            ValueError: If what it returns are not (N, 14) label classes.
+        """
+        try:
+            labels = self.labeler(texts)
+        except Exception as error:
+            raise RuntimeError(f"The labeler {self.path} failed: {type(error).__name__}: {error}") from error
+        shape = (len(texts), NUM_CONDITIONS)
+        if not isinstance(labels, Tensor) or tuple(labels.shape) != shape or labels.dtype.is_floating_point:
+            got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"Expected the labeler {self.path} to return a tensor {shape} of integers, but got {got}.")
+        if labels.numel() and not bool(torch.isin(labels, torch.arange(4, device=labels.device)).all()):
+            low, high = (int(value) for value in labels.aminmax())
+            raise ValueError(f"Expected the labeler {self.path} to return label classes 0..3, but got {low}..{high}.")
+        return labels.long().cpu()
+
+
+def load_labeler(path: str) -> Labeler:
+    """Import a labeler by name.
+
+    Args:
+        path: `"package.module:name"` or, as in a configuration, `"package.module.name"`: a class that needs no
+            arguments, or an object to call with reports.
+
+    Raises:
+        ValueError: If the form is another one, or there is nothing of the name.
+        ImportError: If the module cannot be imported; the message says why.
+        TypeError: If it is no labeler, or a class that cannot be made without arguments.
+    """
+    if ":" not in path and "." in path:
+        path = ":".join(path.rsplit(".", 1))
+    found = import_named(path, "labeler", "Class")
+    if isinstance(found, type):
+        try:
+            found = found()
+        except TypeError as error:
+            raise TypeError(
+                f"The labeler {path} cannot be made without arguments ({error}): make one in a module of yours, "
+                "`labeler = ...`, and name it as 'module:labeler'."
+            ) from error
+    if not callable(found):
+        raise TypeError(f"Expected labeler {path!r} to be called with reports, but it is {type(found).__name__}.")
+    return NamedLabeler(found, path)

@@ -1,0 +1,98 @@
+"""Steps of supervision without a finite gradient, and which weights decay."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from mrg.modules.load import LoRA
+from mrg.modules.sft import SFTModule
+from tests.modules.test_grpo import SETTINGS, FixedData, trainer, weights
+
+
+@pytest.fixture
+def saved(policy, tmp_path):
+    policy.save(tmp_path / "policy")
+    return str(tmp_path / "policy")
+
+
+class Broken(SFTModule):
+    """Has no finite loss in some of its steps."""
+
+    def __init__(self, broken, **kwargs):
+        super().__init__(**kwargs)
+        self.broken, self.seen = broken, []
+
+    def _loss(self, batch):
+        return super()._loss(batch) * (float("nan") if self.global_step in self.broken else 1.0)
+
+    def on_train_batch_end(self, *args):
+        self.seen.append(weights(self))
+
+
+def run(saved, studies, steps, broken=(), checkpoint=None, **settings):
+    torch.manual_seed(0)
+    options = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, **SETTINGS, **settings}
+    module = Broken(broken, policy=saved, **options)
+    lightning = trainer(steps)
+    lightning.fit(module, FixedData(studies[:4], batch_size=2), ckpt_path=checkpoint)
+    return module, lightning
+
+
+def equal(one, two):
+    return all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_a_step_without_a_finite_gradient_is_left_out(saved, studies, weight_decay):
+    """Neither weights nor moments change, not even by decay; the next step is taken."""
+    module, lightning = run(saved, studies, 4, broken=(1,), weight_decay=weight_decay)
+    assert lightning.global_step == 4
+    first, second, third, fourth = module.seen
+    assert equal(first, second)
+    assert not equal(second, third)
+    assert not equal(third, fourth)
+    assert all(w.isfinite().all() for w in fourth.values())
+    assert {int(state["step"]) for state in lightning.optimizers[0].state.values()} == {3}
+    assert module.patience.bad_steps == 0
+
+
+def test_a_report_that_the_policy_cannot_write_breaks_a_step_alone(saved, studies):
+    """Its banned token has the log-probability minus infinity."""
+    odd = dataclasses.replace(studies[0], report="The heart <|vision_end|> is big.")
+    settings = {"max_new_tokens": 60, "lora": LoRA(4), "warmup_steps": 0, "learning_rate": 1e-3}
+    module = SFTModule(policy=saved, **{**SETTINGS, **settings})
+    trainer(4).fit(module, FixedData([odd, *studies[1:4]], batch_size=2))
+    found = weights(module)
+    assert all(w.isfinite().all() for w in found.values())
+    assert all(float(w.abs().max()) > 0 for name, w in found.items() if "lora_B" in name)  # it trained on the others
+
+
+def test_too_many_in_a_row_end_the_run_with_its_weights_whole(saved, studies):
+    with pytest.raises(RuntimeError, match=r"norm was nan in 3 steps in a row, the last in round 4: lower model"):
+        run(saved, studies, 9, broken=(0, 2, 3, 4), patience=3)
+
+
+def test_the_count_is_resumed(saved, studies, tmp_path):
+    """Two bad steps before a checkpoint and one after it are three."""
+    _, lightning = run(saved, studies, 4, broken=(2, 3), patience=3)
+    lightning.save_checkpoint(tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["patience"]["bad_steps"] == 2
+    with pytest.raises(RuntimeError, match="in 3 steps in a row, the last in round 4"):
+        run(saved, studies, 9, broken=(4,), patience=3, checkpoint=str(tmp_path / "last.ckpt"))
+
+
+def test_matrices_decay_and_vectors_do_not(saved, studies):
+    """In a step without a gradient, AdamW's own formula: w (1 - rate * decay)."""
+    module, _ = run(saved, studies, 0, lora=None, weight_decay=0.5, learning_rate=0.1, train_vision=True)
+    optimizer = module.configure_optimizers()["optimizer"]
+    start = weights(module)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    sizes = {1: 0, 2: 0}
+    for name, after in weights(module).items():
+        expected = start[name] * (0.95 if after.ndim > 1 else 1.0)
+        assert torch.allclose(after, expected, rtol=1e-6), name
+        sizes[min(after.ndim, 2)] += 1
+    assert min(sizes.values()) > 5
