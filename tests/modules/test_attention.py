@@ -222,7 +222,7 @@ def test_more_layers_make_no_more_waits(family):
     counts = []
     for num_layers in (1, 3):
         policy = family_policy(family, dtype=torch.float32, num_hidden_layers=num_layers)
-        given = random_prompts(policy, 2, 6, torch.float32)
+        given = random_prompts(policy, 2, 6)
         mask = torch.arange(4) < torch.tensor([4, 2, 1, 3])[:, None]
         with Waits() as waits:
             policy.logps(given, torch.full_like(mask, 20, dtype=torch.long), mask).logps.sum().backward()
