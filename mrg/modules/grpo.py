@@ -133,9 +133,11 @@ class GRPOModule(ReportModule):
         """Also check that there is a reference where the KL term needs one."""
         if stage == "fit":
             warn_of_idle_clips(self.num_minibatches * self.num_iterations, self.loss_options)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if stage == "fit" and data is not None:
+            check_round(data.batch_size, self.num_minibatches)  # before the policy is loaded
         super().setup(stage)
         if stage == "fit":
-            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             check_round(
                 min(data.batch_size, len(data.splits["train"]) // self.trainer.world_size), self.num_minibatches
             )

@@ -117,7 +117,7 @@ def test_the_other_commands(tmp_path, arguments, capsys):
     main(["export", *saved, f"--output={tmp_path / 'merged'}"])
     main(["export", *saved, f"--output={tmp_path / 'adapter'}", "--adapter=true"])
     out = capsys.readouterr().out
-    assert f"Policy: {tmp_path / 'merged'}\n" in out
+    assert f"Policy: {tmp_path / 'merged'}" in out
     assert f"Adapter: {tmp_path / 'adapter'}\n" in out
     # What a run leaves is what is exported: whole weights, from which the next run can start.
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
