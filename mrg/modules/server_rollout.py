@@ -9,7 +9,6 @@ loaded there.
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import os
 import shutil
@@ -39,39 +38,10 @@ def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollo
     """
     if not policy.has_adapter:
         raise ValueError(NO_ADAPTER)
-    folder = Path(servers.adapters).absolute()
-    made = trainer.strategy.broadcast(not folder.exists())  # before any rank makes it
-    make_folder(folder, "model.init_args.servers.adapters")
+    make_folder(Path(servers.adapters), "model.init_args.servers.adapters")
     writers = ServerRollout(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
     writers.pool.check()
-    trainer.callbacks.append(AdapterRemoval(writers, folder if made else None))  # type: ignore[attr-defined]
     return writers
-
-
-class AdapterRemoval(L.Callback):
-    """Removes the adapters that a run has written for its servers when it ends, however it ends.
-
-    Args:
-        writers: Knows which these are; whatever else is in their folder stays.
-        made: Their folder where the run has made it: it goes too, if nothing is left in it.
-    """
-
-    def __init__(self, writers: ServerRollout, made: Path | None) -> None:
-        self.writers, self.made = writers, made
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """After the last round."""
-        self._remove()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """After an error, Ctrl-C, or a signal to end."""
-        self._remove()
-
-    def _remove(self) -> None:
-        self.writers.remove()
-        if self.made is not None:
-            with contextlib.suppress(OSError):
-                self.made.rmdir()
 
 
 class ServerRollout:
@@ -88,7 +58,6 @@ class ServerRollout:
         self.pool = ServerPool(servers)
         self.adapter: tuple[str, Path] | None = None
         self.synchronised = 0
-        self.published: list[Path] = []
 
     def synchronise(self, number: int, trainer: L.Trainer) -> None:
         """Give the servers the policy's adapter where the last one is `sync_every` rounds old.
@@ -118,22 +87,16 @@ class ServerRollout:
         temporary = final.with_name(f".{name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        try:
-            self.policy.save_adapter(temporary)
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.rename(final)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-        self.published.append(final)
-        while len(self.published) > 2:
-            shutil.rmtree(self.published.pop(0), ignore_errors=True)
+        self.policy.save_adapter(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        earlier = sorted(
+            (path for path in folder.glob(f"{self.name}-*") if path.name[len(self.name) + 1 :].isdecimal()),
+            key=lambda path: path.stat().st_mtime,
+        )
+        for path in earlier[:-2]:
+            shutil.rmtree(path, ignore_errors=True)
         return name, final
-
-    def remove(self) -> None:
-        """Remove the adapters that this process has written."""
-        while self.published:
-            shutil.rmtree(self.published.pop(), ignore_errors=True)
 
     def write(
         self, batch: Batch, seeds: Mapping[int, int], group_size: int, max_new_tokens: int, temperature: float
