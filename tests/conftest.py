@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,14 @@ torch.set_num_threads(1)  # two threads only wait for each other where anything 
 def pytest_addoption(parser):
     default = Path(__file__).parents[1] / ".vllm"
     parser.addoption("--vllm", type=Path, default=default, help="environment of tests/servers/build_vllm.sh")
+
+
+@pytest.fixture(autouse=True)
+def no_seed_left():
+    """Lightning keeps a run's seed in the environment, where every later process of several ranks would find it."""
+    yield
+    for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

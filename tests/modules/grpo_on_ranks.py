@@ -56,7 +56,7 @@ class Fixed(GRPOModule):
 
 def main(policy, output, strategy, loss_type, kl_coef, trained, resample_dead):
     torch.set_num_threads(1)
-    torch.manual_seed(0)
+    L.seed_everything(0, verbose=False)  # which strategies of several processes set again, and `one` must match
     studies = [make_study(World(), 0, "train", index, 112) for index in range(4)]
     options = {"lora": LoRA(4)} if trained == "adapter" else {"reference": "copy"}
     module = Fixed(
