@@ -4,6 +4,7 @@ import numpy as np
 import torch
 import transformers
 
+from mrg.datamodules.collate import Batch
 from mrg.datamodules.study import Study, View
 from mrg.modules.families import FAMILIES
 from mrg.modules.load import LoRA, prepare
@@ -88,6 +89,17 @@ def family_policy(
             else:
                 parameter.add_(torch.randn_like(parameter) / 10)
     return policy
+
+
+def model_inputs(policy: Policy, batch: Batch) -> dict[str, torch.Tensor]:
+    """What a Qwen-VL of transformers takes of a batch, in `forward` and in `generate`."""
+    return {
+        "input_ids": batch.prompt_ids,
+        "attention_mask": batch.prompt_mask.long(),
+        "pixel_values": batch.pixel_values,
+        "image_grid_thw": batch.image_grid_thw,
+        "mm_token_type_ids": (batch.prompt_ids == policy.base.config.image_token_id).int(),
+    }
 
 
 def pictures(*sizes: tuple[int, int]) -> tuple[View, ...]:

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of more families, in the files in which theirs are published."""
+"""Tiny random checkpoints of all families; those beside the Qwen-VL ones in the files in which theirs are published."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+
+from tests.families import CORPUS, QWEN, family_policy
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\n' }}"
@@ -26,6 +28,19 @@ INTERNVL_TEMPLATE = (
 )
 WINDOW = 24
 """Of the tiny Gemma's local layers: shorter than its prompts."""
+
+
+def save_checkpoint(kind: str, folder: Path, dtype: torch.dtype = torch.float32, **text) -> str:
+    """Write a checkpoint of any family, see `family_policy` and `save_family`; returns its folder."""
+    if kind in QWEN:
+        family_policy(kind, dtype=dtype, **text).save(folder)
+        return str(folder)
+    from transformers import AutoModelForImageTextToText
+
+    save_family(kind, folder, list(CORPUS), **text)
+    if dtype != torch.float32:
+        AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
+    return str(folder)
 
 
 def save_family(kind: str, folder: Path, corpus: list[str], **text) -> str:

@@ -10,6 +10,7 @@ from mrg.modules.grpo import GRPOModule
 from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 from mrg.modules.sft import SFTModule
+from tests.families import model_inputs
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
 
 
@@ -39,15 +40,9 @@ def run(policy, studies, tmp_path):
 
 def greedy(model, batch, module):
     """Tokens by transformers' own generate."""
-    inputs = {
-        "input_ids": batch.prompt_ids,
-        "attention_mask": batch.prompt_mask.long(),
-        "pixel_values": batch.pixel_values,
-        "image_grid_thw": batch.image_grid_thw,
-        "mm_token_type_ids": (batch.prompt_ids == module.writer.base.config.image_token_id).int(),
-    }
     options = {"max_new_tokens": 10, "do_sample": False, "suppress_tokens": module.writer.banned_ids}
     end = {"eos_token_id": module.writer.eos_id, "pad_token_id": module.writer.pad_id}
+    inputs = model_inputs(module.writer, batch)
     return model.eval().generate(**inputs, **options, **end)[0, batch.prompt_ids.shape[1] :].tolist()
 
 

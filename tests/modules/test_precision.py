@@ -12,8 +12,8 @@ from mrg.modules.load import LoRA, load_policy
 from mrg.modules.precision import rounding
 from mrg.modules.rollout import sample
 from mrg.modules.sft import SFTModule
-from tests.families import QWEN, family_policy, unequal_studies
-from tests.family_checkpoints import BUILDERS, save_family
+from tests.families import QWEN, unequal_studies
+from tests.family_checkpoints import BUILDERS, save_checkpoint
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, trainer, weights
 
 KINDS = (*QWEN, *sorted(BUILDERS))
@@ -21,18 +21,9 @@ HALF, WHOLE = torch.bfloat16, torch.float32
 
 
 @pytest.fixture(scope="module")
-def folders(studies, tmp_path_factory):
+def folders(tmp_path_factory):
     """A checkpoint in bfloat16 of each family."""
-    found = {}
-    for kind in KINDS:
-        folder = tmp_path_factory.mktemp(kind)
-        if kind in QWEN:
-            family_policy(kind).to(HALF).save(folder)
-        else:
-            save_family(kind, folder, [study.report for study in studies])
-            AutoModelForImageTextToText.from_pretrained(folder, dtype=HALF).save_pretrained(folder)
-        found[kind] = str(folder)
-    return found
+    return {kind: save_checkpoint(kind, tmp_path_factory.mktemp(kind), HALF) for kind in KINDS}
 
 
 @pytest.fixture

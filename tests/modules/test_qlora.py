@@ -16,8 +16,8 @@ from mrg.modules.load import LoRA, load_policy
 from mrg.modules.rollout import sample
 from mrg.sizing.memory import FOUR_BITS
 from tests.checkpoints import save_published_format
-from tests.families import QWEN, family_policy
-from tests.family_checkpoints import BUILDERS, save_family
+from tests.families import QWEN
+from tests.family_checkpoints import BUILDERS, save_checkpoint
 
 KINDS = [*QWEN, *sorted(BUILDERS)]
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -26,16 +26,12 @@ WIDTHS = {"hidden_size": 64, "intermediate_size": 128}
 
 
 @pytest.fixture(scope="module")
-def folders(studies, tmp_path_factory):
+def folders(tmp_path_factory):
     found = {}
     for kind in KINDS:
-        folder = tmp_path_factory.mktemp(kind)
-        if kind in QWEN:
-            heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
-            family_policy(kind, dtype=torch.bfloat16, **WIDTHS, **heads).save(folder)
-            found[kind] = str(folder)
-        else:
-            found[kind] = save_family(kind, folder, [study.report for study in studies], **WIDTHS)
+        heads = {"num_attention_heads": 8, "num_key_value_heads": 4} if kind in QWEN else {}
+        dtype = torch.bfloat16 if kind in QWEN else torch.float32
+        found[kind] = save_checkpoint(kind, tmp_path_factory.mktemp(kind), dtype, **WIDTHS, **heads)
     return found
 
 

@@ -18,6 +18,7 @@ from mrg.modules.four_bits import four_bits
 from mrg.modules.load import LoRA, load_policy
 from tests.callbacks.resuming import Lengths, differences
 from tests.checkpoints import save_published_format
+from tests.families import model_inputs
 from tests.trees import REPORTS, write_iu_tree
 
 CONFIG = Path(__file__).parents[2] / "configs" / "iu.yaml"
@@ -131,13 +132,7 @@ def test_an_exported_adapter_loads_beside_the_whole_base_and_beside_one_in_4_bit
     module = run(["fit", *arguments(*FLOAT32)]).model
     module.writer.save_adapter(tmp_path / "adapter")
     batch = next(iter(module.trainer.datamodule.val_dataloader()))
-    inputs = {
-        "input_ids": batch.prompt_ids,
-        "attention_mask": batch.prompt_mask.long(),
-        "pixel_values": batch.pixel_values,
-        "image_grid_thw": batch.image_grid_thw,
-        "mm_token_type_ids": (batch.prompt_ids == module.writer.base.config.image_token_id).int(),
-    }
+    inputs = model_inputs(module.writer, batch)
     own = module.writer.model.eval()
     outputs = {}
     for name, options in ("whole", {}), ("4 bits", {"quantization_config": four_bits("qwen2_5_vl")}):

@@ -1,7 +1,5 @@
 """What a GPU would run, on a device that refuses the CPU's tensors: see `tests/second_device.py`."""
 
-from pathlib import Path
-
 import lightning as L
 import pytest
 import torch
@@ -15,7 +13,7 @@ from mrg.modules.load import LoRA
 from mrg.modules.sft import SFTModule
 from mrg.modules.static_decoding import StaticDecoder
 from tests.families import QWEN, family_policy, unequal_studies
-from tests.family_checkpoints import BUILDERS, save_family
+from tests.family_checkpoints import BUILDERS, save_checkpoint
 from tests.metrics.labelers.chexbert_lookalike import ODD, random_text, write_lookalike
 from tests.modules.test_decoding import ending_policy
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
@@ -33,12 +31,7 @@ def checkpoints(tmp_path_factory):
 
     def folder(family):
         if family not in folders:
-            folders[family] = str(tmp_path_factory.mktemp("policies") / family)
-            if family in QWEN:
-                family_policy(family, dtype=torch.float32).save(folders[family])
-            else:
-                Path(folders[family]).mkdir()
-                save_family(family, Path(folders[family]), [s.report for s in unequal_studies()])
+            folders[family] = save_checkpoint(family, tmp_path_factory.mktemp(family))
         return folders[family]
 
     return folder
