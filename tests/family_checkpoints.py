@@ -33,7 +33,7 @@ WINDOW = 24
 def save_checkpoint(kind: str, folder: Path, dtype: torch.dtype = torch.float32, **text) -> str:
     """Write a checkpoint of any family, see `family_policy` and `save_family`; returns its folder."""
     if kind in QWEN:
-        family_policy(kind, dtype=dtype, **text).save(folder)
+        family_policy(kind, dtype=dtype, **text).to(dtype).save(folder)  # what is trained is held in float32
         return str(folder)
     from transformers import AutoModelForImageTextToText
 
