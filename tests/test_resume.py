@@ -177,6 +177,7 @@ def started(argv, folder, **kwargs):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         **kwargs,
     )
     limit = time.monotonic() + 120
