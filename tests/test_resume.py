@@ -169,9 +169,9 @@ def test_read_only_file_system(tmp_path, iu_tree, capsys):
     assert (code, "cannot be written (Read-only file system): check --runs and --name." in text) == (2, True)
 
 
-def started(argv, folder, **kwargs):
-    """A run in a process of its own, once it has saved its first checkpoint."""
-    process = subprocess.Popen(
+def signalled(argv, folder, number, **kwargs):
+    """A run in a process of its own that gets a signal after its first checkpoint: exit status, output and errors."""
+    with subprocess.Popen(
         [sys.executable, "-m", "mrg", *argv],
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
@@ -179,11 +179,16 @@ def started(argv, folder, **kwargs):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         **kwargs,
-    )
-    limit = time.monotonic() + 120
-    while not list((folder / "checkpoints").glob("round-*.ckpt")) and time.monotonic() < limit:
-        time.sleep(0.02)
-    return process
+    ) as process:
+        try:
+            limit = time.monotonic() + 120
+            while not list((folder / "checkpoints").glob("round-*.ckpt")) and time.monotonic() < limit:
+                time.sleep(0.02)
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that heard nothing would train on
+    return process.returncode, out, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -191,17 +196,15 @@ def test_signal_to_the_command(tmp_path, iu_tree, number):
     options = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--save_every=1"]
     folder = tmp_path / "runs" / "iu_tiny_sft"
     argv = ["fit", *sft(tmp_path, *options)]
-    process = started(argv, folder)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    code, out, err = signalled(argv, folder, number)
     path, _ = CheckpointFolder(folder / "checkpoints").newest()
     go_on = f"Go on with: python -m mrg fit --config {folder / 'config.yaml'} --resume auto\n"
     assert "Traceback" not in err
     if number == signal.SIGTERM:
-        assert process.returncode == 0, err
+        assert code == 0, err
         last = f"SIGTERM: round {int(path.stem.split('-')[1])} is saved in {path}. {go_on}"
     else:
-        assert process.returncode == 130, err
+        assert code == 130, err
         last = f"The last checkpoint is {path}. {go_on}"
     assert out.endswith(last)
 
@@ -217,10 +220,8 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path, iu_tree):
     job = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
            "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost"}  # fmt: skip
     environment = {**os.environ, **job, "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    process = started(["fit", *sft(tmp_path, *options)], folder, env=environment)
-    process.send_signal(signal.SIGUSR1)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    code, out, err = signalled(["fit", *sft(tmp_path, *options)], folder, signal.SIGUSR1, env=environment)
+    assert code == 0, err
     assert "SIGUSR1: round " in out
     assert out.endswith("SLURM job 77 is queued again.\n")
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
