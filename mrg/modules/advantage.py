@@ -75,7 +75,12 @@ def equal_groups(rewards: Tensor, group_size: int, present: Tensor | None = None
 
 
 def group_advantages(
-    rewards: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4, present: Tensor | None = None
+    rewards: Tensor,
+    group_size: int,
+    scale: str = "group",
+    eps: float = 1e-4,
+    present: Tensor | None = None,
+    deviation: float | None = None,
 ) -> Tensor:
     """Advantage of each completion over its group (Shao et al., DeepSeekMath, 2024).
 
@@ -85,11 +90,12 @@ def group_advantages(
     advantage of thousands. Mean and deviation are those of the rewards present; a missing one gets exactly 0.
 
     Args:
-        rewards: (N,), row n belongs to study n // group_size; of all ranks for `"batch"`, or its deviation is local.
+        rewards: (N,), row n belongs to study n // group_size.
         group_size: Completions per study, at least 2.
         scale: `"group"`, `"batch"` or `"none"`.
         eps: Added to the deviation.
         present: (N,) bool, True where a reward exists; `None` says everywhere.
+        deviation: Standard deviation of the rewards of all ranks, for `"batch"`; by default that of `rewards`.
 
     Returns:
         (N,) float64, summing to 0 in each group.
@@ -113,6 +119,8 @@ def group_advantages(
     if scale == "group":
         variance = centred.square().sum(1, keepdim=True) / (here.sum(1, keepdim=True) - 1).clamp(min=1)
         centred = centred / (variance.sqrt() + eps)
+    elif scale == "batch" and deviation is not None:
+        centred = centred / (deviation + eps)
     elif scale == "batch" and int(here.sum()) > 1:
         centred = centred / (values[here].std() + eps)
     return centred.where(~dead_groups(rewards, group_size, present)[:, None], 0.0).flatten()

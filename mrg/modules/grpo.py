@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.metrics import CEF1
 from mrg.modules.advantage import equal_groups, group_advantages
 from mrg.modules.base import ReportModule
 from mrg.modules.correction import correction_weights
@@ -29,6 +31,7 @@ from mrg.modules.monitor import BY_STEP, Monitor, Outcome, first_group
 from mrg.modules.prompts import Prompts
 from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
 from mrg.modules.reward import Reward, Rewards, WeightedScorer, replace_rewards
+from mrg.modules.rl.corpus_f1 import CorpusF1, corpus_rewards
 from mrg.modules.rollout import Rollout, group_rows, replace_groups, sample
 from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
 from mrg.modules.servers import Servers
@@ -55,12 +58,16 @@ class GRPOModule(ReportModule):
         clip_low: See `grpo_loss`.
         clip_high: See `grpo_loss`.
         dual_clip: See `clipped_surrogate`.
-        advantage_scale: See `group_advantages`; the batch is that of the rank.
+        advantage_scale: `"group"`, `"batch"` (all ranks) or `"none"`, see `group_advantages`; `"auto"` is `"batch"` with a
+            corpus-F1 reward, otherwise `"group"`.
         mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
         resample_dead: How often groups of equal rewards are sampled again.
         mccs_weight: See `Reward`.
         format_weight: See `Reward`.
         ce_f1_weight: See `Reward`.
+        corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
+        denial_f1_weight: Weight of the corpus F1 of what is ruled out, see `mrg.modules.rl.corpus_f1`.
+        corpus_f1: Settings of both.
         rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
         sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
         seed: Rollouts are a function of (seed, rank, round).
@@ -83,12 +90,15 @@ class GRPOModule(ReportModule):
         clip_low: float = 0.2,
         clip_high: float = 0.2,
         dual_clip: float | None = None,
-        advantage_scale: str = "group",
+        advantage_scale: str = "auto",
         mask_truncated: bool = False,
         resample_dead: int = 0,
         mccs_weight: float = 0.75,
         format_weight: float = 0.25,
         ce_f1_weight: float = 0.0,
+        corpus_f1_weight: float = 0.0,
+        denial_f1_weight: float = 0.0,
+        corpus_f1: CorpusF1 | None = None,
         rewards: list[WeightedScorer] | None = None,
         sample_every: int = 10,
         seed: int = 0,
@@ -124,8 +134,12 @@ class GRPOModule(ReportModule):
         self.samples: list[dict[str, Any]] = []
         self.servers = servers
         self.writers: ServerRollout | None = None
+        corpus = corpus_rewards(corpus_f1, [("corpus_f1", corpus_f1_weight), ("denial_f1", denial_f1_weight)])
+        if advantage_scale == "auto":
+            self.advantage_scale = "batch" if corpus else "group"
+        self.corpus = {name: scorer for name, (_, scorer) in corpus.items()}
         self.reward = Reward(
-            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or []
+            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or [], corpus
         )
         self.monitor = Monitor(group_size)
 
@@ -166,9 +180,7 @@ class GRPOModule(ReportModule):
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
             rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
-            self.device
-        )
+        advantages = self.advantages(rewards)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
@@ -211,6 +223,18 @@ class GRPOModule(ReportModule):
         target = [batch.target[study] for study in studies for _ in range(self.group_size)]
         study_id = [batch.study_id[study] for study in studies for _ in range(self.group_size)]
         return self.reward(rollout.texts, target, study_id)
+
+    def advantages(self, rewards: Rewards) -> Tensor:
+        """Advantages (N,) of this rank's completions."""
+        deviation = None
+        if self.advantage_scale == "batch":
+            here = rewards.total if rewards.scored is None else rewards.total[rewards.scored]
+            values = torch.cat(gather(here, self.trainer.world_size))
+            deviation = float(values.std()) if len(values) > 1 else None
+        scale = self.advantage_scale
+        return group_advantages(rewards.total, self.group_size, scale, present=rewards.scored, deviation=deviation).to(
+            self.device
+        )
 
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
         """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025).
@@ -377,9 +401,12 @@ class GRPOModule(ReportModule):
         """What tells a healthy round from a collapse, of all ranks."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
         teaches = advantages.bool() & rollout.counted(self.mask_truncated)
-        own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums)
+        own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)
         whole = Outcome.joined(gather(own, self.trainer.world_size))
         values = self.monitor.round(whole)
+        for name, scorer in self.corpus.items():
+            values[f"train/{name}"] = float(scorer.f1.mean())  # the one that this round was rewarded by
+            scorer.update(*whole.rewards.labels)
         if values.get("train/logp_gap", 0.0) > 0.05 and self.num_minibatches * self.num_iterations == 1:
             warnings.warn(
                 f"Sampling and training disagree by {values['train/logp_gap']:.3f} nats a token: check the precision.",
@@ -388,3 +415,25 @@ class GRPOModule(ReportModule):
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
         self.patience.watch(not whole.teaches and not self.kl_coef)
+
+    def on_validation_epoch_end(self) -> None:
+        """Also tell the corpus-F1 rewards what the validation found."""
+        super().on_validation_epoch_end()
+        if self.corpus and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            metric = self.scores["ce_f1"]
+            assert isinstance(metric, CEF1)
+            table = self.trainer.strategy.reduce(metric.confusion.clone(), reduce_op="sum")
+            for scorer in self.corpus.values():
+                scorer.validated(table)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also keep the running counts of the corpus-F1 rewards."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["corpus_f1"] = {name: scorer.state_dict() for name, scorer in self.corpus.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also resume the running counts of the corpus-F1 rewards."""
+        super().on_load_checkpoint(checkpoint)
+        for name, state in checkpoint.get("corpus_f1", {}).items():
+            if name in self.corpus:
+                self.corpus[name].load_state_dict(state)

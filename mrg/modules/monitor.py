@@ -46,6 +46,7 @@ class Outcome:
         num_tokens: Prompts once, and completions.
         teaches: Whether a completion that counts has an advantage.
         sums: Of the optimiser steps, see `GRPOModule.update`.
+        advantages: (N,) advantage of each completion, on the CPU; None where they are not watched.
     """
 
     rewards: Rewards
@@ -55,6 +56,7 @@ class Outcome:
     num_tokens: int
     teaches: bool
     sums: dict[str, float]
+    advantages: Tensor | None = None
 
     @staticmethod
     def of(
@@ -64,6 +66,7 @@ class Outcome:
         num_tokens: int,
         teaches: Tensor,
         sums: Mapping[str, Tensor],
+        advantages: Tensor | None = None,
     ) -> Outcome:
         """Of a rank's part, on the CPU.
 
@@ -74,6 +77,7 @@ class Outcome:
             num_tokens: See `Outcome`.
             teaches: (N,) bool, completions that count and have an advantage.
             sums: See `Outcome`.
+            advantages: (N,) advantage of each completion.
         """
         groups = [rollout.texts[i : i + group_size] for i in range(0, len(rollout.texts), group_size)]
         return Outcome(
@@ -84,6 +88,7 @@ class Outcome:
             num_tokens,
             bool(teaches.any()),
             {name: float(value) for name, value in sums.items()},
+            None if advantages is None else advantages.cpu(),
         )
 
     @staticmethod
@@ -102,6 +107,7 @@ class Outcome:
             sum(part.num_tokens for part in parts),
             any(part.teaches for part in parts),
             sums,
+            None if parts[0].advantages is None else torch.cat([part.advantages for part in parts]),  # type: ignore
         )
 
 
@@ -138,8 +144,9 @@ class Monitor:
         Returns:
             Log keys -> values: rewards and their parts (mean, standard deviation, of those present), shares of
             completions without any reward (`train/missing`), of dead groups, of distinct completions in a group, of
-            truncated ones and of those that find nothing, lengths, recall of each condition in the round's references,
-            means of what the optimiser steps summed up, seconds of each phase on this rank, and tokens per second of
+            truncated ones and of those that find nothing, lengths, mean advantage of completions with a correct
+            finding, with hallucinated findings alone, and without findings (`advantage/right`, `/wrong`, `/silent`),
+            recall of each condition in the round's references, means of what the optimiser steps summed up, seconds of each phase on this rank, and tokens per second of
             all.
         """
         rewards, length = outcome.rewards, outcome.length.double()
@@ -162,6 +169,8 @@ class Monitor:
             values[f"recall/{CONDITIONS[column].lower().replace(' ', '_')}"] = float(
                 found[rows, column].double().mean()
             )
+        if outcome.advantages is not None:
+            values |= _advantages(outcome.advantages, found, stated)
         values |= {f"train/{name}": value for name, value in _means(outcome.sums).items()}
         total = sum(self.seconds.values())
         if total:
@@ -249,6 +258,13 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
             if count:
                 means[name] = value / count
     return means
+
+
+def _advantages(advantages: Tensor, found: Tensor, true: Tensor) -> dict[str, float]:
+    """Mean advantage of completions that state a correct finding, only hallucinated ones, or none: does finding pay?"""
+    right, silent = (found & true).any(1), ~found.any(1)
+    kinds = {"right": right, "wrong": ~right & ~silent, "silent": silent}
+    return {f"advantage/{name}": float(advantages[rows].mean()) for name, rows in kinds.items() if bool(rows.any())}
 
 
 def _mean_and_std(name: str, values: Tensor, present: Tensor | None) -> dict[str, float]:

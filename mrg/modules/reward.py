@@ -22,6 +22,7 @@ from mrg.metrics.reward import RewardError, as_reward
 from mrg.metrics.scorer import load_scorer
 from mrg.modules.advantage import combine_rewards
 from mrg.modules.ranks import say
+from mrg.modules.rl.corpus_f1 import CorpusF1Reward
 
 
 @dataclasses.dataclass
@@ -112,9 +113,10 @@ class Reward:
         think: `"required"` or `"absent"`: the format that is paid.
         ce_f1_weight: Weight of CE-F1.
         scorers: Further parts.
+        corpus: Corpus-F1 parts: name -> weight and scorer, see `mrg.modules.rl.corpus_f1`.
 
     Raises:
-        ValueError: If all weights are 0, or two parts have the same name.
+        ValueError: If all weights are 0, two parts have the same name, or a corpus-F1 part has no labeler.
     """
 
     def __init__(
@@ -126,10 +128,14 @@ class Reward:
         think: str = "required",
         ce_f1_weight: float = 0.0,
         scorers: Sequence[WeightedScorer] = (),
+        corpus: Mapping[str, tuple[float, CorpusF1Reward]] | None = None,
     ) -> None:
-        self.labeler = labeler
+        self.labeler, self.corpus = labeler, dict(corpus or {})
+        if self.corpus and labeler is None:
+            raise ValueError("Corpus F1 compares findings: set model.init_args.labeler.")
         self.margin, self.think = margin, think
         self.weights = {"mccs": mccs_weight, "ce_f1": ce_f1_weight, "format": format_weight}
+        self.weights |= {name: weight for name, (weight, _) in self.corpus.items()}
         self.scorers = []
         self.warned: set[str] = set()
         for part in scorers:
@@ -144,14 +150,14 @@ class Reward:
         if not any(self.weights.values()):
             raise ValueError(
                 "Expected a weight other than 0 in the reward: set model.init_args.mccs_weight, ce_f1_weight, "
-                "format_weight or rewards."
+                "corpus_f1_weight, denial_f1_weight, format_weight or rewards."
             )
 
     def __call__(self, texts: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> Rewards:
         """Reward N completions.
 
         Returns:
-            The parts are `mccs`, `ce_f1`, `format`, and the scorers by their names.
+            The parts are `mccs`, `ce_f1`, `format`, the corpus-F1 parts and the scorers by their names.
 
         Raises:
             RewardError: If the labeler or a scorer fails, or a reward is not finite.
@@ -164,6 +170,8 @@ class Reward:
             "ce_f1": ratio(report_counts(preds, references, "positive")[:, :, :13].sum(2), "f1", 1).where(written, 0.0),
             "format": format_score(texts, self.think),
         }
+        for name, (_, corpus) in self.corpus.items():
+            parts[name] = corpus.scores(preds, references).where(written, 0.0)
         present = {}
         for scorer in self.scorers:
             scores = scorer(texts, target=target, study_id=study_id)

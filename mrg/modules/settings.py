@@ -44,7 +44,7 @@ def check_sampling(temperature: float, advantage_scale: str) -> None:
     """
     if temperature <= 0:
         raise ValueError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
-    check_choice("advantage_scale", advantage_scale, SCALES)
+    check_choice("advantage_scale", advantage_scale, ("auto", *SCALES))
 
 
 def check_reference(reference: str, kl_coef: float, train_vision: bool, lora: Any) -> None:

@@ -80,6 +80,10 @@ class Lengths:
 def module_of(kind, policy, fails=None, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
     options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
+    if kind == "corpus":
+        from tests.modules.rl.corpus_on_ranks import corpus_module
+
+        return corpus_module(**options)
     if kind == "grpo":
         module = GRPOModule(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options})
         module.reward = Lengths(fails)
