@@ -11,7 +11,8 @@ import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mrg.datamodules.collate import Skipped
+from mrg.datamodules.augment import Augmentation, augmented
+from mrg.datamodules.collate import Batch, Skipped
 from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
 from mrg.datamodules.sampler import StudySampler
 from mrg.datamodules.skip import NamingCollator, SkippingCollator, StudyReader
@@ -51,6 +52,7 @@ class ReportDataModule(L.LightningDataModule):
         limit_test: The same for test.
         on_error: What an image that cannot be read does: `"raise"` an error, or `"skip"` its study, which is then
             reported once and counted; in training the next study takes its place. See `mrg.datamodules.skip`.
+        augment: Random changes of training images; None changes none.
 
     Attributes:
         splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
@@ -72,6 +74,7 @@ class ReportDataModule(L.LightningDataModule):
         limit_val: int = 0,
         limit_test: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -88,6 +91,7 @@ class ReportDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.limits = limits
         self.on_error = on_error
+        self.augment = augment
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.num_read: dict[str, int] = {}
@@ -221,6 +225,17 @@ class ReportDataModule(L.LightningDataModule):
                 known[study.id] = study
                 _log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change the images of a training batch, as `augment` says; Lightning calls this on the batch's device."""
+        trainer = self.trainer
+        if self.augment is None or trainer is None or not trainer.training or not isinstance(batch, Batch):
+            return batch
+        sampler = trainer.train_dataloader.sampler  # type: ignore[union-attr]
+        number = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        seed = hash((sampler.seed, trainer.global_rank, number, 1)) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        return augmented(batch, self.augment, self.collator.processor.image_processor, generator)  # type: ignore
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches.

@@ -176,6 +176,11 @@ class ReportModule(L.LightningModule):
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
+        if stage == "fit" and data.augment is not None and self.vision_cache:
+            raise ValueError(
+                "Cached embeddings are of unchanged images: set data.init_args.augment to null or "
+                "model.init_args.vision_cache to ''."
+            )
         if stage == "fit":
             check_ranks(len(data.splits["train"]), self.trainer.world_size)
         if stage != "predict":
@@ -331,10 +336,17 @@ class ReportModule(L.LightningModule):
         self.identity = identity(self.named_parameters(), self.writer.processor.tokenizer)
         return self.identity
 
+    def _kept(self) -> dict[str, torch.Size]:
+        """Name and shape of what a checkpoint holds: what is trained, and statistics of norms that adapt."""
+        kept = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        if self.policy is not None and self.policy.adapts_norms:
+            kept |= {name: b.shape for name, b in self.named_buffers() if ".running_" in name}
+        return kept
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is trained: the frozen base of a large policy is on disk already."""
-        trained = {name for name, p in self.named_parameters() if p.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        kept = self._kept()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         checkpoint["identity"] = self._identity()
         checkpoint["patience"] = self.patience.state_dict()
         if self.lora is not None:
@@ -346,6 +358,5 @@ class ReportModule(L.LightningModule):
         Raises:
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
-        shapes = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_fits(checkpoint, self.source, shapes, self._identity(), self.lora)
+        check_fits(checkpoint, self.source, self._kept(), self._identity(), self.lora)
         self.patience.load_state_dict(checkpoint.get("patience", {}))

@@ -158,6 +158,19 @@ class Llava(Family):
     special = ("<s>", "<unk>", "<pad>", "<|im_start|>")
 
 
+class FastVLM(Family):
+    """FastVLM: a convolutional tower, one token for each place of its last map, before a Qwen2."""
+
+    texts = ("qwen2",)
+    special = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>")
+
+    def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """See `Family`; convolutions are fastest with the channels last."""
+        pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
+        features = base.get_image_features(pixels, return_dict=True)
+        return features.pooler_output.flatten(0, 1), ()
+
+
 class InternVL(Family):
     """InternVL in the format of transformers (the checkpoints whose names end in -hf): images in tiles of one size."""
 
@@ -200,6 +213,7 @@ FAMILIES: dict[str, type[Family]] = {
     "qwen3_vl": QwenVL,
     "gemma3": Gemma3,
     "llava": Llava,
+    "fast_vlm": FastVLM,
     "internvl": InternVL,
 }
 """Types of checkpoints that are supported."""

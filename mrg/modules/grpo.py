@@ -58,8 +58,8 @@ class GRPOModule(ReportModule):
         clip_low: See `grpo_loss`.
         clip_high: See `grpo_loss`.
         dual_clip: See `clipped_surrogate`.
-        advantage_scale: `"group"`, `"batch"` (all ranks) or `"none"`, see `group_advantages`; `"auto"` is `"batch"` with a
-            corpus-F1 reward, otherwise `"group"`.
+        advantage_scale: `"group"`, `"batch"` (all ranks) or `"none"`, see `group_advantages`; `"auto"`: `"batch"`
+            with a corpus-F1 reward, otherwise `"group"`.
         mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
         resample_dead: How often groups of equal rewards are sampled again.
         mccs_weight: See `Reward`.

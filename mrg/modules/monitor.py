@@ -146,8 +146,8 @@ class Monitor:
             completions without any reward (`train/missing`), of dead groups, of distinct completions in a group, of
             truncated ones and of those that find nothing, lengths, mean advantage of completions with a correct
             finding, with hallucinated findings alone, and without findings (`advantage/right`, `/wrong`, `/silent`),
-            recall of each condition in the round's references, means of what the optimiser steps summed up, seconds of each phase on this rank, and tokens per second of
-            all.
+            recall of each condition in the round's references, means of what the optimiser steps summed up, seconds of
+            each phase on this rank, and tokens per second of all.
         """
         rewards, length = outcome.rewards, outcome.length.double()
         found, stated = (torch.isin(x[:, :13], torch.tensor([POSITIVE, UNCERTAIN])) for x in rewards.labels)

@@ -53,6 +53,22 @@ class Policy(nn.Module):
         self.sharded = self.gathered = False
         self.cache: VisionCache | None = None
         self.family = FAMILIES[self.base.config.model_type](self.base.config)
+        self.adapts_norms = False
+
+    def train(self, mode: bool = True) -> Policy:
+        """Set training mode, but not of a frozen vision tower.
+
+        A trained tower's batch norms keep their statistics as well, so that sampling and training agree, unless
+        `adapts_norms` is set, as where the tower alone is trained.
+        """
+        super().train(mode)
+        for name in self.family.vision if mode else ():
+            tower = getattr(self.base.model, name)
+            tower.train(self.train_vision)
+            for module in tower.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(self.adapts_norms)
+        return self
 
     def keep_images(self, folder: Path) -> None:
         """Keep image embeddings on disk, see `VisionCache`.

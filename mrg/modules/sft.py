@@ -13,7 +13,23 @@ from mrg.modules.base import ReportModule
 from mrg.modules.sharding import average_gradients, clip_gradients
 
 
-class SFTModule(ReportModule):
+class SupervisedStep(ReportModule):
+    """An optimiser step of automatic optimisation: clipped, and left out where the gradient is not finite."""
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip to `max_grad_norm`, and leave out a step whose gradient is not finite, as GRPO does."""
+        norm = clip_gradients(self.parameters(), self.max_grad_norm)
+        if not self.patience.takes(norm, self.trainer.fit_loop.total_batch_idx):
+            # AdamW passes over what has no gradient: neither weights nor moments change.
+            optimizer.zero_grad()
+
+    def on_after_backward(self) -> None:
+        """Average what a strategy of sharded layers leaves to us."""
+        if self.writer.sharded:
+            average_gradients(self.parameters(), self.trainer.world_size)
+
+
+class SFTModule(SupervisedStep):
     """Maximum likelihood of the reference report in the think/report format; see `ReportModule` for the arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -49,15 +65,3 @@ class SFTModule(ReportModule):
         """Held-out likelihood, then reports."""
         self._log_mean("val", "loss", self._loss(batch), batch, prog_bar=True)
         super().validation_step(batch, batch_idx)
-
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip to `max_grad_norm`, and leave out a step whose gradient is not finite, as GRPO does."""
-        norm = clip_gradients(self.parameters(), self.max_grad_norm)
-        if not self.patience.takes(norm, self.trainer.fit_loop.total_batch_idx):
-            # AdamW passes over what has no gradient: neither weights nor moments change.
-            optimizer.zero_grad()
-
-    def on_after_backward(self) -> None:
-        """Average what a strategy of sharded layers leaves to us."""
-        if self.writer.sharded:
-            average_gradients(self.parameters(), self.trainer.world_size)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from mrg.modules.load import prepare
 from mrg.modules.policy import Policy
 from mrg.modules.processor import build_processor
+from mrg.modules.tiny_cnn import tiny_cnn_policy
 
 
 @dataclasses.dataclass
@@ -23,6 +24,8 @@ class Tiny:
             tokens, each of which knows its place, which a small model learns far sooner than many.
         init_std: Standard deviation of the initial weights; about 1 / sqrt(hidden_size).
         rope_theta: Base of the rotary positions; small, because prompts and reports are short.
+        cnn: Widths of the four stages of a convolutional tower, see `mrg.modules.tiny_cnn`; empty builds a vision
+            transformer.
     """
 
     hidden_size: int = 96
@@ -32,6 +35,7 @@ class Tiny:
     merge_size: int = 4
     init_std: float = 0.06
     rope_theta: float = 100.0
+    cnn: list[int] = dataclasses.field(default_factory=list)
 
 
 def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: int = 112 * 112) -> Policy:
@@ -51,6 +55,8 @@ def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: in
         raise ValueError(
             f"Expected `hidden_size` of a tiny policy to be a multiple of 32, but got {shape.hidden_size}."
         )
+    if shape.cnn:
+        return tiny_cnn_policy(corpus, shape, max_pixels)
     processor = build_processor(corpus, shape.vocab_size, max_pixels, shape.merge_size)
     tokenizer = processor.tokenizer
     num_heads = shape.hidden_size // 32
