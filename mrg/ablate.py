@@ -137,10 +137,14 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument(
         "--report", action="store_true", help="train nothing: the table and the figure of what is there"
     )
+    parser.add_argument(
+        "--set", type=str, action="append", default=[], help="KEY=VALUE of every arm, for example the data's folder"
+    )
     options = parser.parse_args(list(args))
     ablation = load_ablation(Path(options.config), options.quick)
     if options.folder:
         ablation = dataclasses.replace(ablation, folder=Path(options.folder))
+    ablation = dataclasses.replace(ablation, shared=ablation.shared | parse_keys(options.set))
     if options.num_processes:
         ablation = dataclasses.replace(ablation, num_processes=options.num_processes)
     failed = {} if options.report else run_all(ablation)
@@ -150,6 +154,20 @@ def main(args: Sequence[str]) -> None:
     if failed:
         first, reason = next(iter(failed.items()))
         raise RuntimeError(f"{len(failed)} of the runs failed, the first one was {first}: {reason}")
+
+
+def parse_keys(pairs: Sequence[str]) -> dict[str, Any]:
+    """Keys of `--set KEY=VALUE`, the values as YAML.
+
+    Raises:
+        ValueError: If one is no such pair.
+    """
+    import yaml
+
+    wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
+    if wrong:
+        raise ValueError(f"Expected --set to be followed by KEY=VALUE, but got {wrong[0]!r}.")
+    return {pair.partition("=")[0]: yaml.safe_load(pair.partition("=")[2]) for pair in pairs}
 
 
 def run_all(ablation: Ablation) -> dict[str, str]:

@@ -10,6 +10,7 @@ from torchmetrics import MeanMetric
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.base import ReportModule
+from mrg.modules.settings import check_range
 from mrg.modules.sharding import average_gradients, clip_gradients
 
 
@@ -30,11 +31,27 @@ class SupervisedStep(ReportModule):
 
 
 class SFTModule(SupervisedStep):
-    """Maximum likelihood of the reference report in the think/report format; see `ReportModule` for the arguments."""
+    """Maximum likelihood of the reference report in the think/report format.
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    Args:
+        findings_weight: Weight of the loss of a token of the findings list (the think section) against one of the
+            report. The list is a few tokens of a hundred, and all that depends on the image.
+        **kwargs: See `ReportModule`.
+
+    Raises:
+        ValueError: If the weight is not above 0, or is set without a think section.
+    """
+
+    def __init__(self, findings_weight: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        check_range("findings_weight", findings_weight, "above 0", findings_weight > 0)
+        if findings_weight != 1 and self.think == "absent":
+            raise ValueError(
+                "There is no findings list to weight: set model.init_args.think to required or findings_weight to 1."
+            )
+        self.findings_weight = findings_weight
         self.means["loss"] = MeanMetric()
+        self.means["findings_loss"] = MeanMetric()
 
     def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target completions (B, C), padded on the right, and their mask."""
@@ -50,10 +67,30 @@ class SFTModule(SupervisedStep):
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return ids, torch.arange(longest, device=self.device) < lengths[:, None]
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _listed(self, ids: Tensor) -> Tensor:
+        """(B, C) bool, True up to the end of the think section; what it ends with is found in the tokens' texts."""
+        tokenizer = self.writer.processor.tokenizer
+        rows = []
+        for row in ids.tolist():
+            text, length = "", 0
+            while "</think>" not in text and length < len(row):
+                length += 1
+                text = tokenizer.decode(row[:length])
+            rows.append(length)
+        return torch.arange(ids.shape[1], device=ids.device) < torch.tensor(rows, device=ids.device)[:, None]
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Loss per token, and that of the findings list alone where there is one."""
         ids, mask = self.completions(batch)
         logps = self.writer.logps(self.writer.embed(batch), ids, mask).logps
-        return -logps.sum() / mask.sum()
+        if self.think == "absent":
+            return -logps.sum() / mask.sum(), None
+        listed = self._listed(ids) & mask
+        weights = torch.where(listed, self.findings_weight, 1.0) * mask
+        return -(logps * weights).sum() / weights.sum(), -(logps * listed).sum().detach() / len(ids)
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return self._losses(batch)[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean negative log-likelihood per completion token."""
@@ -63,5 +100,8 @@ class SFTModule(SupervisedStep):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out likelihood, then reports."""
-        self._log_mean("val", "loss", self._loss(batch), batch, prog_bar=True)
+        loss, findings_loss = self._losses(batch)
+        self._log_mean("val", "loss", loss, batch, prog_bar=True)
+        if findings_loss is not None:  # nats for the list of a study
+            self._log_mean("val", "findings_loss", findings_loss, batch)
         super().validation_step(batch, batch_idx)

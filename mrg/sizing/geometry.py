@@ -158,6 +158,8 @@ def geometry(config: Any) -> Geometry:
 def _images(config: Any) -> dict[str, int]:
     """How many tokens an image makes, of how many patches, and the tower's shape."""
     vision = config.vision_config
+    if not (hasattr(vision, "intermediate_size") or hasattr(vision, "embed_dim")):
+        raise ValueError(f"The memory of a vision tower of type {vision.model_type!r} is not known to `mrg size`.")
     if getattr(vision, "embed_dim", 0):  # Qwen2-VL names its width otherwise
         width, inner, depth = vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), vision.depth
     else:

@@ -80,6 +80,10 @@ class Lengths:
 def module_of(kind, policy, fails=None, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
     options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
+    if kind == "findings":
+        from mrg.modules.findings import FindingsModule
+
+        return FindingsModule(**options)
     if kind == "corpus":
         from tests.modules.rl.corpus_on_ranks import corpus_module
 
