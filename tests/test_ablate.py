@@ -8,11 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mrg.ablate import Ablation, Arm, load_ablation, main, run_all
+from mrg.ablate import Ablation, Arm, load_ablation, main, parse_keys, run_all
 from mrg.cli import main as mrg
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = load_ablation(CONFIGS / "demo_ablation.yaml")
+SHIPPED_ARMS = [
+    (file.stem, name)
+    for file in sorted(CONFIGS.glob("*.yaml"))
+    if "\narms:" in file.read_text()
+    for name in load_ablation(file).arms
+]
 TINY = {"hidden_size": 32, "num_layers": 1, "vision_depth": 1, "vocab_size": 400}
 FEW = {
     "seed_everything": "{seed}",
@@ -44,15 +50,26 @@ def ran(tmp_path_factory):
     return ablation
 
 
-@pytest.mark.parametrize("name", SHIPPED.arms)
-def test_each_shipped_arm_is_a_fit_that_parses(name):
-    arm = SHIPPED.arms[name]
-    options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in SHIPPED.settings(arm, 7).items()]
+@pytest.mark.parametrize(("file", "name"), SHIPPED_ARMS)
+def test_each_shipped_arm_is_a_fit_that_parses(file, name):
+    shipped = load_ablation(CONFIGS / f"{file}.yaml")
+    arm = shipped.arms[name]
+    options = [f"--{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in shipped.settings(arm, 7).items()]
     out = io.StringIO()
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
         mrg(["fit", f"--config={CONFIGS / arm.config}", *options, "--print_config"])
     assert stop.value.code == 0
     assert "seed_everything: 7\n" in out.getvalue()
+
+
+def test_keys_for_every_arm():
+    assert parse_keys(["data.init_args.root=a/b=c", "trainer.max_steps=3"]) == {
+        "data.init_args.root": "a/b=c",
+        "trainer.max_steps": 3,
+    }
+    for pair in ("data.init_args.root", "=x"):
+        with pytest.raises(ValueError, match="followed by KEY=VALUE, but got"):
+            parse_keys([pair])
 
 
 def test_shipped_arms_differ_in_what_they_say_they_do():

@@ -27,11 +27,18 @@ class Data(FixedData):
         return {"train": self.given[:32], "val": self.given[32:], "test": self.given[32:]}
 
 
-def trained(studies, epochs, **settings):
+class Seen(FixedData):
+    """Validates on what it trains on."""
+
+    def read(self):
+        return {"train": self.given, "val": self.given, "test": self.given}
+
+
+def trained(studies, epochs, kind=Data, **settings):
     L.seed_everything(0, verbose=False)
     module = FindingsModule(**{**SETTINGS, "learning_rate": 3e-3, **settings})
     trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", num_sanity_val_steps=0, **QUIET)
-    trainer.fit(module, Data(studies, batch_size=8))
+    trainer.fit(module, kind(studies, batch_size=8))
     return module, trainer
 
 
@@ -63,14 +70,14 @@ def test_auc_by_pairs():
 
 def test_the_tower_learns_and_the_language_model_does_not(drawn):
     start, _ = trained(drawn, 0)
-    module, trainer = trained(drawn, 12)
+    module, trainer = trained(drawn, 20, Seen)
     before, after = start.writer.state_dict(), module.writer.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("vision_tower" in name or "multi_modal_projector" in name for name in moved)
     assert any("running_mean" in name for name in moved)
     scores = trainer.callback_metrics
-    assert float(scores["val/auc"]) > 0.6
+    assert float(scores["val/auc"]) > 0.8
     assert 0 < float(scores["val/ce_f1"]) <= 1
     assert 0 < float(scores["val/threshold"]) < 1
     assert torch.equal(module.thresholds, module.thresholds[:1].expand(13))
