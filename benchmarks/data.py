@@ -42,7 +42,7 @@ from PIL import Image
 import mrg
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.study import Study, View
-from mrg.modules.processor import build_processor
+from mrg.modules.policy.processor import build_processor
 
 PROMPT = "Write the findings section of the radiology report for this chest X-ray study."
 PLAIN, OURS, FILLING, KEPT = "plain loop", "StudyCollator", "filling the cache", "from the cache"

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from grpo_step import GEOMETRIES, Clock, build, machine
 
-from mrg.modules.compiled_decoding import CompiledDecoder
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.prompts import Prompts
-from mrg.modules.rollout import sample
-from mrg.modules.static_decoding import StaticDecoder
+from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.rollout.compiled import CompiledDecoder
+from mrg.modules.rollout.sampling import sample
+from mrg.modules.rollout.static_cache import StaticDecoder
 
 SIDES = ("shrinking", "fixed", "compiled")
 

@@ -20,7 +20,7 @@ from PIL import Image
 from mrg.datamodules.demo import World, make_study
 from mrg.datamodules.study import View
 from mrg.metrics import RulesLabeler
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.gallery import Gallery
 
 SCROLL = """async () => {

@@ -34,7 +34,7 @@ def build(folder: Path, geometry: str, max_pixels: int, dtype: str) -> None:
     """Save a random model with a processor whose tokenizer is trained on a few words."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from mrg.modules.processor import build_processor
+    from mrg.modules.policy.processor import build_processor
 
     torch.manual_seed(0)
     processor = build_processor([PROMPT] * 4, 600, max_pixels)
@@ -124,8 +124,8 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from mrg.datamodules.base import ReportDataModule
     from mrg.datamodules.study import Study, View
     from mrg.modules.grpo import GRPOModule
-    from mrg.modules.load import LoRA
-    from mrg.modules.reward import Rewards
+    from mrg.modules.policy.load import LoRA
+    from mrg.modules.rl.reward import Rewards
 
     class Pictures(ReportDataModule):
         def read(self) -> dict[str, list[Study]]:
@@ -217,7 +217,7 @@ def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from mrg.modules.processor import load_processor
+    from mrg.modules.policy.processor import load_processor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, options.dtype))
     processor = load_processor(folder)

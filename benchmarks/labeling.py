@@ -40,7 +40,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import mrg
-from mrg.datamodules.demo_reports import NEGATIVE_PHRASES, NOUNS, write_report
+from mrg.datamodules.demo.reports import NEGATIVE_PHRASES, NOUNS, write_report
 from mrg.metrics.labelers.chexbert import CheXbertLabeler, _batches, prepare
 from mrg.metrics.labelers.chexbert_checkpoint import find_checkpoint, read_checkpoint
 

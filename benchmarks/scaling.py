@@ -22,10 +22,10 @@ from measured_run import measured, settings_of
 from operations import language_operations, vision_operations
 from uneven import Cost, Lengths, sigma_of, simulate
 
-from mrg.sizing.activations import Numbers
-from mrg.sizing.communication import round_seconds, volume
-from mrg.sizing.geometry import Geometry, geometry, read_geometry
-from mrg.sizing.memory import Plan
+from benchmarks.communication import round_seconds, volume
+from mrg.commands.size.activations import Numbers
+from mrg.commands.size.geometry import Geometry, geometry, read_geometry
+from mrg.commands.size.memory import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +87,8 @@ def measure_decoding(tokens: tuple[int, int] = (4, 36)) -> Cost:
     """A step's cost on this machine: rollouts of the demo's shape that never end, of two lengths, on one thread."""
     import torch
 
-    from mrg.modules.prompts import Prompts
-    from mrg.modules.rollout import sample
+    from mrg.modules.prefix.prompts import Prompts
+    from mrg.modules.rollout.sampling import sample
 
     torch.set_num_threads(1)
     policy, numbers, seconds = demo_policy(), (1, 2, 4, 8, 16), []
@@ -202,7 +202,7 @@ def demo_policy() -> Any:
     import torch
 
     from mrg.datamodules.demo import World, make_study
-    from mrg.modules.tiny import Tiny, tiny_policy
+    from mrg.modules.policy.tiny import Tiny, tiny_policy
 
     torch.manual_seed(0)
     reports = [make_study(World(), 0, "train", index, 112).report for index in range(1000)]

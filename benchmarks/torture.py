@@ -35,8 +35,8 @@ import lightning
 import torch
 import transformers
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.cli import main as mrg
+from mrg.run.checkpoints import CheckpointFolder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DATA = ["--data.init_args.num_train=40", "--data.init_args.num_val=8", "--data.init_args.num_test=12",
@@ -286,7 +286,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     # Forks must find everything imported; this process itself computes nothing.
-    for name in ("mrg.lightning_cli", "peft", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
+    for name in ("mrg.commands.lightning", "peft", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
         importlib.import_module(name)
 
     begun = time.monotonic()

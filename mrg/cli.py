@@ -7,15 +7,14 @@ checkpoints/, policy/, predictions.jsonl, results.json, gallery.html and, from `
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import re
 import sys
-import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import mrg
+from mrg.commands import LIGHTNING
+from mrg.errors import UserError, nearest, one_line
 
 USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}
        [--config FILE] [--KEY VALUE ...]
@@ -35,45 +34,17 @@ USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,d
 `python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
 
 OWN = {
-    "demo": "mrg.demo",
-    "compare": "mrg.compare",
+    "demo": "mrg.commands.demo",
+    "compare": "mrg.commands.compare",
     "page": "mrg.pages.run",
-    "ablate": "mrg.ablate",
-    "data": "mrg.data",
-    "size": "mrg.sizing.command",
+    "ablate": "mrg.commands.ablate.command",
+    "data": "mrg.commands.data",
+    "size": "mrg.commands.size.command",
 }
 """Command -> module whose `main` takes the rest of the line."""
 
-LIGHTNING = ("fit", "validate", "test", "predict", "export")
-"""The other commands, which are Lightning's."""
-
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell: 128 and the number of the signal."""
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; printed as one line, exit code 2."""
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """A question whether another name was meant, to follow one that is not known; empty where none is like it."""
-    found = difflib.get_close_matches(word, list(names), n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
-
-
-def latest_run(runs: Path) -> Path:
-    """Folder of the run whose best checkpoint is the newest.
-
-    Raises:
-        UserError: If there is none.
-    """
-    found = [path for path in runs.glob("**/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
-    if not found:
-        raise UserError(
-            f"No run with a checkpoint in {runs.absolute()}: train one first, for example with "
-            "`python -m mrg fit --config configs/demo_sft.yaml`."
-        )
-    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -109,44 +80,17 @@ def _dispatch(argv: list[str]) -> None:
     names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
     own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)
     if own_images:
-        from mrg.predict_images import with_images
+        from mrg.commands.predict_images import with_images
 
         argv = ["predict", *with_images(argv[1:])]
     if argv == ["test"] or ((own_images or argv[0] == "export") and not names_run):
         from mrg.modules.ranks import say
+        from mrg.run.folder import latest_run
 
         folder = latest_run(Path("runs"))
         say(f"Latest run: {folder}")
         run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
         argv = [argv[0], *run_of, *argv[1:]]
-    from mrg.lightning_cli import run
+    from mrg.commands.lightning import run
 
     run(argv)
-
-
-def one_line(error: BaseException) -> str | None:
-    """What to tell the user instead of a traceback; `None` where the error is not one of our own checks.
-
-    The check may be the cause of the error: jsonargparse wraps what a constructor raises. An error that a DataLoader's
-    worker raised carries the worker's whole traceback in its message.
-    """
-    if not _is_ours(error):
-        cause = error.__cause__ or error.__context__
-        return one_line(cause) if cause is not None and isinstance(error, ValueError) else None
-    text = str(error).strip()
-    if text.startswith("Caught "):
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-    return " ".join(text.split())
-
-
-def _is_ours(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    # Only a `raise` of ours: an error in compiled code has no frame of its own and would seem to come from our line.
-    raised_here = (
-        bool(frames)
-        and frames[-1].filename.startswith(str(Path(mrg.__file__).parent))
-        and (frames[-1].line or "").startswith("raise ")
-    )
-    kinds = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
-    declared_here = type(error).__module__.startswith("mrg.")
-    return declared_here or (raised_here and isinstance(error, kinds))

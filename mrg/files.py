@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from mrg.errors import RunError, UserError
 
-class WriteError(RuntimeError):
+
+class WriteError(RunError):
     """A file could not be written: the disk is full, the folder read-only."""
 
 
@@ -65,7 +67,7 @@ def make_folder(folder: Path, setting: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be made ({error.strerror}): check {setting}.") from error
+        raise UserError(f"The folder {folder} cannot be made ({error.strerror}): check {setting}.") from error
 
 
 def write_json(path: Path, value: object) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
+from mrg.errors import UserError
+
 
 class FSDP2(ModelParallelStrategy):
-    """FSDP2 over all processes: decoder layers are sharded, see `mrg.modules.sharding`.
+    """FSDP2 over all processes: decoder layers are sharded, see `mrg.modules.policy.fsdp`.
 
     For full training, or for models whose frozen weights do not fit beside the activations. Up to 8B with LoRA,
     DDP is faster: it never sends weights.
@@ -84,12 +86,12 @@ def check_strategy(strategy: Strategy, load_in_4bit: bool = False) -> None:
         ValueError: If it is neither a single device, nor DDP, nor `FSDP2`, or `FSDP2` cannot hold such weights.
     """
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
-        raise ValueError(
+        raise UserError(
             "Expected trainer.strategy to be 'auto', 'ddp' or mrg.strategy.FSDP2 (configs/strategy/fsdp.yaml), but got "
             f"{type(strategy).__name__}."
         )
     if isinstance(strategy, FSDP2) and load_in_4bit:
-        raise ValueError(
+        raise UserError(
             "FSDP2 does not share out weights in 4 bits: set trainer.strategy to ddp, or model.init_args.load_in_4bit "
             "to false."
         )
@@ -102,7 +104,7 @@ def check_ranks(num_studies: int, world_size: int) -> None:
         ValueError: If there are.
     """
     if num_studies < world_size:
-        raise ValueError(
+        raise UserError(
             f"Expected a training study for each of the {world_size} processes, but the data holds {num_studies}: "
             "lower trainer.devices or num_nodes."
         )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import mrg
-from mrg.cli import main, one_line
+from mrg.cli import main
+from mrg.errors import one_line
 from mrg.modules.sft import SFTModule
 from tests.trees import write_annotation
 

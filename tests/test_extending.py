@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from mrg.cli import main
-from mrg.modules.families import FAMILIES
+from mrg.modules.policy.families import FAMILIES
 from tests.callbacks.runs import FEW, fit_arguments, grpo_arguments
 from tests.family_checkpoints import BUILDERS, VISION, save_family
 from tests.modules import test_more_families as more_families

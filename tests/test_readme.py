@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mrg.modules.families import FAMILIES
+from mrg.modules.policy.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

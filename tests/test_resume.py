@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.cli import main
+from mrg.run.checkpoints import CheckpointFolder
 from tests.test_cli import failure, sft
 
 LONG = ["--trainer.max_steps=6", "--save_every=1"]

@@ -16,14 +16,15 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
 from mrg.callbacks.checkpoint_state import Before, CheckpointError, write_checkpoint
 from mrg.callbacks.ending import Speaker, how_to_go_on, say_below
-from mrg.callbacks.going_on import Best, Resumed, clean, nothing_left
 from mrg.callbacks.preemption import EndSignal, Preempted, requeue
-from mrg.callbacks.rounds import ROUND, UNVALIDATED, RoundLoop, install
+from mrg.callbacks.training_loop import RoundLoop, install
+from mrg.errors import UserError
 from mrg.files import count_lines
 from mrg.modules.ranks import any_rank
+from mrg.run.checkpoints import ROUND, UNVALIDATED, CheckpointFolder, checkpoint_name
+from mrg.run.resume import Best, Resumed, clean, nothing_left
 
 LOGS = ("metrics.csv", "samples.jsonl")
 """Files of the run folder to which training adds lines; a resumed run cuts what came after its checkpoint."""
@@ -54,7 +55,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         for name, value in (("save_every", save_every), ("keep", keep)):
             if value < 1:
-                raise ValueError(f"Expected {name} to be at least 1, but got {value}.")
+                raise UserError(f"Expected {name} to be at least 1, but got {value}.")
         self.run_folder, self.monitor, self.save_every = folder, monitor, save_every
         self.files = CheckpointFolder(folder / "checkpoints", keep)
         self.begin = begin
@@ -105,7 +106,7 @@ class Checkpoints(Checkpoint):
     def _compare(self, trainer: L.Trainer, name: str) -> None:
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(key for key in trainer.callback_metrics if key.startswith("val/")))
-            raise ValueError(f"The run logs no {self.monitor!r} to choose its best checkpoint by; --monitor: {known}.")
+            raise UserError(f"The run logs no {self.monitor!r} to choose its best checkpoint by; --monitor: {known}.")
         score = float(trainer.callback_metrics[self.monitor])
         better = score < self.best.score if self.monitor.endswith("loss") else score > self.best.score
         # Also the first one, one after a score that was not a number, and the first one by another score.

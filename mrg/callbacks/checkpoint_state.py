@@ -10,14 +10,15 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
-from mrg.callbacks.rng import rng_state
-from mrg.callbacks.rounds import RoundLoop
+from mrg.callbacks.training_loop import RoundLoop
+from mrg.errors import RunError
 from mrg.files import WriteError
 from mrg.modules.ranks import gather
+from mrg.run.checkpoints import CheckpointFolder
+from mrg.run.rng import rng_state
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint could not be written."""
 
 

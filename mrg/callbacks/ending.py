@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from mrg.cli import one_line
+from mrg.errors import one_line
 
 
 def how_to_go_on(folder: Path) -> str:

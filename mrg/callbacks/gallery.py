@@ -10,15 +10,14 @@ from typing import Any
 import lightning as L
 
 from mrg.callbacks.results import ResultWriter
-from mrg.datamodules.images import ImagesDataModule
+from mrg.datamodules.own_images import ImagesDataModule
 from mrg.datamodules.study import Study
+from mrg.errors import UserError
 from mrg.files import read_lines
 from mrg.modules.base import ReportModule
 from mrg.pages.gallery import Gallery, of_studies
 from mrg.pages.pictures import Pictures
-
-PAGE = "gallery.html"
-PREDICT_PAGE = "gallery-predict.html"
+from mrg.run.folder import PAGE, PREDICT_PAGE
 
 
 class GalleryWriter(L.Callback):
@@ -46,7 +45,7 @@ class GalleryWriter(L.Callback):
         max_studies: int = 5000,
     ) -> None:
         if max_studies < 1:
-            raise ValueError(f"Expected `max_studies` of a gallery to be at least 1, but got {max_studies}.")
+            raise UserError(f"Expected `max_studies` of a gallery to be at least 1, but got {max_studies}.")
         self.write, self.max_studies = write, max_studies
         self.pictures = Pictures(images, image_size, quality, megabytes)
 

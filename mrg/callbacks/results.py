@@ -11,10 +11,9 @@ import torch
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
-from mrg.metrics.results import (
+from mrg.metrics.evaluation import (
     CONSTANT_NORMAL,
     evaluate_systems,
     format_table,
@@ -22,10 +21,11 @@ from mrg.metrics.results import (
     remark_on_frequency,
 )
 from mrg.modules.base import ReportModule
-from mrg.modules.precision import rounding
+from mrg.modules.policy.precision import rounding
 from mrg.modules.ranks import gather
+from mrg.run.checkpoints import CheckpointFolder
+from mrg.run.results_state import fingerprint
 from mrg.strategy import FSDP2
-from mrg.tested import fingerprint
 
 
 class ResultWriter(L.Callback):

@@ -11,10 +11,10 @@ from typing import Any
 import lightning as L
 
 from mrg.callbacks.progress import Pace
-from mrg.cli import one_line
+from mrg.errors import one_line
 from mrg.files import write_json
 from mrg.metrics import ce_f1, mccs
-from mrg.metrics.results import CONSTANT_NORMAL
+from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.base import ReportModule
 from mrg.pages.run_log import STATE
 

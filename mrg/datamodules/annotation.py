@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from mrg.errors import NotFoundError, UserError
+
 SPLITS = ("train", "val", "test")
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
 
@@ -25,11 +27,11 @@ _NUM_LISTED = 5
 _log = logging.getLogger(__name__)
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError):
     """An annotation whose content cannot be used; the message is one line with file, finding and remedy."""
 
 
-class DataNotFoundError(FileNotFoundError):
+class DataNotFoundError(NotFoundError):
     """A folder or file of a data set that is not there; the message is one line with path, setting and remedy."""
 
 
@@ -56,7 +58,7 @@ def read_items(file: Path, empty_reports: Literal["raise", "drop", "keep"] = "ra
             or an empty report (unless these are dropped or kept).
     """
     if empty_reports not in ("raise", "drop", "keep"):
-        raise ValueError(
+        raise UserError(
             f"Expected argument `empty_reports` to be 'raise', 'drop' or 'keep', but got {empty_reports!r}."
         )
     content = _load_json(file)

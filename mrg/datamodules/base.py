@@ -18,6 +18,7 @@ from mrg.datamodules.skip import NamingCollator, SkippingCollator, StudyReader
 from mrg.datamodules.splits import draw
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
+from mrg.errors import UserError
 from mrg.files import write_lines
 
 _log = logging.getLogger(__name__)
@@ -76,13 +77,13 @@ class ReportDataModule(L.LightningDataModule):
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
-                raise ValueError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
+                raise UserError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
         if on_error not in ("raise", "skip"):
-            raise ValueError(f"Expected data.init_args.on_error to be 'raise' or 'skip', but got {on_error!r}.")
+            raise UserError(f"Expected data.init_args.on_error to be 'raise' or 'skip', but got {on_error!r}.")
         limits = {"train": limit_train, "val": limit_val, "test": limit_test}
         for name, value in [("num_workers", num_workers), *((f"limit_{split}", n) for split, n in limits.items())]:
             if value < 0:
-                raise ValueError(f"Expected data.init_args.{name} to be at least 0, but got {value}.")
+                raise UserError(f"Expected data.init_args.{name} to be at least 0, but got {value}.")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -145,9 +146,9 @@ class ReportDataModule(L.LightningDataModule):
         self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
     ) -> DataLoader[Any]:
         if self.collator is None:
-            raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+            raise UserError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
         if not len(studies):
-            raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
+            raise UserError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
         dataset: Any = StudyDataset(studies)
         collate: Any = self.collator
         if self.on_error == "skip" and isinstance(collate, StudyReader):
@@ -187,7 +188,7 @@ class ReportDataModule(L.LightningDataModule):
             return StudySampler(studies, seed, num_ranks, rank)
         for name, value in self._counts().items():
             if saved[name] != value:
-                raise ValueError(
+                raise UserError(
                     f"The checkpoint was written with {saved[name]} {name.replace('_', ' ')}, but this run has "
                     f"{value}: its place among the studies means nothing here. Use the run's own data, or start a new "
                     "run from its policy with model.init_args.policy."
@@ -239,7 +240,7 @@ class ReportDataModule(L.LightningDataModule):
         limit, every = trainer.limit_train_batches, trainer.val_check_interval
         num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
         if isinstance(every, int) and every > num_batches > 0:
-            raise ValueError(
+            raise UserError(
                 f"Expected trainer.val_check_interval to be at most the {num_batches} training batches of an epoch "
                 f"({len(self.splits['train'])} studies, data.init_args.batch_size {self.batch_size}, "
                 f"{trainer.world_size} processes), but got {every}: give a share of an epoch such as 0.5, or set "

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrg.datamodules.image import ImageReadError
-from mrg.datamodules.pixel_cache import PixelCache
-from mrg.datamodules.pixels import pixels_for
+from mrg.datamodules.images.cache import PixelCache
+from mrg.datamodules.images.preprocess import pixels_for
+from mrg.datamodules.images.read import ImageReadError
 from mrg.datamodules.study import Study, View
+from mrg.errors import UserError
 
 THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
@@ -101,7 +102,7 @@ class StudyCollator:
     """Turns studies into a Batch with the policy's own processor and chat template.
 
     Args:
-        processor: A still-image processor: see `mrg.modules.processor`.
+        processor: A still-image processor: see `mrg.modules.policy.processor`.
         prompt: The user's text after the images.
         use_indication: Put the indication before the prompt where a study has one.
         max_views: Use only the first so many views of a study.
@@ -207,7 +208,7 @@ class StudyCollator:
         longest = int(prompt_mask.sum(1).max())
         if self.max_prompt_length and longest > self.max_prompt_length:
             worst = studies[int(prompt_mask.sum(1).argmax())].id
-            raise ValueError(
+            raise UserError(
                 f"The prompt of study {worst} has {longest} tokens, more than max_prompt_length "
                 f"{self.max_prompt_length}: lower max_pixels or max_views, or raise the limit."
             )

@@ -21,7 +21,8 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.positions import to_position
 from mrg.datamodules.splits import all_as_test, draw
 from mrg.datamodules.study import Study, View
-from mrg.datamodules.table_rows import first, text
+from mrg.datamodules.table.rows import first, text
+from mrg.errors import UserError
 from mrg.files import write_json
 
 REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
@@ -53,7 +54,7 @@ class RexrankDataModule(ReportDataModule):
     ) -> None:
         super().__init__(**kwargs)
         if reference not in REFERENCES:
-            raise ValueError(
+            raise UserError(
                 f"Expected data.init_args.reference to be one of {', '.join(REFERENCES)}, but got {reference!r}."
             )
         self.root = Path(root).expanduser()

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from mrg.datamodules.collate import Skipped
-from mrg.datamodules.image import DecoderMissingError, ImageReadError
+from mrg.datamodules.images.read import DecoderMissingError, ImageReadError
 from mrg.datamodules.study import Study
+from mrg.errors import UserError
 
 Found = tuple[Study, Any]
 
@@ -88,7 +89,7 @@ class SkippingCollator:
             found = [row for row in filled if row is not None]
         if not found:
             first = next(iter(skipped.values())).reason
-            raise ValueError(f"None of the {len(self.studies)} studies of split {self.split!r} can be read: {first}")
+            raise UserError(f"None of the {len(self.studies)} studies of split {self.split!r} can be read: {first}")
         batch = self.collator.batch([study for study, _ in found], [images for _, images in found])
         batch.skipped, batch.counts = tuple(skipped.values()), counts
         return batch

@@ -9,6 +9,7 @@ import torch
 
 from mrg.datamodules.study import Study
 from mrg.datamodules.study_table import StudyTable
+from mrg.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -29,7 +30,7 @@ def split_by_patient(
         ValueError: If the fractions are negative or do not add up to 1.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"Expected the fractions of train, val and test to add up to 1, but got {fractions}.")
+        raise UserError(f"Expected the fractions of train, val and test to add up to 1, but got {fractions}.")
     splits: dict[str, list[Study]] = {name: [] for name in SPLITS}
     for study in studies:
         digest = hashlib.sha256(f"{seed}/{study.patient or study.id}".encode()).digest()

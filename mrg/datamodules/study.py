@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.image import MAX_PIXELS, ImageReadError, from_pixels, read_image
+from mrg.datamodules.images.read import MAX_PIXELS, ImageReadError, from_pixels, read_image
 
 __all__ = ["MAX_PIXELS", "ImageReadError", "Study", "View"]
 
@@ -30,7 +30,7 @@ class View:
         return self.read().convert("RGB")
 
     def read(self) -> Image.Image:
-        """Read the image as 8-bit grey where it is grey, else as RGB; see `mrg.datamodules.image.read_image`.
+        """Read the image as 8-bit grey where it is grey, else as RGB; see `mrg.datamodules.images.read.read_image`.
 
         Raises:
             ImageReadError: If the file is missing, cannot be decoded completely or has more than `MAX_PIXELS` pixels.

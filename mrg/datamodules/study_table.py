@@ -38,7 +38,7 @@ class StudyTable(Sequence[Study]):
     """Some rows of a table as studies; a slice of it costs nothing.
 
     Args:
-        table: Rows on disk, see `mrg.datamodules.index`.
+        table: Rows on disk, see `mrg.datamodules.mimic.shards`.
         rows: (N,) int64, the rows of the studies, in their order.
         reader: Makes a study of a row.
         priors: (N,) int64, the row of each study's prior, -1 where it has none; `None` where no study has one.

@@ -9,9 +9,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.cli import one_line
+from mrg.errors import RunError, UserError, one_line
 from mrg.files import write_json
 from mrg.metrics.compare import compare_systems, format_comparison
+from mrg.metrics.evaluation import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_conventions,
+    format_nlg,
+    format_table,
+    most_frequent_report,
+    remark_on_frequency,
+)
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.named import load_labeler
 from mrg.metrics.labelers.rules import RulesLabeler
@@ -25,15 +34,6 @@ from mrg.metrics.predictions import (
     align,
     column_names,
     read_predictions,
-)
-from mrg.metrics.results import (
-    CONSTANT_NORMAL,
-    evaluate_systems,
-    format_conventions,
-    format_nlg,
-    format_table,
-    most_frequent_report,
-    remark_on_frequency,
 )
 from mrg.metrics.scorer import ReportScore, load_scorer
 
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     second = others[0]
     if not (first.has_ids and second.has_ids):
         missing = options.compare if first.has_ids else options.predictions
-        raise ValueError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
+        raise UserError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
     second = align(first, second, names)
     other = options.compare.name
     if other == options.predictions.name:  # of two runs: the folder tells them apart
@@ -170,26 +170,26 @@ def _check(options: argparse.Namespace) -> None:
     for name, least in (("trials", 1), ("seed", 0), ("changed", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"Expected --{name} to be at least {least}, but got {value}.")
+            raise UserError(f"Expected --{name} to be at least {least}, but got {value}.")
     if options.compare is not None and options.nlg:
-        raise ValueError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
+        raise UserError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
     if options.normalization not in NORMALIZATIONS:
         known = ", ".join(NORMALIZATIONS)
-        raise ValueError(f"Expected --normalization to be one of {known}, but got {options.normalization}.")
+        raise UserError(f"Expected --normalization to be one of {known}, but got {options.normalization}.")
     if options.labeler is not None and options.chexbert is not None:
-        raise ValueError("--labeler and --chexbert both name a labeler: pass one of them.")
+        raise UserError("--labeler and --chexbert both name a labeler: pass one of them.")
     if options.tokenizer is not None and options.chexbert is None:
-        raise ValueError("--tokenizer is that of CheXbert: give --chexbert too.")
+        raise UserError("--tokenizer is that of CheXbert: give --chexbert too.")
 
 
 def _output(options: argparse.Namespace, ending: str) -> Path:
     """Where the JSON goes, after a look whether it can."""
     output: Path = options.output or options.predictions.with_name(f"{options.predictions.name}.{ending}")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written: name a file in a folder that exists with --output.")
+        raise UserError(f"{output} cannot be written: name a file in a folder that exists with --output.")
     inputs = [path.resolve() for path in (options.predictions, options.compare) if path is not None]
     if output.resolve() in inputs:
-        raise ValueError(f"--output {output} is a file of predictions: name another one.")
+        raise UserError(f"--output {output} is a file of predictions: name another one.")
     return output
 
 
@@ -241,7 +241,7 @@ def _named(spec: str) -> Scorer:
         try:
             return metric.scores(preds, target)
         except Exception as error:
-            raise RuntimeError(f"The scorer {spec} failed: {type(error).__name__}: {error}") from error
+            raise RunError(f"The scorer {spec} failed: {type(error).__name__}: {error}") from error
 
     return score
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
 from mrg.metrics.conventions import AVERAGES, SCORES, UNCERTAIN_OPTIONS, condition_indices, outcomes
 from mrg.metrics.labels import Labeler, Reports, as_labels, check_labeler, identity, require_reports
@@ -213,7 +214,7 @@ class CEF1(Metric):
             ValueError: If the average is not `"example"`: no other one has a score per report.
         """
         if self.average != "example":
-            raise ValueError(f"Expected `average` to be 'example' for scores per report, but it is {self.average!r}.")
+            raise UserError(f"Expected `average` to be 'example' for scores per report, but it is {self.average!r}.")
         return self._report_scores(*as_labels(preds, target, self.labeler))
 
     def plot(self, val: Tensor | None = None, ax: Any = None) -> Any:
@@ -251,5 +252,5 @@ def _check(
     for name, (value, options) in (*allowed.items(), ("zero_division", (zero_division, ZERO_DIVISION))):
         if value not in options:
             listed = ", ".join(map(repr, options[:-1])) + f" or {options[-1]!r}"
-            raise ValueError(f"Expected argument `{name}` to be {listed}, but got {value!r}.")
+            raise UserError(f"Expected argument `{name}` to be {listed}, but got {value!r}.")
     return condition_indices(conditions)

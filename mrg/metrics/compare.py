@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.labels import Labeler, Scorer, as_labels, require_reports, written
 from mrg.metrics.mccs import mccs
@@ -49,7 +50,7 @@ def compare_systems(
     """
     names = [str(i) for i in range(1, len(target) + 1)] if ids is None else list(ids)
     if len(names) != len(target):
-        raise ValueError(f"Expected argument `ids` to have {len(target)} names, but got {len(names)}.")
+        raise UserError(f"Expected argument `ids` to have {len(target)} names, but got {len(names)}.")
     a, reference = as_labels(preds, target, labeler)
     b, _ = as_labels(other, reference, labeler)
     require_reports(reference)

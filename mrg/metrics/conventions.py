@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import CONDITIONS, FIVE, POSITIVE, THIRTEEN, UNCERTAIN
 
 AVERAGES = ("micro", "macro", "weighted", "example", "none")
@@ -52,10 +53,10 @@ def convention(name: str) -> dict[str, Any]:
     name = name.lower().replace("-f1-", "-")  # LLaVA-Rad writes Micro-F1-14
     members = FAMILIES.get(name, (name,))
     if len(members) > 1:
-        raise ValueError(f"Expected one convention, but {name!r} stands for several: choose from {', '.join(members)}.")
+        raise UserError(f"Expected one convention, but {name!r} stands for several: choose from {', '.join(members)}.")
     if members[0] not in CONVENTIONS:
         known = ", ".join([*CONVENTIONS, *FAMILIES])
-        raise ValueError(f"Expected argument `name` to be a convention, but got {name!r}; known are {known}.")
+        raise UserError(f"Expected argument `name` to be a convention, but got {name!r}; known are {known}.")
     return dict(CONVENTIONS[members[0]])
 
 
@@ -70,19 +71,17 @@ def condition_indices(conditions: int | Sequence[str]) -> list[int]:
     """
     if isinstance(conditions, int):
         if conditions not in SETS:
-            raise ValueError(
-                f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions}."
-            )
+            raise UserError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions}.")
         conditions = SETS[conditions]
     if isinstance(conditions, str) or not isinstance(conditions, Sequence):
-        raise ValueError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions!r}.")
+        raise UserError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions!r}.")
     unknown = [c for c in conditions if c not in CONDITIONS]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"Expected argument `conditions` to hold names from {', '.join(CONDITIONS)}, but got {unknown[0]!r}."
         )
     if not conditions or len(set(conditions)) < len(conditions):
-        raise ValueError(f"Expected argument `conditions` to hold different names, but got {list(conditions)}.")
+        raise UserError(f"Expected argument `conditions` to hold different names, but got {list(conditions)}.")
     return [CONDITIONS.index(c) for c in conditions]
 
 
@@ -100,7 +99,7 @@ def outcomes(uncertain: str) -> Tensor:
     """
     if uncertain not in UNCERTAIN_OPTIONS:
         options = "'positive', 'negative', 'own' or 'ignore'"
-        raise ValueError(f"Expected argument `uncertain` to be {options}, but got {uncertain!r}.")
+        raise UserError(f"Expected argument `uncertain` to be {options}, but got {uncertain!r}.")
     classes = torch.arange(4)
     found = (classes == POSITIVE) | ((classes == UNCERTAIN) if uncertain != "negative" else False)
     target, preds = found[:, None], found[None, :]

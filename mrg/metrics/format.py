@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
+
 TAG = re.compile(r"</?(?:think|report)>")
 STRICT = re.compile(r"\s*(?:<think>(.*?)</think>)?\s*<report>(.*?)</report>\s*", re.DOTALL)
 
@@ -32,7 +34,7 @@ def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
         think: `"required"`, or `"absent"` where the policy writes the report alone.
     """
     if think not in ("required", "absent"):
-        raise ValueError(f"Expected argument `think` to be 'required' or 'absent', but got {think!r}.")
+        raise UserError(f"Expected argument `think` to be 'required' or 'absent', but got {think!r}.")
     tags = TAG.findall(text)
     match = STRICT.fullmatch(text)
     if match and tags.count("<report>") == 1 and tags.count("<think>") <= 1 and len(tags) in (2, 4):

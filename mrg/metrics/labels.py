@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NUM_CONDITIONS
 from mrg.metrics.labelers.base import check_texts
 
@@ -49,7 +50,7 @@ def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -
     sides = {"preds": texts_or_labels(preds, "preds"), "target": texts_or_labels(target, "target")}
     lengths = [len(side) for side in sides.values()]
     if lengths[0] != lengths[1]:
-        raise ValueError(
+        raise UserError(
             f"Expected `preds` and `target` to have the same length, but got {lengths[0]} and {lengths[1]}."
         )
     texts = {name: side for name, side in sides.items() if isinstance(side, list)}
@@ -58,11 +59,11 @@ def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -
         return tuple(torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64) for _ in sides)  # type: ignore[return-value]
     if texts:
         if labeler is None:
-            raise ValueError(f"Expected argument `labeler` to be given where `{next(iter(texts))}` holds strings.")
+            raise UserError(f"Expected argument `labeler` to be given where `{next(iter(texts))}` holds strings.")
         pool = [text for side in texts.values() for text in side]
         labels = labeler(pool)
         if tuple(labels.shape) != (len(pool), NUM_CONDITIONS):
-            raise ValueError(
+            raise UserError(
                 f"Expected the labeler to return ({len(pool)}, {NUM_CONDITIONS}) labels, but got {tuple(labels.shape)}."
             )
         for part, name in enumerate(texts):
@@ -79,9 +80,11 @@ def check_labeler(labeler: Any) -> None:
         TypeError: If it is a class, or nothing that can be called.
     """
     if isinstance(labeler, type):
-        raise TypeError(f"Expected argument `labeler` to be an object, but got the class: write {labeler.__name__}().")
+        raise UserTypeError(
+            f"Expected argument `labeler` to be an object, but got the class: write {labeler.__name__}()."
+        )
     if labeler is not None and not callable(labeler):
-        raise TypeError(f"Expected argument `labeler` to be a labeler such as RulesLabeler(), but got {labeler!r}.")
+        raise UserTypeError(f"Expected argument `labeler` to be a labeler such as RulesLabeler(), but got {labeler!r}.")
 
 
 def written(preds: Tensor | list[str]) -> Tensor | None:
@@ -98,7 +101,7 @@ def require_reports(labels: Tensor) -> None:
         ValueError: If there are no rows.
     """
     if not len(labels):
-        raise ValueError("Expected at least one report in `preds` and `target`, but got none.")
+        raise UserError("Expected at least one report in `preds` and `target`, but got none.")
 
 
 def texts_or_labels(value: Any, name: str) -> Any:
@@ -109,7 +112,7 @@ def texts_or_labels(value: Any, name: str) -> Any:
         kind = np.int64 if value.dtype.kind in "iu" else value.dtype
         return torch.from_numpy(np.ascontiguousarray(value, dtype=kind))
     if value is None or not hasattr(value, "__iter__"):
-        raise TypeError(
+        raise UserTypeError(
             f"Expected argument `{name}` to be a label tensor (N, 14) or a list of strings, but got {value!r}."
         )
     texts = value if isinstance(value, str) else list(value)
@@ -119,12 +122,12 @@ def texts_or_labels(value: Any, name: str) -> Any:
 
 def _check_labels(value: Tensor, name: str) -> Tensor:
     if value.ndim != 2 or value.shape[1] != NUM_CONDITIONS:
-        raise ValueError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
+        raise UserError(f"Expected argument `{name}` to be of shape (N, 14), but got {tuple(value.shape)}.")
     if value.is_floating_point() or value.dtype == torch.bool:
-        raise ValueError(f"Expected argument `{name}` to hold integers, but got {value.dtype}.")
+        raise UserError(f"Expected argument `{name}` to hold integers, but got {value.dtype}.")
     value = value.to(torch.int64)
     if value.numel():
         low, high = (int(x) for x in value.aminmax())
         if low < 0 or high > 3:
-            raise ValueError(f"Expected argument `{name}` to hold label classes 0..3, but got {low}..{high}.")
+            raise UserError(f"Expected argument `{name}` to hold label classes 0..3, but got {low}..{high}.")
     return value

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.conventions import condition_indices
 from mrg.metrics.labels import (
@@ -111,7 +112,7 @@ def mccs(
     """
     _check(margin, uncertain, empty, conditions)
     if reduction not in ("mean", "none"):
-        raise ValueError(f"Expected argument `reduction` to be 'mean' or 'none', but got {reduction!r}.")
+        raise UserError(f"Expected argument `reduction` to be 'mean' or 'none', but got {reduction!r}.")
     score = (ccs(preds, target, uncertain, empty, conditions, labeler) - margin) / (1 - margin)
     score = score.clamp(min=0)
     if reduction == "none":
@@ -124,13 +125,13 @@ def _check(margin: float, uncertain: float, empty: str, conditions: int | Sequen
     """The columns of the chosen conditions, after all arguments have been checked."""
     for name, value in (("margin", margin), ("uncertain", uncertain)):
         if not isinstance(value, (int, float)):
-            raise ValueError(f"Expected argument `{name}` to be a number, but got {value!r}.")
+            raise UserError(f"Expected argument `{name}` to be a number, but got {value!r}.")
     if not 0 <= margin < 1:
-        raise ValueError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
+        raise UserError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
     if not -1 <= uncertain <= 1:
-        raise ValueError(f"Expected argument `uncertain` to be in [-1, 1], but got {uncertain}.")
+        raise UserError(f"Expected argument `uncertain` to be in [-1, 1], but got {uncertain}.")
     if empty not in EMPTY:
-        raise ValueError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
+        raise UserError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
     return condition_indices(conditions)
 
 

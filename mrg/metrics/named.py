@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from mrg.errors import MissingPackageError, UserError
+
 
 def import_named(path: str, what: str, last: str) -> Any:
     """Import what a name stands for.
@@ -21,16 +23,16 @@ def import_named(path: str, what: str, last: str) -> Any:
     module_name, colon, attribute = path.partition(":")
     names = [*module_name.split("."), *attribute.split(".")]
     if not colon or not all(name.isidentifier() for name in names):
-        raise ValueError(f"Expected a {what} in the form 'package.module:{last}', but got {path!r}.")
+        raise UserError(f"Expected a {what} in the form 'package.module:{last}', but got {path!r}.")
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:  # a module may raise anything while it is imported
-        raise ImportError(
+        raise MissingPackageError(
             f"The module of {what} {path!r} could not be imported: {type(error).__name__}: {error}"
         ) from error
     for name in attribute.split("."):
         if not hasattr(found, name):
-            raise ValueError(f"Expected {what} {path!r} to exist, but `{module_name}` has no such attribute {name!r}.")
+            raise UserError(f"Expected {what} {path!r} to exist, but `{module_name}` has no such attribute {name!r}.")
         found = getattr(found, name)
         module_name += f".{name}"
     return found

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrg.errors import RunError, UserError
 from mrg.metrics.labelers.base import check_pairs
 
 NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
@@ -95,9 +96,9 @@ def nlg_scores(
     """
     check_pairs(preds, target)
     if not preds:
-        raise ValueError("Expected at least one report, but got none.")
+        raise UserError("Expected at least one report, but got none.")
     if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"Expected argument `max_tokens` to be at least 1, but got {max_tokens}.")
+        raise UserError(f"Expected argument `max_tokens` to be at least 1, but got {max_tokens}.")
     texts = normalize_reports([*preds, *target], normalization)
     if max_tokens is not None:
         texts = [" ".join(text.split(" ")[:max_tokens]) for text in texts]
@@ -144,7 +145,7 @@ def normalize_reports(texts: Sequence[str], normalization: str) -> list[str]:
         RuntimeError: If `"ptb"` lacks Java or Java fails.
     """
     if normalization not in NORMALIZATIONS:
-        raise ValueError(
+        raise UserError(
             f"Expected argument `normalization` to be one of {', '.join(map(repr, NORMALIZATIONS))}, "
             f"but got {normalization!r}."
         )
@@ -204,7 +205,7 @@ def _meteor(preds: list[str], target: list[str]) -> tuple[float, list[float]]:
     except (OSError, ValueError) as error:  # a closed pipe, or an answer that is no number
         meteor.meteor_p.kill()
         reason = meteor.meteor_p.stderr.read().decode(errors="replace").strip()
-        raise RuntimeError(f"METEOR's Java process failed: {reason or error}") from error
+        raise RunError(f"METEOR's Java process failed: {reason or error}") from error
     finally:
         _close(meteor)
     return corpus, reports
@@ -245,10 +246,10 @@ def _ptb(texts: list[str]) -> list[str]:
         check=False,
     )
     if result.returncode:
-        raise RuntimeError(f"The Penn Treebank tokenizer failed: {result.stderr.decode(errors='replace').strip()}")
+        raise RunError(f"The Penn Treebank tokenizer failed: {result.stderr.decode(errors='replace').strip()}")
     lines = result.stdout.decode().splitlines()
     if len(lines) != len(written):  # would shift every later report
-        raise RuntimeError(f"The Penn Treebank tokenizer gave {len(lines)} lines for {len(written)} reports.")
+        raise RunError(f"The Penn Treebank tokenizer gave {len(lines)} lines for {len(written)} reports.")
     dropped = frozenset(ptbtokenizer.PUNCTUATIONS)
     tokens = iter(" ".join(word for word in line.split() if word not in dropped) for line in lines)
     return [next(tokens) if text else "" for text in texts]
@@ -260,9 +261,7 @@ def _captions(texts: list[str]) -> dict[int, list[str]]:
 
 def _need_java(what: str, otherwise: str) -> None:
     if shutil.which("java") is None:
-        raise RuntimeError(
-            f"Expected `java` on the PATH for {what}, but found none: install a Java runtime, {otherwise}."
-        )
+        raise RunError(f"Expected `java` on the PATH for {what}, but found none: install a Java runtime, {otherwise}.")
 
 
 def _missing_extra() -> ImportError:

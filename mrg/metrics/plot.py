@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrg.errors import MissingPackageError, UserError
+
 
 def plot_conditions(values: Tensor, support: Tensor, conditions: Sequence[str], score: str, ax: Any = None) -> Any:
     """Horizontal bars, the first condition at the top; a condition that is nowhere (nan) is marked so.
@@ -28,12 +30,12 @@ def plot_conditions(values: Tensor, support: Tensor, conditions: Sequence[str], 
     try:
         import matplotlib.pyplot as plt
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Plots need matplotlib: pip install matplotlib") from error
+        raise MissingPackageError("Plots need matplotlib: pip install matplotlib") from error
     values = torch.as_tensor(values, dtype=torch.float64)
     if values.ndim != 1:
-        raise ValueError("Expected argument `val` to hold a value per condition, but got one: leave it out.")
+        raise UserError("Expected argument `val` to hold a value per condition, but got one: leave it out.")
     if len(values) != len(conditions):
-        raise ValueError(f"Expected argument `val` to hold {len(conditions)} values, but got {len(values)}.")
+        raise UserError(f"Expected argument `val` to hold {len(conditions)} values, but got {len(values)}.")
     figure, axes = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 0.8 + 0.3 * len(conditions)))
     names = [f"{name} ({int(n)})" for name, n in zip(conditions, support, strict=True)]
     positions = range(len(names))

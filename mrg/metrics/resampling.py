@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.ce import ratio, report_counts
 from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
 from mrg.metrics.conventions import CONVENTIONS, SETS, condition_indices
@@ -47,7 +48,7 @@ class ReportSums:
         extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         if not len(preds):
-            raise ValueError("Expected at least one report to score, but got none.")
+            raise UserError("Expected at least one report to score, but got none.")
         similarity = mccs(preds, target, margin, reduction="none")
         if is_written is not None:
             similarity = similarity * is_written.to(similarity.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import UserError, UserTypeError
 from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labels import Scorer, identity
 from mrg.metrics.named import import_named, name_of
@@ -42,9 +43,9 @@ def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str],
     try:
         given = list(values)
     except TypeError as error:
-        raise ValueError(f"Expected scorer `{name}` to return a list, but got {type(values).__name__}.") from error
+        raise UserError(f"Expected scorer `{name}` to return a list, but got {type(values).__name__}.") from error
     if len(given) != len(preds):
-        raise ValueError(
+        raise UserError(
             f"Expected scorer `{name}` to return {len(preds)} values, one per report, but got {len(given)}."
         )
     scores: list[float | None] = []
@@ -109,7 +110,7 @@ class ReportScore(Metric):
         super().__init__(**kwargs)
         what = _why_no_scorer(scorer)
         if what:
-            raise TypeError(f"Expected argument `scorer` to be a function of two lists of strings, but got {what}.")
+            raise UserTypeError(f"Expected argument `scorer` to be a function of two lists of strings, but got {what}.")
         self.name = name or name_of(scorer)
         # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
         object.__setattr__(self, "scorer", scorer)
@@ -129,7 +130,7 @@ class ReportScore(Metric):
         scores = score_reports(self.scorer, preds, target, self.name)
         index = first_not_finite(scores)
         if index is not None:
-            raise ValueError(
+            raise UserError(
                 f"Expected scorer `{self.name}` to return finite values, but got {float(scores[index])} "
                 f"for report {index}."
             )
@@ -169,6 +170,6 @@ def load_scorer(path: str) -> Scorer:
     found = import_named(path, "scorer", "function")
     what = _why_no_scorer(found)
     if what:
-        raise TypeError(f"Expected scorer {path!r} to be a function of two lists of strings, but it is {what}.")
+        raise UserTypeError(f"Expected scorer {path!r} to be a function of two lists of strings, but it is {what}.")
     scorer: Scorer = found
     return scorer

@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
+from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.compiled_decoding import CompiledDecoder
-from mrg.modules.four_bits import check_device
-from mrg.modules.identity import check_fits, identity
-from mrg.modules.load import LoRA, check_frozen, check_shared_prefix, load_policy
-from mrg.modules.monitor import Patience
-from mrg.modules.policy import Policy
-from mrg.modules.prediction import predicted, tested
-from mrg.modules.rollout import sample
+from mrg.modules.completion import predicted, tested
+from mrg.modules.policy.fsdp import optimizer_groups, shard
+from mrg.modules.policy.identity import check_fits, identity
+from mrg.modules.policy.load import LoRA, check_frozen, check_shared_prefix, load_policy
+from mrg.modules.policy.policy import Policy
+from mrg.modules.policy.quantization import check_device
+from mrg.modules.policy.tiny import Tiny, tiny_policy
+from mrg.modules.rl.monitor import Patience
+from mrg.modules.rollout.compiled import CompiledDecoder
+from mrg.modules.rollout.sampling import sample
 from mrg.modules.settings import (
     check_choice,
     check_counts,
@@ -30,9 +33,7 @@ from mrg.modules.settings import (
     check_text_inputs,
     check_trainer,
 )
-from mrg.modules.sharding import optimizer_groups, shard
 from mrg.modules.target import target_text
-from mrg.modules.tiny import Tiny, tiny_policy
 from mrg.strategy import check_ranks, check_strategy
 
 
@@ -121,7 +122,7 @@ class ReportModule(L.LightningModule):
         check_optimiser(learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm)
         check_lora(lora)
         if policy == "tiny" and lora is not None:
-            raise ValueError(
+            raise UserError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
                 "trained folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO "
                 "reference to 'copy', or kl_coef to 0)."
@@ -169,7 +170,7 @@ class ReportModule(L.LightningModule):
             check_device(self.trainer.strategy.root_device)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
+            raise UserError("Expected the trainer to be given a data module (`data:` in the configuration).")
         if self.policy is None:
             reports = data.train_reports() if self.source == "tiny" else []
             self.policy = self.load(reports) if reports or self.source != "tiny" else self._load_saved()
@@ -205,7 +206,7 @@ class ReportModule(L.LightningModule):
         """
         folder = Path(self.trainer.default_root_dir) / "policy"
         if not (folder / "config.json").is_file():
-            raise ValueError(
+            raise UserError(
                 f"The tokenizer of a tiny policy is made from training reports, which these data do not have, and "
                 f"{folder} holds no policy: let `fit` finish, or use the run's own data."
             )
@@ -299,7 +300,7 @@ class ReportModule(L.LightningModule):
         if not float(self.trainer.strategy.reduce(count, reduce_op="sum")):
             first = next(iter(self.trainer.datamodule.skipped[split].values()), None)  # type: ignore[attr-defined]
             reason = "" if first is None else f": {first.reason}"
-            raise ValueError(f"No study of split {split!r} could be scored{reason}")
+            raise UserError(f"No study of split {split!r} could be scored{reason}")
 
     def on_test_start(self) -> None:
         """Forget the predictions of an earlier test."""

@@ -16,11 +16,19 @@ from torch import Tensor
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.study import Study
+from mrg.errors import UserError
+from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 from mrg.modules.base import ReportModule
-from mrg.modules.image_features import Features, PixelCollator, TowerCollator, nearest, pixel_rows, tower_features
-from mrg.modules.load import load_policy
+from mrg.modules.policy.image_features import (
+    Features,
+    PixelCollator,
+    TowerCollator,
+    nearest,
+    pixel_rows,
+    tower_features,
+)
+from mrg.modules.policy.load import load_policy
 from mrg.modules.settings import check_trainer
 
 
@@ -47,11 +55,11 @@ class Baseline(ReportModule):
             ValueError: If it is to be trained.
         """
         if stage == "fit":
-            raise ValueError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
+            raise UserError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
         check_trainer(self.trainer, stage)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
+            raise UserError("Expected the trainer to be given a data module (`data:` in the configuration).")
         data.setup()
         data.collator = self.collator()
 
@@ -140,7 +148,7 @@ class NearestImage(Baseline):
     ) -> None:
         super().__init__(margin, labeler)
         if size < 2:
-            raise ValueError(f"Expected model.init_args.size to be at least 2, but got {size}.")
+            raise UserError(f"Expected model.init_args.size to be at least 2, but got {size}.")
         self.size, self.tower = size, tower
         self.dtype_name, self.max_pixels = dtype, max_pixels
         self.source += f" by {tower}" if tower else f" of {size} x {size} pixels"
@@ -183,5 +191,5 @@ class NearestImage(Baseline):
 
 def _training(data: ReportDataModule, title: str, reports: Sequence[str]) -> list[str]:
     if not reports:
-        raise ValueError(f"The {title} needs training studies, but {data.describe()} has none.")
+        raise UserError(f"The {title} needs training studies, but {data.describe()} has none.")
     return list(reports)

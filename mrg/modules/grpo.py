@@ -20,20 +20,21 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
-from mrg.modules.advantage import equal_groups, group_advantages
+from mrg.errors import UserError
 from mrg.modules.base import ReportModule
-from mrg.modules.correction import correction_weights
-from mrg.modules.loss import check_loss_options, grpo_loss
-from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
-from mrg.modules.monitor import BY_STEP, Monitor, Outcome, first_group
-from mrg.modules.prompts import Prompts
+from mrg.modules.policy.fsdp import clip_gradients, gathered, local_gradients, most_of_ranks
+from mrg.modules.prefix.prompts import Prompts
 from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
-from mrg.modules.reward import Reward, Rewards, WeightedScorer, replace_rewards
-from mrg.modules.rollout import Rollout, group_rows, replace_groups, sample
-from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
-from mrg.modules.servers import Servers
+from mrg.modules.rl.advantage import equal_groups, group_advantages
+from mrg.modules.rl.batch import Step, check_round, micro_batches, minibatches
+from mrg.modules.rl.correction import correction_weights
+from mrg.modules.rl.loss import check_loss_options, grpo_loss
+from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
+from mrg.modules.rl.reward import Reward, Rewards, WeightedScorer, replace_rewards
+from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
+from mrg.modules.rollout.vllm import NO_ADAPTER, ServerRollout, connect
+from mrg.modules.rollout.vllm_client import Servers
 from mrg.modules.settings import check_counts, check_reference, check_sampling, warn_of_idle_clips
-from mrg.modules.sharding import clip_gradients, gathered, local_gradients, most_of_ranks
 
 
 class GRPOModule(ReportModule):
@@ -46,12 +47,12 @@ class GRPOModule(ReportModule):
         num_minibatches: Optimiser steps into which the studies of a round are cut.
         num_iterations: How often a round is gone through.
         temperature: Of sampling, above 0.
-        loss_type: See `mrg.modules.loss`.
+        loss_type: See `mrg.modules.rl.loss`.
         kl_coef: Weight of the KL to the reference; 0 needs no reference.
         reference: `"adapter"`: the policy with its adapter off; `"copy"`: a copy of its weights at the start, where all
             weights are trained.
-        kl_estimator: `"k1"`, `"k2"` or `"k3"`, see `mrg.modules.kl`.
-        kl_ratio_correction: Multiply the KL term by the ratio, see `mrg.modules.kl`.
+        kl_estimator: `"k1"`, `"k2"` or `"k3"`, see `mrg.modules.rl.kl`.
+        kl_ratio_correction: Multiply the KL term by the ratio, see `mrg.modules.rl.kl`.
         clip_low: See `grpo_loss`.
         clip_high: See `grpo_loss`.
         dual_clip: See `clipped_surrogate`.
@@ -64,7 +65,8 @@ class GRPOModule(ReportModule):
         rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
         sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
         seed: Rollouts are a function of (seed, rank, round).
-        servers: vLLM servers that write the rollouts, see `mrg.modules.servers`; without any the policy writes them.
+        servers: vLLM servers that write the rollouts, see `mrg.modules.rollout.vllm_client`; without any the policy
+            writes them.
         **kwargs: See `ReportModule`.
     """
 
@@ -108,7 +110,7 @@ class GRPOModule(ReportModule):
         check_reference(reference, kl_coef, self.train_vision, self.lora)
         check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
         if servers is not None and self.lora is None:
-            raise ValueError(NO_ADAPTER)
+            raise UserError(NO_ADAPTER)
         self.automatic_optimization = False  # several backward passes make one step
         self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
@@ -142,7 +144,7 @@ class GRPOModule(ReportModule):
                 min(data.batch_size, len(data.splits["train"]) // self.trainer.world_size), self.num_minibatches
             )
         if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
-            raise ValueError(
+            raise UserError(
                 "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
             )
         if stage == "fit" and self.servers is not None:

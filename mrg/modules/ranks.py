@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from mrg.errors import RunError
+
 
 def say(text: str) -> None:
     """Print a line on the first rank alone; unlike a trainer's own means it works before there is one."""
@@ -43,7 +45,7 @@ def mean_over_ranks(value: float, world_size: int, device: torch.device) -> floa
     return float(total) / world_size
 
 
-class OtherRankError(RuntimeError):
+class OtherRankError(RunError):
     """Another process could not go on."""
 
 

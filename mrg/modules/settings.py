@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
-from mrg.modules.advantage import SCALES
-from mrg.modules.precision import check_precision
+from mrg.errors import UserError
+from mrg.modules.policy.precision import check_precision
+from mrg.modules.rl.advantage import SCALES
 
 
 def check_counts(**settings: tuple[int, int]) -> None:
@@ -22,7 +23,7 @@ def check_counts(**settings: tuple[int, int]) -> None:
     """
     for name, (value, least) in settings.items():
         if value < least:
-            raise ValueError(f"Expected model.init_args.{name} to be at least {least}, but got {value}.")
+            raise UserError(f"Expected model.init_args.{name} to be at least {least}, but got {value}.")
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -33,7 +34,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """
     if value not in choices:
         *most, last = (repr(choice) for choice in choices)
-        raise ValueError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
+        raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
 
 
 def check_sampling(temperature: float, advantage_scale: str) -> None:
@@ -43,7 +44,7 @@ def check_sampling(temperature: float, advantage_scale: str) -> None:
         ValueError: If one is out of range.
     """
     if temperature <= 0:
-        raise ValueError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
+        raise UserError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
     check_choice("advantage_scale", advantage_scale, SCALES)
 
 
@@ -58,7 +59,7 @@ def check_reference(reference: str, kl_coef: float, train_vision: bool, lora: An
     check_range("kl_coef", kl_coef, "at least 0", 0 <= kl_coef < math.inf)
     check_choice("reference", reference, ("adapter", "copy"))
     if kl_coef and train_vision and lora is not None:
-        raise ValueError(
+        raise UserError(
             "The reference is the policy with its adapter off, whose vision tower is trained too: set "
             "model.init_args.train_vision to false, kl_coef to 0, or lora to null with reference copy."
         )
@@ -77,7 +78,7 @@ def check_range(name: str, value: float, expected: str, fits: bool) -> None:
         ValueError: If it is not.
     """
     if not fits:
-        raise ValueError(f"Expected model.init_args.{name} to be {expected}, but got {value}.")
+        raise UserError(f"Expected model.init_args.{name} to be {expected}, but got {value}.")
 
 
 def check_optimiser(
@@ -93,7 +94,7 @@ def check_optimiser(
     check_range("max_grad_norm", max_grad_norm, "above 0", max_grad_norm > 0)
     check_counts(warmup_steps=(warmup_steps, 0), decay_steps=(decay_steps, 0))
     if 0 < decay_steps <= warmup_steps:
-        raise ValueError(
+        raise UserError(
             f"Expected model.init_args.decay_steps to be 0 or above warmup_steps ({warmup_steps}), but got "
             f"{decay_steps}: the learning rate would fall to 0 before it has risen."
         )
@@ -122,7 +123,7 @@ def check_trainer(trainer: Any, stage: str) -> None:
     """
     check_precision(trainer.precision)
     if stage == "fit" and trainer.gradient_clip_val is not None:
-        raise ValueError(
+        raise UserError(
             "Gradients are scaled down to model.init_args.max_grad_norm: set that, and leave trainer.gradient_clip_val "
             f"({trainer.gradient_clip_val}) out."
         )
@@ -156,8 +157,8 @@ def check_text_inputs(data: Any, use_indication: bool, use_prior: bool) -> None:
         ValueError: If no study has one.
     """
     if use_indication and not any(study.indication for part in data.splits.values() for study in part):
-        raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
+        raise UserError("No study has an indication: set model.init_args.use_indication to false.")
     if use_prior and not any(study.prior for part in data.splits.values() for study in part):
-        raise ValueError(
+        raise UserError(
             "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
         )

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric
 
 from mrg.datamodules.collate import Batch
 from mrg.modules.base import ReportModule
-from mrg.modules.sharding import average_gradients, clip_gradients
+from mrg.modules.policy.fsdp import average_gradients, clip_gradients
 
 
 class SFTModule(ReportModule):

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from mrg.datamodules.study import Study, View
+from mrg.errors import UserError
 from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.labels import Labeler, as_labels
 from mrg.metrics.mccs import mccs
@@ -48,7 +49,7 @@ class Gallery:
         views: Study id -> its views; a study without any is shown without images.
         indications: Study id -> why the examination was made.
         max_views: The policy saw only the first so many views; 0: all.
-        results: From `mrg.metrics.results.evaluate_systems`, for the table and the bars on top.
+        results: From `mrg.metrics.evaluation.evaluate_systems`, for the table and the bars on top.
         comparison: From `mrg.metrics.compare.compare_systems`: the first system minus the second.
         title: Of the page.
         max_studies: A longer list is cut to the first so many in the page's order.
@@ -208,11 +209,11 @@ def _aligned(systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sequence[Map
     """The first system's rows, after a look whether all have the same studies in the same order."""
     first: Sequence[Mapping[str, Any]] = next(iter(systems.values()), [])
     if not first:
-        raise ValueError("Expected a gallery to have at least one study, but got none.")
+        raise UserError("Expected a gallery to have at least one study, but got none.")
     ids = [row["id"] for row in first]
     for name, rows in systems.items():
         if [row["id"] for row in rows] != ids:
-            raise ValueError(f"Expected system {name!r} to have the same studies in the same order as the first one.")
+            raise UserError(f"Expected system {name!r} to have the same studies in the same order as the first one.")
     return first
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mrg.datamodules.study import ImageReadError, View
+from mrg.errors import UserError
 
 WAYS = ("embed", "link", "none")
 SIZES = (1024, 768, 640, 512, 448, 384, 320, 256, 224, 192, 160)
@@ -41,14 +42,12 @@ class Pictures:
 
     def __post_init__(self) -> None:
         if self.images not in WAYS:
-            raise ValueError(
-                f"Expected `images` of a gallery to be 'embed', 'link' or 'none', but got {self.images!r}."
-            )
+            raise UserError(f"Expected `images` of a gallery to be 'embed', 'link' or 'none', but got {self.images!r}.")
         for name, value, low, high in (("image_size", self.image_size, 16, 4096), ("quality", self.quality, 1, 95)):
             if not low <= value <= high:
-                raise ValueError(f"Expected `{name}` of a gallery to be from {low} to {high}, but got {value}.")
+                raise UserError(f"Expected `{name}` of a gallery to be from {low} to {high}, but got {value}.")
         if self.megabytes <= 0:
-            raise ValueError(f"Expected `megabytes` of a gallery to be above 0, but got {self.megabytes}.")
+            raise UserError(f"Expected `megabytes` of a gallery to be above 0, but got {self.megabytes}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrg.errors import UserError
+
 STATE = "run.json"
 """Written by `mrg.callbacks.run_page`: the state, when it began, how far it is."""
 
@@ -46,7 +48,7 @@ class RunLog:
             ValueError: If the folder is no run's.
         """
         if not any((folder / name).is_file() for name in ("config.yaml", "metrics.csv", STATE)):
-            raise ValueError(f"Expected {folder} to be a run's folder, but it has no config.yaml and no metrics.csv.")
+            raise UserError(f"Expected {folder} to be a run's folder, but it has no config.yaml and no metrics.csv.")
         config = folder / "config.yaml"
         return cls(
             folder=folder,

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mrg.datamodules.study import Study, View
+from mrg.errors import UserError
 from mrg.files import print_if_read, read_lines
 from mrg.metrics.labelers.base import Labeler
-from mrg.tested import is_outdated
+from mrg.run.results_state import is_outdated
 
 
 @dataclasses.dataclass
@@ -37,7 +38,7 @@ class Run:
         """
         file = folder / "predictions.jsonl"
         if not file.is_file():
-            raise ValueError(f"{folder} holds no predictions.jsonl: run `test` there first.")
+            raise UserError(f"{folder} holds no predictions.jsonl: run `test` there first.")
         results = folder / "results.json"
         return cls(folder, read_lines(file), json.loads(results.read_text("utf-8")) if results.is_file() else {})
 
@@ -49,7 +50,7 @@ class Run:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether training has replaced the checkpoint since it was tested; see `mrg.tested`."""
+        """Whether training has replaced the checkpoint since it was tested; see `mrg.run.results_state`."""
         return is_outdated(self.folder, self.results)
 
     def config(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class Run:
         try:
             made: Labeler = parser.instantiate_classes(parser.parse_object({"labeler": settings})).labeler
         except (ArgumentError, ImportError, ValueError, OSError) as error:
-            raise ValueError(" ".join(str(error).split())) from error
+            raise UserError(" ".join(str(error).split())) from error
         return made
 
     def studies(self) -> dict[str, Study]:

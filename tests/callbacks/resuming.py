@@ -18,12 +18,12 @@ from lightning.pytorch.callbacks import EarlyStopping
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.results import ResultWriter
+from mrg.commands.lightning import quiet
 from mrg.datamodules.demo import DemoDataModule
-from mrg.lightning_cli import quiet
-from mrg.metrics.reward import RewardError
+from mrg.metrics.trl import RewardError
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
-from mrg.modules.reward import Rewards
+from mrg.modules.policy.load import LoRA
+from mrg.modules.rl.reward import Rewards
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
 
@@ -116,7 +116,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
 
 def newest(folder):
     """Path of the checkpoint that `--resume auto` takes."""
-    from mrg.callbacks.checkpoint_folder import CheckpointFolder
+    from mrg.run.checkpoints import CheckpointFolder
 
     path, damaged = CheckpointFolder(Path(folder) / "checkpoints").newest()
     assert not damaged

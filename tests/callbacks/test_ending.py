@@ -6,12 +6,12 @@ import traceback
 
 import pytest
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.callbacks.checkpoint_state import CheckpointError
 from mrg.callbacks.ending import Speaker
 from mrg.callbacks.preemption import Preempted
 from mrg.datamodules.demo import DemoDataModule
-from mrg.metrics.reward import RewardError
+from mrg.metrics.trl import RewardError
+from mrg.run.checkpoints import CheckpointFolder
 from tests.callbacks.resuming import Stop, differences, fit, newest, on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sampling and training disagree")

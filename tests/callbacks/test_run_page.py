@@ -9,8 +9,8 @@ import pytest
 from mrg.callbacks.run_page import RunPage
 from mrg.cli import main
 from mrg.metrics import MCCS, RulesLabeler
-from mrg.metrics.results import CONSTANT_NORMAL
-from mrg.modules.rollout import sample
+from mrg.metrics.evaluation import CONSTANT_NORMAL
+from mrg.modules.rollout.sampling import sample
 from tests.callbacks.runs import fit_arguments, grpo_arguments
 
 

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 
 from mrg.callbacks.results import ResultWriter
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
 from tests.datamodules.test_skip import SETTINGS, Splits, write_studies

@@ -14,12 +14,12 @@ from PIL import Image
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
-from mrg.datamodules.image import DecoderMissingError, ImageReadError
+from mrg.datamodules.images.read import DecoderMissingError, ImageReadError
 from mrg.datamodules.skip import SkippingCollator
 from mrg.datamodules.study import Study, View
 from mrg.modules.baselines import ConstantNormal, NearestImage
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
 from mrg.modules.sft import SFTModule
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from mrg.datamodules.demo import World, make_study
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
-from mrg.modules.reward import Rewards
-from mrg.modules.rollout import Rollout, sample
-from mrg.modules.sharding import full, is_sharded
+from mrg.modules.policy.fsdp import full, is_sharded
+from mrg.modules.policy.load import LoRA
+from mrg.modules.rl.reward import Rewards
+from mrg.modules.rollout.sampling import Rollout, sample
 from mrg.strategy import FSDP2
 from tests.modules.test_grpo import SETTINGS, FixedData
 

@@ -7,11 +7,11 @@ import torch
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
-from mrg.modules.loss import LOSS_TYPES
-from mrg.modules.minibatch import Step
-from mrg.modules.reward import RewardError, Rewards
-from mrg.modules.rollout import sample
+from mrg.modules.policy.load import LoRA
+from mrg.modules.rl.batch import Step
+from mrg.modules.rl.loss import LOSS_TYPES
+from mrg.modules.rl.reward import RewardError, Rewards
+from mrg.modules.rollout.sampling import sample
 from mrg.modules.sft import SFTModule
 
 
@@ -79,7 +79,7 @@ def weights(module):
 
 def rewarded(module, studies, rewards):
     """Loss gradient of a rollout to which the given rewards are paid."""
-    from mrg.modules.advantage import group_advantages
+    from mrg.modules.rl.advantage import group_advantages
 
     batch = StudyCollator(module.writer.processor, "Report:")(studies)
     prompts = module.writer.embed(batch)

@@ -11,9 +11,9 @@ import torch
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.monitor import Patience
-from mrg.modules.reward import Rewards
+from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.rl.monitor import Patience
+from mrg.modules.rl.reward import Rewards
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
 
 ROOT = Path(__file__).parents[2]

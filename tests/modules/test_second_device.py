@@ -9,15 +9,15 @@ import tests.second_device
 from mrg.datamodules.collate import StudyCollator
 from mrg.metrics import CEF1, MCCS, CheXbertLabeler, RulesLabeler
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
+from mrg.modules.rollout.static_cache import StaticDecoder
 from mrg.modules.sft import SFTModule
-from mrg.modules.static_decoding import StaticDecoder
 from tests.families import QWEN, family_policy, unequal_studies
 from tests.family_checkpoints import BUILDERS, save_checkpoint
 from tests.metrics.labelers.chexbert_lookalike import ODD, random_text, write_lookalike
-from tests.modules.test_decoding import ending_policy
+from tests.modules.rollout.test_kv_cache import ending_policy
+from tests.modules.rollout.test_static_cache import prompts_for, write
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
-from tests.modules.test_static_decoding import prompts_for, write
 from tests.second_device import MOVES, SECOND, DeviceError, second_device, second_strategy
 
 FAMILIES = [*QWEN, *BUILDERS]

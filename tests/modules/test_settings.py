@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mrg.ablate import load_ablation
+from mrg.commands.ablate.command import load_ablation
+from mrg.commands.size.command import read_config
 from mrg.modules.baselines import ConstantNormal
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
 from mrg.modules.settings import check_lora, check_optimiser, check_reference, check_trainer
 from mrg.modules.sft import SFTModule
-from mrg.sizing.command import read_config
 from tests.modules.test_grpo import SETTINGS, FixedData, module_on, trainer
 from tests.refusals import refused
 

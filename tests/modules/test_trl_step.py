@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mrg.modules.families import LANGUAGE_LINEARS
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.reward import Rewards
-from mrg.modules.rollout import Rollout
+from mrg.modules.policy.families import LANGUAGE_LINEARS
+from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.rl.reward import Rewards
+from mrg.modules.rollout.sampling import Rollout
 from tests.families import QWEN, family_policy, unequal_studies
 from tests.modules.test_grpo import FixedData, trainer
 

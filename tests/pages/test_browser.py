@@ -6,7 +6,7 @@ import pytest
 
 from mrg.metrics import RulesLabeler
 from mrg.metrics.compare import compare_systems
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.gallery import Gallery
 from tests.pages.browser import needs_chromium, opened, shown_text
 

@@ -16,10 +16,10 @@ import torch
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.rollout import sample
-from mrg.modules.server_rollout import ServerRollout
-from mrg.modules.servers import ServerError, Servers
+from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.rollout.sampling import sample
+from mrg.modules.rollout.vllm import ServerRollout
+from mrg.modules.rollout.vllm_client import ServerError, Servers
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -72,7 +72,7 @@ class Server:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     from mrg.datamodules.demo import World, make_study
-    from mrg.modules.tiny import Tiny, tiny_policy
+    from mrg.modules.policy.tiny import Tiny, tiny_policy
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("served")

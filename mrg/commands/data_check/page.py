@@ -1,0 +1,186 @@
+"""The check as a page: the printed tables, charts, and in full what is too long to print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from mrg.commands.data_check.images import SIDE_BIN
+from mrg.commands.data_check.reports import WORD_BIN
+from mrg.commands.data_check.table import MARKS, tables
+from mrg.metrics.conventions import CONVENTIONS
+from mrg.pages.charts import new_figure, svg
+from mrg.pages.page import write_page
+
+# Of middle lightness, to stand out from white and from black paper.
+_COLOURS = ("#7d8590", "#c77700", "#2f7fd6", "#8a63d2", "#2c974b")
+_WIDTH = 4.6
+_NUM_GROUPS = 200
+
+
+def write_check_page(path: Path, result: Mapping[str, Any]) -> None:
+    """Write the page.
+
+    Args:
+        path: The file.
+        result: Of `check_splits`, with `mrg`, the version; `name`; and `data`: its `description`, `removed`, `config`.
+    """
+    images = result["images"]
+    write_page(
+        path,
+        "data_check.html",
+        title=f"Data check: {result['name']}",
+        description=result["data"]["description"],
+        version=result["mrg"],
+        remarks=[{**row, "mark": MARKS[row["kind"]]} for row in result["remarks"]],
+        tables=tables(result),
+        charts=_charts(result),
+        lists={kind: _lines(images[kind]) for kind in ("missing", "unreadable") if images[kind]},
+        duplicates=images["duplicates"][:_NUM_GROUPS],
+        num_duplicates=len(images["duplicates"]),
+        empty={split: row["empty"] for split, row in result["reports"].items() if row["empty"]},
+        repeated_ids={split: row["repeated_ids"] for split, row in result["counts"].items() if row["repeated_ids"]},
+        repeats=result["repeats"]["most"],
+        splits=list(result["counts"]),
+        baselines=result["baselines"],
+        conventions=list(CONVENTIONS),
+        config=json.dumps(result["data"]["config"], indent=1, ensure_ascii=False),
+    )
+
+
+def _lines(rows: Sequence[Mapping[str, str]]) -> tuple[int, str]:
+    return len(rows), "\n".join(f"{row['split']}  {row['study']}  {row.get('error') or row['image']}" for row in rows)
+
+
+def _charts(result: Mapping[str, Any]) -> dict[str, list[Markup]]:
+    """Charts by the key of the table they go with."""
+    charts = {
+        "counts": [_words(result["reports"])],
+        "images": _images(result["images"]),
+        "views": _num_views(result["counts"]),
+        "labels": [_prevalence(result["labels"])],
+    }
+    if result["leakage"]:
+        charts["leakage"] = [_leakage(result["leakage"])]
+    return charts
+
+
+def _words(reports: Mapping[str, Any]) -> Markup:
+    """Lengths of the reports of each split, as outlines, because bars would hide each other."""
+    figure = new_figure(_WIDTH, 2.6)
+    axes = figure.add_subplot()
+    for (split, row), colour in zip(reports.items(), _COLOURS, strict=False):
+        bins = {int(start): count for start, count in row["words"]["histogram"].items()}
+        if bins:
+            edges = range(0, max(bins) + 2 * WORD_BIN, WORD_BIN)
+            shares = [100 * bins.get(start, 0) / sum(bins.values()) for start in edges[:-1]]
+            axes.stairs(shares, list(edges), label=split, color=colour, linewidth=1.6)
+    _label(axes, "words", f"% of reports per {WORD_BIN} words")
+    _legend(axes)
+    return svg(figure, "Histogram of the reports' lengths in words for each split.")
+
+
+def _num_views(counts: Mapping[str, Any]) -> list[Markup]:
+    """Numbers of views, where studies differ in it."""
+    numbers = sorted({int(number) for row in counts.values() for number in row["num_views"]})
+    if len(numbers) < 2:
+        return []
+    figure = new_figure(_WIDTH, 2.4)
+    axes = figure.add_subplot()
+    _bars(axes, {
+        split: [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
+        for split, row in counts.items()
+    }, [str(number) for number in numbers])  # fmt: skip
+    _label(axes, "images in a study", "% of studies")
+    return [svg(figure, "How many images the studies of each split have.")]
+
+
+def _images(images: Mapping[str, Any]) -> list[Markup]:
+    """Sizes, where there is more than one."""
+    charts = []
+    for key, width, title in (
+        ("side", SIDE_BIN, "longer side in pixels"),
+        ("shape", 0.1, "width by height"),
+    ):
+        bins = {float(start): count for start, count in images[key].items()}
+        if len(images["sizes"]) > 1 and bins:
+            figure = new_figure(_WIDTH, 2.2)
+            axes = figure.add_subplot()
+            # A side's key is its bin's lower edge, a shape's is its bin's middle.
+            middles = [start + width / 2 if key == "side" else start for start in bins]
+            axes.bar(middles, list(bins.values()), width, color=_COLOURS[2])
+            _label(axes, title, "images")
+            charts.append(svg(figure, f"Histogram of the images' {title}."))
+    return charts
+
+
+def _prevalence(labels: Mapping[str, Any]) -> Markup:
+    """A dot for each split on one line for each condition: small differences look small."""
+    shares = {
+        split: [row["share"] for row in rows.values()]
+        for split, rows in labels["prevalence"].items()
+        if rows["No Finding"]["share"] is not None
+    }
+    conditions = list(next(iter(labels["prevalence"].values())))
+    figure = new_figure(_WIDTH, 3.8)
+    axes = figure.add_subplot()
+    for (split, values), colour in zip(shares.items(), _COLOURS, strict=False):
+        axes.plot([100 * value for value in values], range(len(conditions)), "o", label=split, color=colour, alpha=0.85)
+    axes.set_yticks(range(len(conditions)), conditions)
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", color="#7d8590", alpha=0.3)
+    axes.set_xlabel("% of reports, positive or uncertain")
+    if shares:
+        _legend(axes)
+    return svg(figure, "How frequent each condition is in the reports of each split.")
+
+
+def _leakage(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    figure = new_figure(_WIDTH, 0.9 + 0.4 * len(rows))
+    axes = figure.add_subplot()
+    names = [f"{row['split']} in {row['source']}" for row in rows]
+    left = [0.0] * len(rows)
+    for title, colour, counts in (
+        ("repeated, normal", _COLOURS[0], [row["folded"] - row["abnormal"]["folded"] for row in rows]),
+        ("repeated, not normal", _COLOURS[1], [row["abnormal"]["folded"] for row in rows]),
+    ):
+        widths = [100 * count / row["num_studies"] for count, row in zip(counts, rows, strict=True)]
+        axes.barh(names, widths, 0.6, left=left, color=colour, label=title)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of studies")
+    _legend(axes)
+    return svg(figure, "Share of studies whose report stands in another split.")
+
+
+def _bars(axes: Axes, values: Mapping[str, Sequence[float]], names: Sequence[str]) -> None:
+    """Bars of all splits beside each other at each name."""
+    width = 0.8 / len(values)
+    for i, ((split, heights), colour) in enumerate(zip(values.items(), _COLOURS, strict=False)):
+        axes.bar(
+            [x + (i - (len(values) - 1) / 2) * width for x in range(len(names))],
+            heights,
+            width,
+            label=split,
+            color=colour,
+        )
+    axes.set_xticks(range(len(names)), names)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    axes.figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)

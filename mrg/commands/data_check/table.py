@@ -1,0 +1,242 @@
+"""The check as tables, which the terminal and the page show alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mrg.commands.data_check.remarks import percent
+from mrg.commands.data_check.reports import SHORT
+from mrg.metrics.evaluation import COLUMNS
+
+WIDTH = 100
+MARKS = {"error": "ERROR", "warning": "WARNING", "note": "note"}
+
+_NUM_VIEWS = 8
+_NUM_SIZES = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table.
+
+    Args:
+        key: Its name in the page.
+        title: What it shows.
+        columns: Heads; the first column's is often empty.
+        rows: As many cells each as there are heads.
+        note: How to read it.
+    """
+
+    key: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def __str__(self) -> str:
+        """The printed form: first column to the left, the others to the right."""
+        cells = [list(self.columns), *map(list, self.rows)]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
+        lines = [self.title, *textwrap.wrap(self.note, WIDTH)]
+        for row in cells:
+            first, *rest = (
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            lines.append("  " + "  ".join([first, *rest]).rstrip())
+        return "\n".join(lines)
+
+
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """All tables of the result of `check_splits`; one that would be empty is left out."""
+    made = [
+        _counts(result),
+        _removed(result),
+        _images(result["images"]),
+        _views(result["counts"]),
+        _leakage(result),
+        _labels(result["labels"]),
+        *_baselines(result["baselines"]),
+    ]
+    return [table for table in made if table.rows]
+
+
+def format_check(result: Mapping[str, Any], where: str) -> str:
+    """The printed form.
+
+    Args:
+        result: Of `check_splits`.
+        where: The file that holds what is too long to print.
+    """
+    blocks = [_remarks(result["remarks"]), *_first_images(result["images"], where), *map(str, tables(result))]
+    return "\n\n".join(blocks)
+
+
+def _remarks(remarks: Sequence[Mapping[str, str]]) -> str:
+    if not remarks:
+        return "Nothing to complain about."
+    lines = []
+    for row in remarks:
+        lines += textwrap.wrap(f"{MARKS[row['kind']]}: {row['text']}", WIDTH, subsequent_indent="  ")
+    return "\n".join(lines)
+
+
+def _first_images(images: Mapping[str, Any], where: str) -> list[str]:
+    """The first of the missing and unreadable images, one line each."""
+    blocks = []
+    for kind in ("missing", "unreadable"):
+        rows = images[kind]
+        if rows:
+            more = [f"  … all {len(rows):,} in {where}"] if len(rows) > _NUM_SIZES else []
+            shown = [f"  {row['split']}  {row.get('error') or row['image']}" for row in rows[:_NUM_SIZES]]
+            blocks.append("\n".join([f"{kind.capitalize()} images", *shown, *more]))
+    return blocks
+
+
+def _by_split(title: str, values: Mapping[str, int]) -> list[str]:
+    return [title, *(f"{value:,}" for value in values.values())]
+
+
+def _counts(result: Mapping[str, Any]) -> Table:
+    counts, reports, within = result["counts"], result["reports"], result["repeats"]["within"]
+    rows = [
+        _by_split("studies", {split: row["studies"] for split, row in counts.items()}),
+        _by_split("images", {split: row["images"] for split, row in counts.items()}),
+        ["patients", *(f"{row['patients']:,}" if row["patients"] else "-" for row in counts.values())],
+        _by_split("reports: empty", {split: len(row["empty"]) for split, row in reports.items()}),
+        _by_split(f"reports: under {SHORT} words", {split: row["num_short"] for split, row in reports.items()}),
+        _by_split("reports: different ones", {split: row["distinct_folded"] for split, row in within.items()}),
+        _by_split(
+            "studies with the report of another", {split: row["sharing_folded"] for split, row in within.items()}
+        ),
+        ["words: median (5 % to 95 %)", *(_words(row["words"]["quantiles"]) for row in reports.values())],
+        ["words: longest report", *(_number(row["words"]["quantiles"]["max"]) for row in reports.values())],
+        _by_split("with an indication", {split: row["num_indications"] for split, row in reports.items()}),
+        _by_split("with a prior study", {split: row["num_priors"] for split, row in reports.items()}),
+    ]
+    note = "Reports count as equal with case and spacing aside. A study that names no patient is left out of patients."
+    return Table("counts", "Studies", ["", *counts], rows, note)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _words(quantiles: Mapping[str, float | None]) -> str:
+    return f"{_number(quantiles['median'])} ({_number(quantiles['5%'])} to {_number(quantiles['95%'])})"
+
+
+def _removed(result: Mapping[str, Any]) -> Table:
+    removed = result.get("data", {}).get("removed", {})
+    rows = [[name, f"{count:,}"] for name, count in removed.items()]
+    return Table("removed", "Removed by filters", ["filter", "studies"], rows)
+
+
+def _images(images: Mapping[str, Any]) -> Table:
+    total = sum(images["num_images"].values())
+    rows = [["listed", f"{total:,}"], ["missing", f"{len(images['missing']):,}"]]
+    if images["in_memory"]:
+        rows.insert(1, ["of these drawn or loaded, not files", f"{images['in_memory']:,}"])
+    if images["is_read"]:
+        rows.append(["unreadable", f"{len(images['unreadable']):,}"])
+        rows.append(["groups of equal ones", f"{len(images['duplicates']):,}"])
+        common = list(images["sizes"].items())[:_NUM_SIZES]
+        rows += [[f"of {size} pixels", f"{count:,}"] for size, count in common]
+        rest = total - len(images["missing"]) - len(images["unreadable"]) - sum(count for _, count in common)
+        if rest:
+            rows.append(["of other sizes", f"{rest:,}"])
+    return Table("images", "Images", ["", "images"], rows)
+
+
+def _views(counts: Mapping[str, Any]) -> Table:
+    total: Counter[str] = sum((Counter(row["views"]) for row in counts.values()), Counter())
+    shown = [views for views, _ in total.most_common(_NUM_VIEWS)]
+
+    def cell(views: str, row: Mapping[str, Any]) -> str:
+        count = row["views"].get(views, 0)
+        return f"{count:,} ({percent(count, row['studies'])})"
+
+    rows = [[views, *(cell(views, row) for row in counts.values())] for views in shown]
+    if len(total) > len(shown):
+        rest = (sum(count for views, count in row["views"].items() if views not in shown) for row in counts.values())
+        rows.append([f"{len(total) - len(shown)} others", *(f"{count:,}" for count in rest)])
+    note = "Views of a study in the order in which a policy sees them: F frontal, L lateral, ? not known."
+    return Table("views", "Views", ["", *counts], rows, note)
+
+
+def _leakage(result: Mapping[str, Any]) -> Table:
+    def cell(part: int | None, whole: int) -> str:
+        return "not known" if part is None else f"{part:,} ({percent(part, whole)})"
+
+    rows = [
+        [
+            f"{row['split']} in {row['source']}",
+            cell(row["exact"], row["num_studies"]),
+            cell(row["folded"], row["num_studies"]),
+            f"{row['abnormal']['folded']:,} of {row['abnormal']['num_studies']:,}",
+            f"{row['free']:,}",
+            cell(row["patient_studies"], row["num_studies"]),
+        ]
+        for row in result["leakage"]
+    ]
+    labeler = result["labels"]["labeler"]
+    note = (
+        f"Studies of one split whose report, or patient, stands in another. Not normal: without No Finding "
+        f"(labeler {labeler}); another labeler or index gives other numbers."
+    )
+    columns = ["", "exact", "case, spacing aside", "of those not normal", "free of it", "same patient"]
+    return Table("leakage", "Leakage between splits", columns, rows, note)
+
+
+def _labels(labels: Mapping[str, Any]) -> Table:
+    prevalence, shift = labels["prevalence"], labels["shift"]
+    splits = [split for split, rows in prevalence.items() if rows["No Finding"]["share"] is not None]
+    if not splits:
+        return Table("labels", "", [], [])
+    others = shift["differences"]
+
+    def gap(row: Mapping[str, Any]) -> str:
+        mark = "*" if row["is_shift"] else " "
+        return f"{100 * row['difference']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{mark}"
+
+    rows = [
+        [
+            condition,
+            *(f"{100 * prevalence[split][condition]['share']:.1f}" for split in splits),
+            *(gap(rows[condition]) for rows in others.values()),
+        ]
+        for condition in prevalence[splits[0]]
+    ]
+    note = f"Percent of written reports that have a condition, positive or uncertain (labeler {labels['labeler']})."
+    if others:
+        note += (
+            f" Differences in percent points; the {shift['num_comparisons']} intervals hold together at "
+            f"{100 * shift['level']:.0f} %. * marks a shift: the interval leaves out 0, and the difference is a point "
+            "or more, or half of the smaller share."
+        )
+    columns = ["", *splits, *(f"{split} - {shift['source']} " for split in others)]
+    return Table("labels", "Findings", columns, rows, note)
+
+
+def _baselines(baselines: Mapping[str, Any]) -> list[Table]:
+    made = []
+    for split, scores in baselines["scores"].items():
+        rows = [
+            [name, *(_score(row["scores"][column]) for column in COLUMNS)] for name, row in scores["systems"].items()
+        ]
+        note = (
+            f"{scores['num_studies']:,} studies, labeler {scores['labeler']}, MCCS margin {scores['margin']:g}, in "
+            "percent with 95 % bootstrap intervals. A model has to beat these."
+        )
+        if baselines["train_count"]:
+            note += f" The most frequent report stands {baselines['train_count']:,} times in train."
+        made.append(Table(f"baselines_{split}", f"What saying nothing earns on {split}", ["", *COLUMNS], rows, note))
+    return made
+
+
+def _score(score: Mapping[str, float]) -> str:
+    value, low, high = (f"{100 * score[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
