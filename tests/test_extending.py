@@ -15,7 +15,7 @@ from mrg.cli import main
 from mrg.modules.policy.families import FAMILIES
 from tests.callbacks.runs import FEW, fit_arguments, grpo_arguments
 from tests.family_checkpoints import BUILDERS, VISION, save_family
-from tests.modules import test_more_families as more_families
+from tests.modules.policy import test_more_families as more_families
 from tests.test_configs import assert_within
 
 ROOT = Path(__file__).parent.parent

@@ -60,7 +60,7 @@ def test_the_last_checkpoint_is_named_also_where_it_was_just_written(tmp_path, p
 
 
 def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, policy_folder, whole, capsys, monkeypatch):
-    from mrg.callbacks import checkpoint_folder
+    from mrg.run import checkpoints as checkpoint_folder
 
     dump = checkpoint_folder._dump
 

@@ -104,7 +104,7 @@ def test_full_disk_leaves_what_was_there(folder, monkeypatch, call):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    from mrg.callbacks import checkpoint_folder
+    from mrg.run import checkpoints as checkpoint_folder
 
     if call == "fsync":
         monkeypatch.setattr(os, "fsync", full)

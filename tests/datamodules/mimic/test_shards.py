@@ -5,7 +5,7 @@ import pickle
 import pytest
 from datasets import Features, Value
 
-from mrg.datamodules import index
+from mrg.datamodules.mimic import shards as index
 from mrg.datamodules.mimic.shards import open_index
 
 FEATURES = Features({"id": Value("string"), "names": [Value("string")]})

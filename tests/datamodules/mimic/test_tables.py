@@ -3,8 +3,8 @@ import re
 
 import pytest
 
-from mrg.datamodules import mimic_tables
 from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.mimic import tables as mimic_tables
 from mrg.datamodules.mimic.tables import ImageList, find_table, read_table, study_time
 from tests.trees import MIMIC_STUDIES, write_mimic_tree
 

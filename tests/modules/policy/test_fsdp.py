@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mrg.modules import sharding
+from mrg.modules.policy import fsdp as sharding
 from mrg.modules.policy.fsdp import average_gradients, optimizer_groups
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mrg.modules import head
+from mrg.modules.policy import logps as head
 from mrg.modules.policy.logps import token_logps
 
 T, D, V = 11, 6, 23

@@ -162,7 +162,7 @@ def test_public_attention_gives_the_same(folders, four, kind, monkeypatch):
     prompts = policy.embed(StudyCollator(policy.processor, PROMPT)(four))
     ids, mask = completions(policy)
     expected = policy.logps(prompts, ids, mask).logps
-    from mrg.modules import attention
+    from mrg.modules.prefix import attention
 
     class Public:
         apply = staticmethod(attention.concatenated)

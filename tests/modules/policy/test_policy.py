@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules import policy as policy_module
-from mrg.modules import sharding
+from mrg.modules.policy import fsdp as sharding
+from mrg.modules.policy import policy as policy_module
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.rollout.kv_cache import prefill
 from mrg.modules.rollout.sampling import sample

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from mrg.commands.size.memory import FOUR_BITS
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules import four_bits
+from mrg.modules.policy import quantization as four_bits
 from mrg.modules.policy.families import FAMILIES
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.rollout.sampling import sample

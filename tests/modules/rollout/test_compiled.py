@@ -6,9 +6,9 @@ import lightning as L
 import pytest
 import torch
 
-from mrg.modules import compiled_decoding
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.rollout import compiled as compiled_decoding
 from mrg.modules.rollout.compiled import CompiledDecoder, Expected, relative_difference, unsupported
 from mrg.modules.rollout.kv_cache import Decoding, read_prompts
 from mrg.modules.rollout.static_cache import Size, StaticAttention, StaticDecoder, StaticDecoding
