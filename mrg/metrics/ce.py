@@ -208,10 +208,23 @@ class CEF1(Metric):
         return average_score(counts, self.average, self.score, self.zero_division)
 
     def scores(self, preds: Reports, target: Reports) -> Tensor:
-        """Per-report scores (N,), for rewards; the state stays as it is.
+        """Score each report without changing the metric's state.
+
+        Args:
+            preds: N generated reports: (N, 14) label classes, or strings if the metric has a labeler.
+            target: N reference reports in either form.
+
+        Returns:
+            (N,) float64. With `zero_division=1`, a report that correctly states no finding scores 1.
 
         Raises:
-            ValueError: If the average is not `"example"`: no other one has a score per report.
+            ValueError: If `average` is not `"example"`: the other averages have no score per report.
+
+        Example:
+            >>> target = torch.tensor([[0, 1, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0], [2] * 14])
+            >>> preds = torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0], [0] * 14])
+            >>> CEF1(average="example", zero_division=1).scores(preds, target)
+            tensor([0.8000, 1.0000], dtype=torch.float64)
         """
         if self.average != "example":
             raise UserError(f"Expected `average` to be 'example' for scores per report, but it is {self.average!r}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 CONDITIONS: tuple[str, ...] = (
     "Enlarged Cardiomediastinum",
     "Cardiomegaly",
@@ -28,3 +30,15 @@ THIRTEEN: tuple[str, ...] = CONDITIONS[:-1]
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
 CLASSES: tuple[str, ...] = ("blank", "positive", "negative", "uncertain")
+
+
+def stated(labels: Tensor) -> Tensor:
+    """Mask of the findings that a report states, as certain (positive) or as possible (uncertain).
+
+    Args:
+        labels: Label classes of any shape.
+
+    Returns:
+        Booleans of the same shape.
+    """
+    return (labels == POSITIVE) | (labels == UNCERTAIN)

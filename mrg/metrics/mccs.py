@@ -189,5 +189,13 @@ class MCCS(Metric):
         return self.total / self.num
 
     def scores(self, preds: Reports, target: Reports) -> Tensor:
-        """Per-report scores (N,), for rewards; the state stays as it is."""
+        """Score each report without changing the metric's state.
+
+        Args:
+            preds: N generated reports: (N, 14) label classes, or strings if the metric has a labeler.
+            target: N reference reports in either form.
+
+        Returns:
+            (N,) float64 in [0, 1]; an empty string scores 0.
+        """
         return mccs(preds, target, self.margin, self.uncertain, self.empty, "none", self.conditions, self.labeler)
