@@ -16,7 +16,7 @@ from mrg.files import write_json
 from mrg.metrics import ce_f1, mccs
 from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.base import ReportModule
-from mrg.pages.run_log import STATE
+from mrg.pages.training_log import STATE
 
 PAUSE = 100
 """Times what a page took, the pause to the next one."""

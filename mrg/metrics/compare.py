@@ -128,7 +128,7 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
         f"B: {names[1]}",
         f"{result['num_studies']:,} studies, labeler {result['labeler']}, MCCS margin {result['margin']:g}. "
         "In percent, paired by study.",
-        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation; {result['num_trials']:,} trials.",
+        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation, {result['num_trials']:,} trials",
         "p-values are not corrected for multiple comparisons.",
         "",
         f"{'':<22}{'A':>7}{'B':>7}{'A - B':>8}{'95 % interval':>18}{'p':>9}",

@@ -226,7 +226,7 @@ def format_conventions(results: Mapping[str, Any], system: str) -> str:
         name: [
             _percent(row["precision"][name]),
             _percent(row["recall"][name]),
-            _span(row["scores"][f"CE-F1 {name}"]),
+            format_span(row["scores"][f"CE-F1 {name}"]),
             *(_percent(results["systems"][other]["scores"][f"CE-F1 {name}"]["value"]) for other in others),
         ]
         for name in CONVENTIONS
@@ -266,9 +266,10 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def _span(score: Mapping[str, float], scale: float = 100, digits: int = 1) -> str:
-    value, low, high = (f"{scale * score[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low},{high}]"
+def format_span(score: Mapping[str, float], scale: float = 100, digits: int = 1, sign: str = "") -> str:
+    """A score with its interval, `value [low, high]`, in percent by default."""
+    value, low, high = (f"{scale * score[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def is_share(score: str) -> bool:
@@ -295,14 +296,14 @@ def format_table(results: Mapping[str, Any]) -> str:
     extras = [score for score in next(iter(systems.values()))["scores"] if not is_share(score)]
     table = [["", *(c.removeprefix("CE-F1 ") for c in (*COLUMNS, *extras)), "distinct", "format"]]
     for name, row in systems.items():
-        spans = [_span(row["scores"][c]) for c in COLUMNS] + [_span(row["scores"][c], 1, 3) for c in extras]
+        spans = [format_span(row["scores"][c]) for c in COLUMNS] + [format_span(row["scores"][c], 1, 3) for c in extras]
+        spans = [span.replace(", ", ",") for span in spans]  # to fit into the width
         rate = "-" if row["format"] is None else f"{100 * row['format']:.0f} %"
         table.append([name, *spans, f"{100 * row['distinct']:.0f} %", rate])
     lines += _columns(table, gap=1)
     for gap in results["differences"]:
         if gap["score"] in COLUMNS[:2]:
-            value, low, high = (f"{100 * gap[key]:+.1f}" for key in ("value", "low", "high"))
-            lines.append(f"{gap['a']} - {gap['b']}, {gap['score']}: {value} [{low}, {high}]")
+            lines.append(f"{gap['a']} - {gap['b']}, {gap['score']}: {format_span(gap, sign='+')}")
     return "\n".join(lines)
 
 
