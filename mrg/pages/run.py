@@ -14,7 +14,7 @@ from typing import Any
 from mrg.pages.page import render, write_page
 from mrg.pages.run_charts import latest, run_charts
 from mrg.pages.run_log import RunLog
-from mrg.run.results_state import is_outdated
+from mrg.run.checkpoint_file import is_outdated
 
 PAGE = "index.html"
 FILES = {

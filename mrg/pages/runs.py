@@ -12,7 +12,7 @@ from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 from mrg.files import print_if_read, read_lines
 from mrg.metrics.labelers.base import Labeler
-from mrg.run.results_state import is_outdated
+from mrg.run.checkpoint_file import is_outdated
 
 
 @dataclasses.dataclass
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether training has replaced the checkpoint since it was tested; see `mrg.run.results_state`."""
+        """Whether training has replaced the checkpoint since it was tested; see `mrg.run.checkpoint_file`."""
         return is_outdated(self.folder, self.results)
 
     def config(self) -> dict[str, Any]:
