@@ -15,7 +15,7 @@ from mrg.metrics.evaluation import COLUMNS, format_span
 from mrg.pages.page import render, write_page
 from mrg.pages.run_charts import latest, run_charts
 from mrg.pages.training_log import TrainingLog
-from mrg.run.results_state import is_outdated
+from mrg.run.checkpoint_file import is_outdated
 
 PAGE = "index.html"
 FILES = {

@@ -13,7 +13,7 @@ from mrg.errors import UserError
 from mrg.files import read_lines
 from mrg.log import log
 from mrg.metrics.labelers.base import Labeler
-from mrg.run.results_state import is_outdated
+from mrg.run.checkpoint_file import is_outdated
 
 
 @dataclasses.dataclass
@@ -73,7 +73,7 @@ class TestedRun:
 
     @property
     def is_outdated(self) -> bool:
-        """Whether training has replaced the tested checkpoint; see `mrg.run.results_state`."""
+        """Whether training has replaced the tested checkpoint; see `mrg.run.checkpoint_file`."""
         return is_outdated(self.folder, self.results)
 
     def config(self) -> dict[str, Any]:

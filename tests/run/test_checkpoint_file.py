@@ -8,8 +8,8 @@ import torch
 
 from mrg.cli import main
 from mrg.pages.tested_run import TestedRun
+from mrg.run.checkpoint_file import fingerprint, is_outdated
 from mrg.run.folder import make_room
-from mrg.run.results_state import fingerprint, is_outdated
 from tests.callbacks.runs import fit_arguments
 
 NOTE = "of an earlier best checkpoint"
