@@ -84,7 +84,7 @@ def evaluate_systems(
         scorers: Name -> further score per report, whose mean gets a column.
 
     Returns:
-        JSON-serialisable dict: the settings, the support of each condition, `systems` and `differences`.
+        Settings, support, `systems` and `differences`, JSON-serialisable.
 
     Raises:
         UserError: If a system does not have N reports, or N is 0.
@@ -92,12 +92,12 @@ def evaluate_systems(
     for name, preds in systems.items():
         if len(preds) != len(target):
             raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
-    reference, *labels = label_together(labeler, target, *systems.values())
+    reference, *of_systems = label_together(labeler, target, *systems.values())
     require_reports(reference)
-    of = {name: (preds, own) for (name, preds), own in zip(systems.items(), labels, strict=True)}
-    sums = {name: ReportSums.of(*row, target, reference, margin, scorers) for name, row in of.items()}
-    corpus = {name: own.corpus() for name, own in sums.items()}
-    samples = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
+    labels = dict(zip(systems, of_systems, strict=True))
+    sums = [ReportSums.of(systems[name], labels[name], target, reference, margin, scorers) for name in systems]
+    corpus = {name: own.corpus() for name, own in zip(systems, sums, strict=True)}
+    samples = dict(zip(systems, bootstrap(sums, num_resamples, seed), strict=True))
     return {
         "num_studies": len(target),
         "labeler": name_of(labeler),
@@ -110,9 +110,9 @@ def evaluate_systems(
                 "scores": {score: _interval(value, samples[name][score]) for score, value in corpus[name].items()},
                 "distinct": len(set(preds)) / len(preds),
                 "format": (formats or {}).get(name),
-                **_shares(own, reference),
+                **_shares(labels[name], reference),
             }
-            for name, (preds, own) in of.items()
+            for name, preds in systems.items()
         },
         "differences": [
             {"a": a, "b": b, "score": score}
