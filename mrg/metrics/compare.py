@@ -71,7 +71,7 @@ def compare_systems(
 
 
 def _paired(sums: Sequence[ReportSums], num_trials: int, seed: int) -> dict[str, dict[str, float]]:
-    samples, p_values = bootstrap(sums, num_trials, seed), randomization_p(*sums, num_trials, seed)
+    samples, p_values = bootstrap(sums, num_trials, seed), randomization_p(sums[0], sums[1], num_trials, seed)
     corpus, other = (own.corpus() for own in sums)
     scores = {}
     for name, value in corpus.items():

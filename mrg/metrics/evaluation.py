@@ -79,8 +79,7 @@ def evaluate_systems(
         margin: Margin of MCCS.
         formats: Name -> share of completions in the valid format, for systems that have a format.
         differences: Pairs (a, b) of names: a minus b, paired by study.
-        num_resamples: Number of bootstrap samples.
-        seed: Seed of the bootstrap.
+        num_resamples: Number of bootstrap samples, drawn with `seed`.
         scorers: Name -> further score per report, whose mean gets a column.
 
     Returns:
@@ -115,8 +114,12 @@ def evaluate_systems(
             for name, preds in systems.items()
         },
         "differences": [
-            {"a": a, "b": b, "score": score}
-            | _interval(value - corpus[b][score], samples[a][score] - samples[b][score])
+            {
+                "a": a,
+                "b": b,
+                "score": score,
+                **_interval(value - corpus[b][score], samples[a][score] - samples[b][score]),
+            }
             for a, b in differences
             for score, value in corpus[a].items()
         ],
