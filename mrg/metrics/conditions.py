@@ -23,7 +23,7 @@ CONDITIONS: tuple[str, ...] = (
 NUM_CONDITIONS = len(CONDITIONS)
 
 FIVE: tuple[str, ...] = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
-"""The five conditions of the CheXpert competition, on which most papers report a score of their own."""
+"""The five conditions of the CheXpert competition, for which most papers report a separate score."""
 
 THIRTEEN: tuple[str, ...] = CONDITIONS[:-1]
 """All conditions except No Finding, which is the absence of the others."""
