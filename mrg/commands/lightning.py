@@ -33,6 +33,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
 from mrg.modules.base import ReportModule
 from mrg.modules.ranks import say
+from mrg.modules.settings import check_no_moved_keys
 from mrg.run.changed_settings import KEPT, changed_settings, remarks
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
@@ -160,7 +161,9 @@ class MrgCLI(LightningCLI):
         if not file.is_file():
             return
         given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
-        changed = changed_settings(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, given)
+        saved = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        check_no_moved_keys(saved, file)
+        changed = changed_settings(saved, given)
         for key in KEPT:
             if key in changed:
                 config[key] = changed[key][0]

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mrg.commands import LIGHTNING
 from mrg.commands.predict_images import parser as images_parser
 from mrg.errors import nearest
+from mrg.modules.settings import moved_key
 
 KEYS = (
     "Any key below can stand in the file that --config names. Those of a model and of data depend on the class, as in "
@@ -47,7 +48,7 @@ class Parser(LightningArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         if parser.usage and not parser.prog.startswith("python -m mrg"):
             parser.prog = str(parser.usage).partition(" [")[0]
-        if "did you mean" not in message:  # a command's error comes by way of two parsers
+        if not re.search("did you mean|it is now", message):  # a command's error comes by way of two parsers
             message += self._meant(message, nested[1] if nested else "")
         super().error(" ".join(message.split()), ex)
         raise SystemExit(2)  # for type checkers, who do not know that the line above ends the program
@@ -55,9 +56,9 @@ class Parser(LightningArgumentParser):
     def _meant(self, message: str, class_path: str) -> str:
         """Which key may have been meant by one that is not known."""
         if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
-            return nearest(unknown[1], _settings(class_path) if class_path else self._keys())
+            return moved_key(unknown[1]) or nearest(unknown[1], _settings(class_path) if class_path else self._keys())
         if unknown := re.search(r"(?:[Uu]nrecognized arguments: --|does not accept option ')([\w.]+)", message):
-            return self._nearest_key(unknown[1])
+            return moved_key(unknown[1]) or self._nearest_key(unknown[1])
         return ""
 
     def _nearest_key(self, key: str) -> str:

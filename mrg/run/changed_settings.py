@@ -16,7 +16,7 @@ from mrg.modules.base import ReportModule
 
 DECIDES_NOTHING = {
     "data.init_args": ("num_workers",),
-    "model.init_args": ("vision_cache", "pixel_cache", "servers"),
+    "model.init_args": ("vision_cache", "pixel_cache", "rollout.servers"),
     "trainer": (
         "accelerator", "barebones", "default_root_dir", "detect_anomaly", "devices", "enable_autolog_hparams",
         "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run", "inference_mode",
@@ -26,7 +26,7 @@ DECIDES_NOTHING = {
 }  # fmt: skip
 """Caches hold what would be computed, and completions of servers are repeated by nobody."""
 
-KEPT = ("seed_everything", "model.init_args.learning_rate", "model.init_args.weight_decay")
+KEPT = ("seed_everything", "model.init_args.optimizer.learning_rate", "model.init_args.optimizer.weight_decay")
 """The checkpoint's own count: it holds the generators, the order of studies, and the optimiser with its rates."""
 
 _SHOWN = 8
