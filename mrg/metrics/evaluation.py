@@ -79,7 +79,8 @@ def evaluate_systems(
         margin: Margin of MCCS.
         formats: Name -> share of completions in the valid format, for systems that have a format.
         differences: Pairs (a, b) of names: a minus b, paired by study.
-        num_resamples: Number of bootstrap samples, drawn with `seed`.
+        num_resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
         scorers: Name -> further score per report, whose mean gets a column.
 
     Returns:
@@ -94,9 +95,9 @@ def evaluate_systems(
     reference, *of_systems = label_together(labeler, target, *systems.values())
     require_reports(reference)
     labels = dict(zip(systems, of_systems, strict=True))
-    sums = [ReportSums.of(systems[name], labels[name], target, reference, margin, scorers) for name in systems]
-    corpus = {name: own.corpus() for name, own in zip(systems, sums, strict=True)}
-    samples = dict(zip(systems, bootstrap(sums, num_resamples, seed), strict=True))
+    sums = {name: ReportSums.of(p, labels[name], target, reference, margin, scorers) for name, p in systems.items()}
+    corpus = {name: own.corpus() for name, own in sums.items()}
+    samples = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
     return {
         "num_studies": len(target),
         "labeler": name_of(labeler),
@@ -113,17 +114,20 @@ def evaluate_systems(
             }
             for name, preds in systems.items()
         },
-        "differences": [
-            {
-                "a": a,
-                "b": b,
-                "score": score,
-                **_interval(value - corpus[b][score], samples[a][score] - samples[b][score]),
-            }
-            for a, b in differences
-            for score, value in corpus[a].items()
-        ],
+        "differences": _differences(corpus, samples, differences),
     }
+
+
+def _differences(
+    corpus: Mapping[str, Mapping[str, float]],
+    samples: Mapping[str, Mapping[str, np.ndarray]],
+    pairs: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    return [
+        {"a": a, "b": b, "score": score} | _interval(value - corpus[b][score], samples[a][score] - samples[b][score])
+        for a, b in pairs
+        for score, value in corpus[a].items()
+    ]
 
 
 def _interval(value: float, samples: np.ndarray) -> dict[str, float]:

@@ -88,7 +88,7 @@ class Ablation:
         return self.folder / f"seed{seed}" / name
 
     def record(self, name: str, seed: int) -> dict[str, Any]:
-        """JSON of everything that determines a run: keys of the file and the arm, and those of the arm it starts from."""
+        """JSON of all that determines a run: keys of the file and the arm, and those of the arm it starts from."""
         import yaml
 
         arm = self.arms[name]
