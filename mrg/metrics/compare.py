@@ -120,12 +120,13 @@ def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin:
 
 def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_changed: int = 10) -> str:
     """The printed table of `compare_systems`, in percent, A being the first of `names`."""
+    trials = result["num_trials"]
     lines = [
         f"A: {names[0]}",
         f"B: {names[1]}",
         f"{result['num_studies']:,} studies, labeler {result['labeler']}, MCCS margin {result['margin']:g}. "
         "In percent, paired by study.",
-        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation, {result['num_trials']:,} trials",
+        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation; {trials:,} trials each.",
         "p-values are not corrected for multiple comparisons.",
         "",
         f"{'':<22}{'A':>7}{'B':>7}{'A - B':>8}{'95 % interval':>18}{'p':>9}",

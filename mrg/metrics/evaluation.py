@@ -307,7 +307,8 @@ def format_table(results: Mapping[str, Any]) -> str:
         spans = [span.replace(", ", ",") for span in spans]  # to fit into the width
         rate = "-" if row["format"] is None else f"{100 * row['format']:.0f} %"
         table.append([name, *spans, f"{100 * row['distinct']:.0f} %", rate])
-    lines += _columns(table, gap=1)
+    rows = _columns(table)
+    lines += rows if len(rows[0]) <= 112 else _columns(table, gap=1)
     for gap in results["differences"]:
         if gap["score"] in COLUMNS[:2]:
             lines.append(f"{gap['a']} - {gap['b']}, {gap['score']}: {format_span(gap, sign='+')}")
