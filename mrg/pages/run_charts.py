@@ -35,7 +35,7 @@ class Chart(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Scores of one chart: log keys -> labels; shares are drawn in percent."""
+    """Scores of one chart: log keys -> labels; shares are in percent."""
 
     title: str
     note: str
