@@ -80,7 +80,7 @@ def test_from_sft_to_grpo_to_the_latest_run(tmp_path, iu_tree, capsys, monkeypat
     main(["fit", *sft(tmp_path)])
     first = tmp_path / "runs" / "iu_tiny_sft"
     assert {"config.yaml", "metrics.csv", "checkpoints", "policy"} <= {path.name for path in first.iterdir()}
-    steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--model.init_args.group_size=2"]
+    steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--model.init_args.rollout.group_size=2"]
     main(["fit", *arguments(tmp_path, *steps, config="iu_tiny")])
     capsys.readouterr()
     main(["test"])

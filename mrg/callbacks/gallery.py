@@ -15,7 +15,7 @@ from mrg.errors import UserError
 from mrg.metrics.labels import Labeler
 from mrg.modules.base import ReportModule
 from mrg.pages.gallery import Gallery, of_studies
-from mrg.pages.pictures import Pictures
+from mrg.pages.images import ImageOptions
 from mrg.run.folder import PAGE, PREDICT_PAGE
 
 
@@ -49,7 +49,7 @@ class GalleryWriter(L.Callback):
         if max_studies < 1:
             raise UserError(f"Expected gallery.max_studies to be at least 1, but got {max_studies}.")
         self.write, self.max_studies = write, max_studies
-        self.pictures = Pictures(images, image_size, quality, megabytes)
+        self.image_options = ImageOptions(images, image_size, quality, megabytes)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the page of the tested studies."""
@@ -94,7 +94,7 @@ class GalleryWriter(L.Callback):
             results=results,
             title=f"{name}: {len(wanted):,} {'study' if len(wanted) == 1 else 'studies'}",
             max_studies=self.max_studies,
-            pictures=self.pictures,
+            image_options=self.image_options,
         )
         gallery.write(page)
         print(f"Gallery: {page}", flush=True)

@@ -17,7 +17,7 @@ from mrg.log import log
 from mrg.metrics import ce_f1, mccs
 from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.base import ReportModule
-from mrg.pages.run_log import STATE
+from mrg.pages.training_log import STATE
 
 PAUSE = 100
 """Smallest pause between two pages, as a multiple of the time that a page takes."""

@@ -34,6 +34,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
 from mrg.log import log
 from mrg.modules.base import ReportModule
+from mrg.modules.settings import check_no_moved_keys
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.run.folder import check_not_moved, check_writable, lock, make_room
@@ -157,7 +158,9 @@ class MrgCLI(CommandLine):
         if not file.is_file():
             return
         given = yaml.safe_load(self.parser.commands[self.subcommand].dump(config, skip_none=False))
-        changed = changed_settings(yaml.safe_load(file.read_text(encoding="utf-8")) or {}, given)
+        saved = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        check_no_moved_keys(saved, file)
+        changed = changed_settings(saved, given)
         for key in KEPT:
             if key in changed:
                 config[key] = changed[key][0]

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from mrg.commands import LIGHTNING
 from mrg.commands.predict_images import parser as images_parser
 from mrg.errors import nearest
+from mrg.modules.settings import moved_key
 
 KEYS = (
     "Every key below can also be set in a file that --config names. Those of a model and of data depend on the class: "
@@ -91,7 +92,9 @@ class Parser(LightningArgumentParser):
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
-    """Suggest a similar key; if not even its first part is known, a similar first part."""
+    """Suggest the new key for one that has moved, or a similar one; if not even its first part is known, that part."""
+    if moved := moved_key(key):
+        return moved
     heads = {name.partition(".")[0] for name in known}
     head = key.partition(".")[0]
     return nearest(key, known) if head in heads or head == key else nearest(head, heads)

@@ -21,7 +21,7 @@ from mrg.run.checkpoints import BEST, UNVALIDATED, CheckpointFolder, checkpoint_
 
 NO_EFFECT = {
     "data.init_args": ("num_workers",),
-    "model.init_args": ("vision_cache", "pixel_cache", "servers"),
+    "model.init_args": ("vision_cache", "pixel_cache", "rollout.servers"),
     "trainer": (
         "accelerator", "barebones", "default_root_dir", "detect_anomaly", "devices", "enable_autolog_hparams",
         "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run", "inference_mode",
@@ -31,7 +31,7 @@ NO_EFFECT = {
 }  # fmt: skip
 """Settings that may change: caches hold what would be computed, and completions of servers are not repeatable."""
 
-KEPT = ("seed_everything", "model.init_args.learning_rate", "model.init_args.weight_decay")
+KEPT = ("seed_everything", "model.init_args.optimizer.learning_rate", "model.init_args.optimizer.weight_decay")
 """Settings taken from the checkpoint, which contains the generators, the order of studies and the optimizer."""
 
 _SHOWN = 8

@@ -51,7 +51,7 @@ def home(tmp_path_factory):
     tiny = "{hidden_size: 32, num_layers: 1, vision_depth: 1, vocab_size: 400}"
     main(["fit", f"--config={CONFIGS / 'iu_tiny_sft.yaml'}", f"--model.init_args.tiny={tiny}", *common])
     policy = f"--model.init_args.policy={folder / 'runs' / 'iu_tiny_sft' / 'policy'}"
-    main(["fit", f"--config={CONFIGS / 'iu_tiny.yaml'}", policy, "--model.init_args.group_size=2", *common])
+    main(["fit", f"--config={CONFIGS / 'iu_tiny.yaml'}", policy, "--model.init_args.rollout.group_size=2", *common])
     for name in ("iu_tiny_sft", "iu_tiny"):
         main(["predict", f"--config={CONFIGS / name}.yaml", policy if name == "iu_tiny" else "--name=iu_tiny_sft",
               *([f"--model.init_args.tiny={tiny}"] if name == "iu_tiny_sft" else []), *common])  # fmt: skip

@@ -21,6 +21,7 @@ from mrg.modules.baselines import ConstantNormal, NearestImage
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA
 from mrg.modules.sft import SFTModule
+from tests.nested import nested
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 6, "max_pixels": 112 * 112}
@@ -143,7 +144,7 @@ def sft(saved: str) -> SFTModule:
 
 
 def grpo(saved: str) -> GRPOModule:
-    return GRPOModule(policy=saved, lora=LoRA(2), group_size=2, **SETTINGS)
+    return GRPOModule(**nested(policy=saved, lora=LoRA(2), group_size=2, **SETTINGS))
 
 
 def seen(module) -> list[list[str]]:

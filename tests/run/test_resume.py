@@ -22,7 +22,7 @@ ONE = {
     "name": "a",
     "save_every": 50,
     "trainer": {"max_steps": 3, "precision": None, "callbacks": None, "strategy": {"class_path": "a", "init_args": {}}},
-    "model": {"class_path": "M", "init_args": {"learning_rate": 0.1, "lora": {"rank": 4}, "rewards": [1], "old": 1}},
+    "model": {"class_path": "M", "init_args": {"margin": 0.1, "lora": {"rank": 4}, "scores": [1], "old": 1}},
     "data": {"init_args": {"num_workers": 2, "seed": 0}},
 }
 
@@ -46,7 +46,7 @@ def other(**changes):
         ({"seed_everything": 7}, {"seed_everything": (0, 7)}),
         ({"model__init_args__lora": None}, {}),  # no such keys any more; the checkpoint itself does not fit
         ({"model__init_args__lora__rank": 8}, {"model.init_args.lora.rank": (4, 8)}),
-        ({"model__init_args__rewards": [2]}, {"model.init_args.rewards": ([1], [2])}),
+        ({"model__init_args__scores": [2]}, {"model.init_args.scores": ([1], [2])}),
         ({"trainer__precision": "bf16-mixed"}, {"trainer.precision": (None, "bf16-mixed")}),
         ({"trainer__callbacks": []}, {"trainer.callbacks": (None, [])}),
         ({"trainer__strategy__class_path": "b"}, {"trainer.strategy.class_path": ("a", "b")}),
@@ -75,12 +75,16 @@ def test_what_the_checkpoint_keeps_changes_nothing(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path, "--name=whole", *more)])
     main(["fit", *fit_arguments(tmp_path)])
     capsys.readouterr()
-    given = ["--seed_everything=7", "--model.init_args.learning_rate=0.5", "--model.init_args.weight_decay=0.9"]
+    given = [
+        "--seed_everything=7",
+        "--model.init_args.optimizer.learning_rate=0.5",
+        "--model.init_args.optimizer.weight_decay=0.9",
+    ]
     main(["fit", *fit_arguments(tmp_path, "--resume=auto", *given, *more)])
     notes = capsys.readouterr().err
     assert (
         "Resuming with the checkpoint's values for: seed_everything 0 (the configuration says 7), "
-        "model.init_args.learning_rate 0.003 (the configuration says 0.5), model.init_args.weight_decay 0.0 "
+        "model.init_args.optimizer.learning_rate 0.003 (the configuration says 0.5), model.init_args.optimizer.weight_decay 0.0 "
         "(the configuration says 0.9). To change them, start a new run from its policy (model.init_args.policy).\n"
     ) in notes
     assert "Settings that differ" not in notes
@@ -95,10 +99,15 @@ def test_what_the_checkpoint_keeps_changes_nothing(tmp_path, capsys):
 
 def test_what_the_run_takes_over_is_said_and_lasts(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path)])
-    given = ["--resume=auto", "--model.init_args.warmup_steps=1", "--trainer.max_steps=5", "--data.init_args.num_val=3"]
+    given = [
+        "--resume=auto",
+        "--model.init_args.optimizer.warmup_steps=1",
+        "--trainer.max_steps=5",
+        "--data.init_args.num_val=3",
+    ]
     main(["fit", *fit_arguments(tmp_path, *given)])
     line = (
-        f"Settings that differ from {tmp_path / 'run' / 'config.yaml'}: model.init_args.warmup_steps 50 -> 1, "
+        f"Settings that differ from {tmp_path / 'run' / 'config.yaml'}: model.init_args.optimizer.warmup_steps 50 -> 1, "
         "data.init_args.num_val 4 -> 3. The new values are used, so the results will differ from those of an "
         "uninterrupted run.\n"
     )

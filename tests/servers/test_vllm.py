@@ -22,6 +22,7 @@ from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.vllm import ServerRollout
 from mrg.modules.rollout.vllm_client import ServerError, Servers
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
+from tests.nested import nested
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -208,10 +209,10 @@ def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, st
 def fit(servers, saved, studies, folder, steps, **settings):
     urls = [server.url for server in servers]
     torch.manual_seed(0)
-    module = GRPOModule(
+    module = GRPOModule(**nested(
         policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
         servers=Servers(urls, str(folder / "adapters"), timeout=60, attempts=3), **SETTINGS, **settings,
-    )  # fmt: skip
+    ))  # fmt: skip
     logged = []
     module.log = lambda name, value, **_: logged.append((name, float(value)))
     run = trainer(steps)
@@ -275,10 +276,10 @@ def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers
     urls = [server.url for server in servers]
 
     def fit(checkpoint=None, *callbacks):
-        module = GRPOModule(
+        module = GRPOModule(**nested(
             policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
             servers=Servers(urls, str(tmp_path / "adapters"), timeout=60, attempts=2), **SETTINGS,
-        )  # fmt: skip
+        ))  # fmt: skip
         run = L.Trainer(
             max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             limit_val_batches=0, callbacks=[Checkpoints(tmp_path, save_every=100), *callbacks],
