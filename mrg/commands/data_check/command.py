@@ -21,8 +21,8 @@ from mrg.commands.data_check.page import write_check_page
 from mrg.commands.data_check.table import format_check
 from mrg.commands.lightning import quiet
 from mrg.commands.parser import Parser
-from mrg.datamodules.annotation import first_names
 from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.errors import first_names
 from mrg.errors import UserError
 from mrg.files import make_folder, write_json
 from mrg.metrics.labelers.base import Labeler

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from mrg.datamodules.base import StudyDataset
+from mrg.datamodules.loading import StudyDataset
 from mrg.datamodules.study import ImageReadError, Study, View
 
 SIDE_BIN = 128

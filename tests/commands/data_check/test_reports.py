@@ -6,7 +6,7 @@ import pytest
 
 from mrg.commands.data_check.facts import RememberingLabeler, collect, composition, fold
 from mrg.commands.data_check.reports import count_repeats, count_reports, measure_leakage
-from mrg.datamodules.iu import leakage_free
+from mrg.datamodules.splits import leakage_free
 from mrg.datamodules.study import Study
 from mrg.metrics import RulesLabeler
 from tests.commands.data_check.studies import FLUID, LARGE, NORMAL, splits, view

@@ -14,8 +14,7 @@ from PIL import Image
 
 from mrg.cli import main
 from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.table import TableDataModule
-from mrg.datamodules.table.rows import Columns
+from mrg.datamodules.table import Columns, TableDataModule
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
