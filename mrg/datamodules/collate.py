@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrg.datamodules.errors import ImageReadError
 from mrg.datamodules.images.cache import PixelCache
 from mrg.datamodules.images.preprocess import pixels_for
-from mrg.datamodules.images.read import ImageReadError
 from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 

@@ -16,6 +16,14 @@ class DataNotFoundError(NotFoundError):
     """A file or folder of a data set does not exist; the message names the path, the setting and the remedy."""
 
 
+class ImageReadError(UserError):
+    """An image file is missing, truncated, too large or not an image; the message is one line that names the file."""
+
+
+class DecoderMissingError(ImageReadError):
+    """Reading an image needs an optional package; such images are never skipped. The message names the pip command."""
+
+
 def first_names(names: Sequence[str], count: int = 5) -> str:
     """The first names of a list, for an error of one line."""
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")

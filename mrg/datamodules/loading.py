@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset, DistributedSampler
 
 from mrg.datamodules.collate import Skipped
-from mrg.datamodules.images.read import DecoderMissingError, ImageReadError
+from mrg.datamodules.errors import DecoderMissingError, ImageReadError
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.images.read import MAX_PIXELS, ImageReadError, from_pixels, read_image
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.images.read import from_pixels, read_image
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["MAX_PIXELS", "ImageReadError", "RowReader", "Study", "StudyTable", "View", "to_position"]
+__all__ = ["ImageReadError", "RowReader", "Study", "StudyTable", "View", "to_position"]
 
 _FRONTAL = {
     *("frontal", "ap", "pa", "anteroposterior", "posteroanterior", "apaxial", "pachest", "apsupine", "aphorizontal")
@@ -45,7 +46,7 @@ class View:
         """Read the image, as 8-bit grey if it is grey, otherwise as RGB.
 
         Raises:
-            ImageReadError: If the file is missing, cannot be decoded, or has more than `MAX_PIXELS` pixels.
+            ImageReadError: If the file is missing, cannot be decoded, or is too large (see `images.limits`).
         """
         return from_pixels(self.image) if isinstance(self.image, np.ndarray) else read_image(self.image)
 

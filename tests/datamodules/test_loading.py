@@ -14,7 +14,7 @@ from PIL import Image
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
-from mrg.datamodules.images.read import DecoderMissingError, ImageReadError
+from mrg.datamodules.errors import DecoderMissingError, ImageReadError
 from mrg.datamodules.loading import RankBatchCollator, RankBatches, SkippingCollator, StudySampler
 from mrg.datamodules.study import Study, View
 from mrg.modules.baselines import ConstantNormal, NearestImage

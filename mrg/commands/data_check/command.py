@@ -97,12 +97,8 @@ def _parser(others: Iterable[str] = ()) -> Parser:
     )
     result.add_argument("-c", "--config", action=ActionConfigFile, help="Configuration file in YAML.")
     result.add_lightning_class_args(ReportDataModule, "data", subclass_mode=True, required=False)
-    result.add_argument(
-        "--labeler", type=Labeler | None, default=None, help="Labeler of the reports; rules by default."
-    )
-    result.add_argument(
-        "--images", type=bool, default=True, help="Read every image, instead of only checking that it exists."
-    )
+    result.add_argument("--labeler", type=Labeler | None, default=None, help="Labeler of reports; rules by default.")
+    result.add_argument("--images", type=bool, default=True, help="Read every image; false only checks that it exists.")
     result.add_argument("--output", type=str, default="", help="Folder to write to; data_check/<name> by default.")
     for name in others:
         result.add_argument(f"--{name}", type=Any, default=None, help="Key of a run; ignored.")

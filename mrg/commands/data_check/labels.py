@@ -20,7 +20,7 @@ LEAST_RATIO = 1.5
 
 
 def measure_prevalence(statistics: Mapping[str, SplitStatistics]) -> dict[str, Any]:
-    """Count label classes by split and condition over non-empty reports; `share` is the fraction positive or uncertain."""
+    """Count label classes over non-empty reports by split and condition; `share` is that of positive or uncertain."""
     return {
         split: {
             condition: {

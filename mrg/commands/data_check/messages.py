@@ -47,7 +47,7 @@ def _on_images(images: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if width == height:
             yield (
                 "note",
-                f"All images have {size} pixels. Radiographs vary in shape, so these were stretched, cropped or padded.",
+                f"All images have {size} pixels. Radiographs vary in shape, so these were resized, cropped or padded.",
             )
 
 
@@ -80,8 +80,8 @@ def _on_leakage(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if row["patients"]:
             yield (
                 "warning",
-                f"Patient overlap of {split} with {source}: {row['patients']:,} patients, with "
-                f"{row['patient_studies']:,} of the {num:,} {split} studies.",
+                f"Patients in both {split} and {source}: {row['patients']:,}, with {row['patient_studies']:,} of the "
+                f"{num:,} {split} studies.",
             )
     if not any(counts["patients"] for counts in result["counts"].values()):
         yield "note", "The data set has no patient ids, so patient overlap between splits is unknown."

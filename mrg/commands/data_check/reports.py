@@ -84,7 +84,7 @@ def _num_sharing(names: Sequence[bytes]) -> int:
 
 
 def measure_leakage(statistics: Mapping[str, SplitStatistics]) -> list[dict[str, Any]]:
-    """Count, for each pair of splits, the studies of the later one that share a report or a patient with the earlier one.
+    """Count the studies of a split that share a report or a patient with an earlier split, for all pairs of splits.
 
     Returns:
         Rows with `split` and `source`; `exact` and `folded`, the numbers of studies whose report occurs in `source`;

@@ -207,8 +207,8 @@ def _labels(labels: Mapping[str, Any]) -> Table:
     if others:
         note += (
             f" Differences in percentage points, with {shift['num_comparisons']} simultaneous "
-            f"{100 * shift['level']:.0f} % intervals. * marks a shift: the interval excludes 0, and the difference is at "
-            "least one point or half of the smaller percentage."
+            f"{100 * shift['level']:.0f} % intervals. * marks a shift: the interval excludes 0, and the difference is "
+            "at least one point or half of the smaller percentage."
         )
     columns = ["", *splits, *(f"{split} - {shift['source']} " for split in others)]
     return Table("labels", "Findings", columns, rows, note)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.images.read import MAX_PIXELS, DecoderMissingError, ImageReadError, check_size
+from mrg.datamodules.errors import DecoderMissingError, ImageReadError
+from mrg.datamodules.images.limits import MAX_PIXELS, check_size
 from mrg.errors import UserError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")

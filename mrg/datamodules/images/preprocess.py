@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mrg.datamodules.errors import ImageReadError
 from mrg.datamodules.images.cache import PixelCache
-from mrg.datamodules.images.read import ImageReadError
 from mrg.datamodules.study import View
 from mrg.errors import UserError
 

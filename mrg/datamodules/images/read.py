@@ -13,11 +13,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mrg.datamodules.errors import DataNotFoundError, first_names
-from mrg.errors import UserError
-
-# A file of a few kilobytes can claim billions of pixels. The largest radiographs have about 20 million.
-MAX_PIXELS = 64_000_000
+from mrg.datamodules.errors import DataNotFoundError, ImageReadError, first_names
+from mrg.datamodules.images.dicom import read_dicom
+from mrg.datamodules.images.limits import MAX_PIXELS, check_size
 
 _HEAD_BYTES = 132  # up to the end of DICOM's preamble and prefix
 _EXTENSIONS = (".png", ".jpg", ".jpeg")
@@ -31,14 +29,6 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageReadError(UserError):
-    """An image file is missing, truncated, too large or not an image; the message is one line that names the file."""
-
-
-class DecoderMissingError(ImageReadError):
-    """Reading an image needs an optional package; such images are never skipped. The message names the pip command."""
 
 
 class ImageFinder:
@@ -116,8 +106,6 @@ def read_image(path: Path) -> Image.Image:
             head = file.read(_HEAD_BYTES)
             file.seek(0)
             if is_dicom(head):
-                from mrg.datamodules.images.dicom import read_dicom
-
                 return read_dicom(path)
             with Image.open(file) as image:
                 check_size(path, *image.size)
@@ -129,18 +117,6 @@ def read_image(path: Path) -> Image.Image:
         raise ImageReadError(f"Image {path} does not exist.") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ImageReadError(_decoding_message(path, error)) from None
-
-
-def check_size(path: Path, width: int, height: int) -> None:
-    """Check the size of an image before it is decoded.
-
-    Raises:
-        ImageReadError: If it has more than `MAX_PIXELS` pixels.
-    """
-    if width * height > MAX_PIXELS:
-        raise ImageReadError(
-            f"Image {path} has {width} x {height} pixels, but at most {MAX_PIXELS} are read; scale it down first."
-        )
 
 
 def is_dicom(head: bytes) -> bool:

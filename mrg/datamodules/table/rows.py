@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from mrg.datamodules.errors import DataError, first_names
-from mrg.datamodules.images.read import ImageFinder, ImageReadError
+from mrg.datamodules.errors import DataError, ImageReadError, first_names
+from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View, to_position
 from mrg.errors import UserError
 from mrg.log import log

@@ -44,7 +44,7 @@ def test_messages_name_what_must_not_be_missed(result):
         "Empty reports in train: 1 of 4.",
         "Verbatim overlap with train, ignoring case and spacing: 2 of 3 test reports (66.7 %), among them 1 of the 2 "
         "abnormal ones (labeler rules). Without overlap: 1.",
-        "Patient overlap of test with train: 1 patients, with 1 of the 3 test studies.",
+        "Patients in both test and train: 1, with 1 of the 3 test studies.",
     ]
     assert {row["kind"] for row in result["messages"]} == {"warning"}
 

@@ -180,7 +180,7 @@ def test_an_id_that_stands_twice_does_not_hide_what_else_is_wrong(root, capsys, 
     out = " ".join(capsys.readouterr().out.split())
     assert "Error: Missing images: 1 of 4." in out
     assert "Error: Studies of test with the id of another study: 1." in out
-    assert "Warning: Patient overlap of test with train: 1 patients" in out
+    assert "Warning: Patients in both test and train: 1" in out
     assert checked()["counts"]["test"]["repeated_ids"] == ["1"]
     assert checked()["counts"]["train"]["studies"] == 2
 
@@ -189,7 +189,7 @@ def test_a_patient_in_val_and_test_is_a_warning(root, capsys):
     there = "images/train0/0.png"
     main(table_arguments(root, [f"1,p1,{there},Edema.,train", f"2,p2,{there},Mass.,val", f"3,p2,{there},Clear.,test"]))
     out = " ".join(capsys.readouterr().out.split())
-    assert "Warning: Patient overlap of test with val: 1 patients, with 1 of the 1 test studies." in out
+    assert "Warning: Patients in both test and val: 1, with 1 of the 1 test studies." in out
 
 
 def test_limits_are_said(root, capsys):
@@ -226,7 +226,8 @@ def test_only_an_earlier_check_is_written_over(root, capsys):
         code, message = failure(capsys, arguments(root, "--output=own"))
         assert code == 2
         assert message == (
-            "mrg: own contains a data_check.json or data_check.html that `data check` did not write: choose another --output."
+            "mrg: own contains a data_check.json or data_check.html that `data check` did not write: choose another "
+            "--output."
         )
     assert page.read_text() == "mine"
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.errors import DataNotFoundError
-from mrg.datamodules.images.read import MAX_PIXELS, ImageFinder, ImageReadError
+from mrg.datamodules.errors import DataNotFoundError, ImageReadError
+from mrg.datamodules.images.limits import MAX_PIXELS
+from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import View
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
