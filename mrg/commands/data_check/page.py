@@ -104,10 +104,7 @@ def _num_views(counts: Mapping[str, Any]) -> list[Markup]:
 def _images(images: Mapping[str, Any]) -> list[Markup]:
     """Sizes, if there is more than one."""
     charts = []
-    for key, width, title in (
-        ("side", SIDE_BIN, "longer side in pixels"),
-        ("shape", 0.1, "width by height"),
-    ):
+    for key, width, title in (("side", SIDE_BIN, "longer side in pixels"), ("shape", 0.1, "width by height")):
         bins = {float(start): count for start, count in images[key].items()}
         if len(images["sizes"]) > 1 and bins:
             figure = new_figure(_WIDTH, 2.2)
