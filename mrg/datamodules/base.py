@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
 
 from mrg.datamodules.collate import Skipped
-from mrg.datamodules.errors import check_choices
 from mrg.datamodules.loading import (
     RaisingCollator,
     RankBatchCollator,
@@ -27,6 +26,22 @@ from mrg.datamodules.study import Study, StudyTable
 from mrg.errors import UserError
 from mrg.files import write_lines
 from mrg.log import log
+
+
+def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check arguments that are annotated as `Literal`, as the command line does.
+
+    Args:
+        function: Function whose signature lists the choices.
+        values: Values by argument name; other names are ignored.
+
+    Raises:
+        UserError: If a value is not one of the choices.
+    """
+    for name, hint in get_type_hints(function).items():
+        if get_origin(hint) is Literal and values[name] not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise UserError(f"Expected argument `{name}` to be one of {choices}, but got {values[name]!r}.")
 
 
 class ReportDataModule(L.LightningDataModule):

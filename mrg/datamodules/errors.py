@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from pathlib import Path
 
 from mrg.errors import NotFoundError, UserError
+
+# A file of a few kilobytes can claim billions of pixels. The largest radiographs have about 20 million.
+MAX_PIXELS = 64_000_000
 
 
 class DataError(UserError):
@@ -29,17 +32,8 @@ def first_names(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (", …" if len(names) > count else "")
 
 
-def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Check arguments that are annotated as `Literal`, as the command line does.
-
-    Args:
-        function: Function whose signature lists the choices.
-        values: Values by argument name; other names are ignored.
-
-    Raises:
-        UserError: If a value is not one of the choices.
-    """
-    for name, hint in get_type_hints(function).items():
-        if get_origin(hint) is Literal and values[name] not in get_args(hint):
-            choices = ", ".join(map(repr, get_args(hint)))
-            raise UserError(f"Expected argument `{name}` to be one of {choices}, but got {values[name]!r}.")
+def too_large(path: Path, width: int, height: int) -> ImageReadError:
+    """The error for an image of more than `MAX_PIXELS` pixels, which must not be decoded."""
+    return ImageReadError(
+        f"Image {path} has {width} x {height} pixels, but at most {MAX_PIXELS} are read; scale it down first."
+    )

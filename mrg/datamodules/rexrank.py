@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.errors import DataError, DataNotFoundError, check_choices, first_names
+from mrg.datamodules.base import ReportDataModule, check_choices
+from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.splits import all_as_test, random_subset
 from mrg.datamodules.study import Study, View, to_position

@@ -46,7 +46,7 @@ class View:
         """Read the image, as 8-bit grey if it is grey, otherwise as RGB.
 
         Raises:
-            ImageReadError: If the file is missing, cannot be decoded, or is too large (see `images.limits`).
+            ImageReadError: If the file is missing, cannot be decoded, or is too large (see `MAX_PIXELS`).
         """
         return from_pixels(self.image) if isinstance(self.image, np.ndarray) else read_image(self.image)
 

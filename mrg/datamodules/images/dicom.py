@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.errors import DecoderMissingError, ImageReadError
-from mrg.datamodules.images.limits import MAX_PIXELS, check_size
+from mrg.datamodules.errors import MAX_PIXELS, DecoderMissingError, ImageReadError, too_large
 from mrg.errors import UserError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -88,7 +87,8 @@ def _check(data: Any, path: Path) -> None:
     num_frames = int(data.get("NumberOfFrames") or 1)
     if num_frames != 1:
         raise ImageReadError(f"Image {path} has {num_frames} frames, but one was expected; save a single frame.")
-    check_size(path, int(data.Columns), int(data.Rows))
+    if int(data.Columns) * int(data.Rows) > MAX_PIXELS:
+        raise too_large(path, int(data.Columns), int(data.Rows))
     kind = str(data.PhotometricInterpretation)
     if kind not in GREY + COLOUR:
         known = ", ".join(GREY + COLOUR)
@@ -120,7 +120,7 @@ def _check_compression(data: Any, path: Path) -> None:
         # Decoders allocate memory by the size in the compressed frame.
         width, height = _frame_size(get_frame(data.PixelData, 0, number_of_frames=1)) or (0, 0)
         if width * height > MAX_PIXELS:
-            check_size(path, width, height)
+            raise too_large(path, width, height)
         return
     expected = int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel") or 1) * int(data.BitsAllocated) // 8
     if str(data.PhotometricInterpretation) == "YBR_FULL_422":

@@ -13,9 +13,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mrg.datamodules.errors import DataNotFoundError, ImageReadError, first_names
+from mrg.datamodules.errors import MAX_PIXELS, DataNotFoundError, ImageReadError, first_names, too_large
 from mrg.datamodules.images.dicom import read_dicom
-from mrg.datamodules.images.limits import MAX_PIXELS, check_size
 
 _HEAD_BYTES = 132  # up to the end of DICOM's preamble and prefix
 _EXTENSIONS = (".png", ".jpg", ".jpeg")
@@ -108,7 +107,8 @@ def read_image(path: Path) -> Image.Image:
             if is_dicom(head):
                 return read_dicom(path)
             with Image.open(file) as image:
-                check_size(path, *image.size)
+                if image.width * image.height > MAX_PIXELS:
+                    raise too_large(path, *image.size)
                 image.load()
                 return _to_8_bit_modes(_upright(image), path)
     except ImageReadError:

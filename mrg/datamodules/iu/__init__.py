@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.errors import DataError, check_choices, first_names
+from mrg.datamodules.base import ReportDataModule, check_choices
+from mrg.datamodules.errors import DataError, first_names
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.iu.files import SOURCES, IUFiles, find_files, read_listed, select_listed
 from mrg.datamodules.iu.kaggle import read_projections

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.errors import DataError, DataNotFoundError, check_choices, first_names
+from mrg.datamodules.base import ReportDataModule, check_choices
+from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.mimic.rows import NO_FILE, NOT_UTF8, open_annotation, open_official, patients_folder
 from mrg.datamodules.mimic.sections import RULES, SOURCES
 from mrg.datamodules.mimic.studies import MIMICReader, Selection, select

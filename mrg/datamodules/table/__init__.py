@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.errors import DataError, check_choices, first_names
+from mrg.datamodules.base import ReportDataModule, check_choices
+from mrg.datamodules.errors import DataError, first_names
 from mrg.datamodules.splits import SPLITS, all_as_test, split_by_patient
 from mrg.datamodules.study import Study
 from mrg.datamodules.table.formats import open_table

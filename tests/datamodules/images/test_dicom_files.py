@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.errors import DecoderMissingError, ImageReadError
-from mrg.datamodules.images.limits import MAX_PIXELS
+from mrg.datamodules.errors import MAX_PIXELS, DecoderMissingError, ImageReadError
 from mrg.datamodules.study import View
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")

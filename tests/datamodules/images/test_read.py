@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.errors import DataNotFoundError, ImageReadError
-from mrg.datamodules.images.limits import MAX_PIXELS
+from mrg.datamodules.errors import MAX_PIXELS, DataNotFoundError, ImageReadError
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import View
 
