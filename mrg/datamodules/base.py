@@ -12,9 +12,8 @@ from torch.utils.data import DataLoader
 
 from mrg.datamodules.collate import Skipped
 from mrg.datamodules.loading import (
+    BatchDataset,
     RaisingCollator,
-    RankBatchCollator,
-    RankBatchDataset,
     RankBatches,
     SkippingCollator,
     StudyDataset,
@@ -168,8 +167,7 @@ class ReportDataModule(L.LightningDataModule):
         }
         if share and not shuffle and self.trainer is not None and self.trainer.world_size > 1:
             sampler = RankBatches(len(studies), batch_size, self.trainer.world_size, self.trainer.global_rank)
-            collate = RankBatchCollator(collate, dataset)
-            return DataLoader(RankBatchDataset(), batch_size=None, sampler=sampler, collate_fn=collate, **options)
+            return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=sampler, **options)
         order = self._sampler(studies) if shuffle else None
         return DataLoader(
             dataset,

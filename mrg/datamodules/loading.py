@@ -104,15 +104,8 @@ class RankBatches(DistributedSampler[RankBatch]):
         return len(self.batches)
 
 
-class RankBatchDataset(Dataset[RankBatch]):
-    """Passes the batches of `RankBatches` to the collator, which runs in the loader's workers."""
-
-    def __getitem__(self, batch: RankBatch) -> RankBatch:
-        return batch
-
-
-class RankBatchCollator:
-    """Makes a batch of the studies at some indices, and marks it if it does not count.
+class BatchDataset(Dataset[Any]):
+    """Whole batches as a dataset, indexed by the batches of `RankBatches`; a batch that does not count is marked.
 
     Args:
         collate: Makes a batch of items of `dataset`.
@@ -122,9 +115,8 @@ class RankBatchCollator:
     def __init__(self, collate: Callable[[Any], Any], dataset: Sequence[Any]) -> None:
         self.collate, self.dataset = collate, dataset
 
-    def __call__(self, rank_batch: RankBatch) -> Any:
-        """Make the batch; see `RankBatches`."""
-        indices, counts = rank_batch
+    def __getitem__(self, index: RankBatch) -> Any:
+        indices, counts = index
         batch = self.collate([self.dataset[index] for index in indices])
         batch.counts = batch.counts and counts
         return batch

@@ -15,7 +15,7 @@ from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.errors import DecoderMissingError, ImageReadError
-from mrg.datamodules.loading import RankBatchCollator, RankBatches, SkippingCollator, StudySampler
+from mrg.datamodules.loading import BatchDataset, RankBatches, SkippingCollator, StudySampler
 from mrg.datamodules.study import Study, View
 from mrg.modules.baselines import ConstantNormal, NearestImage
 from mrg.modules.grpo import GRPOModule
@@ -362,7 +362,7 @@ def test_by_hand():
 
 
 def test_a_batch_says_whether_it_counts(policy, studies):
-    collate = RankBatchCollator(StudyCollator(policy.processor, "Report:"), studies)
-    assert collate(([2, 5], True)).study_id == [studies[2].id, studies[5].id]
-    assert collate(([2, 5], True)).num_counted == 2
-    assert collate(([0], False)).num_counted == 0
+    batches = BatchDataset(StudyCollator(policy.processor, "Report:"), studies)
+    assert batches[[2, 5], True].study_id == [studies[2].id, studies[5].id]
+    assert batches[[2, 5], True].num_counted == 2
+    assert batches[[0], False].num_counted == 0

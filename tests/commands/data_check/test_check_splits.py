@@ -12,7 +12,7 @@ from tests.commands.data_check.studies import LARGE, NORMAL, splits, view
 
 
 def described(result):
-    data = {"description": "Invented studies", "removed": {"too short": 3}, "config": {"root": "<b>"}}
+    data = {"description": "Synthetic studies", "removed": {"too short": 3}, "config": {"root": "<b>"}}
     return {"mrg": "1", "name": "mine", "data": data, **result}
 
 

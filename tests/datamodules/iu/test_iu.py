@@ -26,7 +26,7 @@ def _entry(name: str, *images: str, report: str = "Lungs are clear.") -> dict[st
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Four invented studies with one to three views in the published layout, stored as .jpg but listed as .png."""
+    """Four synthetic studies with one to three views in the published layout, stored as .jpg but listed as .png."""
     content = {
         "train": [_entry("CXR1_IM-0001", "0.png", "1.png"), _entry("CXR2_IM-0002", "0.png", "1.png", "2.png")],
         "val": [_entry("CXR3_IM-0003", "0.png", report="No effusion.")],

@@ -1,4 +1,4 @@
-"""The shipped column maps on invented studies in the exact published layouts, through the command line."""
+"""The shipped column maps on synthetic studies in the exact published layouts, through the command line."""
 
 import contextlib
 import csv
