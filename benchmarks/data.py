@@ -3,7 +3,7 @@
     python benchmarks/data.py [--threads 1] [--repeats 3] [--num 6] [--size 2000] [--output data.json]
     python benchmarks/data.py --iu ../shared/data/iu_xray [--num 200]
 
-Without --iu, images are drawn: a smooth body with the noise of a detector, as PNG of 8 bits, PNG of 16 (12 of them
+Without --iu, images are synthetic: a smooth body with the noise of a detector, as PNG of 8 bits, PNG of 16 (12 of them
 used), JPEG, and uncompressed DICOM of 12 bits where pydicom is installed. With --iu, they are the first images of that
 folder.
 
@@ -192,9 +192,9 @@ def hardware() -> dict[str, Any]:
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time how studies become batches.")
-    parser.add_argument("--iu", type=Path, help="folder of IU X-Ray; drawn images without it")
+    parser.add_argument("--iu", type=Path, help="folder of IU X-Ray; synthetic images without it")
     parser.add_argument("--num", type=int, default=6, help="images of each kind")
-    parser.add_argument("--size", type=int, default=2000, help="pixels along each side of a drawn image")
+    parser.add_argument("--size", type=int, default=2000, help="pixels along each side of a synthetic image")
     parser.add_argument("--views", type=int, default=2, help="images of a study")
     parser.add_argument("--max-pixels", type=int, default=512 * 512)
     parser.add_argument("--repeats", type=int, default=3)

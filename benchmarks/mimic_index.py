@@ -1,4 +1,4 @@
-"""Time and memory of indexing MIMIC-CXR: invented studies in the published layout, in two sizes, and what that makes of
+"""Time and memory of indexing MIMIC-CXR: synthetic studies in the published layout, in two sizes, and what that makes of
 all 227,835.
 
 python benchmarks/mimic_index.py --folder /tmp/mimic_tree --studies 5000 20000
