@@ -21,7 +21,6 @@ from mrg.metrics.evaluation import (
     remark_on_frequency,
 )
 from mrg.modules.base import ReportModule
-from mrg.modules.policy.precision import rounding
 from mrg.modules.ranks import gather
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.run.results_state import fingerprint
@@ -85,7 +84,7 @@ class ResultWriter(L.Callback):
         pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
-            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
+            print(f"Policy: {self.folder / 'policy'}{pl_module.writer.merge_note()}")
             self._say_where()
 
     def _say_where(self) -> None:

@@ -240,7 +240,7 @@ def quiet() -> None:
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It misses a package for a kernel of its own that cannot be trained through, see `four_bits.settle`.
+    # It misses a package for a kernel of its own that cannot be trained through, see `quantization.prepare_quantized`.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     for text in (

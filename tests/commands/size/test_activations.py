@@ -21,7 +21,7 @@ from mrg.commands.size.activations import (
 from mrg.commands.size.geometry import geometry
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.prefix.attention import PackedPrompts, concatenated
-from mrg.modules.prefix.layout import Masks
+from mrg.modules.prefix.packing import Masks
 from mrg.modules.rollout.kv_cache import prefill
 from mrg.modules.rollout.sampling import sample
 from tests.commands.size.measure import Live, saved_bytes

@@ -11,7 +11,8 @@ from mrg.commands.size.activations import Numbers
 from mrg.commands.size.geometry import PUBLISHED, geometry, read_geometry
 from mrg.commands.size.memory import Plan, memory, trained_state
 from mrg.modules.policy.fsdp import optimizer_groups
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.prefix.prompts import Prompts
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder

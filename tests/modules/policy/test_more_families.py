@@ -10,7 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.processor import StillInternVLProcessor
 from mrg.modules.rollout.sampling import sample
