@@ -134,7 +134,7 @@ def _family(path: str) -> str:
             found = AutoConfig.from_pretrained(path).to_dict()
     kind = found.get("model_type")
     if kind not in FAMILIES:
-        raise UserError(f"Policy {path!r} is of type {kind!r}, which is not one of {', '.join(FAMILIES)}.")
+        raise UserError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
     if found.get("quantization_config"):
         raise UserError(
             f"Policy {path!r} is quantized, so that no adapter can be merged into it. Set model.init_args.policy to "

@@ -10,7 +10,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from mrg.commands.size.memory import FOUR_BITS
+from mrg.commands.size.memory import NF4_BYTES
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.policy import quantization
 from mrg.modules.policy.families import FAMILIES
@@ -243,7 +243,7 @@ def test_bytes_of_a_weight():
     state = layer.weight.quant_state
     parts = (layer.weight.data, state.absmax, state.state2.absmax)
     held = sum(part.numel() * part.element_size() for part in parts)
-    assert held == pytest.approx(1024 * 2048 * FOUR_BITS, rel=1e-4)
+    assert held == pytest.approx(1024 * 2048 * NF4_BYTES, rel=1e-4)
     tables = (state.code, state.state2.code, state.offset)
     assert sum(part.numel() * part.element_size() for part in tables) == 4 * (16 + 256 + 1)
 
