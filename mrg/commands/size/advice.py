@@ -49,12 +49,10 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Plan]]:
         halves = change(training, autocast=True, weights=2)
         yield "trainer.precision bf16-mixed and model.init_args.dtype bfloat16", change(plan, training=halves)
     if not training.rank:
-        yield (
-            "model.init_args.lora (an adapter instead of all weights)",
-            change(plan, training=change(training, rank=16)),
-        )
+        adapter = change(training, rank=16)
+        yield "model.init_args.lora (an adapter instead of all weights)", change(plan, training=adapter)
     if plan.reference and not training.rank:
-        yield "model.init_args.kl_coef 0 (no copied reference)", change(plan, reference=False)
+        yield "model.init_args.kl.coef 0 (no copied reference)", change(plan, reference=False)
     if plan.world_size > 1 and plan.strategy != "fsdp" and not plan.quantized:
         yield "--config configs/strategy/fsdp.yaml (sharded decoder layers)", change(plan, strategy="fsdp")
     if not training.checkpointing:
@@ -68,7 +66,7 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Plan]]:
         yield f"model.init_args.micro_batch_tokens {fewer}", change(plan, micro_batch_tokens=fewer)
     if plan.group_size > 2:
         fewer = max(2, plan.group_size // 2)
-        yield f"model.init_args.group_size {fewer}", change(plan, group_size=fewer)
+        yield f"model.init_args.rollout.group_size {fewer}", change(plan, group_size=fewer)
     if plan.images > 1:
         yield f"model.init_args.max_views {plan.images // 2}", change(plan, images=plan.images // 2)
     yield "model.init_args.max_pixels halved", change(plan, image_tokens=plan.image_tokens // 2)
@@ -86,7 +84,7 @@ def _larger(plan: Plan) -> Iterator[tuple[str, Plan]]:
     yield f"data.init_args.batch_size {more} (more studies per step)", change(plan, batch_size=more)
     if plan.group_size > 1:
         more = 2 * plan.group_size
-        yield f"model.init_args.group_size {more} (a better group baseline)", change(plan, group_size=more)
+        yield f"model.init_args.rollout.group_size {more} (a better group baseline)", change(plan, group_size=more)
     if plan.micro_batch_tokens and plan.micro_batch_tokens < plan.batch_size * plan.group_tokens:
         more = 2 * plan.micro_batch_tokens
         yield f"model.init_args.micro_batch_tokens {more} (fewer, larger passes)", change(plan, micro_batch_tokens=more)
