@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -56,15 +56,18 @@ def load_policy(
     """
     from transformers import AutoModelForImageTextToText
 
+    for name, value, choices in (("dtype", dtype, DType), ("shared_prefix", shared_prefix, SharedPrefix)):
+        if value not in get_args(choices):
+            *most, last = map(repr, get_args(choices))
+            raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
     check_frozen(train_vision, "", load_in_4bit, lora)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     kind = _family(path)
     options: dict[str, Any] = {"quantization_config": quantization_config(kind)} if load_in_4bit else {}
-    types = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
     with _readable(path):
         processor = FAMILIES[kind].load_processor(path, max_pixels)
         model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=types[dtype], output_loading_info=True, **options
+            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
     if load_in_4bit:
         prepare_quantized(model)
