@@ -219,10 +219,10 @@ def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from mrg.modules.policy.processor import load_processor
+    from mrg.modules.policy.processor import load_qwen_processor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, options.dtype))
-    processor = load_processor(folder)
+    processor = load_qwen_processor(folder)
     num = options.studies * (options.steps + 2)
     images = [Image.fromarray(picture(i, options.height, options.width)).convert("RGB") for i in range(num)]
     prompts = [[{"role": "user", "content": PROMPT}] for _ in range(num)]

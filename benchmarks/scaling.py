@@ -23,7 +23,7 @@ from operations import language_operations, vision_operations
 from uneven import Cost, Lengths, sigma_of, simulate
 
 from benchmarks.communication import round_seconds, volume
-from mrg.commands.size.activations import Numbers
+from mrg.commands.size.activations import Training
 from mrg.commands.size.geometry import Geometry, geometry, read_geometry
 from mrg.commands.size.memory import Plan
 
@@ -64,7 +64,7 @@ def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Mach
     language = language_operations(name, prompt, 1, plan.group_size, tokens) * studies
     reading = language_operations(name, prompt, 1, 0, 0) * studies
     speed = machine.share * machine.operations
-    passes = 3 if plan.numbers.checkpointing else 2  # with frozen weights backward costs as much as forward
+    passes = 3 if plan.training.checkpointing else 2  # with frozen weights backward costs as much as forward
     return {
         "vision": vision_operations(name, plan.image_tokens) * studies * plan.images / speed,
         "rollout": reading / speed,  # decoding is simulated
@@ -76,7 +76,7 @@ def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Mach
 
 def decoding_cost(shape: Geometry, plan: Plan, length: float, machine: Machine) -> Cost:
     """A step reads the weights once, each row's keys, and one copy of each prompt's; starting kernels is left out."""
-    size = plan.numbers.language
+    size = plan.training.language
     token = 2 * shape.num_layers * shape.kv_width * 2
     weights = (shape.decoder + shape.vocab_size * shape.width) * size
     fixed = (weights + token * plan.batch_size * plan.prompt_tokens) / machine.memory
@@ -233,7 +233,7 @@ def main() -> None:
     show_simulation(f"{title} ({run.source})", tables["measured run"])
     shape = read_geometry(options.policy) if options.policy else geometry(demo_policy().base.config)
     own = Plan(
-        Numbers(4, False, run.rank, False), batch_size=run.batch_size, group_size=run.group_size,
+        Training(4, False, run.rank, False), batch_size=run.batch_size, group_size=run.group_size,
         max_new_tokens=run.max_new_tokens, micro_batch_tokens=run.micro_batch_tokens, images=0,
         text_tokens=options.prompt_tokens,
     )  # fmt: skip
@@ -243,7 +243,7 @@ def main() -> None:
     long = Lengths(options.long_mean, options.long_sigma, options.between, 256)
     for name in ("3b", "7b", "32b"):
         shape = read_geometry(name)
-        plan = Plan(Numbers(), batch_size=8, micro_batch_tokens=8192, text_tokens=93, image_tokens=334)
+        plan = Plan(Training(), batch_size=8, micro_batch_tokens=8192, text_tokens=93, image_tokens=334)
         cost = decoding_cost(shape, plan, long.mean, machine)
         tables[name] = simulate(long, cost, worlds, plan.batch_size, plan.group_size, *common[2:])
         if name == "7b":
