@@ -126,6 +126,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from mrg.modules.grpo import GRPOModule
     from mrg.modules.policy.load import LoRA
     from mrg.modules.rl.reward import Rewards
+    from mrg.modules.settings import OptimizerSettings, RolloutSettings
 
     class Pictures(ReportDataModule):
         def read(self) -> dict[str, list[Study]]:
@@ -159,8 +160,9 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
             self.found |= speed_of_light(module.device)
 
     module = GRPOModule(
-        policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", group_size=options.group_size,
-        max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing, warmup_steps=0,
+        policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", rollout=RolloutSettings(options.group_size),
+        max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing,
+        optimizer=OptimizerSettings(warmup_steps=0),
         dtype=options.dtype, micro_batch_tokens=options.micro_batch_tokens,
     )  # fmt: skip
 

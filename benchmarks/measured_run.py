@@ -62,8 +62,8 @@ def settings_of(metrics: Path, config: Path | None = None) -> Settings:
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
         model, data = content["model"]["init_args"], content["data"]["init_args"]
-        names = ("group_size", "max_new_tokens", "micro_batch_tokens")
+        sizes = (model["rollout"]["group_size"], model["max_new_tokens"], model["micro_batch_tokens"])
         rank = (model.get("lora") or {"rank": 0})["rank"]
-        return Settings(data["batch_size"], *(model[name] for name in names), rank, source)
+        return Settings(data["batch_size"], *sizes, rank, source)
     except (KeyError, TypeError) as error:
         raise SystemExit(f"Expected {file} to be the config.yaml of a GRPO run, but {error} is missing.") from None

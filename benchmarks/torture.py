@@ -43,12 +43,13 @@ DATA = ["--data.init_args.num_train=40", "--data.init_args.num_val=8", "--data.i
         "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8", "--data.init_args.image_size=56",
         "--trainer.enable_progress_bar=false"]  # fmt: skip
 SFT = ["--model.init_args.tiny={hidden_size: 64, num_layers: 1, vision_depth: 1, vocab_size: 400}",
-       "--model.init_args.max_pixels=3136", "--model.init_args.max_new_tokens=60", "--model.init_args.decay_steps=0",
-       "--trainer.callbacks=null"]  # fmt: skip
+       "--model.init_args.max_pixels=3136", "--model.init_args.max_new_tokens=60",
+       "--model.init_args.optimizer.decay_steps=0", "--trainer.callbacks=null"]  # fmt: skip
 # Two optimizer steps per round, ten rounds per epoch, validation every four rounds, a checkpoint every round.
 GRPO = ["--model.init_args.lora={rank: 8, alpha: 16, dropout: 0.1}", "--model.init_args.max_pixels=3136",
-        "--model.init_args.group_size=4", "--model.init_args.num_minibatches=2", "--model.init_args.temperature=1.0",
-        "--model.init_args.max_new_tokens=60", "--model.init_args.sample_every=2", "--model.init_args.decay_steps=0",
+        "--model.init_args.rollout.group_size=4", "--model.init_args.num_minibatches=2",
+        "--model.init_args.rollout.temperature=1.0", "--model.init_args.optimizer.decay_steps=0",
+        "--model.init_args.max_new_tokens=60", "--model.init_args.sample_every=2",
         "--trainer.max_steps=28", "--trainer.val_check_interval=4", "--save_every=1"]  # fmt: skip
 ROUNDS = 14
 

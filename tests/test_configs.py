@@ -78,7 +78,7 @@ def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views
     ]
     # Eight studies are four batches: validation comes when the file says, however few there are.
     short = ["--trainer.max_steps=2", "--data.init_args.batch_size=2"]
-    main(["fit", *common, *short, "--model.init_args.group_size=4"])
+    main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
     run = tmp_path / "runs" / "iu"
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/logp_gap"]]
@@ -112,7 +112,7 @@ def test_mimic_config_takes_steps_with_priors_on_a_published_checkpoint(tmp_path
         "--data.init_args.num_workers=1",
     ]
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.batch_size=2"]
-    main(["fit", *common, *short, "--model.init_args.group_size=4"])
+    main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
     assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().out
     main(["test", *common])
     out = capsys.readouterr().out

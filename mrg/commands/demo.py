@@ -77,7 +77,7 @@ class Demo:
         self.fit_and_test(SFT, "sft", "demo_sft.yaml", QUICK["fit"])
         self.say("GRPO: it writes 8 reports for each study and learns from the clinical reward they earn.")
         policy = f"--model.init_args.policy={self.folder / 'sft' / 'policy'}"
-        seed = f"--model.init_args.seed={self.seed}"
+        seed = f"--model.init_args.rollout.seed={self.seed}"
         self.fit_and_test(GRPO, "grpo", "demo.yaml", QUICK["grpo"], policy, seed)
         if continued:
             self.continue_sft(policy)
@@ -121,8 +121,8 @@ class Demo:
         options = [
             "--monitor=val/mccs",
             "--model.init_args.train_vision=true",
-            f"--model.init_args.decay_steps={steps}",
-            f"--model.init_args.warmup_steps={min(50, steps // 2)}",
+            f"--model.init_args.optimizer.decay_steps={steps}",
+            f"--model.init_args.optimizer.warmup_steps={min(50, steps // 2)}",
             f"--trainer.val_check_interval={steps // 5}",
             "--trainer.callbacks=null",
         ]

@@ -26,10 +26,10 @@ from mrg.modules.rl.monitor import Patience
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.settings import (
+    OptimizerSettings,
     check_choice,
     check_counts,
     check_lora,
-    check_optimiser,
     check_text_inputs,
     check_trainer,
 )
@@ -63,11 +63,7 @@ class ReportModule(L.LightningModule):
         max_prompt_length: Longest prompt in tokens; 0 sets no limit.
         compile_decode: Compile the steps of rollouts and of evaluation, see `CompiledDecoder`: minutes at the start of
             a run, for less time per token where launches bound it, as on a GPU.
-        learning_rate: Peak of AdamW's rate.
-        warmup_steps: Steps over which the rate rises to its peak.
-        decay_steps: The step at which the rate has fallen, in a straight line, to 0; 0 keeps the peak.
-        weight_decay: Of AdamW, on matrices alone: norms, biases and other vectors are not decayed.
-        max_grad_norm: Gradients are scaled down to this norm.
+        optimizer: Optimizer, learning rate schedule and gradient clipping.
         patience: Steps in a row without a finite gradient, which are left out, or in GRPO rounds of dead groups alone,
             after which training stops.
         margin: Margin of MCCS, in training and in evaluation.
@@ -100,11 +96,7 @@ class ReportModule(L.LightningModule):
         max_new_tokens: int = 256,
         max_prompt_length: int = 0,
         compile_decode: bool = False,
-        learning_rate: float = 1e-4,
-        warmup_steps: int = 10,
-        decay_steps: int = 0,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 1.0,
+        optimizer: OptimizerSettings = OptimizerSettings(),
         patience: int = 10,
         margin: float = 0.5,
         labeler: Labeler | None = None,
@@ -114,18 +106,19 @@ class ReportModule(L.LightningModule):
         check_shared_prefix(shared_prefix)
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         check_counts(
-            max_views=(max_views, 1),
-            max_new_tokens=(max_new_tokens, 1),
-            max_study_pixels=(max_study_pixels, 0),
-            patience=(patience, 1),
+            {
+                "max_views": (max_views, 1),
+                "max_new_tokens": (max_new_tokens, 1),
+                "max_study_pixels": (max_study_pixels, 0),
+                "patience": (patience, 1),
+            }
         )
-        check_optimiser(learning_rate, warmup_steps, decay_steps, weight_decay, max_grad_norm)
         check_lora(lora)
         if policy == "tiny" and lora is not None:
             raise UserError(
                 "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
                 "trained folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO "
-                "reference to 'copy', or kl_coef to 0)."
+                "kl.reference to 'copy', or kl.coef to 0)."
             )
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
@@ -137,9 +130,7 @@ class ReportModule(L.LightningModule):
         self.use_prior = use_prior
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.decoder = CompiledDecoder() if compile_decode else None
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
-        self.max_grad_norm, self.margin = max_grad_norm, margin
+        self.optimizer_settings, self.margin = optimizer, margin
         self.patience = Patience(patience)
         # Frozen weights are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
         self.strict_loading = False
@@ -242,15 +233,12 @@ class ReportModule(L.LightningModule):
         return self.policy
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a linear warm-up, then a constant or a linearly falling rate."""
-        parameters = optimizer_groups(self.parameters(), self.weight_decay)
-        optimizer = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""
+        settings = self.optimizer_settings
+        parameters = optimizer_groups(self.parameters(), settings.weight_decay)
+        optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.99))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.scale)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate(self, step: int) -> float:
-        rate = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return rate * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else rate
 
     def _write(self, batch: Batch) -> list[str]:
         with torch.no_grad():

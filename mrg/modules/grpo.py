@@ -28,113 +28,84 @@ from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_rank
 from mrg.modules.rl.advantage import equal_groups, group_advantages
 from mrg.modules.rl.batch import Step, check_round, micro_batches, minibatches
 from mrg.modules.rl.correction import correction_weights
-from mrg.modules.rl.loss import check_loss_options, grpo_loss
+from mrg.modules.rl.loss import grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
-from mrg.modules.rl.reward import Reward, Rewards, WeightedScorer, replace_rewards
+from mrg.modules.rl.reward import Reward, Rewards, replace_rewards
 from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
 from mrg.modules.rollout.vllm import NO_ADAPTER, ServerRollout, connect
-from mrg.modules.rollout.vllm_client import Servers
-from mrg.modules.settings import check_counts, check_reference, check_sampling, warn_of_idle_clips
+from mrg.modules.settings import (
+    KLSettings,
+    LossSettings,
+    RewardSettings,
+    RolloutSettings,
+    check_counts,
+    check_reference,
+)
 
 
 class GRPOModule(ReportModule):
     """Grouped rollouts, a reward, group advantages, a clipped loss.
 
     Args:
-        group_size: Completions per study.
+        rollout: How completions are sampled.
+        reward: Weights of the parts of the reward.
+        kl: KL term of the loss and its reference model.
+        loss: Policy loss and advantages.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
             never cut. Lower it where memory runs out.
         num_minibatches: Optimiser steps into which the studies of a round are cut.
-        num_iterations: How often a round is gone through.
-        temperature: Of sampling, above 0.
-        loss_type: See `mrg.modules.rl.loss`.
-        kl_coef: Weight of the KL to the reference; 0 needs no reference.
-        reference: `"adapter"`: the policy with its adapter off; `"copy"`: a copy of its weights at the start, where all
-            weights are trained.
-        kl_estimator: `"k1"`, `"k2"` or `"k3"`, see `mrg.modules.rl.kl`.
-        kl_ratio_correction: Multiply the KL term by the ratio, see `mrg.modules.rl.kl`.
-        clip_low: See `grpo_loss`.
-        clip_high: See `grpo_loss`.
-        dual_clip: See `clipped_surrogate`.
-        advantage_scale: See `group_advantages`; the batch is that of the rank.
-        mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
-        resample_dead: How often groups of equal rewards are sampled again.
-        mccs_weight: See `Reward`.
-        format_weight: See `Reward`.
-        ce_f1_weight: See `Reward`.
-        rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
-        sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
-        seed: Rollouts are a function of (seed, rank, round).
-        servers: vLLM servers that write the rollouts, see `mrg.modules.rollout.vllm_client`; without any the policy
-            writes them.
+        num_iterations: Passes over the studies of a round.
+        sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
         **kwargs: See `ReportModule`.
     """
 
     def __init__(
         self,
-        group_size: int = 8,
+        rollout: RolloutSettings = RolloutSettings(),
+        reward: RewardSettings = RewardSettings(),
+        kl: KLSettings = KLSettings(),
+        loss: LossSettings = LossSettings(),
         micro_batch_tokens: int = 16_384,
         num_minibatches: int = 1,
         num_iterations: int = 1,
-        temperature: float = 1.0,
-        loss_type: str = "grpo",
-        kl_coef: float = 0.04,
-        reference: str = "adapter",
-        kl_estimator: str = "k3",
-        kl_ratio_correction: bool = False,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        dual_clip: float | None = None,
-        advantage_scale: str = "group",
-        mask_truncated: bool = False,
-        resample_dead: int = 0,
-        mccs_weight: float = 0.75,
-        format_weight: float = 0.25,
-        ce_f1_weight: float = 0.0,
-        rewards: list[WeightedScorer] | None = None,
         sample_every: int = 10,
-        seed: int = 0,
-        servers: Servers | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_counts(
-            group_size=(group_size, 2),
-            micro_batch_tokens=(micro_batch_tokens, 1),
-            num_minibatches=(num_minibatches, 1),
-            num_iterations=(num_iterations, 1),
-            resample_dead=(resample_dead, 0),
-            sample_every=(sample_every, 0),
+            {
+                "micro_batch_tokens": (micro_batch_tokens, 1),
+                "num_minibatches": (num_minibatches, 1),
+                "num_iterations": (num_iterations, 1),
+                "sample_every": (sample_every, 0),
+            }
         )
-        check_sampling(temperature, advantage_scale)
-        check_reference(reference, kl_coef, self.train_vision, self.lora)
-        check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
-        if servers is not None and self.lora is None:
+        check_reference(kl, self.train_vision, self.lora)
+        if rollout.servers is not None and self.lora is None:
             raise UserError(NO_ADAPTER)
         self.automatic_optimization = False  # several backward passes make one step
-        self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
+        self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
+        self.group_size, self.temperature = rollout.group_size, rollout.temperature
+        self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
-        self.reference_kind = reference
-        self.kl_coef, self.advantage_scale, self.mask_truncated = kl_coef, advantage_scale, mask_truncated
-        self.loss_options: dict[str, Any] = {
-            "clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef, "loss_type": loss_type,
-            "dual_clip": dual_clip, "kl_estimator": kl_estimator, "kl_ratio_correction": kl_ratio_correction,
-            "max_tokens": self.max_new_tokens,
-        }  # fmt: skip
-        self.resample_dead, self.rollout_seed = resample_dead, seed
-        self.sample_every = sample_every
+        self.num_steps = num_minibatches * num_iterations
         self.samples: list[dict[str, Any]] = []
-        self.servers = servers
         self.writers: ServerRollout | None = None
         self.reward = Reward(
-            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or []
+            self.labeler,
+            reward.mccs_weight,
+            reward.format_weight,
+            self.margin,
+            self.think,
+            reward.ce_f1_weight,
+            reward.scorers,
         )
-        self.monitor = Monitor(group_size)
+        self.monitor = Monitor(rollout.group_size)
 
     def setup(self, stage: str) -> None:
         """Also check that there is a reference where the KL term needs one."""
         if stage == "fit":
-            warn_of_idle_clips(self.num_minibatches * self.num_iterations, self.loss_options)
+            self.loss_settings.warn_without_effect(self.num_steps)
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and data is not None:
             check_round(data.batch_size, self.num_minibatches)  # before the policy is loaded
@@ -143,17 +114,17 @@ class GRPOModule(ReportModule):
             check_round(
                 min(data.batch_size, len(data.splits["train"]) // self.trainer.world_size), self.num_minibatches
             )
-        if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
+        if self.kl.coef and not self.writer.has_adapter and self.kl.reference != "copy":
             raise UserError(
-                "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
+                "The KL term needs a reference: set model.init_args.lora, kl.reference to 'copy', or kl.coef to 0."
             )
-        if stage == "fit" and self.servers is not None:
-            self.writers = connect(self.servers, self.writer, self.trainer)
+        if stage == "fit" and self.rollout_settings.servers is not None:
+            self.writers = connect(self.rollout_settings.servers, self.writer, self.trainer)
 
     def configure_model(self) -> None:
         """Also keep the reference, sharded as the policy is."""
         super().configure_model()
-        if self.trainer.training and self.kl_coef and not self.writer.has_adapter and not self.writer.kept:
+        if self.trainer.training and self.kl.coef and not self.writer.has_adapter and not self.writer.kept:
             self.writer.keep_reference()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -168,9 +139,8 @@ class GRPOModule(ReportModule):
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
             rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
-            self.device
-        )
+        scale = self.loss_settings.advantage_scale
+        advantages = group_advantages(rewards.total, self.group_size, scale, present=rewards.scored).to(self.device)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
@@ -197,7 +167,7 @@ class GRPOModule(ReportModule):
             attempt: 0, or above it where a group is sampled again.
         """
         # All ranks share a seed in Lightning, but must not write the same completions.
-        seed = hash((self.rollout_seed, self.global_rank, self.number, attempt)) % 2**63
+        seed = hash((self.rollout_settings.seed, self.global_rank, self.number, attempt)) % 2**63
         if self.writers is not None:
             self.writers.synchronise(self.number, self.trainer)
             seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
@@ -215,12 +185,12 @@ class GRPOModule(ReportModule):
         return self.reward(rollout.texts, target, study_id)
 
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
-        """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025).
+        """Sample groups of equal rewards again, `rollout.resample_dead` times at most (after Yu et al., DAPO, 2025).
 
         Groups in which fewer than two completions have a reward are left: where a reward does not apply to a study,
         others do not earn it either.
         """
-        for attempt in range(1, self.resample_dead + 1):
+        for attempt in range(1, self.rollout_settings.resample_dead + 1):
             dead = equal_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
@@ -236,7 +206,7 @@ class GRPOModule(ReportModule):
     @torch.no_grad()
     def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
         """(N, C) of the reference, or None where there is no KL term."""
-        if not self.kl_coef:
+        if not self.kl.coef:
             return None
         with self.writer.reference():
             if not self.writer.has_adapter:
@@ -279,8 +249,8 @@ class GRPOModule(ReportModule):
         Returns:
             Sums over completions and steps, see `loss`; of the loss and the gradient's norm means over steps.
         """
-        num_steps = self.num_minibatches * self.num_iterations
-        generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.number)) % 2**63)
+        num_steps = self.num_steps
+        generator = torch.Generator().manual_seed(hash((self.rollout_settings.seed, self.number)) % 2**63)
         # A server's log-probabilities are not the policy's, whose own are needed once it moves within the round.
         old_logps = self.round_logps(prompts, rollout) if self.writers is not None and num_steps > 1 else None
         totals: dict[str, Tensor] = {}
@@ -305,7 +275,7 @@ class GRPOModule(ReportModule):
         # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at leaves
         # and sent on once: a graph can be walked back only once.
         leaves = prompts.detached()
-        live = [g for g in step.groups if self.kl_coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
+        live = [g for g in step.groups if self.kl.coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with local_gradients(self.trainer, self.parameters):
             for part, counts in self.passes(live, prompts, step.rollout):
@@ -318,7 +288,7 @@ class GRPOModule(ReportModule):
             prompts.send_back(leaves, self.manual_backward)
         if not any_rank(bool(live), world_size, self.device):
             optimizer.zero_grad()  # gradients of 0 would let momentum move the weights, where none leave them
-        norm = clip_gradients(self.parameters(), self.max_grad_norm)
+        norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
         if self.patience.takes(norm, self.number):
             optimizer.step()
             # An autocast whose cache is on, as Lightning's is not, would go on with casts of the weights before.
@@ -342,10 +312,9 @@ class GRPOModule(ReportModule):
         elif step.old_logps is not None:
             old_logps = step.old_logps[rows, : mask.shape[1]]
         weights = beyond = None
-        if self.servers is not None:
-            kind, limit = self.servers.correction, self.servers.ratio_limit
-            weights, beyond = correction_weights(old_logps, sampled, mask, kind, limit)
-        counted = step.rollout.counted(self.mask_truncated)[rows]
+        if servers := self.rollout_settings.servers:
+            weights, beyond = correction_weights(old_logps, sampled, mask, servers.correction, servers.ratio_limit)
+        counted = step.rollout.counted(self.loss_settings.mask_truncated)[rows]
         loss, stats = grpo_loss(
             tokens.logps,
             old_logps,
@@ -353,9 +322,16 @@ class GRPOModule(ReportModule):
             step.advantages[rows],
             mask & counted[:, None],
             step.num_completions,
+            self.loss_settings.clip_low,
+            self.loss_settings.clip_high,
+            self.kl.coef,
+            loss_type=self.loss_settings.type,
             num_tokens=step.num_tokens,
+            max_tokens=self.max_new_tokens,
+            dual_clip=self.loss_settings.dual_clip,
+            kl_estimator=self.kl.estimator,
+            kl_ratio_correction=self.kl.ratio_correction,
             weights=weights,
-            **self.loss_options,
         )
         length = mask.sum(1)
         if beyond is not None:
@@ -368,8 +344,8 @@ class GRPOModule(ReportModule):
 
     def counted_tokens(self, step: Step) -> float:
         """Tokens that an optimiser step is normalised by: its own, or for some losses its share of the round's."""
-        tokens = step.rollout.completion_mask.sum(1) * step.rollout.counted(self.mask_truncated)
-        if self.loss_options["loss_type"] in ("dapo", "cispo"):
+        tokens = step.rollout.completion_mask.sum(1) * step.rollout.counted(self.loss_settings.mask_truncated)
+        if self.loss_settings.type in ("dapo", "cispo"):
             return float(tokens.sum()) / self.num_minibatches
         return float(tokens[self.rows(step.groups)].sum())
 
@@ -378,15 +354,15 @@ class GRPOModule(ReportModule):
     ) -> None:
         """What tells a healthy round from a collapse, of all ranks."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
-        teaches = advantages.bool() & rollout.counted(self.mask_truncated)
+        teaches = advantages.bool() & rollout.counted(self.loss_settings.mask_truncated)
         own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums)
         whole = Outcome.joined(gather(own, self.trainer.world_size))
         values = self.monitor.round(whole)
-        if values.get("train/logp_gap", 0.0) > 0.05 and self.num_minibatches * self.num_iterations == 1:
+        if values.get("train/logp_gap", 0.0) > 0.05 and self.num_steps == 1:
             warnings.warn(
                 f"Sampling and training disagree by {values['train/logp_gap']:.3f} nats a token: check the precision.",
                 stacklevel=2,
             )
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
-        self.patience.watch(not whole.teaches and not self.kl_coef)
+        self.patience.watch(not whole.teaches and not self.kl.coef)

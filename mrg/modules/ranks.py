@@ -10,6 +10,9 @@ import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from mrg.errors import RunError
+from mrg.log import set_rank
+
+set_rank(lambda: rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def say(text: str) -> None:

@@ -51,8 +51,8 @@ class SFTModule(ReportModule):
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip to `max_grad_norm`, and leave out a step whose gradient is not finite, as GRPO does."""
-        norm = clip_gradients(self.parameters(), self.max_grad_norm)
+        """Clip to `optimizer.max_grad_norm`, and leave out a step whose gradient is not finite, as GRPO does."""
+        norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
         if not self.patience.takes(norm, self.trainer.fit_loop.total_batch_idx):
             # AdamW passes over what has no gradient: neither weights nor moments change.
             optimizer.zero_grad()

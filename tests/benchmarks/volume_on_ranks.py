@@ -12,6 +12,7 @@ from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA
 from mrg.strategy import FSDP2
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
+from tests.nested import nested
 
 # The names that FSDP2 calls, of PyTorch 2.13 and of earlier releases.
 NEW = {"all_gather_single": "gathered", "reduce_scatter_single": "scattered", "all_reduce": "reduced"}
@@ -59,10 +60,10 @@ def main(policy, output, strategy, trained, checkpointing):
     torch.manual_seed(0)
     studies = [make_study(World(), 0, "train", index, 112) for index in range(4)]
     options = {"lora": LoRA(4)} if trained == "adapter" else {"reference": "copy"}
-    module = Counted(
+    module = Counted(**nested(
         policy=policy, group_size=3, micro_batch_tokens=1, gradient_checkpointing=checkpointing == "checkpointing",
         **options, **SETTINGS,
-    )  # fmt: skip
+    ))  # fmt: skip
     module.reward = Shortness()
     trainer = L.Trainer(
         max_steps=2, accelerator="cpu", devices=2, strategy=FSDP2() if strategy == "fsdp" else strategy, logger=False,

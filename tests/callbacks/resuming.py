@@ -20,12 +20,14 @@ from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.results import ResultWriter
 from mrg.commands.lightning import quiet
 from mrg.datamodules.demo import DemoDataModule
+from mrg.log import configure
 from mrg.metrics.trl import RewardError
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
+from tests.nested import nested
 
 SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 8, "max_pixels": 56 * 56, "warmup_steps": 2}
 
@@ -81,10 +83,10 @@ def module_of(kind, policy, fails=None, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
     options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
     if kind == "grpo":
-        module = GRPOModule(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options})
+        module = GRPOModule(**nested(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options}))
         module.reward = Lengths(fails)
         return module
-    return SFTModule(**options)
+    return SFTModule(**nested(**options))
 
 
 def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=1, keep=2, patience=0, data=None,
@@ -92,6 +94,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
     """Train a run; returns its module."""
     strategies = {"fsdp": FSDP2(), "fsdp in parts": FSDP2(save_distributed_checkpoint=True)}
     quiet()
+    configure()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)

@@ -97,7 +97,7 @@ def test_a_reward_that_fails_names_the_study_on_the_page(tmp_path, capsys, monke
     part = [{"scorer": f"{__name__}:failing", "weight": 1}]
     main(["fit", *fit_arguments(tmp_path, "--name=sft")])
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *grpo_arguments(tmp_path, f"--model.init_args.rewards={json.dumps(part)}")])
+        main(["fit", *grpo_arguments(tmp_path, f"--model.init_args.reward.scorers={json.dumps(part)}")])
     assert stop.value.code == 1
     message = capsys.readouterr().err.strip()
     assert message.startswith("mrg: Reward `failing` failed on completion 0 (study train-0000")

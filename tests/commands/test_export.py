@@ -12,6 +12,7 @@ from mrg.modules.rollout.sampling import sample
 from mrg.modules.sft import SFTModule
 from tests.families import model_inputs
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
+from tests.nested import nested
 
 
 def trained(policy, studies, tmp_path, **options):
@@ -19,7 +20,7 @@ def trained(policy, studies, tmp_path, **options):
     policy.save(tmp_path / "base")
     torch.manual_seed(0)
     settings = {"lora": LoRA(4), "learning_rate": 3e-2, "warmup_steps": 1, "group_size": 4, **SETTINGS, **options}
-    module = GRPOModule(policy=str(tmp_path / "base"), **settings)
+    module = GRPOModule(**nested(policy=str(tmp_path / "base"), **settings))
     module.reward = Shortness()
     trainer = Trainer(
         max_steps=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
@@ -53,7 +54,7 @@ def test_merged_and_adapter_write_what_the_run_writes(run, tmp_path):
     trainer, settings, batch, expected, module = run
     base = str(tmp_path / "base")
     for adapter in (False, True):
-        fresh = GRPOModule(policy=base, **settings)
+        fresh = GRPOModule(**nested(policy=base, **settings))
         output = str(tmp_path / f"adapter-{adapter}")
         trainer.export(fresh, ckpt_path=str(tmp_path / "last.ckpt"), output=output, adapter=adapter)
         source = base if adapter else output
@@ -77,12 +78,16 @@ def test_merged_from_4_bits_is_the_whole_base_with_the_adapter(policy, studies, 
     base, checkpoint = str(tmp_path / "base"), str(tmp_path / "last.ckpt")
     output = tmp_path / "adapter"
     if train_vision:
-        with pytest.raises(ValueError, match="An adapter alone does not hold the trained vision tower"):
-            trainer.export(GRPOModule(policy=base, **settings), ckpt_path=checkpoint, output=str(output), adapter=True)
+        with pytest.raises(ValueError, match="An adapter does not contain the trained vision tower"):
+            trainer.export(
+                GRPOModule(**nested(policy=base, **settings)), ckpt_path=checkpoint, output=str(output), adapter=True
+            )
         module.writer.save_adapter(output)
     else:
-        trainer.export(GRPOModule(policy=base, **settings), ckpt_path=checkpoint, output=str(output), adapter=True)
-    trainer.export(GRPOModule(policy=base, **settings), ckpt_path=checkpoint, output=str(tmp_path / "merged"))
+        trainer.export(
+            GRPOModule(**nested(policy=base, **settings)), ckpt_path=checkpoint, output=str(output), adapter=True
+        )
+    trainer.export(GRPOModule(**nested(policy=base, **settings)), ckpt_path=checkpoint, output=str(tmp_path / "merged"))
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     start = AutoModelForImageTextToText.from_pretrained(base)
     moved = torch.load(checkpoint, weights_only=True)["state_dict"]
@@ -111,8 +116,8 @@ def test_mistakes(run, tmp_path):
     trainer, settings, *_ = run
     base = str(tmp_path / "base")
     with pytest.raises(ValueError, match="pass --output FOLDER"):
-        trainer.export(GRPOModule(policy=base, **settings))
-    with pytest.raises(ValueError, match="base holds a checkpoint already"):
-        trainer.export(GRPOModule(policy=base, **settings), output=base)
+        trainer.export(GRPOModule(**nested(policy=base, **settings)))
+    with pytest.raises(ValueError, match="base already contains a checkpoint"):
+        trainer.export(GRPOModule(**nested(policy=base, **settings)), output=base)
     with pytest.raises(ValueError, match="has no adapter"):
         trainer.export(SFTModule(policy=base, **SETTINGS), output=str(tmp_path / "out"), adapter=True)

@@ -17,6 +17,7 @@ from mrg.modules.rl.reward import Rewards
 from mrg.modules.rollout.sampling import Rollout, sample
 from mrg.strategy import FSDP2
 from tests.modules.test_grpo import SETTINGS, FixedData
+from tests.nested import nested
 
 
 class Fixed(GRPOModule):
@@ -43,10 +44,10 @@ class Fixed(GRPOModule):
 
     def rewards(self, rollout, batch, groups=()):
         """Nothing to learn on half of the studies, which one rank may hold alone, or on one, which one rank does."""
-        every = 4 if self.resample_dead else 2
+        every = 4 if self.rollout_settings.resample_dead else 2
         ids = [self.ids[group] for group in groups or range(len(self.ids))]
         live = torch.tensor([int(name.split("-")[1]) % every > 0 for name in ids])
-        if not self.kl_coef and not self.resample_dead and self.number:
+        if not self.kl.coef and not self.rollout_settings.resample_dead and self.number:
             live[:] = False  # all groups of all ranks: the step before must not go on by its momentum
         live = live.repeat_interleave(self.group_size)
         total = live * torch.tensor([float(len(text) % 5) for text in rollout.texts], dtype=torch.float64)
@@ -59,11 +60,11 @@ def main(policy, output, strategy, loss_type, kl_coef, trained, resample_dead):
     L.seed_everything(0, verbose=False)  # which strategies of several processes set again, and `one` must match
     studies = [make_study(World(), 0, "train", index, 112) for index in range(4)]
     options = {"lora": LoRA(4)} if trained == "adapter" else {"reference": "copy"}
-    module = Fixed(
+    module = Fixed(**nested(
         policy=policy, group_size=4, learning_rate=1e-2 if trained == "adapter" else 1e-3, warmup_steps=1,
         loss_type=loss_type, kl_coef=kl_coef, micro_batch_tokens=200,
         resample_dead=resample_dead, **options, **SETTINGS,
-    )  # fmt: skip
+    ))  # fmt: skip
     devices = 1 if strategy == "one" else 2
     chosen = {"one": "auto", "fsdp": FSDP2()}.get(strategy, strategy)
     trainer = L.Trainer(

@@ -13,6 +13,7 @@ from mrg.modules.rl.loss import LOSS_TYPES
 from mrg.modules.rl.reward import RewardError, Rewards
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.sft import SFTModule
+from tests.nested import nested
 
 
 class FixedData(ReportDataModule):
@@ -61,7 +62,7 @@ def module_on(saved, studies, batch_size=4, steps=0, **kwargs):
     """A GRPO module, after some rounds of learning to be short, and its data."""
     torch.manual_seed(0)
     settings = {"group_size": 4, "lora": LoRA(4), "learning_rate": 1e-3, "warmup_steps": 1, **SETTINGS, **kwargs}
-    module = GRPOModule(policy=saved, **settings)
+    module = GRPOModule(**nested(policy=saved, **settings))
     data = FixedData(studies, batch_size=batch_size)
     if steps:
         module.reward = Shortness()
@@ -219,7 +220,9 @@ def test_bad_settings(saved, studies, settings, message):
 def test_sft_overfits_and_its_loss_is_the_mean_over_tokens(saved, studies):
     torch.manual_seed(0)
     module = SFTModule(
-        policy=saved, train_vision=True, learning_rate=3e-3, warmup_steps=1, **{**SETTINGS, "max_new_tokens": 90}
+        **nested(
+            policy=saved, train_vision=True, learning_rate=3e-3, warmup_steps=1, **{**SETTINGS, "max_new_tokens": 90}
+        )
     )
     data = FixedData(studies[:2], batch_size=2)
     trainer(60).fit(module, data)
@@ -283,5 +286,5 @@ def test_a_round_without_any_image(saved, studies):
     module, _ = module_on(saved, bare, steps=1)
     assert any(float(w.abs().max()) > 0 for name, w in weights(module).items() if "lora_B" in name)
     module_on(saved, bare, steps=1, lora=None, reference="copy", train_vision=True)
-    supervised = SFTModule(policy=saved, warmup_steps=1, **SETTINGS)
+    supervised = SFTModule(**nested(policy=saved, warmup_steps=1, **SETTINGS))
     trainer(1).fit(supervised, FixedData(bare, batch_size=2))

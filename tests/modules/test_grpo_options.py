@@ -15,6 +15,7 @@ from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rl.reward import Rewards
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
+from tests.nested import nested
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ class Constant:
 def fitted(saved, studies, reward, steps=1, callbacks=(), batch_size=4, **settings):
     torch.manual_seed(0)
     options = {"lora": LoRA(4), "group_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, **SETTINGS, **settings}
-    module = GRPOModule(policy=saved, **options)
+    module = GRPOModule(**nested(policy=saved, **options))
     module.reward = reward
     lightning = trainer(steps)
     lightning.callbacks.extend(callbacks)

@@ -15,12 +15,14 @@ import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.collate import StudyCollator
+from mrg.log import configure
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.vllm import ServerRollout
 from mrg.modules.rollout.vllm_client import ServerError, Servers
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
+from tests.nested import nested
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -207,10 +209,10 @@ def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, st
 def fit(servers, saved, studies, folder, steps, **settings):
     urls = [server.url for server in servers]
     torch.manual_seed(0)
-    module = GRPOModule(
+    module = GRPOModule(**nested(
         policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
         servers=Servers(urls, str(folder / "adapters"), timeout=60, attempts=3), **SETTINGS, **settings,
-    )  # fmt: skip
+    ))  # fmt: skip
     logged = []
     module.log = lambda name, value, **_: logged.append((name, float(value)))
     run = trainer(steps)
@@ -270,13 +272,14 @@ class KillAt(L.Callback):
 
 
 def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers, saved, studies, tmp_path, capsys):
+    configure()
     urls = [server.url for server in servers]
 
     def fit(checkpoint=None, *callbacks):
-        module = GRPOModule(
+        module = GRPOModule(**nested(
             policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
             servers=Servers(urls, str(tmp_path / "adapters"), timeout=60, attempts=2), **SETTINGS,
-        )  # fmt: skip
+        ))  # fmt: skip
         run = L.Trainer(
             max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             limit_val_batches=0, callbacks=[Checkpoints(tmp_path, save_every=100), *callbacks],
@@ -287,12 +290,12 @@ def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers
     with pytest.raises(ServerError, match=r"No rollout server could write study .* start http.* again"):
         fit(None, KillAt(servers, 2))
     path = tmp_path / "checkpoints" / "round-00000002.ckpt"
-    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    assert f"The last checkpoint is {path}. Resume with: " in capsys.readouterr().err
     for server in servers:
         server.start()
         server.wait()
     assert fit(str(path)).global_step == 4
-    assert f"Resuming after round 2 from {path}." in capsys.readouterr().out
+    assert f"Resuming after round 2 from {path}." in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / "round-00000004.ckpt").is_file()
 
 

@@ -63,16 +63,7 @@ def read_config(argv: Sequence[str]) -> Any:
     from mrg.commands.lightning import MrgCLI, run
 
     class Reader(MrgCLI):
-        typed = "size"
-
-        def before_instantiate_classes(self) -> None:
-            pass
-
-        def instantiate_classes(self) -> None:
-            pass
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
+        typed, only_parses = "size", True
 
     return run(["fit", *argv], Reader).config["fit"]
 
@@ -112,7 +103,7 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
     check_precision(precision)
     rank = int(given.lora.rank) if given.lora else 0
     weights = {"float32": 4, "bfloat16": 2}.get(given.dtype, shape.weights)
-    grpo = hasattr(given, "group_size")
+    grpo = hasattr(given, "rollout")
     repeats = 2 if given.use_prior else 1
     text = TEMPLATE_TOKENS + len(given.prompt) // CHARACTERS_PER_TOKEN
     text += INDICATION_TOKENS * bool(given.use_indication) + PRIOR_TOKENS * bool(given.use_prior)
@@ -122,16 +113,16 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
         strategy="fsdp" if str(strategy).endswith("FSDP2") else "ddp" if "ddp" in str(strategy).lower() else "one",
         batch_size=data.batch_size,
         eval_batch_size=data.eval_batch_size,
-        group_size=given.group_size if grpo else 1,
+        group_size=given.rollout.group_size if grpo else 1,
         max_new_tokens=given.max_new_tokens,
         micro_batch_tokens=given.micro_batch_tokens if grpo else 0,
         text_tokens=text,
         images=given.max_views * repeats,
         image_tokens=given.max_pixels // shape.patch_pixels if shape.patch_pixels else shape.image_tokens,
-        reference=grpo and bool(given.kl_coef),
+        reference=grpo and bool(given.kl.coef),
         train_vision=bool(given.train_vision),
         four_bits=bool(given.load_in_4bit),
-        servers=grpo and given.servers is not None,
+        servers=grpo and given.rollout.servers is not None,
         compile_decode=bool(given.compile_decode),
     )
 

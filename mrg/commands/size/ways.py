@@ -51,7 +51,7 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if not numbers.rank:
         yield "model.init_args.lora (an adapter instead of all weights)", change(plan, numbers=change(numbers, rank=16))
     if plan.reference and not numbers.rank:
-        yield "model.init_args.kl_coef 0 (no copy as reference)", change(plan, reference=False)
+        yield "model.init_args.kl.coef 0 (no copy as reference)", change(plan, reference=False)
     if plan.world_size > 1 and plan.strategy != "fsdp" and not plan.four_bits:
         yield "--config configs/strategy/fsdp.yaml (decoder layers shared out)", change(plan, strategy="fsdp")
     if not numbers.checkpointing:
@@ -65,7 +65,7 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Plan]]:
         yield f"model.init_args.micro_batch_tokens {fewer}", change(plan, micro_batch_tokens=fewer)
     if plan.group_size > 2:
         fewer = max(2, plan.group_size // 2)
-        yield f"model.init_args.group_size {fewer}", change(plan, group_size=fewer)
+        yield f"model.init_args.rollout.group_size {fewer}", change(plan, group_size=fewer)
     if plan.images > 1:
         yield f"model.init_args.max_views {plan.images // 2}", change(plan, images=plan.images // 2)
     yield "model.init_args.max_pixels, half of it", change(plan, image_tokens=plan.image_tokens // 2)
@@ -83,7 +83,7 @@ def _larger(plan: Plan) -> Iterator[tuple[str, Plan]]:
     yield f"data.init_args.batch_size {more} (more studies a step)", change(plan, batch_size=more)
     if plan.group_size > 1:
         more = 2 * plan.group_size
-        yield f"model.init_args.group_size {more} (a better baseline)", change(plan, group_size=more)
+        yield f"model.init_args.rollout.group_size {more} (a better baseline)", change(plan, group_size=more)
     if plan.micro_batch_tokens and plan.micro_batch_tokens < plan.batch_size * plan.group_tokens:
         more = 2 * plan.micro_batch_tokens
         yield f"model.init_args.micro_batch_tokens {more} (fewer, larger passes)", change(plan, micro_batch_tokens=more)

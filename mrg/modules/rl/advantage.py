@@ -7,13 +7,14 @@ what a reward that failed looks like, and is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mrg.errors import UserError
 
-SCALES = ("group", "batch", "none")
+Scale = Literal["group", "batch", "none"]
 
 
 def combine_rewards(
@@ -77,7 +78,7 @@ def equal_groups(rewards: Tensor, group_size: int, present: Tensor | None = None
 
 
 def group_advantages(
-    rewards: Tensor, group_size: int, scale: str = "group", eps: float = 1e-4, present: Tensor | None = None
+    rewards: Tensor, group_size: int, scale: Scale = "group", eps: float = 1e-4, present: Tensor | None = None
 ) -> Tensor:
     """Advantage of each completion over its group (Shao et al., DeepSeekMath, 2024).
 
@@ -103,7 +104,7 @@ def group_advantages(
         raise UserError(
             f"Expected argument `group_size` to be at least 2, but got {group_size}: a group is its own baseline."
         )
-    if scale not in SCALES:
+    if scale not in get_args(Scale):
         raise UserError(f"Expected argument `scale` to be 'group', 'batch' or 'none', but got {scale!r}.")
     groups, here = _groups(rewards, group_size, present)
     broken = here & ~groups.isfinite()

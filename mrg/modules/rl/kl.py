@@ -18,14 +18,16 @@ KL of later ones is left out.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from torch import Tensor
 
 from mrg.errors import UserError
 
-KL_ESTIMATORS = ("k1", "k2", "k3")
+KLEstimator = Literal["k1", "k2", "k3"]
 
 
-def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: str = "k3") -> Tensor:
+def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator = "k3") -> Tensor:
     """Estimate KL(policy, reference) at each token by a formula of the table above (Schulman, 2020).
 
     Args:
@@ -36,7 +38,7 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: str = "k3") -> Tens
     Returns:
         Nats per token, in the shape of `logps`.
     """
-    if estimator not in KL_ESTIMATORS:
+    if estimator not in get_args(KLEstimator):
         raise UserError(f"Expected argument `estimator` to be 'k1', 'k2' or 'k3', but got {estimator!r}.")
     gap = ref_logps - logps
     if estimator == "k1":

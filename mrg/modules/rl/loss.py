@@ -25,13 +25,16 @@ sequence's there, with which the gradient is biased.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.modules.rl.kl import KL_ESTIMATORS, kl_estimate
+from mrg.modules.rl.kl import KLEstimator, kl_estimate
 
-LOSS_TYPES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo")
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
 
 
 def grpo_loss(
@@ -45,11 +48,11 @@ def grpo_loss(
     clip_high: float = 0.2,
     kl_coef: float = 0.04,
     *,
-    loss_type: str = "grpo",
+    loss_type: LossType = "grpo",
     num_tokens: float | None = None,
     max_tokens: int | None = None,
     dual_clip: float | None = None,
-    kl_estimator: str = "k3",
+    kl_estimator: KLEstimator = "k3",
     kl_ratio_correction: bool = False,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -67,7 +70,7 @@ def grpo_loss(
         clip_low: The ratio is clipped below at 1 - clip_low.
         clip_high: The ratio is clipped above at 1 + clip_high.
         kl_coef: Weight of the KL term.
-        loss_type: One of `LOSS_TYPES`.
+        loss_type: See the table above.
         num_tokens: Tokens of the whole step, on all ranks; needed by `bnpo`, `dapo` and `cispo`.
         max_tokens: Length limit of a completion; needed by `dr_grpo`.
         dual_clip: See `clipped_surrogate`.
@@ -125,7 +128,7 @@ def sequence_ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
 def aggregate(
     per_token: Tensor,
     mask: Tensor,
-    loss_type: str,
+    loss_type: LossType,
     num_completions: float,
     num_tokens: float | None = None,
     max_tokens: int | None = None,
@@ -135,7 +138,7 @@ def aggregate(
     Args:
         per_token: (N, C), or (N, 1) where all tokens of a completion have one value.
         mask: (N, C) bool.
-        loss_type: One of `LOSS_TYPES`.
+        loss_type: See the table above.
         num_completions: See `grpo_loss`.
         num_tokens: See `grpo_loss`.
         max_tokens: See `grpo_loss`.
@@ -151,51 +154,52 @@ def aggregate(
         return sums.sum() / (num_completions * max_tokens)
     if num_tokens is None or num_tokens < 0:
         raise UserError(f"Expected argument `num_tokens` to be at least 0 for {loss_type!r}, but got {num_tokens}.")
-    return sums.sum() / max(num_tokens, 1)  # a step may have lost all its tokens to `drop_truncated`
-
-
-def drop_truncated(mask: Tensor, truncated: Tensor) -> Tensor:
-    """Mask out completions that were cut off: nothing tells how they would have ended (Yu et al., DAPO, 2025).
-
-    Their rewards still count in the group's baseline and they still count in `num_completions`, so that the weight of a
-    finished completion does not depend on its neighbours; `num_tokens` is counted on the mask returned here (all as
-    TRL's `mask_truncated_completions`).
-
-    Args:
-        mask: (N, C) bool, True at completion tokens.
-        truncated: (N,) bool, True where no end token was reached.
-
-    Returns:
-        (N, C) bool.
-    """
-    return mask & ~truncated[:, None]
+    return sums.sum() / max(num_tokens, 1)  # all completions of a step may be truncated and masked
 
 
 def check_loss_options(
-    loss_type: str = "grpo",
+    loss_type: LossType = "grpo",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     dual_clip: float | None = None,
-    kl_estimator: str = "k3",
+    kl_estimator: KLEstimator = "k3",
+    where: str = "",
 ) -> None:
-    """Raise a ValueError where `grpo_loss` would: before the first rollout, if asked to."""
+    """Check the options of `grpo_loss`.
+
+    Args:
+        loss_type: See `grpo_loss`.
+        clip_low: See `grpo_loss`.
+        clip_high: See `grpo_loss`.
+        dual_clip: See `grpo_loss`.
+        kl_estimator: See `grpo_loss`.
+        where: Prefix of the settings' names in messages; without one they are called arguments.
+
+    Raises:
+        UserError: If one is out of range.
+    """
+
+    def expected(name: str) -> str:
+        return f"Expected {where}{name}" if where else f"Expected argument `{name}`"
+
     if loss_type not in LOSS_TYPES:
-        raise UserError(f"Expected argument `loss_type` to be one of {', '.join(LOSS_TYPES)}, but got {loss_type!r}.")
+        name = expected("type" if where else "loss_type")
+        raise UserError(f"{name} to be one of {', '.join(LOSS_TYPES)}, but got {loss_type!r}.")
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not value >= 0:
-            raise UserError(f"Expected argument `{name}` to be at least 0, but got {value}.")
+            raise UserError(f"{expected(name)} to be at least 0, but got {value}.")
     if dual_clip is not None and loss_type == "cispo":
-        raise UserError(f"Expected argument `dual_clip` to be None for 'cispo', but got {dual_clip}.")
+        raise UserError(f"{expected('dual_clip')} to be None for 'cispo', but got {dual_clip}.")
     if dual_clip is not None and not dual_clip >= 1 + clip_high:
         raise UserError(
-            f"Expected argument `dual_clip` to be at least 1 + clip_high = {1 + clip_high:g}, but got {dual_clip}."
+            f"{expected('dual_clip')} to be at least 1 + clip_high = {1 + clip_high:g}, but got {dual_clip}."
         )
-    if kl_estimator not in KL_ESTIMATORS:
-        raise UserError(f"Expected argument `kl_estimator` to be 'k1', 'k2' or 'k3', but got {kl_estimator!r}.")
+    if kl_estimator not in get_args(KLEstimator):
+        raise UserError(f"{expected('kl_estimator')} to be 'k1', 'k2' or 'k3', but got {kl_estimator!r}.")
 
 
 def _kl_term(
-    logps: Tensor, ref_logps: Tensor | None, mask: Tensor, estimator: str, token_ratio: Tensor | None
+    logps: Tensor, ref_logps: Tensor | None, mask: Tensor, estimator: KLEstimator, token_ratio: Tensor | None
 ) -> Tensor:
     """(N, C) of the KL, times the ratio if there is one."""
     if ref_logps is None:
@@ -205,7 +209,7 @@ def _kl_term(
 
 
 def _clipped(
-    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None, loss_type: str
+    ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None, loss_type: LossType
 ) -> dict[str, Tensor]:
     """1 at the tokens that are `clipped_low`, `clipped_high` or, by a dual clip, `clipped_dual`; `clipped` is any.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LOWER = {
     "vision": "lower data.init_args.batch_size, model.init_args.max_pixels or max_views",
-    "rollout": "lower data.init_args.batch_size, model.init_args.group_size or max_new_tokens",
+    "rollout": "lower data.init_args.batch_size, model.init_args.rollout.group_size or max_new_tokens",
     "reward": "give the labeler another device or smaller batches",
     "reference": "lower model.init_args.micro_batch_tokens",
     "policy": "lower model.init_args.micro_batch_tokens, or set gradient_checkpointing to true",
@@ -201,7 +201,7 @@ class Patience:
         if self.bad_steps >= self.limit:
             raise RunError(
                 f"The gradient's norm was {float(norm)} in {self.bad_steps} steps in a row, the last in round "
-                f"{number}: lower model.init_args.learning_rate."
+                f"{number}: lower model.init_args.optimizer.learning_rate."
             )
         return not self.bad_steps
 
@@ -218,8 +218,8 @@ class Patience:
         if self.dead_rounds >= self.limit:
             raise RunError(
                 f"All groups had equal rewards in {self.dead_rounds} rounds in a row, or what differed was truncated "
-                "and masked: nothing can be learned. Raise model.init_args.temperature, group_size or max_new_tokens, "
-                "lower margin, or train more with SFT first."
+                "and masked: nothing can be learned. Raise model.init_args.rollout.temperature, rollout.group_size or "
+                "max_new_tokens, lower margin, or train more with SFT first."
             )
 
 

@@ -138,14 +138,14 @@ class Reward:
             if scorer.__name__ in self.weights:
                 raise UserError(
                     f"Expected the parts of the reward to have different names, but got {scorer.__name__!r} twice: set "
-                    "`name` in model.init_args.rewards."
+                    "`name` in model.init_args.reward.scorers."
                 )
             self.weights[scorer.__name__] = part.weight
             self.scorers.append(scorer)
         if not any(self.weights.values()):
             raise UserError(
-                "Expected a weight other than 0 in the reward: set model.init_args.mccs_weight, ce_f1_weight, "
-                "format_weight or rewards."
+                "Expected a weight other than 0 in the reward: set model.init_args.reward.mccs_weight, ce_f1_weight, "
+                "format_weight or scorers."
             )
 
     def __call__(self, texts: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> Rewards:

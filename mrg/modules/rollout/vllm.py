@@ -28,7 +28,9 @@ from mrg.modules.policy.policy import Policy
 from mrg.modules.rollout.sampling import Rollout
 from mrg.modules.rollout.vllm_client import AgainError, ServerPool, Servers, message_of
 
-NO_ADAPTER = "Rollout servers are sent an adapter and never weights: set model.init_args.lora, or servers to null."
+NO_ADAPTER = (
+    "Rollout servers receive an adapter and never whole weights: set model.init_args.lora, or rollout.servers to null."
+)
 
 
 def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollout:
@@ -39,7 +41,7 @@ def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollo
     """
     if not policy.has_adapter:
         raise UserError(NO_ADAPTER)
-    make_folder(Path(servers.adapters), "model.init_args.servers.adapters")
+    make_folder(Path(servers.adapters), "model.init_args.rollout.servers.adapters")
     writers = ServerRollout(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
     writers.pool.check()
     return writers

@@ -62,15 +62,16 @@ class Servers:
 
     def __post_init__(self) -> None:
         if not self.urls:
-            raise UserError("Expected model.init_args.servers.urls to hold an address, but it is empty.")
+            raise UserError("Expected model.init_args.rollout.servers.urls to hold an address, but it is empty.")
         wrong = [url for url in self.urls if not url.startswith(("http://", "https://"))]
         if wrong:
             raise UserError(
-                f"Expected model.init_args.servers.urls to start with http:// or https://, but got {wrong[0]!r}."
+                "Expected model.init_args.rollout.servers.urls to start with http:// or https://, but got "
+                f"{wrong[0]!r}."
             )
         for name, value in (("sync_every", self.sync_every), ("attempts", self.attempts)):
             if value < 1:
-                raise UserError(f"Expected model.init_args.servers.{name} to be at least 1, but got {value}.")
+                raise UserError(f"Expected model.init_args.rollout.servers.{name} to be at least 1, but got {value}.")
         check_correction(self.correction, self.ratio_limit)
 
 
@@ -104,7 +105,7 @@ class ServerPool:
             except (requests.RequestException, KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f"No rollout server answers at {url} ({type(error).__name__}): start it ({START}), or correct "
-                    "model.init_args.servers.urls."
+                    "model.init_args.rollout.servers.urls."
                 ) from None
             if "/v1/load_lora_adapter" not in routes:
                 raise UserError(f"The rollout server {url} loads no adapters at run time: start it with {START}.")

@@ -31,7 +31,7 @@ FEW = {
 def tiny_ablation(folder, **changes):
     arms = {
         "sft": Arm("demo_sft.yaml", set={"model.init_args.tiny": TINY}),
-        "mccs": Arm("demo.yaml", start="sft", label="MCCS", set={"model.init_args.group_size": 2}),
+        "mccs": Arm("demo.yaml", start="sft", label="MCCS", set={"model.init_args.rollout.group_size": 2}),
     }
     given = {"seeds": (0, 1), "arms": arms, "base": "sft", "panels": {"Reward": ["sft", "mccs"]}, "shared": FEW}
     return Ablation(folder=folder, **{**given, **changes}, configs=CONFIGS)
@@ -62,7 +62,7 @@ def test_shipped_arms_differ_in_what_they_say_they_do():
     assert {key for key in base if grpo["mccs_7"][key] != base[key]} == {"model.init_args.margin"}
     for keys in grpo.values():
         assert keys["trainer.max_steps"] == base["trainer.max_steps"]
-        assert keys["model.init_args.format_weight"] == 0.25
+        assert keys["model.init_args.reward.format_weight"] == 0.25
 
 
 def test_runs_are_ordinary_ones_and_start_from_their_own_seed(ran):
@@ -143,7 +143,11 @@ def test_report_of_what_is_there(ran, tmp_path, capsys):
         "shared": FEW,
         "arms": {
             "sft": {"config": str(CONFIGS / "demo_sft.yaml"), "set": {"model.init_args.tiny": TINY}},
-            "mccs": {"config": str(CONFIGS / "demo.yaml"), "start": "sft", "set": {"model.init_args.group_size": 2}},
+            "mccs": {
+                "config": str(CONFIGS / "demo.yaml"),
+                "start": "sft",
+                "set": {"model.init_args.rollout.group_size": 2},
+            },
         },
     }
     file.write_text(json.dumps(text))
@@ -182,8 +186,8 @@ def test_a_file_that_is_no_ablation(tmp_path):
 
 def test_ctrl_c_in_a_run_ends_the_ablation(tmp_path, monkeypatch):
     def interrupted(argv):
-        raise SystemExit(130)  # what the command line makes of it
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("mrg.cli.main", interrupted)
+    monkeypatch.setattr("mrg.commands.lightning.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_all(tiny_ablation(tmp_path))

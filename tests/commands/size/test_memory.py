@@ -176,12 +176,12 @@ def test_command_says_what_to_lower(capsys):
     low = table(capsys, "--geometry=7b", "--devices=4", f"--config={CONFIGS / 'memory' / 'qlora.yaml'}").out
     peak = float(next(line for line in low.splitlines() if line.startswith("peak")).split()[-1])
     assert ways["--config configs/memory/qlora.yaml (the base in 4 bits)"] == round(peak, 1)
-    full = ["--model.init_args.lora=null", "--model.init_args.reference=copy", "--geometry=7b", "--devices=1"]
+    full = ["--model.init_args.lora=null", "--model.init_args.kl.reference=copy", "--geometry=7b", "--devices=1"]
     out = table(capsys, *full, "--memory=24", code=1).out
     assert "8,292,166,656 weights, all weights" in out
     assert {
         "model.init_args.lora (an adapter instead of all weights)",
-        "model.init_args.kl_coef 0 (no copy as reference)",
+        "model.init_args.kl.coef 0 (no copy as reference)",
     } <= set(told(out))
 
 

@@ -17,6 +17,7 @@ from mrg.modules.rollout.sampling import sample
 from tests.families import QWEN, family_policy
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
 from tests.modules.test_grpo import FixedData, Shortness, trainer
+from tests.nested import nested
 
 KINDS = sorted(BUILDERS)
 PROMPT = "Findings:"
@@ -215,10 +216,10 @@ def test_a_qwen_with_a_window(policy, four, tmp_path):
 @pytest.mark.parametrize("kind", ["gemma3", "llava", "internvl"])
 def test_a_round_of_grpo_moves_the_adapter_alone(folders, studies, kind):
     """One round through the module: the adapter moves, everything else stays."""
-    module = GRPOModule(
+    module = GRPOModule(**nested(
         policy=folders[kind], lora=LoRA(4), prompt=PROMPT, think="absent", max_new_tokens=8, group_size=3,
         learning_rate=1e-2, warmup_steps=1, shared_prefix="required",
-    )  # fmt: skip
+    ))  # fmt: skip
     module.reward = Shortness()
     data = FixedData(studies[:4], batch_size=2)
     quick = trainer(1)

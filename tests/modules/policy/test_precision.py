@@ -15,6 +15,7 @@ from mrg.modules.sft import SFTModule
 from tests.families import QWEN, unequal_studies
 from tests.family_checkpoints import BUILDERS, save_checkpoint
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, trainer, weights
+from tests.nested import nested
 
 KINDS = (*QWEN, *sorted(BUILDERS))
 HALF, WHOLE = torch.bfloat16, torch.float32
@@ -87,7 +88,7 @@ def trained(half, studies, steps, kind=GRPOModule, precision="32-true", **settin
     options = {"lora": None, "warmup_steps": 1, "learning_rate": 1e-6, **SETTINGS, **settings}
     if kind is GRPOModule:
         options = {"group_size": 4, "kl_coef": 0.0, **options}
-    module = kind(policy=half, **options)
+    module = kind(**nested(policy=half, **options))
     if kind is GRPOModule:
         module.reward = Shortness()
     lightning = trainer(steps, precision=precision)
@@ -125,7 +126,7 @@ def test_a_checkpoint_that_was_held_in_bfloat16_is_taken_up_in_float32(half, stu
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = moments[name].to(HALF)
     torch.save(state, tmp_path / "last.ckpt")
-    module = SFTModule(policy=half, warmup_steps=1, learning_rate=1e-6, **SETTINGS)
+    module = SFTModule(**nested(policy=half, warmup_steps=1, learning_rate=1e-6, **SETTINGS))
     lightning = trainer(3)
     lightning.fit(module, FixedData(studies, batch_size=4), ckpt_path=str(tmp_path / "last.ckpt"))
     now = weights(module)

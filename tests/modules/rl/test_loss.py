@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrg.modules.rl.advantage import group_advantages
-from mrg.modules.rl.loss import LOSS_TYPES, clipped_surrogate, drop_truncated, grpo_loss, sequence_ratio
+from mrg.modules.rl.loss import LOSS_TYPES, clipped_surrogate, grpo_loss, sequence_ratio
 
 MAX_TOKENS = 7
 
@@ -234,7 +234,7 @@ def test_cispo_keeps_the_gradient_that_clipping_takes():
 def test_truncated_completions_keep_their_place_but_not_their_tokens(loss_type):
     logps, old, ref, advantages, mask = rows()
     truncated = torch.tensor([True, False, False, False, True, False])
-    kept = drop_truncated(mask, truncated)
+    kept = mask & ~truncated[:, None]
     assert kept.sum(1).tolist() == [0, 3, 1, 4, 0, 2]
     loss, _ = loss_of(loss_type, logps, old, ref, advantages, kept, 6, int(kept.sum()))
     rest = [tensor[~truncated] for tensor in (logps, old, ref, advantages, mask)]

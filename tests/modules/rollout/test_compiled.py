@@ -16,6 +16,7 @@ from tests.families import QWEN
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
 from tests.modules.rollout.test_static_cache import NUM_TOKENS, assert_same, ending_policy, prompts_for, write
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, weights
+from tests.nested import nested
 
 
 @pytest.fixture(autouse=True)
@@ -323,10 +324,10 @@ def test_a_run_with_compiled_decoding_is_the_run_without(policy, studies, tmp_pa
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        module = GRPOModule(
+        module = GRPOModule(**nested(
             policy=str(tmp_path / "policy"), group_size=4, lora=LoRA(4), learning_rate=1e-3, warmup_steps=1,
             resample_dead=1, compile_decode=compiled, **SETTINGS,
-        )  # fmt: skip
+        ))  # fmt: skip
         assert (module.decoder is not None) == compiled
         if compiled:
             module.decoder = CompiledDecoder("eager")
