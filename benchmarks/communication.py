@@ -84,9 +84,9 @@ def volume(
         reference_passes: Those of the reference; 0 without a KL term.
         num_steps: Optimiser steps of a round.
     """
-    numbers, sharded = plan.numbers, plan.strategy == "fsdp"
-    if numbers.rank:
-        whole, num_whole = shape.adapter(numbers.rank), 2 * len(shape.linears)
+    training, sharded = plan.training, plan.strategy == "fsdp"
+    if training.rank:
+        whole, num_whole = shape.adapter(training.rank), 2 * len(shape.linears)
     else:
         whole = shape.total - shape.vision - (shape.decoder if sharded else 0)
         num_whole = shape.num_tensors - shape.num_vision_tensors - (shape.num_decoder_tensors if sharded else 0)
@@ -98,8 +98,8 @@ def volume(
         return Volume(0, 0, num_steps * whole, 0, num_reduces)
     rollouts = 0 if plan.servers or plan.group_size == 1 else 1
     gathers = 2 * policy_passes + reference_passes + rollouts
-    scatters = 0 if numbers.rank else policy_passes
-    decoder, layer = (count * numbers.language for count in (shape.decoder, shape.largest_layer))
+    scatters = 0 if training.rank else policy_passes
+    decoder, layer = (count * training.language for count in (shape.decoder, shape.largest_layer))
     vain = 1 if reference_passes or rollouts else 0
     return Volume(
         gathers * decoder + vain * layer,

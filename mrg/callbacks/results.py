@@ -24,7 +24,6 @@ from mrg.metrics.evaluation import (
 )
 from mrg.metrics.labels import Labeler
 from mrg.modules.base import ReportModule
-from mrg.modules.policy.precision import rounding
 from mrg.modules.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
 from mrg.run.checkpoints import CheckpointFolder
@@ -34,7 +33,7 @@ LABELS = {"prediction": "labels", "target": "target_labels"}
 """Text of a prediction -> the key of its (14,) label classes, if the module has computed them already."""
 
 
-class KnownLabels:
+class KnownLabels(Labeler):
     """A labeler that labels each report once, so that results and gallery share the work.
 
     Args:
@@ -109,7 +108,7 @@ class ResultWriter(L.Callback):
         pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
-            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
+            print(f"Policy: {self.folder / 'policy'}{pl_module.writer.merge_note()}")
             self._print_files()
 
     def _print_files(self) -> None:

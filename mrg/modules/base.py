@@ -17,9 +17,9 @@ from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
 from mrg.modules.completion import predicted, tested
 from mrg.modules.policy.fsdp import optimizer_groups, shard
-from mrg.modules.policy.identity import check_fits, identity
-from mrg.modules.policy.load import LoRA, check_frozen, check_shared_prefix, load_policy
-from mrg.modules.policy.policy import Policy
+from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.quantization import check_device
 from mrg.modules.policy.tiny import Tiny, tiny_policy
 from mrg.modules.rl.monitor import Patience
@@ -80,11 +80,11 @@ class ReportModule(L.LightningModule):
         tiny: Tiny | None = None,
         lora: LoRA | None = None,
         train_vision: bool = False,
-        dtype: str = "auto",
+        dtype: DType = "auto",
         gradient_checkpointing: bool = False,
         load_in_4bit: bool = False,
         vision_cache: str = "",
-        shared_prefix: str = "auto",
+        shared_prefix: SharedPrefix = "auto",
         max_pixels: int = 0,
         max_study_pixels: int = 0,
         pixel_cache: str = "",
@@ -103,7 +103,6 @@ class ReportModule(L.LightningModule):
     ) -> None:
         super().__init__()
         check_choice("think", think, ("required", "absent"))
-        check_shared_prefix(shared_prefix)
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         check_counts(
             {
@@ -317,7 +316,7 @@ class ReportModule(L.LightningModule):
         """What a checkpoint's weights depend on without holding it: the tokenizer and the frozen weights."""
         if self.identity:
             return self.identity
-        self.identity = identity(self.named_parameters(), self.writer.processor.tokenizer)
+        self.identity = policy_digest(self.named_parameters(), self.writer.processor.tokenizer)
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -336,5 +335,5 @@ class ReportModule(L.LightningModule):
             ValueError: If trained weights are missing, foreign, or made with another tokenizer.
         """
         shapes = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_fits(checkpoint, self.source, shapes, self._identity(), self.lora)
+        check_checkpoint(checkpoint, self.source, shapes, self._identity(), self.lora)
         self.patience.load_state_dict(checkpoint.get("patience", {}))

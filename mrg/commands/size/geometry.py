@@ -1,4 +1,4 @@
-"""The shape of a model, counted without its weights."""
+"""The shape of a model, counted without loading its weights."""
 
 from __future__ import annotations
 
@@ -39,37 +39,37 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""Qwen2.5-VL Instruct, from the config.json that Qwen publishes with each size (Bai et al., 2025)."""
+"""Qwen2.5-VL Instruct, from the published config.json of each size (Bai et al., 2025)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What the memory of a model depends on. Counts are of parameters.
+    """What the memory of a model depends on.
 
     Args:
-        num_layers: Decoder layers.
-        num_heads: Heads of queries.
-        width: Of the hidden states.
-        query_width: Heads times their width.
-        kv_width: Heads of keys times their width.
-        inner_width: Of the MLP.
+        num_layers: Number of decoder layers.
+        num_heads: Number of query heads.
+        width: Hidden size.
+        query_width: Number of query heads times their width.
+        kv_width: Number of key heads times their width.
+        inner_width: Intermediate size of the MLP.
         vocab_size: Rows of the head.
         decoder: Parameters of all decoder layers, without adapters.
-        largest_layer: Parameters of the largest of them.
-        vision: Parameters of the vision tower and what projects from it.
-        total: Parameters of the model; tied ones once.
+        largest_layer: Parameters of the largest decoder layer.
+        vision: Parameters of the vision tower and projector.
+        total: Parameters of the model, tied ones once.
         weights: Bytes of a number in the checkpoint.
-        num_tensors: Tensors of the model; tied ones once.
-        num_decoder_tensors: Those of the decoder layers.
-        num_vision_tensors: Those of the vision tower.
+        num_tensors: Tensors of the model, tied ones once.
+        num_decoder_tensors: Tensors of the decoder layers.
+        num_vision_tensors: Tensors of the vision tower and projector.
         linears: Shapes (out, in) of all layers that LoRA adapts.
-        patch_pixels: Pixels that make one image token, 0 where images have one size.
-        image_tokens: Tokens of an image where images have one size.
-        patches_per_token: Patches that make one image token.
-        patch_values: Numbers that make one patch.
+        patch_pixels: Pixels per image token; 0 if images have a fixed size.
+        image_tokens: Tokens per image; 0 if images have any size.
+        patches_per_token: Patches per image token.
+        patch_values: Numbers per patch.
         vision_depth: Layers of the vision tower.
-        vision_width: Its width.
-        vision_inner_width: Of its MLP.
+        vision_width: Hidden size of the vision tower.
+        vision_inner_width: Intermediate size of the vision tower's MLP.
     """
 
     num_layers: int
@@ -97,23 +97,23 @@ class Geometry:
     vision_inner_width: int
 
     def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA adapter of this rank."""
+        """Parameters of a LoRA adapter of a rank."""
         return sum(rank * (rows + columns) for rows, columns in self.linears)
 
     @property
     def adapted(self) -> int:
-        """Parameters of the weights that LoRA adapts."""
+        """Parameters of the layers that LoRA adapts."""
         return sum(rows * columns for rows, columns in self.linears)
 
 
 def geometry(config: Any) -> Geometry:
-    """Count the parameters of a transformers configuration, as a model without storage.
+    """Count the parameters of a transformers configuration, on the meta device.
 
     Args:
-        config: A configuration object of one of `FAMILIES`, or its config.json as a dictionary.
+        config: Configuration object of one of `FAMILIES`, or the content of its config.json.
 
     Raises:
-        ValueError: If it is of no supported family.
+        ValueError: If the family is not supported.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -157,7 +157,7 @@ def geometry(config: Any) -> Geometry:
 
 
 def _images(config: Any) -> dict[str, int]:
-    """How many tokens an image makes, of how many patches, and the tower's shape."""
+    """Tokens and patches of an image, and the shape of the vision tower."""
     vision = config.vision_config
     if getattr(vision, "embed_dim", 0):  # Qwen2-VL names its width otherwise
         width, inner, depth = vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), vision.depth
@@ -186,10 +186,10 @@ def read_geometry(policy: str) -> Geometry:
     """The geometry of a checkpoint, from its config.json alone.
 
     Args:
-        policy: A key of `PUBLISHED`, a local folder or a hub id.
+        policy: Key of `PUBLISHED`, local folder or hub id.
 
     Raises:
-        ValueError: If it cannot be read, or is of no supported family.
+        ValueError: If the file cannot be read, or the family is not supported.
     """
     from transformers import AutoConfig
 
@@ -197,12 +197,12 @@ def read_geometry(policy: str) -> Geometry:
         return geometry(PUBLISHED[policy])
     local = policy.startswith((".", "/", "~", "runs/")) or Path(policy).exists()
     file = Path(policy).expanduser() / "config.json"
-    choice = f"or take a published shape by --geometry {', '.join(PUBLISHED)}"
+    choice = f"or pass --geometry {', '.join(PUBLISHED)}"
     if local and not file.is_file():
         raise UserError(
             f"Policy {policy!r} has no config.json: train it first, check model.init_args.policy, {choice}."
         )
-    # Each attempt to reach the hub would be a line of its own.
+    # It would warn about each failed request to the hub.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = AutoConfig.from_pretrained(str(file.parent) if local else policy)

@@ -63,7 +63,7 @@ def test_a_torn_file_is_made_again(tmp_path):
 
 
 def test_a_trained_tower_keeps_nothing(tmp_path):
-    with pytest.raises(ValueError, match="trained vision tower"):
+    with pytest.raises(ValueError, match="requires a frozen vision tower"):
         family_policy("qwen2_vl", train_vision=True).keep_images(tmp_path)
 
 

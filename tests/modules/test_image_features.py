@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mrg.datamodules.study import ImageReadError, Study, View
-from mrg.modules.policy.image_features import (
+from mrg.modules.image_features import (
     Features,
     PixelCollator,
     TowerCollator,

@@ -2,6 +2,7 @@
 
 import re
 
+import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
@@ -9,11 +10,12 @@ from bitsandbytes.nn import Linear4bit
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
-from mrg.commands.size.memory import FOUR_BITS
+from mrg.commands.size.memory import NF4_BYTES
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy import quantization as four_bits
+from mrg.modules.policy import quantization
 from mrg.modules.policy.families import FAMILIES
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.sampling import sample
 from tests.checkpoints import save_published_format
 from tests.families import QWEN
@@ -89,6 +91,20 @@ def assert_close(got, expected, atol):
         assert (got[1][name] - gradient).norm() < atol * gradient.norm(), name
 
 
+def test_bitsandbytes_still_has_what_is_set():
+    layer = Linear4bit(64, 64, compress_statistics=True, quant_type="nf4").to("cpu")
+    for owner, names in (
+        (layer, ("compute_dtype", "compute_type_is_set", "support_avx512bf16_for_cpu")),
+        (layer.weight, ("quant_state",)),
+        (layer.weight.quant_state, ("dtype",)),
+    ):
+        missing = [name for name in names if not hasattr(owner, name)]
+        assert not missing, (
+            f"bitsandbytes {bitsandbytes.__version__}: {type(owner).__name__} has no {missing}, which "
+            "mrg/modules/policy/quantization.py needs: adapt it there."
+        )
+
+
 @pytest.fixture
 def batch_of(studies):
     return lambda policy: StudyCollator(policy.processor, "Report:")(studies[:2])
@@ -125,8 +141,8 @@ def test_other_layers_in_4_bits_are_refused(folders):
     for skipped, first in (["visual", "lm_head"], "model.visual"), ([r"model\.visual", "lm_head", "q_proj"], "q_proj"):
         options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=skipped)
         model = AutoModelForImageTextToText.from_pretrained(folders["qwen2_5_vl"], quantization_config=options)
-        with pytest.raises(ValueError, match=rf"and no others, but \d+ differ, \S*{re.escape(first)}"):
-            four_bits.settle(model)
+        with pytest.raises(ValueError, match=rf"and no others, but \d+ differ, such as \S*{re.escape(first)}"):
+            quantization.prepare_quantized(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -227,7 +243,7 @@ def test_bytes_of_a_weight():
     state = layer.weight.quant_state
     parts = (layer.weight.data, state.absmax, state.state2.absmax)
     held = sum(part.numel() * part.element_size() for part in parts)
-    assert held == pytest.approx(1024 * 2048 * FOUR_BITS, rel=1e-4)
+    assert held == pytest.approx(1024 * 2048 * NF4_BYTES, rel=1e-4)
     tables = (state.code, state.state2.code, state.offset)
     assert sum(part.numel() * part.element_size() for part in tables) == 4 * (16 + 256 + 1)
 
@@ -236,31 +252,33 @@ def test_bad_settings(folders, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be trained: set model\.init_args\.lora"):
         load_policy(folders["llava"], load_in_4bit=True)
     with pytest.raises(ValueError, match=r"but trainer\.accelerator chose mps: set load_in_4bit to false"):
-        four_bits.check_device(torch.device("mps"))
-    four_bits.check_device(torch.device("cpu"))
+        quantization.check_device(torch.device("mps"))
+    quantization.check_device(torch.device("cpu"))
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.46.0")
-    with pytest.raises(ValueError, match=rf"needs bitsandbytes {four_bits.OLDEST} or newer, but 0\.46\.0 is installed"):
+    with pytest.raises(
+        ValueError, match=rf"needs bitsandbytes {quantization.OLDEST} or newer, but 0\.46\.0 is installed"
+    ):
         load_policy(folders["llava"], LoRA(4), load_in_4bit=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install 'mrg\[qlora\]'"):
-        four_bits.four_bits("llava")
+        quantization.quantization_config("llava")
 
 
 def test_a_checkpoint_that_is_quantised_itself_is_refused(tmp_path, studies):
     save_published_format(tmp_path, [study.report for study in studies])
     options = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
     AutoModelForImageTextToText.from_pretrained(tmp_path, quantization_config=options).save_pretrained(tmp_path / "q")
-    with pytest.raises(ValueError, match="holds quantised weights, into which no adapter can be merged"):
+    with pytest.raises(ValueError, match="is quantized, so that no adapter can be merged into it"):
         load_policy(str(tmp_path / "q"), LoRA(4))
 
 
 def test_the_whole_base_is_gone(folders, studies, tmp_path):
     save_published_format(tmp_path, [study.report for study in studies])
     policy = quantised(str(tmp_path))
-    assert not any(isinstance(m, Linear4bit) for m in four_bits.whole_base(policy.base).modules())
+    assert not any(isinstance(m, Linear4bit) for m in quantization.load_whole_base(policy.base).modules())
     for path in tmp_path.iterdir():
         path.unlink()
-    with pytest.raises(ValueError, match=r"cannot be loaded again .*export --adapter true") as error:
+    with pytest.raises(ValueError, match=r"cannot be loaded .*export --adapter true") as error:
         policy.save(tmp_path / "out")
     assert "\n" not in str(error.value)
     assert isinstance(policy.base.lm_head, nn.Linear)
