@@ -33,7 +33,7 @@ LABELS = {"prediction": "labels", "target": "target_labels"}
 """Text of a prediction -> the key of its (14,) label classes, if the module has computed them already."""
 
 
-class KnownLabels:
+class KnownLabels(Labeler):
     """A labeler that labels each report once, so that results and gallery share the work.
 
     Args:

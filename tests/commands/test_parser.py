@@ -65,7 +65,7 @@ def test_help_of_predict_lists_what_belongs_to_images_and_whole_sentences(capsys
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     assert all(option in text for option in ("--images FILE", "--as_one_study", "--indication TEXT", "--output FILE"))
-    assert "Write reports without scoring them: of the test split, or of your own images. Any key below" in text
+    assert "Write reports without scoring them: for the test split, or for your own images. Every key below" in text
     with pytest.raises(SystemExit):
         main(["test", "--help"])
     assert "--images" not in capsys.readouterr().out

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from mrg.commands.data_check.check import check_splits
+from mrg.commands.data_check import check_splits
 from mrg.commands.data_check.page import write_check_page
 from mrg.commands.data_check.table import Table, format_check, tables
 from mrg.datamodules.study import Study, View
@@ -12,7 +12,7 @@ from tests.commands.data_check.studies import LARGE, NORMAL, splits, view
 
 
 def described(result):
-    data = {"description": "Invented studies", "removed": {"too short": 3}, "config": {"root": "<b>"}}
+    data = {"description": "Synthetic studies", "removed": {"too short": 3}, "config": {"root": "<b>"}}
     return {"mrg": "1", "name": "mine", "data": data, **result}
 
 
@@ -37,31 +37,31 @@ def test_equal_studies_give_equal_json(result):
     assert json.loads(again) == result
 
 
-def test_remarks_name_what_must_not_be_missed(result):
-    texts = [row["text"] for row in result["remarks"]]
+def test_messages_name_what_must_not_be_missed(result):
+    texts = [row["text"] for row in result["messages"]]
     assert texts == [
-        "Groups of images of equal bytes in several splits: 2.",
+        "Groups of identical images in several splits: 2.",
         "Empty reports in train: 1 of 4.",
-        "2 of 3 test reports (66.7 %) stand word for word in train, case and spacing aside: 1 of the 2 that are not "
-        "normal by the labeler (rules). Free of it: 1 of 3.",
-        "Patients of test who are also in train: 1, with 1 of its 3 studies.",
+        "Verbatim overlap with train, ignoring case and spacing: 2 of 3 test reports (66.7 %), among them 1 of the 2 "
+        "abnormal ones (labeler rules). Without overlap: 1.",
+        "Patients in both test and train: 1, with 1 of the 3 test studies.",
     ]
-    assert {row["kind"] for row in result["remarks"]} == {"warning"}
+    assert {row["kind"] for row in result["messages"]} == {"warning"}
 
 
-def test_grave_remarks_come_first(tmp_path):
+def test_errors_come_first(tmp_path):
     studies = splits()
     studies["val"] += [Study("e", (View(tmp_path / "lost.png"),), LARGE), Study("x", (), NORMAL)]
     result = check_splits(studies, RulesLabeler(), read_images=False)
-    errors = [row["text"] for row in result["remarks"] if row["kind"] == "error"]
+    errors = [row["text"] for row in result["messages"] if row["kind"] == "error"]
     assert errors == [
         "Missing images: 1 of 12.",
-        "Studies of val with an id that another study has: 1.",
-        "Studies of val without an image: 1.",
+        "Studies of val with the id of another study: 1.",
+        "Studies of val without images: 1.",
     ]
-    kinds = [row["kind"] for row in result["remarks"]]
+    kinds = [row["kind"] for row in result["messages"]]
     assert kinds == sorted(kinds, key=["error", "warning", "note"].index)
-    assert any("not read" in row["text"] for row in result["remarks"])
+    assert any("not read" in row["text"] for row in result["messages"])
 
 
 def test_no_study_is_an_error():
@@ -72,8 +72,8 @@ def test_no_study_is_an_error():
 def test_a_test_set_alone_can_be_checked(tmp_path):
     result = described(check_splits({"train": [], "val": [], "test": splits()["test"]}, RulesLabeler()))
     assert result["leakage"] == []
-    assert "train is empty." in [row["text"] for row in result["remarks"]]
-    assert "What saying nothing earns on test" in format_check(result, "x.json")
+    assert "train is empty." in [row["text"] for row in result["messages"]]
+    assert "Baselines on the test split" in format_check(result, "x.json")
     write_check_page(tmp_path / "page.html", result)
 
 
@@ -92,7 +92,7 @@ def test_table_columns_are_flush():
 
 def test_printed_tables(result):
     text = format_check(result, "x.json")
-    assert text.startswith("WARNING: Groups")
+    assert text.startswith("Warning: Groups")
     assert re.search(r"^  studies +4 +1 +3$", text, re.MULTILINE)
     assert re.search(r"^  too short +3$", text, re.MULTILINE)
     assert re.search(r"^  F,L +1 \(25\.0 %\) +0 \(0\.0 %\) +1 \(33\.3 %\)$", text, re.MULTILINE)

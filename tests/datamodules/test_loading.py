@@ -14,8 +14,8 @@ from PIL import Image
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
-from mrg.datamodules.images.read import DecoderMissingError, ImageReadError
-from mrg.datamodules.skip import SkippingCollator
+from mrg.datamodules.errors import DecoderMissingError, ImageReadError
+from mrg.datamodules.loading import BatchDataset, RankBatches, SkippingCollator, StudySampler
 from mrg.datamodules.study import Study, View
 from mrg.modules.baselines import ConstantNormal, NearestImage
 from mrg.modules.grpo import GRPOModule
@@ -122,7 +122,7 @@ def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.init_args\.on_error to be 'raise' or 'skip', but got 'ignore'"):
+    with pytest.raises(ValueError, match="argument `on_error` to be one of 'raise', 'skip', but got 'ignore'"):
         Splits({}, on_error="ignore")
 
 
@@ -163,7 +163,7 @@ def seen(module) -> list[list[str]]:
 def test_raise_names_study_and_file(saved: str, tmp_path: Path, make) -> None:
     studies = write_studies(tmp_path / "images", 4, bad=(2,))
     with pytest.raises(
-        ImageReadError, match=r"^Study s2: Image .*2\.png is truncated at 1500 bytes; copy it again\. To leave "
+        ImageReadError, match=r"^Study s2: Image .*2\.png is truncated at 1500 bytes; copy it again\. To skip "
     ):
         trainer(tmp_path, limit_val_batches=0).fit(make(saved), Splits({"train": studies, "val": [], "test": []}))
 
@@ -296,3 +296,73 @@ def test_ranks_with_unequal_numbers_of_bad_images_do_not_wait_for_each_other(
     assert results["num_studies"] == 5
     assert [study["id"] for study in results["protocol"]["skipped"]["studies"]] == ["s0", "s2", "s5"]
     assert "Skipped in val: 4 of 8 studies" in done.stderr
+
+
+def orders(num_studies, num_ranks=1, **kwargs):
+    return [
+        list(StudySampler(range(num_studies), num_ranks=num_ranks, rank=rank, **kwargs)) for rank in range(num_ranks)
+    ]
+
+
+def test_each_study_once_in_an_order_of_seed_and_epoch_alone():
+    first = orders(20, seed=3)[0]
+    torch.rand(7)  # the global generator has no say
+    assert sorted(first) == list(range(20))
+    assert first == orders(20, seed=3)[0]
+    others = [orders(20, seed=4)[0], orders(20, seed=3, epoch=1)[0], orders(20, seed=2, epoch=1)[0]]
+    assert len({tuple(order) for order in [first, *others]}) == 4
+
+
+def test_ranks_share_the_batches_of_one():
+    whole = orders(12, seed=0)[0]
+    parts = orders(12, num_ranks=2, seed=0)
+    for batch in range(3):
+        union = {study for part in parts for study in part[2 * batch : 2 * batch + 2]}
+        assert union == set(whole[4 * batch : 4 * batch + 4])
+
+
+@pytest.mark.parametrize(("num_studies", "num_ranks"), [(7, 2), (2, 3), (1, 4)])
+def test_uneven_ranks_repeat_studies(num_studies, num_ranks):
+    parts = orders(num_studies, num_ranks, seed=0)
+    assert len({len(part) for part in parts}) == 1
+    assert {study for part in parts for study in part} == set(range(num_studies))
+    assert len(parts[0]) == len(StudySampler(range(num_studies), 0, num_ranks))
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_an_epoch_goes_on_and_the_next_is_whole(num_ranks):
+    for rank in range(num_ranks):
+        whole = StudySampler(range(10), 0, num_ranks, rank)
+        resumed = StudySampler(range(10), 0, num_ranks, rank, epoch=2, start=3)
+        whole.set_epoch(2)
+        resumed.set_epoch(2)
+        assert list(resumed) == list(whole)[3:]
+        assert len(resumed) == len(whole)  # Lightning counts batches from the epoch's beginning
+        whole.set_epoch(3)
+        resumed.set_epoch(3)
+        assert list(resumed) == list(whole)
+
+
+@pytest.mark.parametrize("num_studies", [1, 2, 5, 7, 12])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 20])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+def test_every_study_counts_once_and_ranks_make_equally_many_batches(num_studies, batch_size, num_ranks):
+    ranks = [RankBatches(num_studies, batch_size, num_ranks, rank) for rank in range(num_ranks)]
+    counted = [index for rank in ranks for indices, counts in rank for index in indices if counts]
+    assert sorted(counted) == list(range(num_studies))
+    assert len({len(list(rank)) for rank in ranks}) == 1
+    assert all(len(list(rank)) == len(rank) for rank in ranks)
+    assert all(0 < len(indices) <= batch_size for rank in ranks for indices, _ in rank)
+
+
+def test_by_hand():
+    first, second = (list(RankBatches(7, 3, 2, rank)) for rank in range(2))
+    assert first == [([0, 2, 4], True), ([6], True)]
+    assert second == [([1, 3, 5], True), ([0], False)]
+
+
+def test_a_batch_says_whether_it_counts(policy, studies):
+    batches = BatchDataset(StudyCollator(policy.processor, "Report:"), studies)
+    assert batches[[2, 5], True].study_id == [studies[2].id, studies[5].id]
+    assert batches[[2, 5], True].num_counted == 2
+    assert batches[[0], False].num_counted == 0

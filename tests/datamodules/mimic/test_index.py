@@ -1,12 +1,13 @@
 import json
+import logging
 import os
 import pickle
 
 import pytest
 from datasets import Features, Value
 
-from mrg.datamodules.mimic import shards as index
-from mrg.datamodules.mimic.shards import open_index
+from mrg.datamodules.mimic import index
+from mrg.datamodules.mimic.index import open_index
 
 FEATURES = Features({"id": Value("string"), "names": [Value("string")]})
 
@@ -36,17 +37,22 @@ def source():
     return Source()
 
 
-def test_rows_come_back_in_order_and_from_disk(source, tmp_path, capsys):
+@pytest.fixture(autouse=True)
+def notes(caplog):
+    with caplog.at_level(logging.INFO, "mrg"):
+        yield caplog
+
+
+def test_rows_come_back_in_order_and_from_disk(source, tmp_path, notes):
     table = source.open(tmp_path / "a" / "b")
     assert table["id"][:] == ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
     assert table[3] == {"id": "1-1", "names": ["a"]}
-    out = capsys.readouterr().out
-    assert f"Test: index of 6 rows in {tmp_path / 'a' / 'b'}, 3 of 3 shards made in 0 s.\n" == out
+    assert notes.messages == [f"Test: index of 6 rows in {tmp_path / 'a' / 'b'}, 3 of 3 shards built in 0 s."]
     again = source.open(tmp_path / "a" / "b")
     assert source.made == [0, 1, 2]
     assert source.counted == 1
     assert again[:] == table[:]
-    assert f"Test: index of 6 rows in {tmp_path / 'a' / 'b'}.\n" == capsys.readouterr().out
+    assert notes.messages[1:] == [f"Test: index of 6 rows in {tmp_path / 'a' / 'b'}."]
 
 
 def test_a_killed_build_goes_on_where_it_stopped(source, tmp_path):
@@ -75,13 +81,13 @@ def test_half_a_shard_is_never_taken_for_a_whole_one(source, tmp_path, monkeypat
     assert source.made == [0, 0, 1, 2, 1]
 
 
-def test_another_source_makes_it_anew_and_says_so(source, tmp_path, capsys):
+def test_another_source_rebuilds_it_and_is_logged(source, tmp_path, notes):
     source.open(tmp_path)
     (tmp_path / "mine.txt").write_text("stays")
     source.open(tmp_path, "z")
     assert source.made == [0, 1, 2] * 2
     assert (tmp_path / "mine.txt").read_text() == "stays"
-    assert f"Test: the index in {tmp_path} was made from another table; it is made anew.\n" in capsys.readouterr().out
+    assert f"Test: rebuilding the index in {tmp_path}, which was made from another table." in notes.messages
     (tmp_path / "index.json").write_text("{")
     source.open(tmp_path, "z")
     assert source.made == [0, 1, 2] * 3
@@ -90,7 +96,7 @@ def test_another_source_makes_it_anew_and_says_so(source, tmp_path, capsys):
 
 def test_a_stale_shard_alone_is_made_again(source, tmp_path):
     source.open(tmp_path)
-    source.open(tmp_path, stale=lambda shard: shard[0]["id"] == "1-0")
+    source.open(tmp_path, is_stale=lambda shard: shard[0]["id"] == "1-0")
     assert source.made == [0, 1, 2, 1]
 
 
@@ -106,7 +112,7 @@ def test_a_pickled_index_is_the_names_of_its_files(source, tmp_path, monkeypatch
 def test_a_folder_that_cannot_be_written_is_one_line(source, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        ValueError, match=r"index of Test cannot be kept in .*file/index .*set `data\.init_args\.index`"
+        ValueError, match=r"index of Test cannot be written to .*file/index.*set `data\.init_args\.index`"
     ):
         source.open(tmp_path / "file" / "index")
 
@@ -114,11 +120,11 @@ def test_a_folder_that_cannot_be_written_is_one_line(source, tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_permission_is_one_line(source, tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(ValueError, match=r"cannot be kept in .*\(Permission denied\)"):
+    with pytest.raises(ValueError, match=r"cannot be written to .*\(Permission denied\)"):
         source.open(tmp_path / "index")
 
 
-def test_progress_is_shown_now_and_then(source, tmp_path, monkeypatch, capsys):
+def test_progress_is_shown_now_and_then(source, tmp_path, monkeypatch, notes):
     monkeypatch.setattr(index, "_PROGRESS_SECONDS", -1.0)
     source.open(tmp_path)
-    assert "Test: 2 of 3 shards after 0 s\n" in capsys.readouterr().out
+    assert "Test: 2 of 3 shards after 0 s" in notes.messages

@@ -1,6 +1,6 @@
 import pytest
 
-from mrg.datamodules.iu.deidentified import clean_target
+from mrg.datamodules.iu.record import clean_target
 
 
 @pytest.mark.parametrize(
@@ -35,5 +35,3 @@ def test_clean_target_leaves_reports_without_the_token_alone() -> None:
     report = "  Clear ..  Size .5 cm /  ( )\n1. Heart.Large "
     assert clean_target(report, "drop_token") == report
     assert clean_target(report, "drop_sentence") == report
-    with pytest.raises(ValueError, match=r"Expected argument `deidentified` to be .* but got 'drop'"):
-        clean_target(report, "drop")  # type: ignore[arg-type]

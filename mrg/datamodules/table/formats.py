@@ -1,8 +1,8 @@
-"""Tables of any kind as `datasets.Dataset`: CSV, JSON, JSON lines, Parquet, a saved folder, or a data set of the hub.
+"""Table formats as `datasets.Dataset`: CSV, JSON, JSON lines, Parquet, a saved folder, or a data set on the hub.
 
-Text stays text: an id such as 007 must not become the number 7, and "None" is a word until a column map says otherwise.
-Rows lie on disk, as the `datasets` library keeps them, so that a table with the images in it may be larger than memory;
-of JSON, which holds none, the columns that are asked for are read into memory.
+Text stays text: an id such as 007 must not become the number 7, and "None" is a word. Rows stay on disk in the cache of
+`datasets`, so that a table with images may be larger than memory; only the requested columns of JSON, which cannot
+contain images, are read into memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 
 KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 KEY = "study_id"
-"""Column that holds the keys of a JSON object of studies by id."""
+"""Column for the keys of a JSON object of studies by id."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
 
@@ -31,35 +31,35 @@ def open_table(
     """Open a table.
 
     Args:
-        name: A file in `root` (.csv, .tsv, .json, .jsonl, .parquet, the text ones also as .gz), a folder in `root`
-            (saved by `save_to_disk`, or of data files), or the id of a data set of the hub, with `:config` behind it
-            where it has several.
+        name: File in `root` (.csv, .tsv, .json, .jsonl, .parquet; text also as .gz), folder in `root` (saved by
+            `save_to_disk`, or with data files), or id of a data set on the hub, followed by `:config` if it has
+            several.
         root: Folder to which `name` is relative.
-        columns: The columns that it must have.
-        encoding: Of CSV and JSON.
-        delimiter: Of CSV; empty: a tab for .tsv, otherwise a comma.
-        cache_dir: Where `datasets` keeps its copy of a table; empty: where it always does.
+        columns: Required columns.
+        encoding: Encoding of CSV and JSON.
+        delimiter: Delimiter of CSV; empty for a tab in .tsv, otherwise a comma.
+        cache_dir: Cache folder of `datasets`; empty for its default.
 
     Returns:
-        A `datasets.Dataset` for each split that the table comes in; under the key `""` where it comes in none.
+        A `datasets.Dataset` for each split of the table; under the key `""` if it has no splits.
 
     Raises:
-        DataNotFoundError: If there is nothing of this name.
-        AnnotationError: If it cannot be read, or a column is missing.
+        DataNotFoundError: If the table does not exist.
+        DataError: If it cannot be read, or a column is missing.
     """
     path = root / name
     kind = _kind(path)
     with _readable(str(path) if path.exists() else name, encoding), _quiet():
         if path.is_file():
             if not kind:
-                raise AnnotationError(f"Table {path}: expected a name that ends in {', '.join(KINDS)}.")
+                raise DataError(f"Table {path}: expected a file name that ends in {', '.join(KINDS)}.")
             return {"": _file(path, kind, columns, encoding, delimiter, cache_dir)}
         if path.is_dir():
             return _with_columns(_folder(path, cache_dir), str(path), columns)
         if kind or not _HUB_ID.fullmatch(name):
             raise DataNotFoundError(
                 f"Table {path} does not exist; check data.init_args.root and data.init_args.table (a file, a folder or "
-                "the id of a data set of the hub)."
+                "the id of a data set on the hub)."
             )
         return _with_columns(_hub(name, cache_dir), name, columns)
 
@@ -74,7 +74,7 @@ def _file(path: Path, kind: str, columns: Sequence[str], encoding: str, delimite
     import datasets
 
     if kind in (".json", ".jsonl"):
-        # Not through `load_dataset`, which takes a column of dates for times and one of mixed ids for numbers.
+        # Not by `load_dataset`, which parses a column of dates as times and one of mixed ids as numbers.
         return _json(path, kind, columns, encoding)
     options: dict[str, Any] = {"data_files": str(path), "split": "train", "cache_dir": cache_dir or None}
     if kind == ".parquet":
@@ -83,7 +83,7 @@ def _file(path: Path, kind: str, columns: Sequence[str], encoding: str, delimite
         delimiter = delimiter or ("\t" if kind == ".tsv" else ",")
         names = _header(path, encoding, delimiter)
         require(columns, names, str(path))
-        # Of all columns: with `usecols`, pandas would cut rows that are too long without a word.
+        # For all columns: with `usecols`, pandas would silently truncate rows that are too long.
         features = datasets.Features({name: datasets.Value("string") for name in names})
         options |= {"path": "csv", "sep": delimiter, "features": features}
         options |= {"keep_default_na": False, "encoding": _codec(encoding)}
@@ -93,23 +93,23 @@ def _file(path: Path, kind: str, columns: Sequence[str], encoding: str, delimite
 
 
 def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
-    """Names of the columns, after a look at the first row: pandas would shift columns where rows are longer."""
+    """Column names, checked against the first row, because pandas would shift columns if rows are longer."""
     with _open(path, encoding) as file:
         rows = csv.reader(file, delimiter=delimiter)
         names, first = next(rows, []), next(rows, None)
     if not names or first is None:
-        raise AnnotationError(f"Table {path} has no rows; copy it again.")
+        raise DataError(f"Table {path} has no rows; copy it again.")
     if len(names) == 1 and ";" in names[0] and delimiter != ";":
-        raise AnnotationError(f"Table {path} separates its columns by semicolons; set data.init_args.delimiter to ';'.")
+        raise DataError(f"Table {path} separates its columns by semicolons; set data.init_args.delimiter to ';'.")
     if len(first) != len(names):
-        raise AnnotationError(
-            f"Table {path}: its head names {len(names)} columns, but its first row has {len(first)} fields; check "
+        raise DataError(
+            f"Table {path}: its header names {len(names)} columns, but its first row has {len(first)} fields; check "
             "data.init_args.delimiter, or the quotes in the file."
         )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-        raise AnnotationError(f"Table {path} has more than one column {repeated[0]!r}; rename all but one.")
-    return [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # as pandas calls a nameless column
+        raise DataError(f"Table {path} has more than one column {repeated[0]!r}; rename all but one.")
+    return [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # pandas' name for a nameless column
 
 
 def _open(path: Path, encoding: str) -> IO[str]:
@@ -119,12 +119,12 @@ def _open(path: Path, encoding: str) -> IO[str]:
 
 
 def _codec(encoding: str) -> str:
-    """Editors on Windows put a byte order mark in front, which plain UTF-8 would take for part of the first name."""
+    """The codec that also reads the byte order mark that editors on Windows write."""
     return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
 
 
 def _json(path: Path, kind: str, columns: Sequence[str], encoding: str) -> Any:
-    """A row on each line, a list of rows, or an object of rows by id."""
+    """Read one row per line, a list of rows, or an object of rows by id."""
     import datasets
 
     with _open(path, encoding) as file:
@@ -132,9 +132,9 @@ def _json(path: Path, kind: str, columns: Sequence[str], encoding: str) -> Any:
     if isinstance(content, Mapping) and content and all(isinstance(row, Mapping) for row in content.values()):
         content = [{KEY: key, **row} for key, row in content.items()]
     if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
-        raise AnnotationError(f"Table {path}: expected a list of studies, or an object of studies by id.")
+        raise DataError(f"Table {path}: expected a list of studies, or an object of studies by id.")
     if not content:
-        raise AnnotationError(f"Table {path} has no rows; copy it again.")
+        raise DataError(f"Table {path} has no rows; copy it again.")
     require(columns, dict.fromkeys(name for row in content for name in row), str(path))
     return datasets.Dataset.from_dict({name: _column([row.get(name) for row in content]) for name in columns})
 
@@ -145,14 +145,14 @@ def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise AnnotationError(f"Table {path}, line {number} is not JSON: {error.msg}.") from None
+                raise DataError(f"Table {path}, line {number} is not JSON: {error.msg}.") from None
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """One kind of value for all rows, as Arrow wants it: texts, or lists of texts where any row has a list."""
+    """Values of one type, as Arrow requires: texts, or lists of texts if any row has a list."""
 
     def text(value: Any) -> str | None:
-        return None if value is None or value != value else str(value)  # a NaN differs from itself
+        return None if value is None or value != value else str(value)  # NaN differs from itself
 
     if any(isinstance(value, list) for value in values):
         return [[text(v) for v in (value if isinstance(value, list) else [value])] for value in values]
@@ -182,14 +182,14 @@ def _with_columns(table: Any, name: str, columns: Sequence[str]) -> dict[str, An
 
 
 def require(columns: Sequence[str], names: Sequence[str] | Mapping[str, Any], table: str) -> None:
-    """Check that a table has the columns that are asked for.
+    """Check that a table has the required columns.
 
     Raises:
-        AnnotationError: If it lacks any.
+        DataError: If a column is missing.
     """
     missing = [name for name in columns if name not in names]
     if missing:
-        raise AnnotationError(
+        raise DataError(
             f"Table {table} has no column {' and no column '.join(map(repr, missing))}, only {', '.join(names)}; "
             "correct data.init_args.columns."
         )
@@ -197,28 +197,28 @@ def require(columns: Sequence[str], names: Sequence[str] | Mapping[str, Any], ta
 
 @contextlib.contextmanager
 def _readable(name: str, encoding: str) -> Iterator[None]:
-    """Turn what the libraries say of a table into one line."""
+    """Convert the libraries' errors into errors of one line."""
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     try:
         yield
-    except (AnnotationError, DataNotFoundError):
+    except (DataError, DataNotFoundError):
         raise
     except (DatasetNotFoundError, ConnectionError) as error:
         raise DataNotFoundError(
             f"Data set {name!r} is neither in data.init_args.root nor found on the hub ({_first_line(error)}); check "
-            "data.init_args.table, the network, and `hf auth login` where the data set asks for it."
+            "data.init_args.table, the network, and `hf auth login` if the data set requires it."
         ) from None
     except (DatasetGenerationError, ValueError, OSError, EOFError, csv.Error, LookupError) as error:
         cause: BaseException = error
         while isinstance(cause, DatasetGenerationError) and cause.__cause__ is not None:
             cause = cause.__cause__
         if isinstance(cause, UnicodeDecodeError):
-            raise AnnotationError(
+            raise DataError(
                 f"Table {name} is not {encoding} text (at byte {cause.start}); set data.init_args.encoding, for "
                 "example to latin-1."
             ) from None
-        raise AnnotationError(f"Table {name} cannot be read ({_first_line(cause)}); copy it again.") from None
+        raise DataError(f"Table {name} cannot be read ({_first_line(cause)}); copy it again.") from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -227,7 +227,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars, and no logged errors beside the one that is raised."""
+    """Disable progress bars and the libraries' own error messages."""
     import datasets
 
     bars, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()

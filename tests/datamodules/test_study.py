@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from mrg.datamodules import study_table
-from mrg.datamodules.base import StudyDataset
+from mrg.datamodules import study as study_module
+from mrg.datamodules.loading import StudyDataset
 from mrg.datamodules.mimic import MIMICDataModule
-from mrg.datamodules.splits import draw
-from mrg.datamodules.study_table import StudyTable
+from mrg.datamodules.splits import random_subset
+from mrg.datamodules.study import StudyTable, to_position
 from tests.trees import MIMICStudy, mimic_report, write_mimic_tree
 
 
@@ -29,7 +29,7 @@ def table(tmp_path_factory):
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(study_table, "_BATCH", 7)
+    monkeypatch.setattr(study_module, "_BATCH", 7)
 
 
 def number(study):
@@ -78,9 +78,30 @@ def test_a_loader_with_workers_reads_every_study_once(table):
 
 @pytest.mark.usefixtures("small_batches")
 def test_a_drawn_part_is_a_table_with_its_priors(table):
-    drawn = draw(table, 12)
+    drawn = random_subset(table, 12)
     assert isinstance(drawn, StudyTable)
     every = {study.id: study for study in table}
     assert list(drawn) == [every[study.id] for study in drawn]
     assert len({study.id for study in drawn}) == 12
     assert any(study.prior for study in drawn)
+
+
+@pytest.mark.parametrize(
+    ("word", "position"),
+    [
+        ("Frontal", "frontal"),
+        ("AP", "frontal"),
+        ("postero-anterior", "frontal"),
+        ("POSTERO_ANTERIOR", "frontal"),
+        ("LATERAL", "lateral"),
+        ("LL", "lateral"),
+        ("left lateral", "lateral"),
+        ("LAO", ""),
+        ("UNKNOWN", ""),
+        ("N/A", ""),
+        ("", ""),
+        (None, ""),
+    ],
+)
+def test_words_of_published_data_sets(word, position):
+    assert to_position(word) == position

@@ -1,12 +1,12 @@
 import json
-import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError, ImageFinder, Item, read_items
+from mrg.datamodules.errors import DataError, DataNotFoundError
+from mrg.datamodules.r2gen import Item, read_items
 from tests.refusals import refused
 
 
@@ -48,7 +48,7 @@ def test_other_keys_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:
     assert list(read_items(file)) == ["train", "val", "test"]
 
 
-def _refused(file: Path, error: type[Exception] = AnnotationError) -> str:
+def _refused(file: Path, error: type[Exception] = DataError) -> str:
     return refused(lambda: read_items(file), error, file.parent)
 
 
@@ -68,7 +68,7 @@ def test_missing_file(tmp_path: Path) -> None:
     message = _refused(tmp_path / "annotation.json", DataNotFoundError)
     assert "annotation.json does not exist; set `data.init_args.root`" in message
     assert isinstance(DataNotFoundError(), FileNotFoundError)
-    assert isinstance(AnnotationError(), ValueError)
+    assert isinstance(DataError(), ValueError)
 
 
 def test_truncated_json_says_line_and_column(tmp_path: Path) -> None:
@@ -126,8 +126,8 @@ def test_an_item_without_a_field(tmp_path: Path, key: str) -> None:
     ("entry", "expected"),
     [
         (["d"], "item 0: expected an object, but got a list; remove it."),
-        (_entry("d", id=7), "item 0: expected 'id' to be a string that is not empty, but got 7; add it."),
-        (_entry(" "), "item 0: expected 'id' to be a string that is not empty, but got ' '; add it."),
+        (_entry("d", id=7), "item 0: expected 'id' to be a non-empty string, but got 7; add it."),
+        (_entry(" "), "item 0: expected 'id' to be a non-empty string, but got ' '; add it."),
         (_entry("d", report=None), "item 0 (id 'd'): expected 'report' to be a string, but got None;"),
         (_entry("d", image_path="d/0.png"), "expected 'image_path' to be a list of strings, but got 'd/0.png';"),
         (_entry("d", image_path=[None]), "expected 'image_path' to be a list of strings, but got [None];"),
@@ -161,97 +161,8 @@ def test_empty_reports_are_counted_and_named(tmp_path: Path) -> None:
     assert "`data.init_args.empty_reports` to drop" in message
 
 
-def test_empty_reports_are_dropped_by_option(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    content = _content()
-    content["train"].insert(0, _entry("empty", report=""))
-    with caplog.at_level(logging.WARNING):
-        items = read_items(_write(tmp_path, content), empty_reports="drop")
-    assert [item.id for item in items["train"]] == ["a", "b"]
-    assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "1 studies with an empty report are left out: empty."
-    ]
-
-
 def test_empty_reports_are_kept_by_option(tmp_path: Path) -> None:
     content = _content()
     content["train"].insert(0, _entry("empty", report=""))
     items = read_items(_write(tmp_path, content), empty_reports="keep")
     assert [item.id for item in items["train"]] == ["empty", "a", "b"]
-
-
-def test_a_split_of_empty_reports_only(tmp_path: Path) -> None:
-    file = _write(tmp_path, {**_content(), "val": [_entry("c", report="")]})
-    with pytest.raises(AnnotationError, match="all 1 studies of split 'val' have an empty report; set"):
-        read_items(file, empty_reports="drop")
-
-
-def test_unknown_option(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`empty_reports` to be 'raise', 'drop' or 'keep', but got 'no'"):
-        read_items(_write(tmp_path, _content()), empty_reports="no")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("present", "listed", "found"),
-    [
-        (["0.png"], "0.png", "0.png"),
-        (["0.jpg"], "0.png", "0.jpg"),
-        (["0.jpeg"], "0.jpg", "0.jpeg"),
-        (["0.JPG"], "0.png", "0.JPG"),
-        (["0.png"], "0.JPG", "0.png"),
-        (["A-1.PNG"], "a-1.png", "A-1.PNG"),
-        (["0.jpg", "0.png"], "0.jpg", "0.jpg"),  # as listed before any other
-        (["0.jpeg", "0.jpg", "0.png"], "0.bmp", "0.png"),
-        (["a.png", "A.png"], "A.png", "A.png"),
-        (["0.tif"], "0.tif", "0.tif"),
-    ],
-)
-def test_an_image_is_found_under_another_extension_or_case(
-    tmp_path: Path, present: list[str], listed: str, found: str
-) -> None:
-    (tmp_path / "s").mkdir()
-    for name in present:
-        (tmp_path / "s" / name).touch()
-    finder = ImageFinder(tmp_path)
-    assert finder.find(f"s/{listed}") == tmp_path / "s" / found
-    finder.check(Path("annotation.json"))
-
-
-def test_images_may_lie_in_one_folder(tmp_path: Path) -> None:
-    (tmp_path / "x.jpg").touch()
-    assert ImageFinder(tmp_path).find("x.png") == tmp_path / "x.jpg"
-
-
-def test_an_image_may_have_several_published_names(tmp_path: Path) -> None:
-    (tmp_path / "1_a.dcm.jpg").touch()
-    (tmp_path / "CXR2_a.png").touch()
-    finder = ImageFinder(tmp_path)
-    assert finder.find("CXR1_a.png", "1_a.dcm.png") == tmp_path / "1_a.dcm.jpg"
-    assert finder.find("CXR2_a.png", "2_a.dcm.png") == tmp_path / "CXR2_a.png"
-    assert finder.find("CXR3_a.png", "3_a.dcm.png") == tmp_path / "CXR3_a.png"
-    assert (finder.num_found, finder.missing) == (2, ["CXR3_a.png"])
-
-
-@pytest.mark.parametrize("listed", ["s/0.png", "s/1.txt", "t/1.png", "s", "s/link.png", ""])
-def test_what_is_not_there_is_not_found(tmp_path: Path, listed: str) -> None:
-    (tmp_path / "s" / "0.png").mkdir(parents=True)
-    (tmp_path / "s" / "1.tif").touch()
-    (tmp_path / "t").touch()
-    (tmp_path / "s" / "link.png").symlink_to(tmp_path / "gone.png")
-    finder = ImageFinder(tmp_path)
-    finder.find(listed)
-    assert finder.missing == [listed]
-
-
-def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    (images / "s").mkdir(parents=True)
-    (images / "s" / "0.png").touch()
-    finder = ImageFinder(images)
-    for index in range(8):
-        finder.find(f"s/{index}.png")
-    with pytest.raises(DataNotFoundError) as caught:
-        finder.check(tmp_path / "annotation.json")
-    assert str(caught.value).startswith(
-        f"7 of the 8 images listed in {tmp_path}/annotation.json are not in {images}: "
-        "s/1.png, s/2.png, s/3.png, s/4.png, s/5.png, …; set `data.init_args.root` to the folder that holds images/, or"
-    )

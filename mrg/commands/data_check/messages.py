@@ -1,4 +1,4 @@
-"""What a reader of the check must not miss, as sentences."""
+"""Errors, warnings and notes about a data set, as sentences."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ from typing import Any
 
 from mrg.commands.data_check.reports import SHORT
 
-Remark = dict[str, str]
-"""`kind`: `"error"` stops or spoils a run, `"warning"` changes what its scores mean, `"note"` is good to know."""
 
+def check_messages(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Messages on the result of `check_splits`, most severe first.
 
-def remark(result: Mapping[str, Any]) -> list[Remark]:
-    """Sentences on the result of `check_splits`, the gravest first."""
+    Returns:
+        Rows with `text` and `kind`: `"error"` for what stops or invalidates a run, `"warning"` for what changes the
+        meaning of its scores, or `"note"`.
+    """
     found = [*_on_images(result["images"]), *_on_studies(result), *_on_leakage(result), *_on_labels(result["labels"])]
     return [{"kind": kind, "text": text} for wanted in ("error", "warning", "note") for kind, text in found
             if kind == wanted]  # fmt: skip
 
 
 def percent(part: float, whole: float) -> str:
-    """A share as text."""
+    """A fraction in percent, as text."""
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
@@ -28,19 +30,16 @@ def _on_images(images: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if images["missing"]:
         yield "error", f"Missing images: {len(images['missing']):,} of {total:,}."
     if images["unreadable"]:
-        yield "error", f"Images that cannot be read: {len(images['unreadable']):,} of {total:,}."
+        yield "error", f"Unreadable images: {len(images['unreadable']):,} of {total:,}."
     if not images["is_read"]:
-        yield "note", "Images were not read: damaged and repeated ones are not known (--images true reads them)."
+        yield "note", "Images were not read, so damaged and identical ones are unknown (--images true reads them)."
     across = [group for group in images["duplicates"] if group["across_splits"]]
     inside = [group for group in images["duplicates"] if group["across_studies"] and not group["across_splits"]]
     within = [group for group in images["duplicates"] if not group["across_studies"]]
-    for groups, where in (
-        (across, "several splits"),
-        (inside, "several studies of a split"),
-        (within, "one study twice"),
-    ):
+    for groups, where in ((across, "in several splits"), (inside, "in several studies of a split"),
+                          (within, "within one study")):  # fmt: skip
         if groups:
-            yield "warning", f"Groups of images of equal bytes in {where}: {len(groups):,}."
+            yield "warning", f"Groups of identical images {where}: {len(groups):,}."
     sizes = images["sizes"]
     if len(sizes) == 1 and total > 1 and not images["in_memory"]:
         (size,) = sizes
@@ -48,7 +47,7 @@ def _on_images(images: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if width == height:
             yield (
                 "note",
-                f"All images are {size} pixels. Radiographs are of many shapes: these were squashed, cut or padded.",
+                f"All images have {size} pixels. Radiographs vary in shape, so these were resized, cropped or padded.",
             )
 
 
@@ -58,13 +57,13 @@ def _on_studies(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not counts["studies"]:
             yield "note", f"{split} is empty."
         if counts["repeated_ids"]:
-            yield "error", f"Studies of {split} with an id that another study has: {len(counts['repeated_ids']):,}."
+            yield "error", f"Studies of {split} with the id of another study: {len(counts['repeated_ids']):,}."
         if counts["num_views"].get("0"):
-            yield "error", f"Studies of {split} without an image: {counts['num_views']['0']:,}."
+            yield "error", f"Studies of {split} without images: {counts['num_views']['0']:,}."
         if reports["empty"]:
             yield "warning", f"Empty reports in {split}: {len(reports['empty']):,} of {counts['studies']:,}."
         if reports["num_short"]:
-            yield "note", f"Reports of fewer than {SHORT} words in {split}: {reports['num_short']:,}."
+            yield "note", f"Reports with fewer than {SHORT} words in {split}: {reports['num_short']:,}."
 
 
 def _on_leakage(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -74,15 +73,18 @@ def _on_leakage(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if row["folded"] and source == "train":
             yield (
                 "warning",
-                f"{row['folded']:,} of {num:,} {split} reports ({percent(row['folded'], num)}) stand word for word in "
-                f"{source}, case and spacing aside: {abnormal['folded']:,} of the {abnormal['num_studies']:,} that are "
-                f"not normal by the labeler ({labeler}). Free of it: {row['free']:,} of {num:,}.",
+                f"Verbatim overlap with {source}, ignoring case and spacing: {row['folded']:,} of {num:,} {split} "
+                f"reports ({percent(row['folded'], num)}), among them {abnormal['folded']:,} of the "
+                f"{abnormal['num_studies']:,} abnormal ones (labeler {labeler}). Without overlap: {row['free']:,}.",
             )
         if row["patients"]:
-            studies = f"{row['patient_studies']:,} of its {num:,} studies"
-            yield "warning", f"Patients of {split} who are also in {source}: {row['patients']:,}, with {studies}."
+            yield (
+                "warning",
+                f"Patients in both {split} and {source}: {row['patients']:,}, with {row['patient_studies']:,} of the "
+                f"{num:,} {split} studies.",
+            )
     if not any(counts["patients"] for counts in result["counts"].values()):
-        yield "note", "The source names no patients: whether one is in two splits cannot be told."
+        yield "note", "The data set has no patient ids, so patient overlap between splits is unknown."
 
 
 def _on_labels(labels: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -96,6 +98,5 @@ def _on_labels(labels: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if found:
             yield (
                 "warning",
-                f"Findings are not as frequent in {split} as in {shift['source']} (percent points): "
-                f"{', '.join(found)}.",
+                f"Prevalence differs between {split} and {shift['source']} (percentage points): {', '.join(found)}.",
             )
