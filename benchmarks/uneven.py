@@ -1,6 +1,6 @@
 """How long a round of decoding takes where completions are of uneven lengths: drawn, not measured.
 
-A decoding step takes `fixed + per_row * rows`. A group's rows, and the studies of a batch, leave as `Decoding.compact`
+A decoding step takes `fixed + per_row * rows`. A group's rows, and the studies of a batch, leave as `KVCache.compact`
 lets them. Reading the prompts is left out: it takes the same time however they are decoded.
 """
 
@@ -71,7 +71,7 @@ def sigma_of(mean: float, longest: float, number: int) -> float:
 
 
 def rows_by_step(lengths: np.ndarray) -> np.ndarray:
-    """Rows of each pass over a batch of groups (B, G) after the prompts were read, as `Decoding` keeps them."""
+    """Rows of each pass over a batch of groups (B, G) after the prompts were read, as `KVCache` keeps them."""
     prompts, places = np.arange(len(lengths)), lengths.shape[1]
     rows = []
     for step in range(1, int(lengths.max())):

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mrg.modules.policy.autocast import CastAdapter
-from mrg.modules.rollout.kv_cache import Decoding
+from mrg.modules.rollout.kv_cache import KVCache
 from mrg.modules.rollout.static_cache import StaticDecoder
 from tests.modules.rollout.test_kv_cache import GROUP, NUM_TOKENS, ending_policy
 from tests.modules.rollout.test_static_cache import assert_same, prompts_for, write
@@ -82,7 +82,7 @@ def test_the_adapter_comes_back_itself(monkeypatch):
     def fail(self, going):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Decoding, "compact", fail)
+    monkeypatch.setattr(KVCache, "compact", fail)
     with pytest.raises(KeyboardInterrupt), autocast():
         write(policy, prompts_for(policy))
     assert all(p is before[name] for name, p in matrices(policy).items())
