@@ -1,8 +1,8 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}`.
+"""The command line, `python -m mrg COMMAND`: usage, dispatch, and how errors are printed.
 
-`demo`, `compare`, `page`, `ablate`, `data` and `size` are dispatched before Lightning is imported; the others are
-Lightning's own, with a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html,
-checkpoints/, policy/, predictions.jsonl, results.json, gallery.html and, from `predict`, predict.jsonl.
+Commands of their own are dispatched before Lightning is imported. The others are Lightning's, with a run folder around
+them: `<runs>/<name>/` contains config.yaml, metrics.csv, index.html, checkpoints/, policy/, predictions.jsonl,
+results.json, gallery.html and, from `predict`, predict.jsonl.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from pathlib import Path
 
 import mrg
 from mrg.commands import LIGHTNING
-from mrg.errors import UserError, nearest, one_line
+from mrg.errors import RunError, UserError, find_ours, nearest, print_error
+from mrg.log import configure, log
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}
-       [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
 
-  demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
-  fit       train what --config describes; everything goes to <runs>/<name>/
+  demo      train on synthetic images with SFT, then GRPO, and compare both: offline, on a CPU, in minutes
+  fit       train the model that --config describes; all output is written to <runs>/<name>/
   validate  score the best checkpoint of a run on the validation split
-  test      score it on the test split beside its baselines; alone, `test` takes the latest run
+  test      score it on the test split, next to baselines; without options, that of the latest run
   predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
-  compare   two tested runs: the paired table, and a page that shows study by study where they differ
-  page      make a run's page, <runs>/<name>/index.html, anew
-  ablate    change one thing at a time, over seeds: one table, one figure
-  export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
-  data      `data check` looks through the data that --config describes: counts, images, leakage, findings
-  size      will the run that --config describes fit into a GPU's memory, by number of GPUs; what to lower
+  compare   compare two tested runs: a table of paired differences, and a page of the studies in which they differ
+  page      write the page of a run, <runs>/<name>/index.html, again
+  ablate    train variants of a configuration over several seeds: one table, one figure
+  export    write the policy of a run, merged or as an adapter, for transformers, peft or vLLM
+  data      `data check` inspects the data that --config describes: counts, images, leakage, findings
+  size      estimate the GPU memory of the run that --config describes, and what to change if it does not fit
 
-`python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
+`python -m mrg fit --help` lists every key. `--traceback` prints the traceback of an error above its one-line message.
+`python -m mrg --version` prints the version."""
 
 OWN = {
     "demo": "mrg.commands.demo",
@@ -41,31 +42,34 @@ OWN = {
     "data": "mrg.commands.data",
     "size": "mrg.commands.size.command",
 }
-"""Command -> module whose `main` takes the rest of the line."""
+"""Command -> module whose `main` takes the remaining arguments."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of a shell: 128 and the number of the signal."""
+"""Exit code after Ctrl-C, as in a shell: 128 plus the number of the signal."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake prints one line and exits with 2, a reward that fails with 1."""
+    """Run a command. The exit code is 2 after a user's mistake and 1 after any other failure."""
     argv = list(sys.argv[1:] if args is None else args)
+    with_traceback = "--traceback" in argv or sys.flags.dev_mode
+    argv = [word for word in argv if word != "--traceback"]
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: {USAGE}")
         raise SystemExit(0 if argv else 2)
     if argv[0] == "--version":
         print(f"mrg {mrg.__version__}")
         return
+    configure()
     try:
         _dispatch(argv)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        line = one_line(error)
-        if line is None:
+        ours = find_ours(error)
+        if ours is None:
             raise
-        print(f"mrg: {line}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, RuntimeError) else 2) from None
+        print_error(error, with_traceback)
+        raise SystemExit(1 if isinstance(ours, RunError) else 2) from None
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -84,11 +88,10 @@ def _dispatch(argv: list[str]) -> None:
 
         argv = ["predict", *with_images(argv[1:])]
     if argv == ["test"] or ((own_images or argv[0] == "export") and not names_run):
-        from mrg.modules.ranks import say
         from mrg.run.folder import latest_run
 
         folder = latest_run(Path("runs"))
-        say(f"Latest run: {folder}")
+        log.info(f"Latest run: {folder}")
         run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
         argv = [argv[0], *run_of, *argv[1:]]
     from mrg.commands.lightning import run

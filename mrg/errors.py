@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import re
+import sys
 import traceback
 from collections.abc import Iterable
 
@@ -37,28 +37,47 @@ class ExtensionError(RunError):
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """Suggestion of a similar name, to follow one that is not known; empty if none is similar."""
+    """Suggest a similar name, as text to append to a message; empty if none is similar."""
     found = difflib.get_close_matches(word, list(names), n=1)
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
-def one_line(error: BaseException) -> str | None:
-    """Message of an error as one line, or `None` if the error needs a traceback.
+def find_ours(error: BaseException) -> MrgError | None:
+    """Find the `MrgError` behind an error: jsonargparse wraps what a constructor raises in an error of its own."""
+    if isinstance(error, MrgError):
+        return error
+    cause = error.__cause__ or error.__context__
+    return find_ours(cause) if cause is not None and isinstance(error, ValueError) else None
 
-    The error may be wrapped: jsonargparse raises its own for what a constructor raises. An error that was raised in a
-    worker of a DataLoader carries the worker's traceback in its message, of which the last line is taken.
-    """
-    if not isinstance(error, MrgError):
-        cause = error.__cause__ or error.__context__
-        return one_line(cause) if cause is not None and isinstance(error, ValueError) else None
-    text = str(error).strip()
-    if text.startswith("Caught "):
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
+
+def one_line(error: BaseException) -> str | None:
+    """Return the message of an error as one line, or `None` if the error needs a traceback."""
+    ours = find_ours(error)
+    if ours is None:
+        return None
+    # The message of an error from a DataLoader worker is a traceback as text, which ends with type and message.
+    text = str(ours).rpartition(f"{type(ours).__module__}.{type(ours).__qualname__}: ")[2]
     return " ".join(text.split())
 
 
+def print_error(error: BaseException, with_traceback: bool = False) -> None:
+    """Print an error to standard error: one line for an error of ours, the traceback for any other.
+
+    Args:
+        error: Error that a command has raised.
+        with_traceback: Print the traceback above the line. That of code outside of `mrg` is always printed.
+    """
+    ours = find_ours(error)
+    if ours is None or with_traceback:
+        traceback.print_exception(error)
+    elif isinstance(ours, ExtensionError) and ours.__cause__ is not None:
+        traceback.print_exception(ours.__cause__)
+    if ours is not None:
+        print(f"mrg: {one_line(ours)}", file=sys.stderr)
+
+
 def where_raised(error: BaseException) -> str:
-    """Type, message and place of an error in one line: `KeyError: 'missing' (scorers.py, line 3, in bad)`."""
+    """Describe an error by type, message and place: `KeyError: 'missing' (scorers.py, line 3, in bad)`."""
     kind, text = type(error).__name__, " ".join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""

@@ -1,7 +1,7 @@
 """The package's logger: notes and warnings of all commands go through `logging.getLogger("mrg")`.
 
-What a command is asked for (a table, a path, a report) is printed to standard output; everything else is logged. As a
-library `mrg` configures nothing; the command line calls `configure`, which writes to standard error.
+What a command was asked for (a table, a path, a report) is printed to standard output; everything else is logged. As a
+library `mrg` configures nothing. The command line calls `configure`, which logs to standard error.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ log.addHandler(logging.NullHandler())
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is at the time, so that redirections are respected."""
+    """Writes to the current `sys.stderr`, so that redirections are respected."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
 
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
-        """The stream that is written to."""
+        """The current standard error."""
         return sys.stderr
 
 
 class _FirstRank(logging.Filter):
-    """Passes records of the first rank alone."""
+    """Passes the records of the first rank only."""
 
     rank: Callable[[], int] = staticmethod(lambda: 0)
 
@@ -38,10 +38,10 @@ class _FirstRank(logging.Filter):
 
 
 class _Format(logging.Formatter):
-    """The message alone; a warning and an error say what they are."""
+    """The bare message, with its level for warnings and errors."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One record."""
+        """Format one record."""
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.capitalize()}: {text}"
 
@@ -50,7 +50,7 @@ _first_rank = _FirstRank()
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Write the package's records to standard error, once for all ranks; calling it again changes the level alone."""
+    """Log to standard error, on the first rank only; a second call only changes the level."""
     log.setLevel(level)
     if not any(isinstance(handler, _StandardError) for handler in log.handlers):
         handler = _StandardError()
@@ -60,9 +60,5 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def set_rank(rank: Callable[[], int]) -> None:
-    """Tell the logger how to find this process's rank.
-
-    Args:
-        rank: Function that returns it; ranks other than 0 log nothing.
-    """
+    """Set the function that returns this process's rank; ranks other than 0 log nothing."""
     _first_rank.rank = rank

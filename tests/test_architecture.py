@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    ("mrg", "mrg.errors", "mrg.files", "mrg.strategy"),
+    ("mrg", "mrg.errors", "mrg.log", "mrg.files", "mrg.strategy"),
     ("mrg.metrics",),
     ("mrg.datamodules",),
     ("mrg.modules",),

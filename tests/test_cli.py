@@ -83,14 +83,14 @@ def test_from_sft_to_grpo_to_the_latest_run(tmp_path, iu_tree, capsys, monkeypat
     main(["fit", *arguments(tmp_path, *steps, config="iu_tiny")])
     capsys.readouterr()
     main(["test"])
-    out = capsys.readouterr().out
+    out, notes = capsys.readouterr()
     run = Path("runs") / "iu_tiny"
-    assert f"Latest run: {run}\ntest: {run / 'checkpoints' / 'best.ckpt'}\n" in out
+    assert f"Latest run: {run}\ntest: {run / 'checkpoints' / 'best.ckpt'}\n" in notes
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"]["data"] == {"module": "IUXRayDataModule", "train": 8, "val": 2, "test": 3}
     description = results["protocol"]["data_description"]
     assert description.startswith("IU X-Ray, form annotation: unknown variant with counts train 8, val 2, test 3; ")
-    assert f"\nData: {description}\n" in out
+    assert f"\nData: {description}\n" in notes
     assert results["protocol"]["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
     assert list(dict.fromkeys(gap["b"] for gap in results["differences"])) == [
         "constant normal",
@@ -117,7 +117,7 @@ def test_a_run_is_not_written_over(tmp_path, iu_tree, capsys):
     code, message = failure(capsys, ["fit", *sft(tmp_path)])
     assert code == 2
     assert message == (
-        f"mrg: Run folder {run} holds a run already: go on with --resume auto, choose another --name, or pass "
+        f"mrg: {run} already contains a run. Resume it with --resume auto, choose another --name, or start over with "
         "--overwrite true."
     )
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -143,7 +143,7 @@ def test_overwriting_waits_until_nothing_can_be_refused(tmp_path, iu_tree, capsy
     main(["fit", *sft(tmp_path, "--overwrite=true")])
     # Whoever trains by its configuration has not asked for that again.
     code, message = failure(capsys, ["fit", f"--config={run / 'config.yaml'}"])
-    assert (code, "holds a run already" in message) == (2, True)
+    assert (code, "already contains a run" in message) == (2, True)
 
 
 def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, iu_tree, capsys):
@@ -162,7 +162,7 @@ def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, iu_tree, capsys):
     run = tmp_path / "runs" / "iu_tiny_sft"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     foreign = tmp_path / "runs" / "other" / "checkpoints" / "best.ckpt"
-    for checkpoint, message in ((foreign, "holds a run already"), (run / "lost.ckpt", "lost.ckpt does not exist")):
+    for checkpoint, message in ((foreign, "already contains a run"), (run / "lost.ckpt", "lost.ckpt does not exist")):
         code, text = failure(capsys, ["fit", *sft(tmp_path, f"--ckpt_path={checkpoint}")])
         assert (code, message in text) == (2, True)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -204,7 +204,7 @@ def test_predictions_of_two_processes_are_those_of_one(tmp_path, iu_tree):
     assert done.returncode == 0, done.stderr
     assert (run / "predictions.jsonl").read_text() == alone
     assert done.stdout.count("bootstrap intervals") == 1
-    assert done.stdout.count(f"test: {run / 'checkpoints' / 'best.ckpt'}\n") == 1
+    assert done.stderr.count(f"test: {run / 'checkpoints' / 'best.ckpt'}\n") == 1
 
 
 @pytest.mark.parametrize(

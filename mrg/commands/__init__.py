@@ -1,4 +1,4 @@
-"""The commands: one module or package per verb."""
+"""The commands: one module or package each."""
 
 LIGHTNING = ("fit", "validate", "test", "predict", "export")
-"""The other commands, which are Lightning's."""
+"""The commands that run on Lightning's command line."""

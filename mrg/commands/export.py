@@ -1,4 +1,4 @@
-"""A trainer that can also export: a run's policy as a checkpoint for plain transformers, vLLM and others."""
+"""The trainer of the command line, which also exports a policy for plain transformers, peft or vLLM."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mrg.modules.policy.precision import rounding
 
 
 class Trainer(L.Trainer):
-    """Lightning's trainer with one more command."""
+    """Lightning's trainer with `export`."""
 
     def export(
         self,
@@ -25,28 +25,27 @@ class Trainer(L.Trainer):
         output: str = "",
         adapter: bool = False,
     ) -> None:
-        """Write a checkpoint of a run as a folder that `from_pretrained` loads.
+        """Write the policy of a run to a folder that `from_pretrained` loads.
 
         Args:
-            model: The run's module.
-            datamodule: The run's data; read only where the policy is tiny, whose tokenizer is made from it.
-            ckpt_path: The run's checkpoint; without one the policy is written as it was loaded.
-            weights_only: Of no meaning here: it stands in the configuration of a run.
-            output: Folder to write; it must not hold a checkpoint yet.
-            adapter: Write the LoRA adapter alone, for peft or vLLM beside the base model, instead of merged weights. A
-                base that was trained on in 4 bits (`load_in_4bit`) is loaded whole for the merged ones.
+            model: Module of the run.
+            datamodule: Data of the run; only read for a tiny policy, whose tokenizer is made from the reports.
+            ckpt_path: Checkpoint of the run; without one the policy is written as it was loaded.
+            weights_only: Ignored; configurations of runs contain it.
+            output: Folder to write; it must not contain a checkpoint.
+            adapter: Write only the LoRA adapter, for peft or vLLM with the base model, instead of merged weights. To
+                merge, a base in 4 bits (`load_in_4bit`) is loaded again in full precision.
 
         Raises:
-            ValueError: If there is no folder named, it is in use, there is no adapter to write, or it is not all that
-                was trained.
+            UserError: If no folder is named, it is in use, there is no adapter, or not only the adapter was trained.
         """
         if not output:
-            raise UserError("Expected a folder to write: pass --output FOLDER.")
+            raise UserError("Expected a folder to write to: pass --output FOLDER.")
         folder = Path(output)
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
-            raise UserError(f"{folder} holds a checkpoint already: choose another --output.")
+            raise UserError(f"{folder} already contains a checkpoint: choose another --output.")
         if adapter and model.train_vision:
-            raise UserError("An adapter alone does not hold the trained vision tower: leave --adapter out.")
+            raise UserError("An adapter does not contain the trained vision tower: export without --adapter.")
         reports = []
         if model.source == "tiny":
             assert datamodule is not None

@@ -1,4 +1,4 @@
-"""Lightning's command line with a run folder around it, and errors of three lines."""
+"""Lightning's commands in the folder of a run: which checkpoint they use, what they write, and what they refuse."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import ActionConfigFile, set_parsing_settings
+from jsonargparse.typing import PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,67 +29,64 @@ from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
 from mrg.commands.export import Trainer
-from mrg.commands.parser import Parser, parser_settings
+from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
+from mrg.log import log
 from mrg.modules.base import ReportModule
-from mrg.modules.ranks import say
 from mrg.modules.settings import check_no_moved_keys
-from mrg.run.changed_settings import KEPT, changed_settings, remarks
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.run.folder import check_not_moved, check_writable, lock, make_room
+from mrg.run.resume import KEPT, changed_settings, describe_changes
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
-"""Lightning's loggers beside metrics.csv -> the package that each needs, which is also the name of our extra."""
+"""Loggers of Lightning that need a package -> its name, which is also that of our extra."""
 
 
-class MrgCLI(LightningCLI):
-    """`fit`, `validate`, `test`, `predict`, `export`; every run has a folder of its own."""
-
-    typed = ""
-    """The command that the user typed, where another takes the keys of `fit`."""
+class MrgCLI(CommandLine):
+    """`fit`, `validate`, `test`, `predict` and `export`, each in the folder of a run."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's own, and `export`."""
+        """Return Lightning's commands and `export`."""
         return {**LightningCLI.subcommands(), "export": {"model", "datamodule"}}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Our parser with Lightning's own options."""
+        """Create our parser with Lightning's options."""
         parser = Parser(**{"dump_header": [f"mrg=={mrg.__version__}, lightning=={L.__version__}"], **kwargs})
-        parser.add_argument("-c", "--config", action=ActionConfigFile, help="a configuration file in YAML")
+        parser.add_argument("-c", "--config", action=ActionConfigFile, help="configuration file in YAML")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The run's place, and by what its best checkpoint is chosen."""
+        """Add the options for the folder of the run and its checkpoints."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
-        parser.add_argument("--name", type=str, default="run", help="this run's folder in --runs")
+        parser.add_argument("--name", type=str, default="run", help="name of the run, its folder in --runs")
         parser.add_argument(
-            "--into", type=str, default="", help="folder in the run's for what test and predict write about other data"
+            "--into", type=str, default="", help="subfolder of the run for what test and predict write about other data"
         )
-        parser.add_argument("--overwrite", type=bool, default=False, help="train into a run folder that exists")
+        parser.add_argument("--overwrite", type=bool, default=False, help="start over in a folder that contains a run")
         parser.add_argument(
-            "--monitor", type=str, default="val/mccs", help="score of the best checkpoint; a loss is minimised"
+            "--monitor",
+            type=str,
+            default="val/mccs",
+            help="score that chooses the best checkpoint",
         )
         parser.add_argument(
-            "--resume", type=str, default="", help="auto: from the run's newest whole checkpoint, if any; or its path"
+            "--resume", type=str, default="", help="auto for the newest intact checkpoint of the run, or a path"
         )
-        parser.add_argument("--save_every", type=int, default=50, help="rounds from one checkpoint to the next")
-        parser.add_argument("--keep", type=int, default=2, help="last checkpoints that are kept beside the best")
+        parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
+        parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
         parser.add_class_arguments(GalleryWriter, "gallery")
-
-    def _parse_ckpt_path(self) -> None:
-        """A checkpoint must not override the configuration and the command line (Lightning issue 20801)."""
 
     @property
     def folder(self) -> Path:
-        """This run's folder."""
+        """Folder of the run."""
         config = self.config[self.subcommand]
         return Path(str(config.runs), str(config.name))
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse to write over a run; outside of `fit`, take the run's best checkpoint unless one is named."""
+    def prepare(self) -> None:
+        """Refuse to overwrite a run; outside of `fit`, use the best checkpoint of the run unless one is named."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
         check_not_moved([Path(str(path)) for path in config.config or []], self.folder)
@@ -100,30 +98,30 @@ class MrgCLI(LightningCLI):
             self._prepare_fit(config)
             return
         if self.subcommand == "test":
-            config.verbose = False  # our table says more
-        self.save_config_callback = None  # the run's configuration is the one it was trained with
+            config.verbose = False  # our table replaces Lightning's
+        self.save_config_callback = None  # config.yaml is the configuration that the run was trained with
         if config.ckpt_path is None:
             best = best_of(self.folder, str(config.model.init_args.policy))
             config.ckpt_path = None if best is None else str(best)
         if config.ckpt_path is not None:
             strategy = str(getattr(config.trainer.strategy, "class_path", ""))
             to_use(Path(config.ckpt_path), sharding=strategy.endswith("FSDP2"))
-        say(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}")
+        log.info(f"{self.subcommand}: {config.ckpt_path or config.model.init_args.policy}")
 
     def _prepare_baseline(self, config: Any) -> None:
-        """Keep what is not trained out of the folders of runs that are, and away from their checkpoints."""
+        """Keep a baseline, which is not trained, out of the folders and checkpoints of trained runs."""
         name = str(config.model.class_path)
         if self.subcommand in ("fit", "export"):
             raise UserError(f"{name} is a baseline, which is not trained: run `test`, `validate` or `predict`.")
         if (self.folder / "config.yaml").is_file():
-            raise UserError(f"Run folder {self.folder} holds a trained run: choose another --name for the baseline.")
+            raise UserError(f"{self.folder} contains a trained run: choose another --name for the baseline.")
         if self.subcommand == "test":
             config.verbose = False
         self.save_config_callback = config.ckpt_path = None
-        say(f"{self.subcommand}: {name}")
+        log.info(f"{self.subcommand}: {name}")
 
     def _prepare_fit(self, config: Any) -> None:
-        """Let `fit` into a run folder only to resume its own checkpoint, or where what is in it may go."""
+        """Allow `fit` in the folder of a run only to resume it, or to start over if that was asked for."""
         check_writable(self.folder)
         if (self.folder / "checkpoints").exists():
             check_writable(self.folder / "checkpoints")
@@ -131,80 +129,72 @@ class MrgCLI(LightningCLI):
             self.lock = lock(self.folder)
         files = CheckpointFolder(self.folder / "checkpoints")
         if config.resume and config.ckpt_path:
-            raise UserError("--resume and --ckpt_path both name a checkpoint to go on from: pass one of them.")
+            raise UserError("--resume and --ckpt_path are mutually exclusive: both name the checkpoint to resume from.")
         if config.resume and config.overwrite:
-            raise UserError("--resume goes on with a run and --overwrite true begins it anew: pass one of them.")
+            raise UserError("--resume and --overwrite are mutually exclusive.")
         setting = "--resume" if config.resume else "--ckpt_path"
         path = to_resume(files, str(config.resume or config.ckpt_path or ""), setting)
         config.ckpt_path = None if path is None else str(path)
         if path is not None:
             self._keep_settings(config, path.resolve().parents[1] / "config.yaml")
-        resumes = path is not None and path.resolve().parent == files.path.resolve()
-        if resumes:
+        if path is not None and path.resolve().parent == files.path.resolve():
             return
         auto = config.resume == "auto"
         if (self.folder / "config.yaml").exists() and not (config.overwrite or auto):
             raise UserError(
-                f"Run folder {self.folder} holds a run already: go on with --resume auto, choose another --name, or "
-                "pass --overwrite true."
+                f"{self.folder} already contains a run. Resume it with --resume auto, choose another --name, or start "
+                "over with --overwrite true."
             )
         if auto and path is None:
-            say(f"No checkpoint in {files.path}: the run starts at its beginning.")
+            log.info(f"No checkpoint in {files.path}: the run starts from the beginning.")
 
     def _keep_settings(self, config: Any, file: Path) -> None:
-        """Say what has changed since a checkpoint was written; what it keeps is set back, so that config.yaml is true.
+        """Log what has changed since a checkpoint was written, and restore the settings that it determines.
 
         Args:
-            config: Of this run.
-            file: The configuration of the run that wrote the checkpoint; without it nothing is known.
+            config: Configuration of this run.
+            file: Configuration of the run that wrote the checkpoint; nothing is compared if it does not exist.
         """
         if not file.is_file():
             return
-        given = yaml.safe_load(self._parser(self.subcommand).dump(config, skip_none=False))
+        given = yaml.safe_load(self.parser.commands[self.subcommand].dump(config, skip_none=False))
         saved = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
         check_no_moved_keys(saved, file)
         changed = changed_settings(saved, given)
         for key in KEPT:
             if key in changed:
                 config[key] = changed[key][0]
-        for line in remarks(changed, file):
-            say(line)
+        for line in describe_changes(changed, file):
+            log.info(line)
 
     def _begin(self) -> None:
-        """Make room for a run that starts anew; what is refused before leaves a run as it was."""
+        """Make room for a run that starts from the beginning; until then nothing of an earlier run is changed."""
         make_room(self.folder, self.overwrite)
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        """Add the run folder's logger and callbacks."""
-        into = "" if self.subcommand == "fit" else str(self.config[self.subcommand].into)
-        own: list[Any] = [ResultWriter(self.folder / into), self._get(self.config_init, "gallery")]
-        own += kwargs.pop("callbacks", None) or []
-        trainer = dict(self._get(self.config_init, "trainer", default={}))
-        given = trainer.get("callbacks") or []
-        callbacks = given if isinstance(given, list) else [given]
-        if trainer.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        """Build the trainer with the callbacks and loggers of the run."""
+        config, built = self.config[self.subcommand], self.config_init[self.subcommand]
+        into = "" if self.subcommand == "fit" else str(config.into)
+        own: list[Any] = [ResultWriter(self.folder / into), built.gallery, *(kwargs.pop("callbacks", None) or [])]
+        callbacks = _as_list(built.trainer.callbacks)
+        if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())
         own.append(RunPage(self.folder))
-        if trainer.get("enable_model_summary") is None:
-            trainer["enable_model_summary"] = False
-        if self.subcommand != "fit":
-            trainer["logger"], trainer["callbacks"] = False, None  # what steers training has no say in a test
-            return self._instantiate_trainer(trainer, own)
-        config = self.config[self.subcommand]
-        own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))
-        loggers = trainer.get("logger") or []
-        trainer["logger"] = [MetricsFile(self.folder), *(loggers if isinstance(loggers, list) else [loggers])]
-        # What the run is saved with: who trains or tests by it later means the best checkpoint, or says otherwise.
-        self.overwrite = bool(config.overwrite)
-        config.resume, config.ckpt_path, config.overwrite = "", None, False
-        return self._instantiate_trainer(trainer, own)
-
-    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> L.Trainer:
-        """Say in one line what Lightning says of devices, nodes and precision that do not fit."""
+        options: dict[str, Any] = {"enable_model_summary": built.trainer.enable_model_summary or False, **kwargs}
+        if self.subcommand == "fit":
+            own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))
+            options |= {"logger": [MetricsFile(self.folder), *_as_list(built.trainer.logger)]}
+            options |= {"callbacks": [*callbacks, *own]}
+            # The saved configuration describes how to train such a run, not how this one was resumed: `test` with it
+            # uses the best checkpoint, and `fit` does not start over.
+            self.overwrite = bool(config.overwrite)
+            config.resume, config.ckpt_path, config.overwrite = "", None, False
+        else:
+            options |= {"logger": False, "callbacks": own}  # the configured ones are for training
         try:
-            trainer = super()._instantiate_trainer(config, callbacks)
+            trainer = super().instantiate_trainer(**options)
             environment = getattr(trainer.strategy, "cluster_environment", None)
-            if environment is not None:  # Lightning asks it when training starts
+            if environment is not None:  # Lightning would check it when training starts
                 environment.validate_settings(num_devices=trainer.num_devices, num_nodes=trainer.num_nodes)
             return trainer
         except (MisconfigurationException, ValueError) as error:
@@ -212,23 +202,27 @@ class MrgCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes config.yaml when training starts: what is refused before leaves a run as it was."""
+    """Writes config.yaml when training starts, so that a run that is refused leaves the folder as it was."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Not yet."""
+        """Do nothing yet."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write it."""
+        """Write the file."""
         super().setup(trainer, pl_module, "fit")
 
 
 def _need_loggers(given: Any) -> None:
-    """Say which package a logger lacks before Lightning fails to build it."""
-    for logger in given if isinstance(given, list) else [given]:
+    """Name the missing package of a logger before Lightning fails to build it."""
+    for logger in _as_list(given):
         name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
         package = LOGGERS.get(name)
         if package and importlib.util.find_spec(package) is None:
             raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _class(path: str) -> type[ReportModule]:
@@ -238,12 +232,12 @@ def _class(path: str) -> type[ReportModule]:
 
 
 def quiet() -> None:
-    """Silence what a user can do nothing about; Lightning sets its levels on import."""
+    """Silence messages that a user can do nothing about; Lightning sets its levels on import."""
     from transformers.utils import logging as transformers_logging
 
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # It misses a package for a kernel of its own that cannot be trained through, see `four_bits.settle`.
+    # It recommends a package for a kernel without gradients, see `mrg.modules.policy.quantization`.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     for text in (
@@ -256,13 +250,13 @@ def quiet() -> None:
         ".*GPU available but not used.*",
         ".*gradient_checkpointing.*",
         ".*callbacks used to create the checkpoint.*",
-        ".*your dataloader is not resumable.*",  # it is, by `StudySampler`
+        ".*your dataloader is not resumable.*",  # it is, see `StudySampler`
     ):
         warnings.filterwarnings("ignore", text)
 
 
 def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
-    """Parse and run one command."""
+    """Parse the arguments and run one command; returns the command line with its configuration."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
@@ -282,12 +276,12 @@ def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from None
     except SIGTERMException:
-        # Lightning would end with 0, as if there were a result. A round of `fit` ends otherwise, see `Preempted`.
+        # Lightning would exit with 0, as if there were a result. `fit` raises `Preempted` instead.
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             print(f"mrg: SIGTERM ended `{argv[0]}` before it was done.", file=sys.stderr, flush=True)
         raise SystemExit(128 + signal.SIGTERM) from None
     except SystemExit as stop:
-        # Lightning's end after Ctrl-C, with 1 as if something had failed; `main` gives the code that is usual.
+        # After Ctrl-C Lightning exits with 1, as if something had failed; `main` uses the usual code.
         if isinstance(stop.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         raise

@@ -1,14 +1,14 @@
-"""The parser of Lightning's commands, with errors of three lines that name the command as it is typed."""
+"""The parser of Lightning's commands, short class names, and the only use of private parts of LightningCLI."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
-import re
-from collections.abc import Mapping
+import sys
+from argparse import ArgumentError
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from mrg.commands import LIGHTNING
 from mrg.commands.predict_images import parser as images_parser
@@ -16,67 +16,74 @@ from mrg.errors import nearest
 from mrg.modules.settings import moved_key
 
 KEYS = (
-    "Any key below can stand in the file that --config names. Those of a model and of data depend on the class, as in "
-    "`--model.help mrg.modules.grpo.GRPOModule` and `--data.help mrg.datamodules.iu.IUXRayDataModule`; what is listed "
-    "there as --data.root is data.init_args.root in a file, and either on the command line."
+    "Every key below can also be set in a file that --config names. Those of a model and of data depend on the class: "
+    "list them with `--model.help GRPOModule` and `--data.help IUXRayDataModule`. A key listed there as --data.root is "
+    "data.init_args.root in a file; the command line takes both."
 )
 DESCRIPTIONS = {
-    "fit": "Train what the configuration describes, in a run folder of its own.",
+    "fit": "Train the model that the configuration describes, in the folder of a run.",
     "validate": "Score the best checkpoint of a run on the validation split.",
-    "test": "Score the best checkpoint of a run on the test split, beside its baselines.",
-    "predict": "Write reports without scoring them: of the test split, or of your own images.",
-    "export": "Write a run's policy, merged or as an adapter, for transformers, peft or vLLM.",
+    "test": "Score the best checkpoint of a run on the test split, next to baselines.",
+    "predict": "Write reports without scoring them: for the test split, or for your own images.",
+    "export": "Write the policy of a run, merged or as an adapter, for transformers, peft or vLLM.",
 }
-"""Command -> what it does; Lightning's own sentences are of its trainer, and break off."""
+"""Command -> description; Lightning would print those of its trainer, abridged."""
+
+MODULES = (
+    "mrg.modules.grpo", "mrg.modules.sft", "mrg.modules.baselines", "mrg.datamodules.iu", "mrg.datamodules.mimic",
+    "mrg.datamodules.table", "mrg.datamodules.demo", "mrg.datamodules.own_images", "mrg.datamodules.rexrank",
+    "mrg.metrics.labelers.rules", "mrg.metrics.labelers.chexbert",
+)  # fmt: skip
+"""Modules whose classes can be named without their path, as in `model: GRPOModule`."""
 
 
 class Parser(LightningArgumentParser):
-    """A parser whose errors name the key and the reason, without the alternatives that were tried."""
+    """A parser that knows short class names, and whose errors name the key and the reason only."""
+
+    commands: Mapping[str, Any] = {}
+    """Name -> parser of each command."""
+
+    def add_subcommands(self, *args: Any, **kwargs: Any) -> Any:
+        """Keep the parsers of commands."""
+        action = super().add_subcommands(*args, **kwargs)
+        self.commands = action.choices
+        return action
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Import the modules whose classes have short names: jsonargparse finds a class by its name once it exists."""
+        for module in MODULES:
+            importlib.import_module(module)
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print usage, a tip and one line; exit with 2."""
-        nested = re.search(r"Problem with given class_path '([^']+)':\s*(.+)", message)
-        key = re.search(r'Parser key "([^"]+)"', message)
-        if nested and key:
-            message = f'Parser key "{key[1]}": {nested[1]}: {nested[2].strip()}'
-        lacking = re.search(r"arguments are required: (\w+)\.", message)
-        if lacking and lacking[1] in self._commands():
-            # Found out by the parser of all commands, which names them all.
-            self.usage = self._commands()[lacking[1]].usage
-            message = message.replace(f"{lacking[1]}.", "") + "; name a configuration, such as --config configs/iu.yaml"
-        # jsonargparse calls a command by the name of the file that was run.
-        parser = getattr(ex, "subcommand_parser", None) or self
-        if parser.usage and not parser.prog.startswith("python -m mrg"):
+        """Print usage, a tip and one line; exit with 2. jsonargparse also calls it for the keys of a nested class."""
+        parser: Any = getattr(ex, "subcommand_parser", None) or self
+        options = [word[2:].partition("=")[0] for word in message.split() if word.startswith("--")]
+        if isinstance(ex, KeyError):
+            message += _suggestion(message.split("'")[-2], parser.keys())
+        elif ex is None and options:
+            message += _suggestion(options[0], parser.keys())
+        elif place := _nested(ex):
+            message = f"{message.splitlines()[0]} {place}"
+        elif self.exit_on_error and (similar := nearest(value := message.split()[-1], _class_names())):
+            message = f"{message.splitlines()[0]} There is no class {value}{similar}"
+        if command := next((name for name in self.commands if f" {name}." in message), ""):
+            # The parser of all commands finds that the configuration is missing.
+            parser = self.commands[command]
+            self.usage, message = parser.usage, message.replace(f" {command}.", " ")
+            message += "; name a configuration, such as --config configs/iu.yaml"
+        if parser.usage and not parser.prog.startswith("python -m mrg"):  # the file that was run
             parser.prog = str(parser.usage).partition(" [")[0]
-        if not re.search("did you mean|it is now", message):  # a command's error comes by way of two parsers
-            message += self._meant(message, nested[1] if nested else "")
+            self.prog: str = parser.prog
         super().error(" ".join(message.split()), ex)
-        raise SystemExit(2)  # for type checkers, who do not know that the line above ends the program
+        raise SystemExit(2)  # for type checkers: the line above does not return
 
-    def _meant(self, message: str, class_path: str) -> str:
-        """Which key may have been meant by one that is not known."""
-        if unknown := re.search(r"Option '([\w.]+)' is not accepted", message):
-            return moved_key(unknown[1]) or nearest(unknown[1], _settings(class_path) if class_path else self._keys())
-        if unknown := re.search(r"(?:[Uu]nrecognized arguments: --|does not accept option ')([\w.]+)", message):
-            return moved_key(unknown[1]) or self._nearest_key(unknown[1])
-        return ""
-
-    def _nearest_key(self, key: str) -> str:
-        """By the whole key, or where only its first part is known, by that."""
-        head = key.partition(".")[0]
-        heads = {name.partition(".")[0] for name in self._keys()}
-        return nearest(key, self._keys()) if head in heads or head == key else nearest(head, heads)
-
-    def _keys(self) -> list[str]:
-        """The keys that any command of the parser takes."""
-        return [action.dest for parser in (self, *self._commands().values()) for action in parser._actions]
-
-    def _commands(self) -> Mapping[str, Any]:
-        """The parsers of commands, by name."""
-        return next((action.choices for action in self._actions if isinstance(action.choices, Mapping)), {})
+    def keys(self) -> list[str]:
+        """Return the keys of the parser and of its commands."""
+        return [key for parser in (self, *self.commands.values()) for key in parser.get_defaults()]
 
     def format_help(self) -> str:
-        """The usual help; of `predict` with the options that stand for settings of the data."""
+        """Return the help; that of `predict` includes the options for your own images."""
         text: str = super().format_help()
         if str(self.usage).startswith("python -m mrg predict"):
             own = images_parser().format_help().partition("\n\n")[2]
@@ -84,18 +91,81 @@ class Parser(LightningArgumentParser):
         return text
 
 
-def _settings(class_path: str) -> list[str]:
-    """What the constructor of a class takes, that of its bases included."""
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
-    return [word for base in inspect.getmro(kind) for word in inspect.signature(base).parameters]
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    """Suggest the new key for one that has moved, or a similar one; if not even its first part is known, that part."""
+    if moved := moved_key(key):
+        return moved
+    heads = {name.partition(".")[0] for name in known}
+    head = key.partition(".")[0]
+    return nearest(key, known) if head in heads or head == key else nearest(head, heads)
+
+
+def _nested(error: BaseException | None) -> str:
+    """Return class and reason of an error about a class in a configuration, the innermost one; empty otherwise."""
+    for problem in reversed(list(_chain(error))):
+        quoted, cause = str(problem).split("'"), problem.__cause__
+        if len(quoted) > 2 and isinstance(cause, ArgumentError):
+            return f"{quoted[1]}: {cause}"
+        if len(quoted) > 2 and isinstance(cause, ImportError | AttributeError):
+            return f"{quoted[1]}: {cause}{_new_path(quoted[1])}"
+    return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _new_path(class_path: str) -> str:
+    """Say where a class of ours is that an older configuration names by another path."""
+    name = class_path.rpartition(".")[2]
+    owners = [module for title, module in list(sys.modules.items()) if title.startswith("mrg.")]
+    found = {getattr(getattr(module, name, None), "__module__", "") for module in owners}
+    path = next((f"{module}.{name}" for module in found if module.startswith("mrg.")), "")
+    return f"; it is now {path}" if path and path != class_path else ""
+
+
+def _class_names() -> list[str]:
+    """Return the names of the classes in `MODULES`."""
+    modules = [sys.modules[module] for module in MODULES if module in sys.modules]
+    return [name for module in modules for name, kind in vars(module).items() if isinstance(kind, type)]
+
+
+class CommandLine(LightningCLI):
+    """LightningCLI without the parts that do not fit a run folder."""
+
+    typed = ""
+    """The command that the user typed, if it is another one with the keys of `fit`."""
+    only_parses = False
+    """Whether the configuration is read, but nothing is built or run."""
+
+    def prepare(self) -> None:
+        """Run before anything is built."""
+
+    def before_instantiate_classes(self) -> None:
+        """Prepare, unless the configuration is only read."""
+        if not self.only_parses:
+            self.prepare()
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, model and data, unless the configuration is only read."""
+        if not self.only_parses:
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.only_parses:
+            super()._run_subcommand(subcommand)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: a checkpoint must not override the configuration (Lightning issue 20801)."""
 
 
 def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:
-    """What each command's parser is made with.
+    """Return the arguments of each command's parser.
 
     Args:
-        typed: The command that the user typed, where it takes the keys of `fit` and is not one of Lightning's.
+        typed: See `CommandLine.typed`.
     """
     usage = "python -m mrg {} [--config FILE] [--KEY VALUE ...]"
     return {

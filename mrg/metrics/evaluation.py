@@ -1,10 +1,11 @@
-"""A table one can trust: every score with its convention, its interval, and what saying nothing would earn.
+"""Tables of CE and MCCS: every score with its convention and interval, next to baselines on the same references.
 
-Intervals are percentile bootstrap intervals over studies; reports are labelled once (see `resampling.py`).
+Intervals are percentile bootstrap intervals over studies; each report is labelled once (see `resampling.py`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,20 +17,28 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.ce import average_score, ce_f1, condition_counts, confusion
-from mrg.metrics.conditions import CONDITIONS, THIRTEEN
-from mrg.metrics.conventions import CONVENTIONS, FAMILIES, SCORES
-from mrg.metrics.labels import Labeler, Scorer, require_reports, written
+from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS, POSITIVE, THIRTEEN, stated
+from mrg.metrics.conventions import CONVENTIONS, FAMILIES, SCORES, convention
+from mrg.metrics.imports import name_of
+from mrg.metrics.labels import Labeler, Reports, Scorer, as_labels, label_together, require_reports
 from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval
 
 CONSTANT_NORMAL = (
     "The heart is normal in size. The mediastinum is normal. The lungs are clear. No focal consolidation, pneumonia, "
     "edema, pleural effusion, or pneumothorax."
 )
-"""Says that all is normal, whatever the image shows."""
+"""The constant normal report, a baseline: the same normal findings for every image."""
+
+COLUMNS = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "CE-F1 micro-14")
+NO_FINDING = "No reference contains a finding, so CE-F1 over 13 or 5 conditions is 0 for any report. Use other studies."
 
 
 def most_frequent_report(reports: Sequence[str]) -> str:
-    """The commonest report; among equals the first one of the alphabet, so that the order of a file decides nothing."""
+    """The most frequent report; ties go to the first in alphabetical order, so that the order of a file has no effect.
+
+    Raises:
+        UserError: If there is no report.
+    """
     if not reports:
         raise UserError("Expected argument `reports` to hold at least one report, but got none.")
     counts = Counter(reports)
@@ -38,16 +47,16 @@ def most_frequent_report(reports: Sequence[str]) -> str:
 
 
 def remark_on_frequency(reports: Sequence[str], row: str, what: str) -> str:
-    """A line where the most frequent report is none: no report occurs twice; empty otherwise.
+    """Note that no report occurs more than once, so that the most frequent one is arbitrary; empty otherwise.
 
     Args:
-        reports: Of which `most_frequent_report` took one.
-        row: What the table calls it.
-        what: What the reports are called: "reference".
+        reports: Reports from which `most_frequent_report` chose.
+        row: Name of the baseline's row in the table.
+        what: Name of the reports: "reference".
     """
     if len(reports) < 2 or len(set(reports)) < len(reports):
         return ""
-    return f"No {what} occurs twice: the row {row!r} is the first one of the alphabet and says little."
+    return f"No {what} occurs more than once: the row {row!r} is the first in alphabetical order, an arbitrary choice."
 
 
 def evaluate_systems(
@@ -64,167 +73,249 @@ def evaluate_systems(
     """Score several systems on the same references.
 
     Args:
-        systems: Name to reports, each as long as `target`.
-        target: Reference reports.
-        labeler: See `mrg.metrics.labelers.base.Labeler`.
-        margin: Of MCCS.
-        formats: Name to share of well-formed completions, where a system has a format.
+        systems: Name -> N reports.
+        target: N reference reports.
+        labeler: Labeler, or any callable of its form; called once.
+        margin: Margin of MCCS.
+        formats: Name -> share of completions in the valid format, for systems that have a format.
         differences: Pairs (a, b) of names: a minus b, paired by study.
-        num_resamples: Of the bootstrap.
-        seed: Of the bootstrap.
-        scorers: Name to a further score per report, whose mean gets a column of its own.
+        num_resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+        scorers: Name -> further score per report, whose mean gets a column.
 
     Returns:
-        A dict that json can write.
+        JSON-serialisable dict: the settings, the support of each condition, `systems` and `differences`.
 
     Raises:
-        ValueError: If a system has not as many reports as there are references, or there is none.
+        UserError: If a system does not have N reports, or N is 0.
     """
-    reference = labeler(list(target))
-    require_reports(reference)
-    result: dict[str, Any] = {
-        "num_studies": len(target),
-        "labeler": getattr(labeler, "name", type(labeler).__name__),
-        "margin": margin,
-        "conventions": {name: {**s, "conditions": list(s["conditions"])} for name, s in CONVENTIONS.items()},
-        "empty_references": float((reference[:, :13] == 0).all(1).double().mean()),
-        "support": dict(zip(CONDITIONS, torch.isin(reference, torch.tensor([1, 3])).sum(0).tolist(), strict=True)),
-        "systems": {},
-        "differences": [],
-    }
-    sums = {}
     for name, preds in systems.items():
         if len(preds) != len(target):
             raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
-        labels = labeler(list(preds))
-        extras = {
-            score: torch.as_tensor(scorer(list(preds), list(target))) for score, scorer in (scorers or {}).items()
-        }
-        sums[name] = ReportSums(labels, reference, margin, written(list(preds)), extras)
-        result["systems"][name] = {
-            "scores": {},
-            "distinct": len(set(preds)) / len(preds),
-            "format": (formats or {}).get(name),
-            "precision": {c: float(ce_f1(labels, reference, **v, score="precision")) for c, v in CONVENTIONS.items()},
-            "recall": {c: float(ce_f1(labels, reference, **v, score="recall")) for c, v in CONVENTIONS.items()},
-            "per_condition": _per_condition(labels, reference),
-        }
-    drawn = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
-    for name, row in result["systems"].items():
-        row["scores"] = {s: _interval(value, drawn[name][s]) for s, value in sums[name].corpus().items()}
-    for a, b in differences:
-        values = sums[a].corpus(), sums[b].corpus()
-        for score in values[0]:
-            gap = _interval(values[0][score] - values[1][score], drawn[a][score] - drawn[b][score])
-            result["differences"].append({"a": a, "b": b, "score": score, **gap})
-    return result
-
-
-def _interval(value: float, drawn: np.ndarray) -> dict[str, float]:
-    low, high = percentile_interval(drawn)
-    return {"value": value, "low": low, "high": high}
-
-
-def _per_condition(preds: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
-    """Scores of each of the 13 conditions, uncertain counted as positive."""
-    counts = condition_counts(confusion(preds, target), "positive")
-    values = {score: average_score(counts, "none", score, 0).tolist() for score in SCORES}
-    support, predicted = (counts[0] + counts[2]).tolist(), (counts[0] + counts[1]).tolist()
+    reference, *labels = label_together(labeler, target, *systems.values())
+    require_reports(reference)
+    of = {name: (preds, own) for (name, preds), own in zip(systems.items(), labels, strict=True)}
+    sums = {name: ReportSums.of(*row, target, reference, margin, scorers) for name, row in of.items()}
+    corpus = {name: own.corpus() for name, own in sums.items()}
+    samples = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
     return {
-        c: {**{score: values[score][i] for score in SCORES}, "support": support[i], "predicted": predicted[i]}
-        for i, c in enumerate(THIRTEEN)
+        "num_studies": len(target),
+        "labeler": name_of(labeler),
+        "margin": margin,
+        "conventions": {name: {**s, "conditions": list(s["conditions"])} for name, s in CONVENTIONS.items()},
+        "empty_references": float((reference[:, :13] == 0).all(1).double().mean()),
+        "support": dict(zip(CONDITIONS, stated(reference).sum(0).tolist(), strict=True)),
+        "systems": {
+            name: {
+                "scores": {score: _interval(value, samples[name][score]) for score, value in corpus[name].items()},
+                "distinct": len(set(preds)) / len(preds),
+                "format": (formats or {}).get(name),
+                **_shares(own, reference),
+            }
+            for name, (preds, own) in of.items()
+        },
+        "differences": [
+            {"a": a, "b": b, "score": score}
+            | _interval(value - corpus[b][score], samples[a][score] - samples[b][score])
+            for a, b in differences
+            for score, value in corpus[a].items()
+        ],
     }
 
 
-NO_FINDING = (
-    "No reference states a finding: CE-F1 over 13 or 5 conditions is 0 whatever is written. Take other studies."
-)
-COLUMNS = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "CE-F1 micro-14")
+def _interval(value: float, samples: np.ndarray) -> dict[str, float]:
+    low, high = percentile_interval(samples)
+    return {"value": value, "low": low, "high": high}
+
+
+def _shares(preds: Tensor, target: Tensor) -> dict[str, Any]:
+    """Precision and recall in every convention, and the scores of each of the 13 conditions with 0/0 = 0."""
+    rows = condition_scores(preds, target)
+    return {
+        "precision": {c: float(ce_f1(preds, target, **v, score="precision")) for c, v in CONVENTIONS.items()},
+        "recall": {c: float(ce_f1(preds, target, **v, score="recall")) for c, v in CONVENTIONS.items()},
+        "per_condition": {c: {k: 0.0 if v != v else v for k, v in rows[c].items()} for c in THIRTEEN},
+    }
+
+
+def condition_scores(preds: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+    """Scores of each condition, with uncertain counted as positive.
+
+    Args:
+        preds: (N, 14) label classes.
+        target: (N, 14) label classes.
+
+    Returns:
+        Condition -> `f1`, `precision` and `recall` (nan for 0/0), `support` and `predicted` (numbers of reports).
+    """
+    counts = condition_counts(confusion(preds, target), "positive")
+    columns = {score: average_score(counts, "none", score, "nan").tolist() for score in SCORES}
+    columns |= {"support": (counts[0] + counts[2]).tolist(), "predicted": (counts[0] + counts[1]).tolist()}
+    return {name: {key: values[i] for key, values in columns.items()} for i, name in enumerate(CONDITIONS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CETable:
+    """CE in many conventions, as fractions; `print` shows percent.
+
+    Args:
+        num_reports: N.
+        scores: Convention -> `precision`, `recall`, `f1`, and `normal`: the F1 of a report whose only label is No
+            Finding, on the same references.
+        conditions: Condition -> `precision`, `recall`, `f1`, and `support`: the number of references with the
+            condition. Uncertain counts as positive.
+    """
+
+    num_reports: int
+    scores: dict[str, dict[str, float]]
+    conditions: dict[str, dict[str, float]]
+
+    def __str__(self) -> str:
+        """The printed table, at most 100 columns wide."""
+        lines = [
+            f"CE of {self.num_reports:,} reports, in percent. A convention is named by its average and conditions:",
+            "14, 13 (without No Finding) or 5; + counts uncertain as positive, otherwise it is negative; 0/0 = 0.",
+            "normal: F1 of a constant normal report, a baseline.",
+        ]
+        rows = {
+            name: [_percent(row[key]) for key in ("precision", "recall", "f1", "normal")]
+            for name, row in self.scores.items()
+        }
+        return "\n".join([*lines, "", *_format_ce(["precision", "recall", "F1", "normal"], rows, self.conditions)])
+
+
+def ce_table(
+    preds: Reports, target: Reports, labeler: Labeler | None = None, conventions: Sequence[str] | str | None = None
+) -> CETable:
+    """Compute CE in many conventions.
+
+    Args:
+        preds: N generated reports: (N, 14) label classes, or strings with a `labeler`.
+        target: N reference reports in either form.
+        labeler: Labeler for strings.
+        conventions: Name or names from `CONVENTIONS` and `FAMILIES`; all of `CONVENTIONS` by default.
+
+    Raises:
+        UserError: If a name is unknown, a value is not a label class, lengths differ, or there is no report.
+        UserTypeError: If a report is neither a row of labels nor a string.
+
+    Example:
+        >>> target = torch.tensor([[0, 1, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0]])
+        >>> ce_table(target, target, conventions="r2gen").scores["micro-14"]["f1"]
+        1.0
+    """
+    names = [conventions] if isinstance(conventions, str) else list(CONVENTIONS if conventions is None else conventions)
+    members = dict.fromkeys(member for name in names for member in FAMILIES.get(name, (name,)))
+    settings = {name: convention(name) for name in members}
+    p, t = as_labels(preds, target, labeler)
+    require_reports(p)
+    normal = torch.zeros(1, NUM_CONDITIONS, dtype=torch.int64, device=p.device)
+    normal[0, CONDITIONS.index("No Finding")] = POSITIVE
+    scores = {}
+    for name, setting in settings.items():
+        scores[name] = {score: float(ce_f1(p, t, **setting, score=score)) for score in SCORES}
+        scores[name]["normal"] = float(ce_f1(normal.expand_as(t), t, **setting))
+    rows = condition_scores(p, t)
+    return CETable(len(p), scores, {c: {k: row[k] for k in (*SCORES, "support")} for c, row in rows.items()})
+
+
+def format_conventions(results: Mapping[str, Any], system: str) -> str:
+    """CE of one system from `evaluate_systems` in every convention and for each condition, in percent."""
+    row, others = results["systems"][system], [name for name in results["systems"] if name != system]
+    rows = {
+        name: [
+            _percent(row["precision"][name]),
+            _percent(row["recall"][name]),
+            format_span(row["scores"][f"CE-F1 {name}"]),
+            *(_percent(results["systems"][other]["scores"][f"CE-F1 {name}"]["value"]) for other in others),
+        ]
+        for name in CONVENTIONS
+    }
+    head = ["precision", "recall", "F1 [95 % interval]", *others]
+    lines = [f"CE of {system} in every convention, in percent, followed by the F1 of the other rows."]
+    return "\n".join([*lines, *_format_ce(head, rows, row["per_condition"])])
+
+
+def _format_ce(
+    head: list[str], rows: Mapping[str, list[str]], conditions: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Lines of the CE table: a row for each convention with the papers that report it, then one for each condition."""
+    users = {name: ", ".join(family for family, members in FAMILIES.items() if name in members) for name in rows}
+    lines = _columns([["convention", *head], *([name, *row] for name, row in rows.items())])
+    lines = [f"{line}   {by}".rstrip() for line, by in zip(lines, ["reported by", *users.values()], strict=True)]
+    counts = [key for key in ("support", "predicted") if key in next(iter(conditions.values()))]
+    table = [["condition (+)", "precision", "recall", "F1", *counts]]
+    for name, row in conditions.items():
+        support, predicted = row["support"], row.get("predicted", 1)
+        shares = (("precision", predicted), ("recall", support), ("f1", support + predicted))
+        cells = [_percent(row[score]) if defined and row[score] == row[score] else "-" for score, defined in shares]
+        table.append([name, *cells, *(f"{row[key]:,.0f}" for key in counts)])
+    return [*lines, "", *_columns(table)]
+
+
+def _columns(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
+    """Rows of cells with the first column aligned left and the others aligned right."""
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    return [
+        row[0].ljust(first) + "".join(cell.rjust(gap + width) for cell, width in zip(row[1:], widths, strict=True))
+        for row in rows
+    ]
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def format_span(score: Mapping[str, float], scale: float = 100, digits: int = 1, sign: str = "") -> str:
+    """A score with its interval, `value [low, high]`, in percent by default."""
+    value, low, high = (f"{scale * score[key]:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def is_share(score: str) -> bool:
+    """Whether a score of `evaluate_systems` is a fraction, shown in percent; the range of other scorers is unknown."""
+    return score == "MCCS" or score.startswith("CE-F1 ")
 
 
 def format_table(results: Mapping[str, Any]) -> str:
-    """The printed form, in percent points: at most 112 columns; the JSON holds every convention."""
+    """The printed table of `evaluate_systems`, in percent and at most 112 columns wide."""
     systems, support = results["systems"], results["support"]
     lines = [
         f"{results['num_studies']} studies, labeler {results['labeler']}, MCCS margin {results['margin']:g}; "
         "95 % bootstrap intervals over studies.",
-        "CE-F1 14/13/5: conditions (13 leaves out No Finding); +: uncertain counts as positive; 0/0 is 0.",
+        "In percent. CE-F1 over 13 conditions (without No Finding) or 14; +: uncertain counts as positive; 0/0 = 0.",
         *textwrap.wrap(
             f"Support (positive or uncertain), {sum(support[c] for c in THIRTEEN)} findings: "
             + ", ".join(f"{c} {support[c]}" for c in CONDITIONS)
-            + f". References that state nothing on the 13: {100 * results['empty_references']:.1f} %.",
+            + f". References that mention none of the 13 conditions: {_percent(results['empty_references'])} %.",
             width=112,
         ),
         *([] if any(support[c] for c in THIRTEEN) else [NO_FINDING]),
         "",
     ]
-    width = max(12, *map(len, systems)) + 1
-    extras = [c for c in next(iter(systems.values()))["scores"] if c != "MCCS" and not c.startswith("CE-F1 ")]
-    columns = [*COLUMNS, *extras]
-    head = [c.removeprefix("CE-F1 ") for c in columns]
-    cells = [[_cell(row["scores"][c], c in extras) for c in columns] for row in systems.values()]
-    widths = [max(18, *(len(row[i]) + 1 for row in cells), len(h) + 1) for i, h in enumerate(head)]
-    lines.append(" " * width + "".join(f"{h:>{w}}" for h, w in zip(head, widths, strict=True)) + " distinct format")
-    for (name, row), texts in zip(systems.items(), cells, strict=True):
+    extras = [score for score in next(iter(systems.values()))["scores"] if not is_share(score)]
+    table = [["", *(c.removeprefix("CE-F1 ") for c in (*COLUMNS, *extras)), "distinct", "format"]]
+    for name, row in systems.items():
+        spans = [format_span(row["scores"][c]) for c in COLUMNS] + [format_span(row["scores"][c], 1, 3) for c in extras]
+        spans = [span.replace(", ", ",") for span in spans]  # to fit into the width
         rate = "-" if row["format"] is None else f"{100 * row['format']:.0f} %"
-        line = "".join(f"{text:>{w}}" for text, w in zip(texts, widths, strict=True))
-        lines.append(f"{name:<{width}}{line}{100 * row['distinct']:>7.0f} %{rate:>7}")
+        table.append([name, *spans, f"{100 * row['distinct']:.0f} %", rate])
+    lines += _columns(table, gap=1)
     for gap in results["differences"]:
         if gap["score"] in COLUMNS[:2]:
-            lines.append(
-                f"{gap['a']} - {gap['b']}, {gap['score']}: {100 * gap['value']:+.1f} "
-                f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}]"
-            )
-    return "\n".join(lines)
-
-
-def _cell(score: Mapping[str, float], is_extra: bool) -> str:
-    """Ours are shares, shown in percent; what range a scorer of the user's has is not known."""
-    by, digits = (1, 3) if is_extra else (100, 1)
-    value, low, high = (f"{by * score[key]:.{digits}f}" for key in ("value", "low", "high"))
-    return f"{value} [{low},{high}]"
-
-
-def format_conventions(results: Mapping[str, Any], system: str) -> str:
-    """CE in every convention and for each condition, for one of the systems, in percent points."""
-    row, others = results["systems"][system], [name for name in results["systems"] if name != system]
-    width = max([12, *(len(name) + 2 for name in others)])
-    lines = [
-        f"CE of {system} in every convention, in percent, and the F1 of the other rows.",
-        f"{'convention':<12}{'precision':>10}{'recall':>8}{'F1 [95 % interval]':>21}"
-        + "".join(f"{name:>{width}}" for name in others)
-        + "  reported by",
-    ]
-    for name in CONVENTIONS:
-        score = row["scores"][f"CE-F1 {name}"]
-        span = f"{100 * score['value']:.1f} [{100 * score['low']:.1f},{100 * score['high']:.1f}]"
-        rest = (results["systems"][other]["scores"][f"CE-F1 {name}"]["value"] for other in others)
-        users = ", ".join(family for family, members in FAMILIES.items() if name in members)
-        lines.append(
-            f"{name:<12}{100 * row['precision'][name]:>10.1f}{100 * row['recall'][name]:>8.1f}{span:>21}"
-            + "".join(f"{100 * value:>{width}.1f}" for value in rest)
-            + f"  {users}".rstrip()
-        )
-    lines += ["", f"{'condition (+)':<28}{'precision':>10}{'recall':>8}{'F1':>7}{'support':>9}{'predicted':>11}"]
-    for name, values in row["per_condition"].items():
-        support, predicted = values["support"], values["predicted"]
-        precision, recall, f1 = (
-            f"{100 * values[score]:.1f}" if denominator else "-"
-            for score, denominator in (("precision", predicted), ("recall", support), ("f1", support + predicted))
-        )
-        lines.append(f"{name:<28}{precision:>10}{recall:>8}{f1:>7}{support:>9,}{predicted:>11,}")
+            lines.append(f"{gap['a']} - {gap['b']}, {gap['score']}: {format_span(gap, sign='+')}")
     return "\n".join(lines)
 
 
 def format_nlg(scores: Mapping[str, Any]) -> str:
-    """NLG scores of all systems, as fractions."""
+    """The printed NLG scores of all systems: percent, and CIDEr from 0 to 10."""
     systems = {name: row for name, row in scores.items() if name != "normalization"}
-    width = max(map(len, systems))
     names = list(next(iter(systems.values())))
-    lines = [
-        f"NLG, normalization {scores['normalization']}: likeness of wording, not findings; no clinical evidence.",
-        " " * width + "".join(f"{name:>9}" for name in names),
-    ]
+    table = [["", *names]]
     for system, row in systems.items():
-        lines.append(f"{system:<{width}}" + "".join(f"{row[name]:>9.4f}" for name in names))
-    return "\n".join(lines)
+        table.append([system, *(f"{row[name]:.3f}" if name == "CIDEr" else _percent(row[name]) for name in names)])
+    lines = [
+        f"NLG with normalization {scores['normalization']}, in percent (CIDEr: 0 to 10): similarity of wording, not of "
+        "findings; not clinical evidence.",
+    ]
+    return "\n".join([*lines, *_columns(table)])

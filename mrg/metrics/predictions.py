@@ -19,11 +19,11 @@ class Predictions(NamedTuple):
     """N studies in the order of the file.
 
     Args:
-        ids: Different from each other; the row's number where the file has no ids.
+        ids: Unique ids; the numbers of the rows if the file has no ids.
         preds: Generated reports.
         target: Reference reports.
-        has_ids: Whether the ids stand in the file.
-        columns: Which column was read as `id` ("row number" without one), `preds` and `target`.
+        has_ids: Whether the file has ids.
+        columns: Columns that were read as `id` ("row number" without one), `preds` and `target`.
     """
 
     ids: list[str]
@@ -36,18 +36,18 @@ class Predictions(NamedTuple):
 def read_predictions(
     path: Path, id_column: str | None = None, preds_column: str | None = None, target_column: str | None = None
 ) -> Predictions:
-    """Read a file of predictions; the ending of its name says what it is (.jsonl, .json, .csv, .tsv).
+    """Read a file of predictions in the form given by its suffix (.jsonl, .json, .csv, .tsv).
 
     Args:
         path: The file.
-        id_column: Column of the study's id; the first of `ID_COLUMNS` by default, the row's number without one.
+        id_column: Column of the study's id; the first of `ID_COLUMNS` by default, or else the row's number.
         preds_column: Column of the generated report; the first of `PREDS_COLUMNS` by default.
         target_column: Column of the reference report; the first of `TARGET_COLUMNS` by default.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, has no rows, lacks a column, repeats an id, or holds something other than text
-            in a report; the message names the file and the rows.
+        NotFoundError: If the file does not exist.
+        UserError: If it cannot be read, has no rows, lacks a column, repeats an id, or a report is not a text; the
+            message names the file and the rows.
     """
     rows = _rows(path)
     if not rows:
@@ -55,7 +55,7 @@ def read_predictions(
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
     target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
     if preds_column == target_column:
-        raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: see --preds and --target.")
+        raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: set --preds and --target.")
     if id_column is None:
         id_column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
     if id_column is not None:
@@ -78,20 +78,20 @@ def read_predictions(
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a file of predictions, in the order of the file.
+    """Columns of a file of predictions, in the order of the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read.
+        NotFoundError: If the file does not exist.
+        UserError: If it cannot be read.
     """
     return list(dict.fromkeys(column for row in _rows(path) for column in row))
 
 
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
-    """The second file's rows in the order of the first's.
+    """Sort the rows of a second file in the order of the first.
 
     Raises:
-        ValueError: If the files do not hold the same studies with the same references; the message lists them.
+        UserError: If the files do not hold the same studies with the same references; the message lists them.
     """
     if set(first.ids) != set(second.ids):
         only = [[name for name in a.ids if name not in set(b.ids)] for a, b in ((first, second), (second, first))]
@@ -144,7 +144,7 @@ def _json(path: Path) -> Iterable[Any]:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
-    except (RecursionError, ValueError) as error:  # nested or long beyond what Python reads
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
         raise UserError(f"{path} cannot be read as JSON: {error}.") from error
     if isinstance(value, list):
         return value
@@ -190,6 +190,6 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:
-    """The first names and how many more there are."""
+    """First names of a list, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -4,8 +4,8 @@ Choices:
 
 - A reward that fails stops the run and names the completion and its study; it never becomes 0.
 - A scorer may return None for a report to which it does not apply; TRL then leaves the reward out of its sum.
-- A completion without a report, or with an empty one, earns 0.0 before anything is scored: a scorer must not decide
-  what silence is worth (RaTEScore gives it .5).
+- A completion without a report, or with an empty one, scores 0.0 without being passed to the scorer, whose value for an
+  empty report may be arbitrary (RaTEScore gives it .5).
 - TRL calls a reward with keyword arguments: prompts, completions, completion_ids, its own state, and every other column
   of the dataset. Only the completions, the column of references and an id are read.
 """
@@ -18,18 +18,18 @@ from typing import Any
 
 from torchmetrics import Metric
 
-from mrg.errors import RunError, UserError, UserTypeError
+from mrg.errors import ExtensionError, MrgError, UserError, UserTypeError, where_raised
 from mrg.metrics.format import format_score, parse_completion
+from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Scorer
-from mrg.metrics.named import name_of
 from mrg.metrics.scorer import optional_scores
 
 _NOT_COLUMNS = ("prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
 _ID_COLUMNS = ("study_id", "id")
 
 
-class RewardError(RunError):
-    """A reward failed; the message names the completion and its study. Training stops: a 0 would teach wrongly."""
+class RewardError(ExtensionError):
+    """A reward failed on the completion and study in the message; training stops, as a reward of 0 would mislead it."""
 
 
 def as_reward(
@@ -38,16 +38,16 @@ def as_reward(
     """Make a reward function for TRL from a metric or a scorer.
 
     Args:
-        metric: An object with `scores(preds, target)`, such as `MCCS` and `CEF1(average="example")` with a labeler or
+        metric: Object with `scores(preds, target)`, such as `MCCS` and `CEF1(average="example")` with a labeler or
             `ReportScore`, or a callable from two lists of strings to N numbers.
-        target: The dataset's column of reference reports.
-        think: None where the whole completion is the report; `"required"` or `"absent"` where it has the format of
+        target: Name of the dataset's column of reference reports.
+        think: None if the whole completion is the report; `"required"` or `"absent"` if it has the format of
             `parse_completion`, of which only the report section is scored.
-        name: Under which TRL logs the reward; that of the metric by default.
+        name: Name under which TRL logs the reward; that of the metric by default.
 
     Raises:
-        TypeError: If the metric is none of these.
-        ValueError: If smaller values of the metric are better, or `think` is unknown.
+        UserTypeError: If the metric is none of these.
+        UserError: If smaller values of the metric are better, or `think` is unknown.
 
     Example:
         >>> from mrg.metrics import MCCS, RulesLabeler
@@ -58,23 +58,8 @@ def as_reward(
     return ReportReward(metric, target, think, name)
 
 
-def format_reward(think: str = "required", name: str = "format") -> FormatReward:
-    """Make a reward function for TRL that pays 1 for a completion in the format, otherwise 0; see `format_score`.
-
-    MRG-R1 adds it to MCCS as `GRPOConfig(reward_weights=[0.75, 0.25])`.
-
-    Args:
-        think: `"required"`, or `"absent"` where the policy writes the report alone.
-        name: Under which TRL logs the reward.
-
-    Raises:
-        ValueError: If `think` is unknown.
-    """
-    return FormatReward(think, name)
-
-
 class ReportReward:
-    """What `as_reward` returns: a plain object, so that it can be pickled where its metric can."""
+    """Reward function returned by `as_reward`; it can be pickled if its metric can."""
 
     def __init__(self, metric: Any, target: str = "target", think: str | None = None, name: str | None = None) -> None:
         if isinstance(metric, type) or not callable(getattr(metric, "scores", metric)):
@@ -84,13 +69,13 @@ class ReportReward:
                 f"Expected argument `metric` to score each report, but {type(metric).__name__} has no method `scores`."
             )
         if getattr(metric, "higher_is_better", True) is False:
-            raise UserError(f"Expected a metric of which more is better, but {name_of(metric)} says otherwise.")
+            raise UserError(f"Expected a metric with higher_is_better=True, but that of {name_of(metric)} is False.")
         if isinstance(metric, Metric) and getattr(metric, "labeler", 0) is None:
-            raise UserError(f"Expected {name_of(metric)} to have a labeler: a reward is paid for strings.")
+            raise UserError(f"Expected {name_of(metric)} to have a labeler, as a reward scores strings.")
         if getattr(metric, "average", "example") != "example":
             raise UserError(f"Expected `average` to be 'example' for scores per report, but it is {metric.average!r}.")
         if think is not None:
-            parse_completion("", think)  # raises now and not in the first step where the setting is unknown
+            parse_completion("", think)  # an unknown setting raises here and not in the first step
         self.metric, self.target, self.think = metric, target, think
         self.__name__ = name or name_of(metric)
 
@@ -99,13 +84,13 @@ class ReportReward:
 
         Args:
             completions: N strings, or N lists of messages, of which the last one by the assistant counts.
-            columns: What TRL passes besides: the columns of the dataset, N values each.
+            columns: TRL's other arguments: the columns of the dataset, N values each.
 
         Returns:
-            N rewards; None where the scorer returned it.
+            N rewards; None if the scorer returned it.
 
         Raises:
-            ValueError: If the column of references is missing or has another length.
+            UserError: If the column of references is missing or has another length.
             RewardError: If the metric fails on a report or its value is not finite.
         """
         reports = [self._report(index, completion, columns) for index, completion in enumerate(completions)]
@@ -119,8 +104,8 @@ class ReportReward:
     def _report(self, index: int, completion: Any, columns: dict[str, Any]) -> str:
         try:
             text = completion_text(completion)
-        except TypeError as error:
-            raise RewardError(self._message(index, columns, error)) from error
+        except UserTypeError as error:
+            raise self._error(index, columns, error) from error
         return text if self.think is None else parse_completion(text, self.think).report
 
     def _references(self, num_completions: int, columns: dict[str, Any]) -> list[str]:
@@ -137,66 +122,90 @@ class ReportReward:
             )
         for index, reference in enumerate(target):
             if not isinstance(reference, str):
-                error = f"the column `{self.target}` holds {type(reference).__name__}, not a string."
-                raise RewardError(self._message(index, columns, error))
+                reason = f"the column `{self.target}` holds {type(reference).__name__}, not a string."
+                raise self._error(index, columns, reason)
         return target
 
     def _scores(
         self, reports: Sequence[str], target: Sequence[str], written: Sequence[int], columns: dict[str, Any]
     ) -> list[float | None]:
-        """Score the written reports together, and one by one where that fails, to say which one it was."""
+        """Score the reports in one call; if that fails, one by one, to find the one that fails."""
         scorer = getattr(self.metric, "scores", self.metric)
+
+        def score(indices: Sequence[int]) -> list[float | None]:
+            preds, references = ([side[index] for index in indices] for side in (reports, target))
+            return optional_scores(scorer, preds, references, self.__name__)
+
         try:
-            preds = [reports[index] for index in written]
-            scores = optional_scores(scorer, preds, [target[index] for index in written], self.__name__)
+            scores = score(written)
         except Exception as error:
             for index in written:
                 try:
-                    optional_scores(scorer, [reports[index]], [target[index]], self.__name__)
+                    score([index])
                 except Exception as alone:
-                    raise RewardError(self._message(index, columns, alone)) from alone
-            message = (
-                f"Reward `{self.__name__}` failed on {len(written)} completions, each of which can be scored alone"
-            )
-            raise RewardError(f"{message}: {error}") from error
-        for index, score in zip(written, scores, strict=True):
-            if score is not None and not math.isfinite(score):
-                raise RewardError(self._message(index, columns, f"its value is {score}, not a finite number."))
+                    raise self._error(index, columns, alone) from alone
+            raise RewardError(
+                f"Reward `{self.__name__}` failed on {len(written)} completions, each of which can be scored alone: "
+                f"{_reason(error)}"
+            ) from error
+        for index, value in zip(written, scores, strict=True):
+            if value is not None and not math.isfinite(value):
+                raise self._error(index, columns, f"its value is {value}, not a finite number.")
         return scores
 
-    def _message(self, index: int, columns: dict[str, Any], reason: object) -> str:
-        """Which completion failed, of which study where the dataset says it, and why."""
+    def _error(self, index: int, columns: dict[str, Any], reason: Exception | str) -> RewardError:
+        """Error that names the completion, its study if the dataset has an id, and the reason."""
         study = next((f" (study {columns[name][index]})" for name in _ID_COLUMNS if name in columns), "")
-        return f"Reward `{self.__name__}` failed on completion {index}{study}: {reason}"
+        return RewardError(f"Reward `{self.__name__}` failed on completion {index}{study}: {_reason(reason)}")
+
+
+def _reason(error: Exception | str) -> str:
+    """Message of our own errors; type, message, file and line of those of the user's code."""
+    return where_raised(error) if isinstance(error, Exception) and not isinstance(error, MrgError) else str(error)
+
+
+def format_reward(think: str = "required", name: str = "format") -> FormatReward:
+    """Make a reward function for TRL: 1 for a completion in the valid format, otherwise 0; see `format_score`.
+
+    MRG-R1 adds it to MCCS with `GRPOConfig(reward_weights=[0.75, 0.25])`.
+
+    Args:
+        think: `"required"`, or `"absent"` if the policy writes the report alone.
+        name: Name under which TRL logs the reward.
+
+    Raises:
+        UserError: If `think` is unknown.
+    """
+    return FormatReward(think, name)
 
 
 class FormatReward:
-    """What `format_reward` returns."""
+    """Reward function returned by `format_reward`."""
 
     def __init__(self, think: str = "required", name: str = "format") -> None:
-        parse_completion("", think)  # raises where the setting is unknown
+        parse_completion("", think)  # raises if the setting is unknown
         self.think = think
         self.__name__ = name
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:
-        """Reward N completions, strings or lists of messages: 1.0 for one in the format, otherwise 0.0.
+        """Reward N completions, strings or lists of messages: 1.0 for the valid format, otherwise 0.0.
 
         Raises:
-            TypeError: If a completion is neither.
+            UserTypeError: If a completion is neither.
         """
         rewards: list[float] = format_score([completion_text(c) for c in completions], self.think).tolist()
         return rewards
 
 
 def completion_text(completion: Any) -> str:
-    """The text of a completion in one of TRL's forms.
+    """Text of a completion in one of TRL's forms.
 
     Args:
-        completion: A string, or a list of messages `{"role": …, "content": …}`. The last one by the assistant counts;
-            its content is a string, a list of parts of which those of type "text" count, or None.
+        completion: String, or list of messages `{"role": …, "content": …}`. The last one by the assistant counts; its
+            content is a string, a list of parts of which those of type "text" count, or None.
 
     Raises:
-        TypeError: If it is something else.
+        UserTypeError: If it has another form.
     """
     if isinstance(completion, str):
         return completion

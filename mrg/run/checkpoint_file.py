@@ -1,10 +1,12 @@
-"""Whether a file or a folder is a whole checkpoint of ours, and in one line what it is where it is none."""
+"""One checkpoint on disk: whether it is intact, whether it is one of ours, and the fingerprint of its weights."""
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,75 +15,115 @@ import torch
 from mrg.errors import UserError
 
 META = "meta.pt"
-"""In a checkpoint of one file per rank, what all ranks share."""
+"""In a sharded checkpoint, a folder with one file per rank, the file that all ranks share."""
 
 
 class DamagedCheckpointError(UserError):
-    """A checkpoint that is not what was written."""
+    """A checkpoint is not what was written."""
 
 
 class ForeignCheckpointError(UserError):
-    """A file that is whole, but no checkpoint of ours."""
+    """A file is intact, but not a checkpoint of ours."""
+
+
+def _file(checkpoint: Path) -> Path:
+    return checkpoint / META if checkpoint.is_dir() else checkpoint
 
 
 def check_whole(path: Path) -> None:
-    """Check a file of torch by its own check sums.
+    """Check a file of torch by its own checksums.
 
     Args:
-        path: A file, or a folder of one file per rank.
+        path: Checkpoint: a file, or a folder with one file per rank.
 
     Raises:
-        DamagedCheckpointError: If it is torn or changed, or no such file at all.
+        DamagedCheckpointError: If it is truncated or changed, or no such file.
     """
-    file = path / META if path.is_dir() else path
+    file = _file(path)
     try:
         with zipfile.ZipFile(file) as archive:
             if (bad := archive.testzip()) is not None:
                 raise DamagedCheckpointError(f"{path} is damaged in {bad}.")
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({_begin_of(file)}).") from error
+        raise DamagedCheckpointError(f"{path} is damaged or no checkpoint ({_diagnosis(file)}).") from error
     except OSError as error:
         raise DamagedCheckpointError(f"{path} cannot be read ({error.strerror or error}).") from error
 
 
-def _begin_of(file: Path) -> str:
-    """What stands where a file of torch should begin."""
+def _diagnosis(file: Path) -> str:
     with file.open("rb") as content:
         begin = content.read(4)
     if not begin:
-        return "it is empty"
-    return "its end is missing" if begin == b"PK\x03\x04" else "it is no file of torch's present format"
+        return "the file is empty"
+    return "the file is truncated" if begin == b"PK\x03\x04" else "the file is not in torch's zip format"
 
 
 def check_ours(path: Path) -> None:
-    """Check that a file that is whole was written by `python -m mrg fit`; its weights are not read.
+    """Check that an intact file was written by `python -m mrg fit`; its weights are not read.
 
     Raises:
-        ForeignCheckpointError: If it was not; the message says what it holds.
+        ForeignCheckpointError: If it was not; the message describes its content.
     """
     try:
-        content = torch.load(path / META if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(_file(path), map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, KeyError, AttributeError, TypeError, ValueError, EOFError) as error:
         # Also an archive of something else, and a pickle whose objects would need code to be run.
-        raise ForeignCheckpointError(_message(path, "torch reads nothing from it without running code")) from error
+        raise ForeignCheckpointError(_message(path, "torch cannot read it without running code")) from error
     if not isinstance(content, dict) or "identity" not in content:
         raise ForeignCheckpointError(_message(path, _contents(content)))
 
 
 def _contents(content: Any) -> str:
     if not isinstance(content, dict):
-        return f"it holds a {type(content).__name__}"
+        return f"it contains a {type(content).__name__}"
     if "pytorch-lightning_version" in content:
-        return "it is another Lightning project's"
+        return "it belongs to another Lightning project"
     names = [repr(name) for name in content]
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        return f"it holds weights alone: {some}"
-    return f"it holds {some or 'nothing'}"
+        return f"it contains only weights: {some}"
+    return f"it contains {some or 'nothing'}"
 
 
 def _message(path: Path, reason: str) -> str:
     return (
-        f"{path} is no checkpoint of `python -m mrg fit`: {reason}. Expected a file such as "
+        f"{path} is not a checkpoint of `python -m mrg fit`: {reason}. Expected a file such as "
         "runs/NAME/checkpoints/best.ckpt."
     )
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Identify a checkpoint's weights by the checksums stored in its file; the weights are not read.
+
+    Args:
+        checkpoint: A file, or a folder with one file per rank.
+
+    Returns:
+        Hexadecimal digits; empty if it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(_file(checkpoint)) as archive:
+            # Only tensors: the rest of the archive contains times.
+            rows = [(info.filename.split("/")[-1], info.CRC, info.file_size) for info in archive.infolist()
+                    if "/data/" in info.filename]  # fmt: skip
+    except (OSError, zipfile.BadZipFile):
+        return ""
+    if checkpoint.is_dir():  # the weights are in the files of the ranks
+        rows += [(path.name, 0, path.stat().st_size) for path in checkpoint.iterdir()]
+    return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:16]
+
+
+def is_outdated(folder: Path, results: Mapping[str, Any]) -> bool:
+    """Return whether the checkpoint that was tested has been replaced since.
+
+    Args:
+        folder: Folder of the run.
+        results: Content of results.json. Those of older versions do not identify their checkpoint, and pass.
+    """
+    protocol = results.get("protocol") or {}
+    tested, checkpoint = protocol.get("fingerprint"), Path(str(protocol.get("checkpoint") or ""))
+    if not tested:
+        return False
+    places = [checkpoint, folder / "checkpoints" / checkpoint.name]  # the second one if the run was moved or copied
+    found = {fingerprint(path) for path in places} - {""}
+    return bool(found) and tested not in found

@@ -1,4 +1,4 @@
-"""A run's checkpoints on disk: written whole or not at all, with a manifest of hashes; and the newest whole one."""
+"""The folder of a run's checkpoints: atomic writes, a manifest with hashes, and the newest intact checkpoint."""
 
 from __future__ import annotations
 
@@ -18,60 +18,60 @@ from mrg.run.checkpoint_file import DamagedCheckpointError, check_whole
 
 BEST = "best.ckpt"
 UNVALIDATED, ROUND, EPOCH = "unvalidated", "round", "epoch"
-"""Boundaries: before a validation that is due; after a round; after the last round of an epoch and its end."""
+"""Kinds of boundaries: before a validation that is due; after a round; after the last round of an epoch."""
 _NAME = re.compile(r"round-(\d{8})(-unvalidated)?\.ckpt")
 
 
 def checkpoint_name(number: int, validated: bool = True) -> str:
-    """File of the state after so many rounds; a validation that is due may still be to come."""
+    """Return the file name of the state after `number` rounds, after or before a validation that is due."""
     return f"round-{number:08d}{'' if validated else '-unvalidated'}.ckpt"
 
 
 class CheckpointFolder:
     """`<runs>/<name>/checkpoints/`.
 
-    It holds `round-<number>.ckpt` for the last rounds that were saved, those which these name as their best ones,
-    `best.ckpt`, another name of the best of all, and `manifest.json`: name -> SHA-256, size, and the best at that time.
-    A checkpoint is a file, or a folder of one file per rank where a strategy writes sharded weights.
+    It contains `round-<number>.ckpt` for the last rounds that were saved and for those that were the best ones then,
+    `best.ckpt`, a link to the best of all, and `manifest.json`: name -> SHA-256, size, and the best at that time.
+    A checkpoint is a file, or a folder with one file per rank if the strategy writes sharded weights.
 
     Args:
         path: The folder.
-        keep: How many of the last checkpoints are kept.
+        keep: Number of recent checkpoints to keep.
     """
 
     def __init__(self, path: Path, keep: int = 2) -> None:
         self.path, self.keep = path, keep
 
     def names(self) -> list[str]:
-        """Checkpoints of rounds, the newest first; after a round's validation is newer than before it."""
+        """Return the checkpoints of rounds, newest first; that after a validation is newer than that before it."""
         found = [(match, path.name) for path in self.path.glob("round-*.ckpt") if (match := _NAME.fullmatch(path.name))]
         return [name for _, name in sorted(((int(m[1]), m[2] is None), name) for m, name in found)][::-1]
 
     def save(self, name: str, checkpoint: dict[str, Any], best: str) -> None:
-        """Write a checkpoint, note it in the manifest, and remove what need not be kept.
+        """Write a checkpoint, add it to the manifest, and remove checkpoints that need not be kept.
 
         Args:
-            name: Its file.
-            checkpoint: What `torch.save` takes.
-            best: File of the best checkpoint at this time, which may be this one; empty where there is none.
+            name: File name.
+            checkpoint: Content for `torch.save`.
+            best: File name of the best checkpoint at this time, which may be this one; empty if there is none.
 
         Raises:
-            WriteError: If it cannot be written; the checkpoints before it stay.
+            WriteError: If it cannot be written; earlier checkpoints are left intact.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WriteError(f"{self.path} cannot be made ({error.strerror}).") from error
+            raise WriteError(f"{self.path} cannot be created ({error.strerror}).") from error
         with replacing(self.path / name) as file:
             digest, size = _dump(checkpoint, file)
         self._finish(name, digest, size, best)
 
     def unfinished(self, name: str) -> Path:
-        """Where the ranks write a folder that `take` will make a checkpoint."""
+        """Return the folder to which the ranks write their shards before `take`."""
         return self.path / f".{name}.ranks.tmp"
 
     def take(self, name: str, best: str) -> None:
-        """Make a checkpoint of the folder that all ranks have written; otherwise like `save`."""
+        """Turn the folder that all ranks have written into a checkpoint; otherwise like `save`."""
         folder = self.unfinished(name)
         try:
             for path in folder.iterdir():
@@ -93,7 +93,7 @@ class CheckpointFolder:
         self.prune()
 
     def adopt(self, name: str, best: str) -> None:
-        """Note a checkpoint that is whole, and its best one, where a crash or a lost manifest left no entry."""
+        """Add an intact checkpoint and its best one to a manifest that lost them in a crash."""
         for own, its_best in ((best, best), (name, best)):
             path = self.path / own
             if own and path.exists() and own not in self.manifest():
@@ -104,7 +104,7 @@ class CheckpointFolder:
         write_json(self.path / "manifest.json", {**self.manifest(), name: entry})
 
     def set_best(self, name: str) -> None:
-        """Let `best.ckpt` be this checkpoint."""
+        """Link `best.ckpt` to this checkpoint."""
         temporary = self.path / f".{BEST}.{os.getpid()}.tmp"
         temporary.unlink(missing_ok=True)
         try:
@@ -129,11 +129,11 @@ class CheckpointFolder:
             raise WriteError(f"{self.path / BEST} cannot be written ({error.strerror}).") from error
 
     def remove_best(self) -> None:
-        """Have no best checkpoint."""
+        """Remove `best.ckpt`."""
         _remove(self.path / BEST)
 
     def prune(self) -> None:
-        """Remove all but the last checkpoints and the ones that they name as their best."""
+        """Remove all but the recent checkpoints and those that were the best at their time."""
         entries = self.manifest()
         kept = {name: entries[name] for name in self.names() if name in entries}
         kept = dict(list(kept.items())[: self.keep])
@@ -152,7 +152,7 @@ class CheckpointFolder:
         (self.path / "manifest.json").unlink(missing_ok=True)
 
     def remove_after(self, name: str) -> list[str]:
-        """Remove checkpoints that are newer than this one, and what a crash left half written; returns their names."""
+        """Remove checkpoints newer than this one and unfinished files; returns the names of the former."""
         names = self.names()
         newer = names[: names.index(name)] if name in names else names
         for other in newer:
@@ -164,7 +164,7 @@ class CheckpointFolder:
         return newer
 
     def manifest(self) -> dict[str, dict[str, Any]]:
-        """Name -> entry; empty where there is none, or a damaged one: files are then checked by their own sums."""
+        """Read the manifest; empty if there is none or it is damaged: files are then checked by their own checksums."""
         try:
             entries = json.loads((self.path / "manifest.json").read_text(encoding="utf-8"))
             return {
@@ -178,7 +178,7 @@ class CheckpointFolder:
         """Check that a checkpoint is what was written.
 
         Raises:
-            DamagedCheckpointError: If it is not: torn, changed, or no checkpoint at all.
+            DamagedCheckpointError: If it is truncated or changed, or no checkpoint.
         """
         name = path.name
         entries = self.manifest()
@@ -191,14 +191,14 @@ class CheckpointFolder:
             if size != entry["bytes"]:
                 raise DamagedCheckpointError(f"{path} is damaged: {size} bytes, but {entry['bytes']} were written.")
             if _digest(path) != entry["sha256"]:
-                raise DamagedCheckpointError(f"{path} is damaged: it is not what its SHA-256 in manifest.json says.")
+                raise DamagedCheckpointError(f"{path} is damaged: its SHA-256 differs from that in manifest.json.")
             return
         check_whole(path)
 
     def problem(self, name: str) -> str:
-        """What is wrong with a checkpoint of this folder, in one line; empty where it is whole."""
+        """Describe in one line what is wrong with a checkpoint of this folder; empty if it is intact."""
         if not (self.path / name).exists():
-            return f"{self.path / name} is gone."
+            return f"{self.path / name} does not exist."
         try:
             self.check(self.path / name)
         except DamagedCheckpointError as error:
@@ -206,19 +206,19 @@ class CheckpointFolder:
         return ""
 
     def newest(self) -> tuple[Path | None, list[str]]:
-        """The newest checkpoint that is whole, if any, and a line for each newer one that is not."""
-        remarks: list[str] = []
+        """Return the newest intact checkpoint, if any, and a line for each newer one that is damaged."""
+        problems: list[str] = []
         for name in self.names():
             if not (problem := self.problem(name)):
-                return self.path / name, remarks
-            remarks.append(problem)
-        return None, remarks
+                return self.path / name, problems
+            problems.append(problem)
+        return None, problems
 
 
 class _Hashing:
     """A file that is hashed while it is written.
 
-    torch turns an error in `write` into one that does not say why, so that it is kept here and raised later.
+    torch replaces an error in `write` by one without its reason, so it is kept here and raised later.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -237,7 +237,7 @@ class _Hashing:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing to do: the file is flushed by who opened it."""
+        """Do nothing: `replacing` flushes the file."""
 
 
 def _dump(checkpoint: dict[str, Any], file: IO[bytes]) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What must be true of a run's folder before a command works in it, and room in it for a run that starts anew."""
+"""The folder of a run: its files, its lock, the checks before a command uses it, and clearing it for a new run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WRITTEN = (
     "predictions.jsonl", "predict.jsonl", "images.jsonl", "results.json", "run.json", "index.html", PAGE,
     PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json", "*.vs.*.json",
 )  # fmt: skip
-"""Files that tell of a policy of the run; those of `python -m mrg.metrics` are the last ones."""
+"""Files about a policy of the run; the last ones are those of `python -m mrg.metrics`."""
 
 
 def latest_run(runs: Path) -> Path:
-    """Folder of the run whose best checkpoint is the newest.
+    """Return the folder of the run with the newest best checkpoint.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is no run with a checkpoint.
     """
     found = [path for path in runs.glob("**/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
     if not found:
@@ -40,7 +40,7 @@ def latest_run(runs: Path) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder and a file in it; permissions say too little on network drives and to root.
+    """Check a folder by creating it and a file in it: permissions are not enough on network drives and for root.
 
     Raises:
         UserError: If it cannot be written.
@@ -53,12 +53,12 @@ def check_writable(folder: Path) -> None:
 
 
 def lock(folder: Path) -> IO[bytes] | None:
-    """Keep other processes from training in a run's folder, as long as the file is open or this process lives.
+    """Lock a run's folder against other processes that train, until the file is closed or this process ends.
 
-    Two would write over each other's checkpoints and add to the same logs.
+    Two processes would overwrite each other's checkpoints and append to the same logs.
 
     Returns:
-        The file that is locked; None where the system or its file system has no such locks.
+        The locked file; None if the system or the file system has no such locks.
 
     Raises:
         UserError: If another process trains there.
@@ -69,12 +69,12 @@ def lock(folder: Path) -> IO[bytes] | None:
 
     file = (folder / LOCK).open("ab")
     try:
-        # Of the process: it ends with it, however it ends, and a loader's workers do not have it.
+        # Of the process: the system releases it however the process ends, and workers of loaders do not inherit it.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.close()
         raise UserError(
-            f"Another process trains in run folder {folder}: wait for its end, or choose another --name."
+            f"Another process is training in {folder}: wait until it has finished, or choose another --name."
         ) from None
     except OSError:
         file.close()
@@ -84,7 +84,7 @@ def lock(folder: Path) -> IO[bytes] | None:
 
 
 def _remove_unused(folder: Path, process: int) -> None:
-    """Leave no folder of a run that was refused before it wrote anything."""
+    """Remove the folder of a run that was refused before it wrote anything."""
     with contextlib.suppress(OSError):
         if os.getpid() == process and [path.name for path in folder.iterdir()] == [LOCK]:
             (folder / LOCK).unlink()
@@ -92,14 +92,14 @@ def _remove_unused(folder: Path, process: int) -> None:
 
 
 def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
-    """Refuse the configuration of a run's folder that was moved or copied: it names the place where it was.
+    """Refuse the configuration of a run whose folder was moved or copied: it names the previous place.
 
     Args:
-        configs: Files that were given.
-        folder: The run's folder, as they and the command line name it.
+        configs: Configuration files that were given.
+        folder: Folder of the run according to them and the command line.
 
     Raises:
-        UserError: If the last of them lies in another run's folder, and names this one.
+        UserError: If one of them lies in another run's folder and names this one.
     """
     import yaml
 
@@ -110,17 +110,17 @@ def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
         if Path(str(saved.get("runs")), str(saved.get("name"))).resolve() == folder.resolve():
             raise UserError(
-                f"{path} lies in a run's folder but names {folder}, as if it was moved or copied: add "
+                f"{path} names the run folder {folder}, but lies in another one, probably moved or copied: add "
                 f"--runs {own.parent} --name {own.name}."
             )
 
 
 def make_room(folder: Path, overwrite: bool) -> None:
-    """Make room for a run that starts anew: earlier logs are kept under other names; Lightning would delete them.
+    """Make room for a run that starts from the beginning; logs of an earlier run are renamed.
 
     Args:
-        folder: The run's.
-        overwrite: Remove what an earlier run left; a best checkpoint that stayed would pass for the new run's.
+        folder: Folder of the run.
+        overwrite: Remove the other files of an earlier run, which would pass for the new run's.
     """
     if overwrite:
         CheckpointFolder(folder / "checkpoints").clear()

@@ -20,6 +20,7 @@ from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.results import ResultWriter
 from mrg.commands.lightning import quiet
 from mrg.datamodules.demo import DemoDataModule
+from mrg.log import configure
 from mrg.metrics.trl import RewardError
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA
@@ -93,6 +94,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
     """Train a run; returns its module."""
     strategies = {"fsdp": FSDP2(), "fsdp in parts": FSDP2(save_distributed_checkpoint=True)}
     quiet()
+    configure()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)

@@ -105,7 +105,7 @@ def test_the_one_before_a_damaged_checkpoint_gives_the_same_run(tmp_path, policy
     assert path == files.path / before
     assert damaged in lines[0]
     fit(tmp_path, "grpo", policy_folder, checkpoint=str(path))
-    assert f"Removed what came after it: {damaged}." in capsys.readouterr().out
+    assert f"Removed newer checkpoints: {damaged}." in capsys.readouterr().err
     assert differences(whole("grpo"), tmp_path) == []
 
 

@@ -78,7 +78,7 @@ def test_merged_from_4_bits_is_the_whole_base_with_the_adapter(policy, studies, 
     base, checkpoint = str(tmp_path / "base"), str(tmp_path / "last.ckpt")
     output = tmp_path / "adapter"
     if train_vision:
-        with pytest.raises(ValueError, match="An adapter alone does not hold the trained vision tower"):
+        with pytest.raises(ValueError, match="An adapter does not contain the trained vision tower"):
             trainer.export(
                 GRPOModule(**nested(policy=base, **settings)), ckpt_path=checkpoint, output=str(output), adapter=True
             )
@@ -117,7 +117,7 @@ def test_mistakes(run, tmp_path):
     base = str(tmp_path / "base")
     with pytest.raises(ValueError, match="pass --output FOLDER"):
         trainer.export(GRPOModule(**nested(policy=base, **settings)))
-    with pytest.raises(ValueError, match="base holds a checkpoint already"):
+    with pytest.raises(ValueError, match="base already contains a checkpoint"):
         trainer.export(GRPOModule(**nested(policy=base, **settings)), output=base)
     with pytest.raises(ValueError, match="has no adapter"):
         trainer.export(SFTModule(policy=base, **SETTINGS), output=str(tmp_path / "out"), adapter=True)

@@ -100,9 +100,10 @@ def test_a_page_stands_beside_the_reports_that_are_written_elsewhere(home, capsy
 def test_the_latest_run_and_several_images_as_one_study(home, capsys, monkeypatch):
     monkeypatch.chdir(home)
     main(["predict", "--images", "[01].png", "--as_one_study", "true"])
-    out = capsys.readouterr().out
+    out, notes = capsys.readouterr()
     run = Path("runs") / "iu_tiny"
-    assert out.startswith(f"Latest run: {run}\npredict: {run / 'checkpoints' / 'best.ckpt'}\n\n0.png, 1.png\n")
+    assert notes.startswith(f"Latest run: {run}\npredict: {run / 'checkpoints' / 'best.ckpt'}\n")
+    assert out.startswith("\n0.png, 1.png\n")
     assert [row["images"] for row in lines(run / "images.jsonl")] == [["0.png", "1.png"]]
 
 
@@ -154,7 +155,7 @@ def test_an_image_that_cannot_be_read_does_not_cost_the_other_reports(home, tmp_
     written = {name: [str(tmp_path / "many" / f"{stem}.png") for stem in stems] for name, stems in
                {"all": ("0", "1", "2", "zz"), "first": ("0", "1")}.items()}  # fmt: skip
     assert [row["images"][0] for row in lines(tmp_path / "o.jsonl")] == written["all"]
-    assert "Skipped in predict: 1 of 5 studies, whose images cannot be read" in capsys.readouterr().out
+    assert "Skipped in predict: 1 of 5 studies with unreadable images" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["predict", *argv, "--data.init_args.on_error=raise"])
     text = capsys.readouterr()

@@ -201,7 +201,7 @@ def test_fit_goes_on_without_the_bad(
         assert module.num_scored == 3
         assert np.isfinite(float(fit.callback_metrics["val/mccs"]))
     assert runs[0] == runs[1]
-    assert "Skipped in train: 2 of 9 studies" in capsys.readouterr().out
+    assert "Skipped in train: 2 of 9 studies" in caplog.text
 
 
 def test_validation_equals_that_of_the_good_alone(saved: str, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_validation_equals_that_of_the_good_alone(saved: str, tmp_path: Path) ->
     assert np.isfinite(scores[0]["val/loss"])
 
 
-def test_test_counts_what_was_skipped(saved: str, tmp_path: Path, capsys) -> None:
+def test_test_counts_what_was_skipped(saved: str, tmp_path: Path, caplog) -> None:
     test = write_studies(tmp_path / "test", 5, bad=(3,))
     data = Splits({"train": test[:3], "val": [], "test": test}, on_error="skip")
     trainer(tmp_path / "run").test(sft(saved), data, verbose=False)
@@ -229,16 +229,16 @@ def test_test_counts_what_was_skipped(saved: str, tmp_path: Path, capsys) -> Non
     reason = f"Study s3: Image {tmp_path / 'test' / '3.png'} is truncated at 1500 bytes; copy it again."
     assert results["protocol"]["skipped"] == {"count": 1, "studies": [{"id": "s3", "reason": reason}]}
     assert results["protocol"]["data"]["test"] == 5
-    assert "Skipped in test: 1 of 5 studies, whose images cannot be read" in capsys.readouterr().out
+    assert "Skipped in test: 1 of 5 studies with unreadable images" in caplog.text
 
 
-def test_predict_goes_on_without_the_bad(saved: str, tmp_path: Path, capsys) -> None:
+def test_predict_goes_on_without_the_bad(saved: str, tmp_path: Path, caplog) -> None:
     test = write_studies(tmp_path / "test", 4, bad=(0, 1))
     data = Splits({"train": test[2:], "val": [], "test": test}, on_error="skip")
     trainer(tmp_path / "run").predict(sft(saved), data)
     rows = [json.loads(line) for line in (tmp_path / "run" / "predict.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == ["s2", "s3"]
-    assert "Skipped in predict: 2 of 4 studies" in capsys.readouterr().out
+    assert "Skipped in predict: 2 of 4 studies" in caplog.text
 
 
 @pytest.mark.parametrize("tower", [False, True])
@@ -295,4 +295,4 @@ def test_ranks_with_unequal_numbers_of_bad_images_do_not_wait_for_each_other(
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["num_studies"] == 5
     assert [study["id"] for study in results["protocol"]["skipped"]["studies"]] == ["s0", "s2", "s5"]
-    assert "Skipped in val: 4 of 8 studies" in done.stdout
+    assert "Skipped in val: 4 of 8 studies" in done.stderr

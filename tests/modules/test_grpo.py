@@ -197,7 +197,7 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
     module.reward.labeler = Broken()
     batch = StudyCollator(module.policy.processor, "Report:")(studies[:2])
     rollout = module.rollout(module.policy.embed(batch), batch)
-    with pytest.raises(RewardError, match="failed on study train-00000: no weights"):
+    with pytest.raises(RewardError, match="failed on study train-00000: OSError: no weights "):
         module.rewards(rollout, batch)
 
 

@@ -47,12 +47,12 @@ def write_other_archive(path):
 
 
 FOREIGN = [
-    (write_values, "it holds 'a', 'b', 'c' and 1 more"),
-    (write_weights, "it holds weights alone: 'weight', 'bias'"),
-    (write_lightning, "it is another Lightning project's"),
-    (write_tensor, "it holds a Tensor"),
-    (write_code, "torch reads nothing from it without running code"),
-    (write_other_archive, "torch reads nothing from it without running code"),
+    (write_values, "it contains 'a', 'b', 'c' and 1 more"),
+    (write_weights, "it contains only weights: 'weight', 'bias'"),
+    (write_lightning, "it belongs to another Lightning project"),
+    (write_tensor, "it contains a Tensor"),
+    (write_code, "torch cannot read it without running code"),
+    (write_other_archive, "torch cannot read it without running code"),
 ]
 
 
@@ -73,7 +73,7 @@ def test_a_file_of_torch_that_is_not_ours_is_named_with_what_it_holds(tmp_path, 
     path = tmp_path / "given.ckpt"
     write(path)
     line = (
-        f"{path} is no checkpoint of `python -m mrg fit`: {reason}. Expected a file such as "
+        f"{path} is not a checkpoint of `python -m mrg fit`: {reason}. Expected a file such as "
         "runs/NAME/checkpoints/best.ckpt."
     )
     assert said(capsys, place, path) == [line, line]
@@ -90,9 +90,9 @@ def test_ours_are_taken(place):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (lambda whole: b"", "it is empty"),
-        (lambda whole: b"hello\n", "it is no file of torch's present format"),
-        (lambda whole: whole[: len(whole) // 2], "its end is missing"),
+        (lambda whole: b"", "the file is empty"),
+        (lambda whole: b"hello\n", "the file is not in torch's zip format"),
+        (lambda whole: whole[: len(whole) // 2], "the file is truncated"),
     ],
 )
 def test_a_file_that_torch_did_not_write_or_not_to_its_end(tmp_path, place, capsys, content, reason):
@@ -104,13 +104,13 @@ def test_a_file_that_torch_did_not_write_or_not_to_its_end(tmp_path, place, caps
 def test_a_folder_is_called_what_it_is_and_a_checkpoint_in_it_is_named(tmp_path, place, capsys):
     run, files = place / "run", place / "run" / "checkpoints"
     best, newest = files / "best.ckpt", files / "round-00000003.ckpt"
-    question = "and no checkpoint: did you mean SETTING"
-    assert said(capsys, place, run) == [f"{run} is a run's folder {question} {path}?" for path in (best, newest)]
-    assert said(capsys, place, files) == [f"{files} is a folder {question} {path}?" for path in (best, newest)]
+    question = "not a checkpoint: did you mean SETTING"
+    assert said(capsys, place, run) == [f"{run} is the folder of a run, {question} {path}?" for path in (best, newest)]
+    assert said(capsys, place, files) == [f"{files} is a folder, {question} {path}?" for path in (best, newest)]
     policy = run / "policy"
-    line = f"{policy} is a policy for model.init_args.policy and no checkpoint, nor is there one in it: check SETTING."
+    line = f"{policy} is a policy for model.init_args.policy, not a checkpoint, and contains none: check SETTING."
     assert said(capsys, place, policy) == [line, line]
-    line = f"{tmp_path} is a folder and no checkpoint, nor is there one in it: check SETTING."
+    line = f"{tmp_path} is a folder, not a checkpoint, and contains none: check SETTING."
     assert said(capsys, place, tmp_path) == [line, line]
 
 
@@ -118,18 +118,18 @@ def test_one_file_per_rank_of_another_project(tmp_path, place, capsys):
     folder = tmp_path / "sharded"
     folder.mkdir()
     write_lightning(folder / "meta.pt")
-    with pytest.raises(ForeignCheckpointError, match=f"{folder} is no checkpoint of .* another Lightning project's"):
+    with pytest.raises(ForeignCheckpointError, match=f"{folder} is not a checkpoint of .* another Lightning project"):
         check_ours(folder)
     first, second = said(capsys, place, folder)
     assert first.startswith(f"Checkpoint {folder} has one file per rank: add --config configs/strategy/fsdp.yaml")
-    assert "another Lightning project's" in second
+    assert "another Lightning project" in second
 
 
 def test_export_asks_the_same(tmp_path, place, capsys):
     write_weights(tmp_path / "w.pt")
     argv = ["export", *fit_arguments(place, f"--ckpt_path={tmp_path / 'w.pt'}", f"--output={tmp_path / 'out'}")]
     code, text = failure(capsys, argv)
-    assert (code, "it holds weights alone" in text) == (2, True)
+    assert (code, "it contains only weights" in text) == (2, True)
     assert not (tmp_path / "out").exists()
 
 
@@ -140,13 +140,12 @@ def test_another_runs_checkpoint_is_called_that(tmp_path, place, capsys):
     code, text = failure(capsys, ["fit", *fit_arguments(tmp_path, f"--resume={other}")])
     assert (code, text) == (
         2,
-        f"mrg: {other} is a checkpoint of the run {place / 'run'}, but run folder {tmp_path / 'run'} holds a run of "
-        "its own: go on with that one by --resume auto, or choose a new --name for a run that goes on from the other's "
-        "checkpoint.",
+        f"mrg: {other} is a checkpoint of the run {place / 'run'}, but {tmp_path / 'run'} already contains a run: "
+        "resume it with --resume auto, or choose a new --name for a run that starts from this checkpoint.",
     )
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.ckpt")} == before
     main(["fit", *fit_arguments(tmp_path, "--name=new", f"--resume={other}", "--trainer.max_steps=4")])
-    assert f"Going on after round 3 of {other}" in capsys.readouterr().out
+    assert f"from the state after round 3 in {other}." in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_sft_is_none_of_grpo(place, capsys):
@@ -155,6 +154,6 @@ def test_a_checkpoint_of_sft_is_none_of_grpo(place, capsys):
     code, text = failure(capsys, ["fit", *given])
     assert (code, text) == (
         2,
-        f"mrg: The checkpoint is of the run {place / 'run'}, which trained SFTModule, but this run trains GRPOModule: "
-        f"to begin from that run's policy set model.init_args.policy to {policy}, and pass no checkpoint.",
+        f"mrg: The checkpoint belongs to the run {place / 'run'}, which trained SFTModule, but this run trains "
+        f"GRPOModule. To start from that run's policy, set model.init_args.policy to {policy} and pass no checkpoint.",
     )

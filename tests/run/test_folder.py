@@ -37,7 +37,7 @@ def test_two_processes_do_not_train_in_one_folder(tmp_path, run, capsys):
             code, message = failure(capsys, ["fit", *sft(tmp_path, more)])
             assert code == 2
             assert message == (
-                f"mrg: Another process trains in run folder {run}: wait for its end, or choose another --name."
+                f"mrg: Another process is training in {run}: wait until it has finished, or choose another --name."
             )
         assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     finally:

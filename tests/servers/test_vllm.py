@@ -15,6 +15,7 @@ import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.collate import StudyCollator
+from mrg.log import configure
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.rollout.sampling import sample
@@ -271,6 +272,7 @@ class KillAt(L.Callback):
 
 
 def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers, saved, studies, tmp_path, capsys):
+    configure()
     urls = [server.url for server in servers]
 
     def fit(checkpoint=None, *callbacks):
@@ -288,12 +290,12 @@ def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers
     with pytest.raises(ServerError, match=r"No rollout server could write study .* start http.* again"):
         fit(None, KillAt(servers, 2))
     path = tmp_path / "checkpoints" / "round-00000002.ckpt"
-    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    assert f"The last checkpoint is {path}. Resume with: " in capsys.readouterr().err
     for server in servers:
         server.start()
         server.wait()
     assert fit(str(path)).global_step == 4
-    assert f"Resuming after round 2 from {path}." in capsys.readouterr().out
+    assert f"Resuming after round 2 from {path}." in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / "round-00000004.ckpt").is_file()
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.errors import RunError, UserError
+from mrg.errors import RunError, UserError, one_line, print_error
 
 RECORD = "arm.json"
 """What a run of an ablation was made with: beside its config.yaml."""
@@ -222,9 +222,9 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
     """
     import torch
 
-    from mrg.cli import INTERRUPTED
-    from mrg.cli import main as mrg
+    from mrg.commands.lightning import run
     from mrg.files import write_json
+    from mrg.log import configure
 
     if ablation.num_processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ablation.num_processes))
@@ -238,18 +238,18 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
     place = [f"--runs={folder.parent}", f"--name={name}", "--resume=auto"]
     log = folder / "log.txt"
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        configure()
         try:
             write_json(folder / RECORD, _record(ablation, name, seed))
             if not (folder / "policy").is_dir():  # it is written when training ends
-                mrg(["fit", f"--config={ablation.configs / arm.config}", *options, *place])
-            mrg(["test", f"--config={folder / 'config.yaml'}"])
-        except SystemExit as stop:
-            if stop.code == INTERRUPTED:
-                raise KeyboardInterrupt from None
+                run(["fit", f"--config={ablation.configs / arm.config}", *options, *place])
+            run(["test", f"--config={folder / 'config.yaml'}"])
+        except SystemExit:
             file.flush()
             return log.read_text(encoding="utf-8").strip().splitlines()[-1].removeprefix("mrg: ")
         except Exception as error:  # one run must not end the others
-            return f"{type(error).__name__}: {error}"
+            print_error(error)
+            return one_line(error) or f"{type(error).__name__}: {error}"
     return ""
 
 

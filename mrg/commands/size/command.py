@@ -63,16 +63,7 @@ def read_config(argv: Sequence[str]) -> Any:
     from mrg.commands.lightning import MrgCLI, run
 
     class Reader(MrgCLI):
-        typed = "size"
-
-        def before_instantiate_classes(self) -> None:
-            pass
-
-        def instantiate_classes(self) -> None:
-            pass
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
+        typed, only_parses = "size", True
 
     return run(["fit", *argv], Reader).config["fit"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mrg.errors import RunError, UserError, UserTypeError
 from mrg.metrics.conditions import NUM_CONDITIONS
+from mrg.metrics.imports import import_named, name_of
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.named import import_named, name_of
 
 
 class NamedLabeler(Labeler):

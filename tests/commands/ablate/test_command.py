@@ -186,8 +186,8 @@ def test_a_file_that_is_no_ablation(tmp_path):
 
 def test_ctrl_c_in_a_run_ends_the_ablation(tmp_path, monkeypatch):
     def interrupted(argv):
-        raise SystemExit(130)  # what the command line makes of it
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("mrg.cli.main", interrupted)
+    monkeypatch.setattr("mrg.commands.lightning.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_all(tiny_ablation(tmp_path))

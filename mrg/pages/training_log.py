@@ -1,4 +1,4 @@
-"""What a run folder says of its training: scores by step, the state, samples. Nothing is assumed to be there."""
+"""The training of a run, read from its folder: scores by step, state and samples. Every file may be missing."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from typing import Any
 from mrg.errors import UserError
 
 STATE = "run.json"
-"""Written by `mrg.callbacks.run_page`: the state, when it began, how far it is."""
+"""File of the state and progress, written by `mrg.callbacks.run_page`."""
 
 Series = list[tuple[int, float]]
-"""(step, value), by ascending step; values may be nan."""
+"""(step, value) by ascending step; values may be nan."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RunLog:
-    """A run folder, read.
+class TrainingLog:
+    """The training of a run.
 
     Args:
-        folder: `<runs>/<name>`.
-        state: What `run.json` holds; empty where there is none.
+        folder: Folder of the run, `<runs>/<name>`.
+        state: Content of run.json; empty if there is none.
         scores: Log key -> series.
         samples: Rows of samples.jsonl.
-        results: results.json of a tested run.
+        results: Content of results.json; empty if the run has not been tested.
         config: Text of config.yaml.
     """
 
@@ -41,11 +41,11 @@ class RunLog:
     config: str
 
     @classmethod
-    def read(cls, folder: Path) -> RunLog:
-        """Read what is there.
+    def read(cls, folder: Path) -> TrainingLog:
+        """Read a run folder.
 
         Raises:
-            ValueError: If the folder is no run's.
+            UserError: If it is not the folder of a run.
         """
         if not any((folder / name).is_file() for name in ("config.yaml", "metrics.csv", STATE)):
             raise UserError(f"Expected {folder} to be a run's folder, but it has no config.yaml and no metrics.csv.")
@@ -60,13 +60,13 @@ class RunLog:
         )
 
     def last(self, key: str, window: int = 1) -> float | None:
-        """Mean of the last finite values of a score; None where there are none."""
+        """Mean of the last finite values of a score; None if there are none."""
         values = [value for _, value in self.scores.get(key, []) if math.isfinite(value)][-window:]
         return sum(values) / len(values) if values else None
 
 
 def metrics_files(folder: Path) -> list[Path]:
-    """metrics-1.csv, metrics-2.csv, …, metrics.csv: a run that was resumed has several, the latest last."""
+    """Files metrics-1.csv, metrics-2.csv, …, metrics.csv, the latest last; a resumed run has several."""
     old = [
         (int(match[1]), path) for path in folder.glob("metrics-*.csv") if (match := re.search(r"-(\d+)$", path.stem))
     ]
@@ -74,9 +74,9 @@ def metrics_files(folder: Path) -> list[Path]:
 
 
 def read_scores(files: Sequence[Path]) -> dict[str, Series]:
-    """Log key -> series over all files; steps that a later file begins with, or has passed, are its own.
+    """Log key -> series over all files; from its first step on, a later file replaces the earlier ones.
 
-    A last row that is being written is left out, as are cells that are no numbers.
+    A last row that is still being written is left out, as are cells that are not numbers.
     """
     scores: dict[str, Series] = {}
     for file in files:
@@ -94,7 +94,7 @@ def read_scores(files: Sequence[Path]) -> dict[str, Series]:
 
 
 def thinned(series: Series, most: int = 240) -> Series:
-    """A series of at most so many points, each the mean of equally many neighbours; nan are left out of means."""
+    """Reduce a series to at most `most` points, each the mean of the finite values of equally many neighbours."""
     size = math.ceil(len(series) / most)
     if size <= 1:
         return series
@@ -109,7 +109,7 @@ def thinned(series: Series, most: int = 240) -> Series:
 def _rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8", errors="replace") as lines:
         reader = csv.DictReader(lines)
-        # A row that was cut short has None where cells are missing, one too long a key None.
+        # A truncated row has None for missing cells, a row that is too long has a key None.
         return [row for row in reader if None not in row and None not in row.values()]
 
 
@@ -128,7 +128,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    """JSON lines; a last one that is being written is left out."""
+    """Rows of JSON lines; a last one that is still being written is left out."""
     if not file.is_file():
         return []
     rows = []

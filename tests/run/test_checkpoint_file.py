@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mrg.cli import main
-from mrg.pages.runs import Run
+from mrg.pages.tested_run import TestedRun
+from mrg.run.checkpoint_file import fingerprint, is_outdated
 from mrg.run.folder import make_room
-from mrg.run.results_state import fingerprint, is_outdated
 from tests.callbacks.runs import fit_arguments
 
 NOTE = "of an earlier best checkpoint"
@@ -27,9 +27,9 @@ def tested(tmp_path_factory):
 def test_a_run_that_goes_on_marks_its_old_results(tested, capsys):
     run = tested / "run"
     assert NOTE not in (run / "index.html").read_text()
-    assert not Run.read(run).is_outdated
+    assert not TestedRun.read(run).is_outdated
     shutil.copytree(run, tested / "before")
-    assert not Run.read(tested / "before").is_outdated
+    assert not TestedRun.read(tested / "before").is_outdated
     main(["fit", *fit_arguments(tested, "--monitor=val/loss", "--resume=auto", "--trainer.max_steps=6")])
     page = (run / "index.html").read_text()
     assert NOTE in page

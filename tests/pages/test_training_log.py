@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from mrg.pages.run_log import RunLog, metrics_files, read_scores, thinned
+from mrg.pages.training_log import TrainingLog, metrics_files, read_scores, thinned
 
 
 def write(path, *rows):
@@ -68,16 +68,16 @@ def test_thinned_keeps_the_mean():
 
 def test_last_is_a_mean_of_finite_values(tmp_path):
     write(tmp_path / "metrics.csv", "step,loss", "0,9", "1,1", "2,nan", "3,3")
-    log = RunLog.read(tmp_path)
+    log = TrainingLog.read(tmp_path)
     assert (log.last("loss"), log.last("loss", 2), log.last("kl")) == (3, 2, None)
 
 
 def test_a_sample_that_is_being_written_is_left_out(tmp_path):
     write(tmp_path / "metrics.csv", "step,loss")
     (tmp_path / "samples.jsonl").write_text(json.dumps({"round": 0}) + '\n{"round": 1, "comp')
-    assert RunLog.read(tmp_path).samples == [{"round": 0}]
+    assert TrainingLog.read(tmp_path).samples == [{"round": 0}]
 
 
 def test_no_run(tmp_path):
     with pytest.raises(ValueError, match=r"to be a run's folder, but it has no config\.yaml"):
-        RunLog.read(tmp_path)
+        TrainingLog.read(tmp_path)

@@ -6,9 +6,8 @@ import traceback
 
 import pytest
 
-from mrg.callbacks.checkpoint_state import CheckpointError
-from mrg.callbacks.ending import Speaker
-from mrg.callbacks.preemption import Preempted
+from mrg.callbacks.checkpoint import CheckpointError
+from mrg.callbacks.preemption import Preempted, Reporter
 from mrg.datamodules.demo import DemoDataModule
 from mrg.metrics.trl import RewardError
 from mrg.run.checkpoints import CheckpointFolder
@@ -25,10 +24,8 @@ def test_sigterm_finishes_the_round_saves_and_says_how_to_go_on(tmp_path, policy
     assert ended.value.code == 0
     assert signal.getsignal(signal.SIGTERM) is handler
     path = newest(tmp_path)
-    line = (
-        f"SIGTERM: round {saved} is saved in {path}. Go on with: python -m mrg fit --config {tmp_path / 'config.yaml'} "
-    )
-    assert line + "--resume auto\n" in capsys.readouterr().out
+    line = f"SIGTERM: round {saved} is saved in {path}. Resume with: python -m mrg fit --config {tmp_path / 'config.yaml'} "
+    assert line + "--resume auto\n" in capsys.readouterr().err
     fit(tmp_path, "grpo", policy_folder, checkpoint=path, save_every=100)
     assert differences(whole("grpo", save_every=100), tmp_path) == []
 
@@ -37,7 +34,7 @@ def test_sigterm_leaves_a_validation(tmp_path, policy_folder, whole, capsys):
     with pytest.raises(Preempted):
         fit(tmp_path, "sft", policy_folder, stop=(4, "signal in validation"))
     assert newest(tmp_path).endswith("round-00000004-unvalidated.ckpt")
-    assert "round 4 is saved" in capsys.readouterr().out
+    assert "round 4 is saved" in capsys.readouterr().err
     fit(tmp_path, "sft", policy_folder, checkpoint=newest(tmp_path))
     assert differences(whole("sft"), tmp_path) == []
 
@@ -51,12 +48,12 @@ def test_the_last_checkpoint_is_named_also_where_it_was_just_written(tmp_path, p
         with pytest.raises(SystemExit):
             fit(tmp_path, "sft", policy_folder)
     path = tmp_path / "checkpoints" / "round-00000001.ckpt"
-    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    assert f"The last checkpoint is {path}. Resume with: " in capsys.readouterr().err
     # Interrupted again before it has gone on.
     monkeypatch.setattr(DemoDataModule, "train_dataloader", interrupted)
     with pytest.raises(SystemExit):
         fit(tmp_path, "sft", policy_folder, checkpoint=str(path))
-    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    assert f"The last checkpoint is {path}. Resume with: " in capsys.readouterr().err
 
 
 def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, policy_folder, whole, capsys, monkeypatch):
@@ -79,7 +76,7 @@ def test_full_disk_stops_the_run_and_leaves_the_checkpoint_before(tmp_path, poli
     assert str(caught.value) == reason
     before = newest(tmp_path)
     assert before.endswith("round-00000005.ckpt")
-    assert f"The last checkpoint is {before}. Go on with: python -m mrg fit" in capsys.readouterr().out
+    assert f"The last checkpoint is {before}. Resume with: python -m mrg fit" in capsys.readouterr().err
     assert {p.name for p in path.parent.iterdir() if p.name.startswith(".")} == set()
     fit(tmp_path, "sft", policy_folder, checkpoint=before)
     assert differences(whole("sft"), tmp_path) == []
@@ -96,7 +93,7 @@ def test_round_that_fails_before_its_first_step_loses_none_before_it(
         fit(tmp_path, "grpo", policy_folder, fails=[number, 0, how], **same)
     path = newest(tmp_path)
     assert path.endswith(f"round-{number - 1:08d}.ckpt")
-    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    assert f"The last checkpoint is {path}. Resume with: " in capsys.readouterr().err
     fit(tmp_path, "grpo", policy_folder, checkpoint=path, **same)
     assert differences(whole("grpo", **same), tmp_path) == []
 
@@ -142,13 +139,13 @@ def test_round_that_fails_on_one_rank_ends_both_with_its_beginning_saved(tmp_pat
 def test_where_a_traceback_comes_the_way_to_go_on_stands_below_it(tmp_path, policy_folder, capsys):
     with pytest.raises(Stop) as caught:
         fit(tmp_path, "sft", policy_folder, stop=(3, "step"))
-    line = f"The last checkpoint is {tmp_path / 'checkpoints' / 'round-00000002.ckpt'}. Go on with: python -m mrg fit "
+    line = f"The last checkpoint is {tmp_path / 'checkpoints' / 'round-00000002.ckpt'}. Resume with: python -m mrg fit "
     printed = traceback.format_exception(caught.value)[-1]
     if sys.version_info >= (3, 11):
         assert printed.startswith(line)
-        assert line not in capsys.readouterr().out
+        assert line not in capsys.readouterr().err
     else:
-        assert line in capsys.readouterr().out
+        assert line in capsys.readouterr().err
 
 
 class Rank:
@@ -159,10 +156,10 @@ class Rank:
 
 
 def test_the_next_rank_speaks_where_the_first_is_gone(monkeypatch):
-    speaker = Speaker(patience=0.1)
-    assert [speaker.is_here(Rank(number)) for number in range(3)] == [True, False, False]
+    reporter = Reporter(patience=0.1)
+    assert [reporter.is_here(Rank(number)) for number in range(3)] == [True, False, False]
     monkeypatch.setattr("os.getppid", lambda: 1)
-    assert [speaker.is_here(Rank(number)) for number in range(3)] == [True, True, False]
+    assert [reporter.is_here(Rank(number)) for number in range(3)] == [True, True, False]
 
 
 @pytest.mark.slow
@@ -172,5 +169,7 @@ def test_where_one_of_two_processes_is_killed_the_way_to_go_on_is_the_last_line(
     code, text = on_ranks(tmp_path, settings)
     assert code != 0
     path = newest(tmp_path)
-    line = f"The last checkpoint is {path}. Go on with: python -m mrg fit --config {tmp_path / 'config.yaml'} --resume "
+    line = (
+        f"The last checkpoint is {path}. Resume with: python -m mrg fit --config {tmp_path / 'config.yaml'} --resume "
+    )
     assert line in text.splitlines()[-1], text
