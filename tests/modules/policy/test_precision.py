@@ -120,7 +120,7 @@ def test_small_steps_of_a_checkpoint_in_bfloat16_are_those_of_float32(half, stud
 
 def test_a_copied_reference_is_float32_too(half, studies):
     module, _ = trained(half, studies, 2, reference="copy", kl_coef=0.5)
-    assert {value.dtype for value in module.policy.kept.values()} == {WHOLE}
+    assert {value.dtype for value in module.policy.reference_weights.values()} == {WHOLE}
 
 
 def test_a_checkpoint_that_was_held_in_bfloat16_is_taken_up_in_float32(half, studies, tmp_path):
