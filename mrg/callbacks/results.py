@@ -191,14 +191,14 @@ class ResultWriter(L.Callback):
         skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            data.keep_predictions(self.predicted, self.folder)
+            data.write_predictions(self.predicted, self.folder)
         _log_skipped(len(data.to_predict()), "predict", skipped)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the reports finished so far, if there is one process; others cannot be asked any more."""
         if trainer.state.fn == "predict" and trainer.world_size == 1 and self.predicted and not self.kept:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.datamodule.keep_finished(self.predicted, self.folder)  # type: ignore[attr-defined]
+            trainer.datamodule.write_partial_predictions(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
 def _best_score(trainer: L.Trainer) -> str:
