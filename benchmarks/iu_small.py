@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mrg.datamodules.leakage import leakage_free
+from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 from torch import Tensor
 
 from mrg.datamodules.iu import IUXRayDataModule
-from mrg.datamodules.leakage import leakage_free
 from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, THIRTEEN, RulesLabeler, ce_f1, mccs
 from mrg.metrics.informedness import informedness, macro_informedness
 from mrg.metrics.resampling import percentile_interval
-from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 
 ARMS = {
     "vision": "tower's head at its validation threshold",

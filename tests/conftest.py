@@ -6,7 +6,7 @@ import torch
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.demo import World, make_study
-from mrg.modules.tiny import Tiny, tiny_policy
+from mrg.modules.policy.tiny import Tiny, tiny_policy
 from tests.trees import write_iu_tree
 
 torch.set_num_threads(1)  # two threads only wait for each other where anything else runs

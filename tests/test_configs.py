@@ -78,14 +78,14 @@ def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views
     ]
     # Eight studies are four batches: validation comes when the file says, however few there are.
     short = ["--trainer.max_steps=2", "--data.init_args.batch_size=2"]
-    main(["fit", *common, *short, "--model.init_args.group_size=4"])
+    main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
     run = tmp_path / "runs" / "iu"
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/logp_gap"]]
     assert [row["step"] for row in rows] == ["0", "1"]
     assert all(float(row["train/logp_gap"]) < 0.05 for row in rows)
     main(["test", *common])
-    assert f"test: {run / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().out
+    assert f"test: {run / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().err
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["test0", "test1", "test2"]
     assert [len(line["images"]) for line in lines] == [num_views] * 3
@@ -112,11 +112,11 @@ def test_mimic_config_takes_steps_with_priors_on_a_published_checkpoint(tmp_path
         "--data.init_args.num_workers=1",
     ]
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.batch_size=2"]
-    main(["fit", *common, *short, "--model.init_args.group_size=4"])
-    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().out
+    main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
+    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().err
     main(["test", *common])
-    out = capsys.readouterr().out
-    assert out.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
+    notes = capsys.readouterr().err
+    assert notes.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
     (line,) = map(json.loads, (tmp_path / "runs/mimic/predictions.jsonl").read_text().splitlines())
     assert (line["id"], line["target"]) == ("50000010", "The lungs are clear.")
     assert [Path(image).stem for image in line["images"]] == ["j1", "j2"]

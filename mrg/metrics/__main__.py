@@ -1,4 +1,4 @@
-"""Score a file of reports, or compare two: `python -m mrg.metrics predictions.jsonl [--compare other.jsonl]`."""
+"""`python -m mrg.metrics predictions.jsonl [--compare other.jsonl]`: score a file of reports, or compare two."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.cli import one_line
+from mrg.errors import ExtensionError, MrgError, UserError, one_line, where_raised
 from mrg.files import write_json
 from mrg.metrics.compare import compare_systems, format_comparison
+from mrg.metrics.evaluation import (
+    CONSTANT_NORMAL,
+    evaluate_systems,
+    format_conventions,
+    format_nlg,
+    format_table,
+    most_frequent_report,
+    remark_on_frequency,
+)
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.named import load_labeler
 from mrg.metrics.labelers.rules import RulesLabeler
@@ -26,62 +35,53 @@ from mrg.metrics.predictions import (
     column_names,
     read_predictions,
 )
-from mrg.metrics.results import (
-    CONSTANT_NORMAL,
-    evaluate_systems,
-    format_conventions,
-    format_nlg,
-    format_table,
-    most_frequent_report,
-    remark_on_frequency,
-)
 from mrg.metrics.scorer import ReportScore, load_scorer
 
 DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
-intervals, beside what a constant normal report and the most frequent reference earn on the same references."""
-EPILOG = """The files are JSON lines (.jsonl, as `python -m mrg test` writes them), JSON (.json: a list of studies, or
-ReXrank's object of studies by id) or tables with a head line (.csv, .tsv). Reports are labelled by rules unless
+intervals, next to the constant normal report and the most frequent reference as baselines."""
+EPILOG = """The files are JSON lines (.jsonl, as written by `python -m mrg test`), JSON (.json: a list of studies, or
+ReXrank's object of studies by id) or tables with a header line (.csv, .tsv). Reports are labelled by rules unless
 --labeler or --chexbert is given; see docs/labelers.md."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Parser of the command's arguments."""
     result = argparse.ArgumentParser("python -m mrg.metrics", description=DESCRIPTION, epilog=EPILOG)
-    result.add_argument("predictions", type=Path, help="file of generated and reference reports")
-    result.add_argument("--compare", type=Path, metavar="FILE", help="second file: paired differences to it")
-    columns = (("id", ID_COLUMNS), ("preds", PREDS_COLUMNS), ("target", TARGET_COLUMNS))
-    for name, known in columns:
-        usual = f"its column (default: the first of {', '.join(known)})"
-        more = "; of two files each takes the first one given that it has, and the usual ones otherwise"
-        result.add_argument(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{usual}{more}")
-    result.add_argument("--labeler", metavar="MODULE.CLASS", help="label with it: a class or an object of yours, see "
-                        "docs/extending.md (default: rules)")  # fmt: skip
-    result.add_argument("--chexbert", metavar="CHECKPOINT", help="label with CheXbert: a file, a folder or a hub id")
-    result.add_argument("--tokenizer", metavar="FOLDER", help="CheXbert's tokenizer (default: bert-base-uncased)")
-    result.add_argument("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
-    result.add_argument(
-        "--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'"
+    add = result.add_argument
+    add("predictions", type=Path, help="file of generated and reference reports")
+    add("--compare", type=Path, metavar="FILE", help="second file, for paired differences")
+    columns = (
+        ("id", "study ids", ID_COLUMNS),
+        ("preds", "generated reports", PREDS_COLUMNS),
+        ("target", "reference reports", TARGET_COLUMNS),
     )
-    result.add_argument("--normalization", default="none", help="of texts before --nlg: none (default), ptb, r2gen-iu "
-                        "or r2gen-mimic")  # fmt: skip
-    result.add_argument("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION",
-                        help="a further score per report, see docs/scorers.md; may be repeated")  # fmt: skip
-    result.add_argument("--trials", type=int, help="of the bootstrap (default: 1000; with --compare 10000, and as many "
-                        "randomisations)")  # fmt: skip
-    result.add_argument("--seed", type=int, default=0, help="of the trials (default: %(default)s)")
-    result.add_argument(
-        "--changed", type=int, default=10, help="how many changed studies to print (default: %(default)s)"
-    )
-    result.add_argument("--output", type=Path, metavar="FILE", help="JSON to write (default: beside the predictions)")
+    for name, what, known in columns:
+        text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for --compare: each file"
+        add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or an object of yours, see docs/extending.md "
+        "(default: rules)")  # fmt: skip
+    add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
+    add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
+    add("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
+    add("--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'")
+    add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalisation before --nlg (default: "
+        "%(default)s)")  # fmt: skip
+    add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
+        "see docs/scorers.md; may be repeated")  # fmt: skip
+    add("--trials", type=int, help="number of bootstrap samples (default: 1000; with --compare 10000, and as many "
+        "randomisation trials)")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
+    add("--changed", type=int, default=10, help="number of changed studies to print (default: %(default)s)")
+    add("--output", type=Path, metavar="FILE", help="JSON file to write (default: next to the predictions)")
     return result
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run; a user's mistake prints one line and exits with 2."""
+    """Run the command; an error that the user can mend prints one line and exits with 2."""
     options = parser().parse_args(args)
     try:
         run(options)
-    except BrokenPipeError:  # the reader of the output has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         line = one_line(error)
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     second = others[0]
     if not (first.has_ids and second.has_ids):
         missing = options.compare if first.has_ids else options.predictions
-        raise ValueError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): name it with --id.")
+        raise UserError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): set it with --id.")
     second = align(first, second, names)
     other = options.compare.name
     if other == options.predictions.name:  # of two runs: the folder tells them apart
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> None:
     write_json(output, {"a": str(options.predictions), "b": str(options.compare), **columns, **result})
     for name, predictions in zip(names, (first, second), strict=True):
         print(f"{name}: {_read_columns(predictions)}")
-    print(f"{format_comparison(result, names, options.changed)}\n\nAll of it: {output}")
+    print(f"{format_comparison(result, names, options.changed)}\n\nAll results: {output}")
 
 
 def _score(predictions: Predictions, output: Path, options: argparse.Namespace) -> None:
@@ -135,15 +135,15 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
     )  # fmt: skip
     result = {"predictions": str(options.predictions), "columns": predictions.columns, **result}
     write_json(output, result)
-    print(_remarks(predictions))
+    print(_notes(predictions))
     print(f"{format_table(result)}\n\n{format_conventions(result, name)}", flush=True)
-    if options.nlg:  # last: where Java or the extra is missing, the rest is there already
+    if options.nlg:  # last: the other results stay if Java or the extra is missing
         texts, how = predictions.target, options.normalization
         scores = {system: nlg_scores(preds, texts, how).corpus for system, preds in systems.items()}
         result["nlg"] = {"normalization": how, **scores}
         write_json(output, result)
         print(f"\n{format_nlg(result['nlg'])}")
-    print(f"\nAll of it: {output}")
+    print(f"\nAll results: {output}")
 
 
 def _read_columns(predictions: Predictions) -> str:
@@ -151,50 +151,47 @@ def _read_columns(predictions: Predictions) -> str:
     return f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
 
 
-def _remarks(predictions: Predictions) -> str:
-    """Which columns were read, and what else a reader of the table should know."""
+def _notes(predictions: Predictions) -> str:
+    """Columns that were read, and notes on the data for readers of the table."""
     lines = [_read_columns(predictions)]
     for side, texts in (("reports", predictions.preds), ("references", predictions.target)):
         empty = sum(not text.strip() for text in texts)
         if empty:
             lines.append(f"{empty:,} of {len(texts):,} {side} are empty.")
-    if remark := remark_on_frequency(predictions.target, "most frequent reference", "reference"):
-        lines.append(remark)
+    if note := remark_on_frequency(predictions.target, "most frequent reference", "reference"):
+        lines.append(note)
     if len(predictions.ids) < 100:
-        lines.append(f"{len(predictions.ids)} studies are few: read the intervals, not the values.")
+        lines.append(f"{len(predictions.ids)} studies are few: the intervals are wide.")
     return "\n".join(lines)
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Before any work."""
+    """Check the options before any work."""
     for name, least in (("trials", 1), ("seed", 0), ("changed", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise ValueError(f"Expected --{name} to be at least {least}, but got {value}.")
+            raise UserError(f"Expected --{name} to be at least {least}, but got {value}.")
     if options.compare is not None and options.nlg:
-        raise ValueError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
-    if options.normalization not in NORMALIZATIONS:
-        known = ", ".join(NORMALIZATIONS)
-        raise ValueError(f"Expected --normalization to be one of {known}, but got {options.normalization}.")
+        raise UserError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
     if options.labeler is not None and options.chexbert is not None:
-        raise ValueError("--labeler and --chexbert both name a labeler: pass one of them.")
+        raise UserError("--labeler and --chexbert are mutually exclusive.")
     if options.tokenizer is not None and options.chexbert is None:
-        raise ValueError("--tokenizer is that of CheXbert: give --chexbert too.")
+        raise UserError("--tokenizer requires --chexbert.")
 
 
 def _output(options: argparse.Namespace, ending: str) -> Path:
-    """Where the JSON goes, after a look whether it can."""
+    """JSON file to write, after a check that it can be written."""
     output: Path = options.output or options.predictions.with_name(f"{options.predictions.name}.{ending}")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise ValueError(f"{output} cannot be written: name a file in a folder that exists with --output.")
+        raise UserError(f"{output} cannot be written: set --output to a file in an existing folder.")
     inputs = [path.resolve() for path in (options.predictions, options.compare) if path is not None]
     if output.resolve() in inputs:
-        raise ValueError(f"--output {output} is a file of predictions: name another one.")
+        raise UserError(f"--output {output} is a file of predictions: choose another file.")
     return output
 
 
 def _read(options: argparse.Namespace) -> list[Predictions]:
-    """The file, and the one that it is compared with."""
+    """Read the file, and the one to compare with."""
     paths = [options.predictions, *([] if options.compare is None else [options.compare])]
     given = [options.id, options.preds, options.target]
     if not any(given):
@@ -207,15 +204,15 @@ def _read(options: argparse.Namespace) -> list[Predictions]:
 
 
 def _column(given: Sequence[str], own: Collection[str], held: Sequence[Collection[str]]) -> str | None:
-    """The first given column that a file has; None, for the usual ones, where only the other file has them."""
+    """The first given column that a file has; None, for the default ones, if only the other file has them."""
     for name in given:
         if not any(name in columns for columns in held):
-            return name  # a slip of the pen: the reader says which columns there are
+            return name  # misspelt: the reader lists the columns of the file
     return next((name for name in given if name in own), None)
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
-    """What to call two files: their own names where those differ, otherwise their folders' too."""
+    """Names of two files: those of the files if they differ, otherwise their paths."""
     if first.name != second.name:
         return first.name, second.name
     return str(first), str(second)
@@ -231,17 +228,19 @@ def _labeler(options: argparse.Namespace) -> Labeler:
 
 
 def _scorers(options: argparse.Namespace) -> dict[str, Scorer]:
-    return {spec: _named(spec) for spec in options.scorer}
+    return {spec: _scorer(spec) for spec in options.scorer}
 
 
-def _named(spec: str) -> Scorer:
+def _scorer(spec: str) -> Scorer:
     metric = ReportScore(load_scorer(spec))
 
     def score(preds: Sequence[str], target: Sequence[str]) -> Any:
         try:
             return metric.scores(preds, target)
+        except MrgError:
+            raise
         except Exception as error:
-            raise RuntimeError(f"The scorer {spec} failed: {type(error).__name__}: {error}") from error
+            raise ExtensionError(f"The scorer {spec} failed: {where_raised(error)}") from error
 
     return score
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mrg.errors import NotFoundError, UserError
+
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = ("prediction", "preds", "model_prediction", "generated", "hypothesis")
 TARGET_COLUMNS = ("target", "reference", "report", "ground_truth", "section_findings")
@@ -17,11 +19,11 @@ class Predictions(NamedTuple):
     """N studies in the order of the file.
 
     Args:
-        ids: Different from each other; the row's number where the file has no ids.
+        ids: Unique ids; the numbers of the rows if the file has no ids.
         preds: Generated reports.
         target: Reference reports.
-        has_ids: Whether the ids stand in the file.
-        columns: Which column was read as `id` ("row number" without one), `preds` and `target`.
+        has_ids: Whether the file has ids.
+        columns: Columns that were read as `id` ("row number" without one), `preds` and `target`.
     """
 
     ids: list[str]
@@ -34,74 +36,74 @@ class Predictions(NamedTuple):
 def read_predictions(
     path: Path, id_column: str | None = None, preds_column: str | None = None, target_column: str | None = None
 ) -> Predictions:
-    """Read a file of predictions; the ending of its name says what it is (.jsonl, .json, .csv, .tsv).
+    """Read a file of predictions in the form given by its suffix (.jsonl, .json, .csv, .tsv).
 
     Args:
         path: The file.
-        id_column: Column of the study's id; the first of `ID_COLUMNS` by default, the row's number without one.
+        id_column: Column of the study's id; the first of `ID_COLUMNS` by default, or else the row's number.
         preds_column: Column of the generated report; the first of `PREDS_COLUMNS` by default.
         target_column: Column of the reference report; the first of `TARGET_COLUMNS` by default.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, has no rows, lacks a column, repeats an id, or holds something other than text
-            in a report; the message names the file and the rows.
+        NotFoundError: If the file does not exist.
+        UserError: If it cannot be read, has no rows, lacks a column, repeats an id, or a report is not a text; the
+            message names the file and the rows.
     """
     rows = _rows(path)
     if not rows:
-        raise ValueError(f"{path} holds no studies.")
+        raise UserError(f"{path} holds no studies.")
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
     target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
     if preds_column == target_column:
-        raise ValueError(f"{path}: {preds_column!r} cannot be both report and reference: see --preds and --target.")
+        raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: set --preds and --target.")
     if id_column is None:
         id_column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
     if id_column is not None:
         without = [str(number) for number, row in enumerate(rows, 1) if row.get(id_column) in (None, "")]
         if without:
             has = _quoted(rows[0])
-            raise ValueError(f"{path} has no {id_column!r} in {len(without)} rows: {_some(without)}; it has {has}.")
+            raise UserError(f"{path} has no {id_column!r} in {len(without)} rows: {_some(without)}; it has {has}.")
     ids = [str(number if id_column is None else row[id_column]) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
     if repeated:
-        raise ValueError(f"{path} holds {len(repeated)} studies twice: {_some(repeated)}; each must count once.")
+        raise UserError(f"{path} holds {len(repeated)} studies twice: {_some(repeated)}; each must count once.")
     for column in (preds_column, target_column):
         wrong = [name for name, row in zip(ids, rows, strict=True) if not isinstance(row.get(column), str)]
         if wrong:
-            raise ValueError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {_some(wrong)}.")
+            raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {_some(wrong)}.")
     preds, target = ([row[column] for row in rows] for column in (preds_column, target_column))
     columns = {"id": id_column or "row number", "preds": preds_column, "target": target_column}
     return Predictions(ids, preds, target, id_column is not None, columns)
 
 
 def column_names(path: Path) -> list[str]:
-    """The columns of a file of predictions, in the order of the file.
+    """Columns of a file of predictions, in the order of the file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read.
+        NotFoundError: If the file does not exist.
+        UserError: If it cannot be read.
     """
     return list(dict.fromkeys(column for row in _rows(path) for column in row))
 
 
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
-    """The second file's rows in the order of the first's.
+    """Sort the rows of a second file in the order of the first.
 
     Raises:
-        ValueError: If the files do not hold the same studies with the same references; the message lists them.
+        UserError: If the files do not hold the same studies with the same references; the message lists them.
     """
     if set(first.ids) != set(second.ids):
         only = [[name for name in a.ids if name not in set(b.ids)] for a, b in ((first, second), (second, first))]
         parts = [f"{len(ids)} only in {name} ({_some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
-        raise ValueError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
+        raise UserError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
     place = {name: row for row, name in enumerate(second.ids)}
     order = [place[name] for name in first.ids]
     preds, target = ([texts[i] for i in order] for texts in (second.preds, second.target))
     aligned = Predictions(first.ids, preds, target, second.has_ids, second.columns)
     other = [name for name, a, b in zip(first.ids, first.target, aligned.target, strict=True) if a.split() != b.split()]
     if other:
-        raise ValueError(
+        raise UserError(
             f"A paired comparison needs equal references, but those of {len(other)} studies differ between "
             f"{names[0]} and {names[1]}: {_some(other)}."
         )
@@ -111,19 +113,19 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
 def _rows(path: Path) -> list[dict[str, Any]]:
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _table, ".tsv": _table}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"Expected a file that ends in {', '.join(readers)}, but got {path}.")
+        raise UserError(f"Expected a file that ends in {', '.join(readers)}, but got {path}.")
     if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
+        raise NotFoundError(f"There is no file {path}.")
     try:
         rows = list(readers[path.suffix.lower()](path))
     except UnicodeDecodeError as error:
         reason = f"{error.reason} at byte {error.start}"
-        raise ValueError(f"{path} is not UTF-8 text ({reason}): save it as UTF-8.") from error
+        raise UserError(f"{path} is not UTF-8 text ({reason}): save it as UTF-8.") from error
     except csv.Error as error:
-        raise ValueError(f"{path} is not a readable table: {error}.") from error
+        raise UserError(f"{path} is not a readable table: {error}.") from error
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}: row {number} is not an object with named fields, but {type(row).__name__}.")
+            raise UserError(f"{path}: row {number} is not an object with named fields, but {type(row).__name__}.")
     return rows
 
 
@@ -134,21 +136,21 @@ def _json_lines(path: Path) -> Iterable[Any]:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+                raise UserError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
 
 
 def _json(path: Path) -> Iterable[Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
-    except (RecursionError, ValueError) as error:  # nested or long beyond what Python reads
-        raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
+        raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
         return [{"study_id": name, **row} for name, row in value.items()]
-    raise ValueError(f"{path} is neither a list of studies nor an object of studies by id (ReXrank's form).")
+    raise UserError(f"{path} is neither a list of studies nor an object of studies by id (ReXrank's form).")
 
 
 def _table(path: Path) -> Iterable[Any]:
@@ -158,14 +160,14 @@ def _table(path: Path) -> Iterable[Any]:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
         names = [name.strip() for name in reader.fieldnames or []]
         if len(names) == 1 and ";" in names[0]:
-            raise ValueError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
+            raise UserError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
-            raise ValueError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
+            raise UserError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
         reader.fieldnames = names
         for row in reader:
             if None in row:
-                raise ValueError(f"{path}: a row ({_some([str(v) for v in row.values()][:1])}) has too many fields.")
+                raise UserError(f"{path}: a row ({_some([str(v) for v in row.values()][:1])}) has too many fields.")
             yield row
 
 
@@ -176,7 +178,7 @@ def _column(
     chosen = name if name is not None else next((column for column in known if column in names), None)
     if chosen is None or chosen not in names:
         looked = repr(name) if name is not None else " or ".join(known)
-        raise ValueError(
+        raise UserError(
             f"{path} has no column for the {what} (looked for {looked}); it has {_quoted(names)}: name it with "
             f"--{option}."
         )
@@ -188,6 +190,6 @@ def _quoted(names: Iterable[str]) -> str:
 
 
 def _some(names: Sequence[str], most: int = 10) -> str:
-    """The first names and how many more there are."""
+    """First names of a list, and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

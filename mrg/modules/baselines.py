@@ -16,11 +16,19 @@ from torch import Tensor
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.study import Study
+from mrg.errors import UserError
+from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 from mrg.modules.base import ReportModule
-from mrg.modules.image_features import Features, PixelCollator, TowerCollator, nearest, pixel_rows, tower_features
-from mrg.modules.load import load_policy
+from mrg.modules.image_features import (
+    Features,
+    PixelCollator,
+    TowerCollator,
+    nearest,
+    pixel_rows,
+    tower_features,
+)
+from mrg.modules.policy.load import DType, load_policy
 from mrg.modules.settings import check_trainer
 
 
@@ -47,11 +55,11 @@ class Baseline(ReportModule):
             ValueError: If it is to be trained.
         """
         if stage == "fit":
-            raise ValueError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
+            raise UserError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
         check_trainer(self.trainer, stage)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
+            raise UserError("Expected the trainer to be given a data module (`data:` in the configuration).")
         data.setup()
         data.collator = self.collator()
 
@@ -133,14 +141,14 @@ class NearestImage(Baseline):
         self,
         size: int = 32,
         tower: str = "",
-        dtype: str = "auto",
+        dtype: DType = "auto",
         max_pixels: int = 0,
         margin: float = 0.5,
         labeler: Labeler | None = None,
     ) -> None:
         super().__init__(margin, labeler)
         if size < 2:
-            raise ValueError(f"Expected model.init_args.size to be at least 2, but got {size}.")
+            raise UserError(f"Expected model.init_args.size to be at least 2, but got {size}.")
         self.size, self.tower = size, tower
         self.dtype_name, self.max_pixels = dtype, max_pixels
         self.source += f" by {tower}" if tower else f" of {size} x {size} pixels"
@@ -151,7 +159,7 @@ class NearestImage(Baseline):
         """Reads the one image of each study; loads the tower's policy the first time."""
         if not self.tower:
             return PixelCollator(self.size)
-        if self.policy is None:
+        if not hasattr(self, "policy"):
             self.policy = load_policy(self.tower, dtype=self.dtype_name, max_pixels=self.max_pixels).eval()
             self.policy.requires_grad_(False)
         return TowerCollator(self.policy.processor)
@@ -174,7 +182,7 @@ class NearestImage(Baseline):
     @torch.no_grad()
     def embed(self, batch: Any) -> Tensor:
         """Features (B, D) of length 1."""
-        return pixel_rows(batch) if self.policy is None else tower_features(self.policy, batch)
+        return tower_features(self.policy, batch) if self.tower else pixel_rows(batch)
 
     def reports(self, batch: Features) -> list[str]:
         """Those of the nearest training studies; the first one among equals."""
@@ -183,5 +191,5 @@ class NearestImage(Baseline):
 
 def _training(data: ReportDataModule, title: str, reports: Sequence[str]) -> list[str]:
     if not reports:
-        raise ValueError(f"The {title} needs training studies, but {data.describe()} has none.")
+        raise UserError(f"The {title} needs training studies, but {data.describe()} has none.")
     return list(reports)

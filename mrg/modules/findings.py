@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from mrg.datamodules.collate import Batch
-from mrg.metrics import CONDITIONS, POSITIVE, THIRTEEN, UNCERTAIN
+from mrg.errors import UserError
+from mrg.metrics import CONDITIONS, THIRTEEN
+from mrg.metrics.conditions import stated
 from mrg.modules.ranks import gather
 from mrg.modules.settings import check_choice
 from mrg.modules.sft import SupervisedStep
@@ -59,10 +61,10 @@ class FindingsModule(SupervisedStep):
 
     Args:
         thresholds: `"one"` for all conditions, or `"each"`: what `test` writes reports by.
-        **kwargs: See `ReportModule`.
+        **kwargs: Arguments of `ReportModule`.
 
     Raises:
-        ValueError: If there is an adapter or a vision cache, or no training report states a finding.
+        UserError: If there is an adapter or a vision cache, or no training report states a finding.
     """
 
     thresholds: Tensor
@@ -71,7 +73,7 @@ class FindingsModule(SupervisedStep):
         check_choice("thresholds", thresholds, ("one", "each"))
         super().__init__(train_vision=True, **kwargs)
         if self.lora is not None:
-            raise ValueError("The language model is not trained on findings: set model.init_args.lora to null.")
+            raise UserError("The language model is not trained on findings: set model.init_args.lora to null.")
         self.kind = thresholds
         self.register_buffer("thresholds", torch.full((len(THIRTEEN),), 0.5))
         self.head: FindingsHead | None = None
@@ -82,27 +84,27 @@ class FindingsModule(SupervisedStep):
         """Load the policy, freeze its language model and add the head."""
         super().setup(stage)
         if self.head is None:
-            vision = {f"model.{name}." for name in self.writer.family.vision}
-            for name, parameter in self.writer.base.named_parameters():
+            vision = {f"model.{name}." for name in self.policy.family.vision}
+            for name, parameter in self.policy.base.named_parameters():
                 parameter.requires_grad_(name.startswith(tuple(vision)))
-            self.writer.adapts_norms = True
-            self.writer.train()
-            self.head = FindingsHead(self.writer.base.config.text_config.hidden_size)
+            self.policy.adapts_norms = True
+            self.policy.train()
+            self.head = FindingsHead(self.policy.base.config.text_config.hidden_size)
         if stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             if not bool(self._found(data.train_reports()).any()):
-                raise ValueError("No training report states a finding: there is nothing to train the vision tower on.")
+                raise UserError("No training report states a finding: there is nothing to train the vision tower on.")
 
     def _found(self, reports: list[str]) -> Tensor:
         """(B, 13) bool, True where a report states a finding."""
         labels = self.labeler(reports)[:, : len(THIRTEEN)]
-        return (labels == POSITIVE) | (labels == UNCERTAIN)
+        return stated(labels)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, 13) of the conditions."""
         assert self.head is not None, "setup() makes the head"
-        tokens, _ = self.writer.family.images(self.writer.base.model, batch)
-        counts = (batch.prompt_ids == self.writer.base.config.image_token_id).sum(1).tolist()
+        tokens, _ = self.policy.family.images(self.policy.base.model, batch)
+        counts = (batch.prompt_ids == self.policy.base.config.image_token_id).sum(1).tolist()
         logits: Tensor = self.head(tokens.float(), counts)
         return logits.float()
 
@@ -163,8 +165,8 @@ class FindingsModule(SupervisedStep):
             f"<think>{think}</think><report>{report}</report>" for think, report in zip(listed, reports, strict=True)
         ]
 
-    def _kept(self) -> dict[str, torch.Size]:
-        return super()._kept() | {"thresholds": self.thresholds.shape}
+    def _saved_shapes(self) -> dict[str, torch.Size]:
+        return super()._saved_shapes() | {"thresholds": self.thresholds.shape}
 
 
 def best_threshold(probabilities: Tensor, found: Tensor) -> tuple[float, float]:

@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from mrg.errors import RunError
+from mrg.log import set_rank
 
-def say(text: str) -> None:
-    """Print a line on the first rank alone; unlike a trainer's own means it works before there is one."""
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(text, flush=True)
+set_rank(lambda: rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def gather(value: Any, world_size: int) -> list[Any]:
@@ -43,7 +42,7 @@ def mean_over_ranks(value: float, world_size: int, device: torch.device) -> floa
     return float(total) / world_size
 
 
-class OtherRankError(RuntimeError):
+class OtherRankError(RunError):
     """Another process could not go on."""
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
-from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
 from mrg.files import count_lines
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
+from mrg.run.checkpoints import CheckpointFolder, checkpoint_name
 from tests.callbacks.resuming import Stop, StopAt, differences, fit, newest, on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sampling and training disagree")
@@ -105,7 +105,7 @@ def test_the_one_before_a_damaged_checkpoint_gives_the_same_run(tmp_path, policy
     assert path == files.path / before
     assert damaged in lines[0]
     fit(tmp_path, "grpo", policy_folder, checkpoint=str(path))
-    assert f"Removed what came after it: {damaged}." in capsys.readouterr().out
+    assert f"Removed newer checkpoints: {damaged}." in capsys.readouterr().err
     assert differences(whole("grpo"), tmp_path) == []
 
 
@@ -146,7 +146,7 @@ def test_patience_goes_on(tmp_path, policy_folder):
         def on_fit_start(self, trainer, pl_module):
             pl_module.rewards = lambda rollout, batch: dead(pl_module, rollout, batch)
 
-    from mrg.modules.reward import Rewards
+    from mrg.modules.rl.reward import Rewards
     from tests.callbacks import resuming
 
     def dead(pl_module, rollout, batch):

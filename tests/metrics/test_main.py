@@ -41,7 +41,7 @@ def test_table_and_json(predictions, capsys):
     result = json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())
     assert list(result["systems"]) == ["constant normal", "most frequent reference", "predictions"]
     scores = result["systems"]["predictions"]["scores"]
-    # 2 right, 1 invented, 1 missed.
+    # 2 correct, 1 hallucinated, 1 missed.
     assert scores["CE-F1 micro-13+"]["value"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores["CE-F1 micro-13+"]["low"] < scores["CE-F1 micro-13+"]["value"] < scores["CE-F1 micro-13+"]["high"]
     assert result["systems"]["constant normal"]["scores"]["CE-F1 micro-13+"]["value"] == 0
@@ -53,7 +53,7 @@ def test_table_and_json(predictions, capsys):
     assert "predictions.jsonl.scores.json" in text
     assert "Reports: 'prediction'; references: 'target'; ids: 'id'." in text
     assert "4 studies are few" in text
-    assert "occurs twice" not in text
+    assert "occurs more than once" not in text
 
 
 def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
@@ -64,7 +64,7 @@ def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
         main([str(file)])
         result = json.loads(file.with_name(f"{file.name}.scores.json").read_text())
         scores.append(result["systems"]["most frequent reference"]["scores"]["CE-F1 micro-13+"]["value"])
-        assert "No reference occurs twice: the row 'most frequent reference'" in capsys.readouterr().out
+        assert "No reference occurs more than once: the row 'most frequent reference'" in capsys.readouterr().out
     assert scores[0] == scores[1]
 
 
@@ -95,10 +95,14 @@ def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert predictions.read_text() == before
     assert "--seed to be at least 0, but got -1" in fails(capsys, predictions, "--seed", "-1")
     assert "--nlg scores one file" in fails(capsys, predictions, "--nlg", "--compare", few)
-    assert "one of none, ptb, r2gen-iu, r2gen-mimic, but got r2" in fails(capsys, predictions, "--normalization", "r2")
-    assert "give --chexbert too" in fails(capsys, predictions, "--tokenizer", "x")
+    assert "--tokenizer requires --chexbert" in fails(capsys, predictions, "--tokenizer", "x")
     spec = "tests.metrics.test_main:fails_always"
-    assert f"The scorer {spec} failed: KeyError: 'boom'" in fails(capsys, predictions, "--scorer", spec)
+    assert f"The scorer {spec} failed: KeyError: 'boom' ({__file__}, line " in fails(
+        capsys, predictions, "--scorer", spec
+    )
+    with pytest.raises(SystemExit):
+        main([str(predictions), "--normalization", "r2"])
+    assert "'r2' (choose from " in capsys.readouterr().err
     assert "margin" in fails(capsys, predictions, "--margin", "1")
     assert "--trials" in fails(capsys, predictions, "--trials", "0")
     assert "no column for the generated report" in fails(capsys, predictions, "--preds", "text")
@@ -196,7 +200,7 @@ def test_a_labeler_that_cannot_be_had_is_one_line(predictions, capsys):
     assert f"The labeler {here}:fails_to_label failed: KeyError: 'boom'" in line(f"{here}.fails_to_label")
     assert "return label classes 0..3, but got 5..5" in line(f"{here}.labels_in_fives")
     assert "to return a tensor (" in line("tests.metrics.test_main:len_of")
-    assert "pass one of them" in fails(capsys, predictions, "--labeler", "a.b", "--chexbert", "x.pth")
+    assert "mutually exclusive" in fails(capsys, predictions, "--labeler", "a.b", "--chexbert", "x.pth")
     assert not list(predictions.parent.glob("*.scores.json"))
 
 
@@ -215,7 +219,7 @@ def test_scorers_and_nlg(predictions, capsys):
     assert 0 < result["nlg"]["predictions"]["BLEU-1"] < 1
     row = next(line for line in text.splitlines() if line.startswith("predictions "))
     assert f" {score:.3f} [" in row
-    assert "likeness of wording, not findings" in text
+    assert "similarity of wording, not of findings" in text
 
 
 def fails_always(preds, target):

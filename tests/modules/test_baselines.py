@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mrg.cli import main
-from mrg.metrics.results import CONSTANT_NORMAL
+from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.baselines import Baseline, ConstantNormal, MostFrequentReport, NearestImage
 from tests.trees import write_annotation, write_iu_tree
 

@@ -7,10 +7,11 @@ import torch
 from mrg.datamodules.demo import World, make_study
 from mrg.metrics import RulesLabeler
 from mrg.modules.findings import NOTHING, FindingsModule, auc, best_threshold
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.tiny import Tiny
+from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.tiny import Tiny
 from tests.callbacks.resuming import fit, newest
 from tests.modules.test_grpo import FixedData
+from tests.nested import nested
 
 SHAPE = Tiny(32, 1, vocab_size=400, cnn=[8, 8, 16, 16])
 SETTINGS = {"prompt": "Report:", "max_pixels": 64 * 64, "tiny": SHAPE, "warmup_steps": 2}
@@ -36,7 +37,7 @@ class Seen(FixedData):
 
 def trained(studies, epochs, kind=Data, **settings):
     L.seed_everything(0, verbose=False)
-    module = FindingsModule(**{**SETTINGS, "learning_rate": 3e-3, **settings})
+    module = FindingsModule(**nested(**{**SETTINGS, "learning_rate": 3e-3, **settings}))
     trainer = L.Trainer(max_epochs=epochs, accelerator="cpu", num_sanity_val_steps=0, **QUIET)
     trainer.fit(module, kind(studies, batch_size=8))
     return module, trainer
@@ -71,7 +72,7 @@ def test_auc_by_pairs():
 def test_the_tower_learns_and_the_language_model_does_not(drawn):
     start, _ = trained(drawn, 0)
     module, trainer = trained(drawn, 20, Seen)
-    before, after = start.writer.state_dict(), module.writer.state_dict()
+    before, after = start.policy.state_dict(), module.policy.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("vision_tower" in name or "multi_modal_projector" in name for name in moved)
@@ -100,7 +101,7 @@ def test_reports_name_what_is_above_the_threshold(drawn):
 def test_the_policy_folder_has_the_tower_and_its_statistics(drawn, tmp_path):
     options = {"max_epochs": 1, "data": {"num_train": 8, "image_size": 112}, "monitor": "val/auc"}
     module = fit(tmp_path, "findings", "tiny", module={**SETTINGS, "lora": None}, **options)
-    policy, own = load_policy(str(tmp_path / "policy")).state_dict(), module.writer.state_dict()
+    policy, own = load_policy(str(tmp_path / "policy")).state_dict(), module.policy.state_dict()
     assert set(policy) == set(own)
     assert all(torch.allclose(policy[name].float(), own[name].float()) for name in own)
     saved = torch.load(newest(tmp_path), weights_only=True)["state_dict"]
@@ -111,7 +112,7 @@ def test_the_policy_folder_has_the_tower_and_its_statistics(drawn, tmp_path):
 
 def test_a_frozen_tower_keeps_its_statistics(drawn, tmp_path):
     module, _ = trained(drawn, 1)
-    module.writer.save(tmp_path / "policy")
+    module.policy.save(tmp_path / "policy")
     for options in ({"lora": LoRA(2)}, {"train_vision": True}):
         policy = load_policy(str(tmp_path / "policy"), **options).train()
         norms = [m for m in policy.modules() if isinstance(m, torch.nn.BatchNorm2d)]
@@ -129,7 +130,7 @@ def test_a_frozen_tower_keeps_its_statistics(drawn, tmp_path):
 )
 def test_refused_settings(settings, message):
     with pytest.raises(ValueError, match=message):
-        FindingsModule(**{**SETTINGS, **settings})
+        FindingsModule(**nested(**{**SETTINGS, **settings}))
 
 
 def test_data_without_findings(drawn):
@@ -138,4 +139,4 @@ def test_data_without_findings(drawn):
             return ["The lungs are clear."] * 3
 
     with pytest.raises(ValueError, match="No training report states a finding"):
-        L.Trainer(max_epochs=1, accelerator="cpu", **QUIET).fit(FindingsModule(**SETTINGS), Silent(drawn))
+        L.Trainer(max_epochs=1, accelerator="cpu", **QUIET).fit(FindingsModule(**nested(**SETTINGS)), Silent(drawn))

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer, weights
+from tests.nested import nested
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ class Broken(SFTModule):
 def run(saved, studies, steps, broken=(), checkpoint=None, **settings):
     torch.manual_seed(0)
     options = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, **SETTINGS, **settings}
-    module = Broken(broken, policy=saved, **options)
+    module = Broken(broken, **nested(policy=saved, **options))
     lightning = trainer(steps)
     lightning.fit(module, FixedData(studies[:4], batch_size=2), ckpt_path=checkpoint)
     return module, lightning
@@ -61,7 +62,7 @@ def test_a_report_that_the_policy_cannot_write_breaks_a_step_alone(saved, studie
     """Its banned token has the log-probability minus infinity."""
     odd = dataclasses.replace(studies[0], report="The heart <|vision_end|> is big.")
     settings = {"max_new_tokens": 60, "lora": LoRA(4), "warmup_steps": 0, "learning_rate": 1e-3}
-    module = SFTModule(policy=saved, **{**SETTINGS, **settings})
+    module = SFTModule(**nested(policy=saved, **{**SETTINGS, **settings}))
     trainer(4).fit(module, FixedData([odd, *studies[1:4]], batch_size=2))
     found = weights(module)
     assert all(w.isfinite().all() for w in found.values())

@@ -40,6 +40,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import phrases
 from mrg.metrics.labelers.base import Labeler, check_texts
@@ -107,7 +108,7 @@ class RulesLabeler(Labeler):
 
     def __init__(self, cache_size: int = 65_536) -> None:
         if cache_size < 0:
-            raise ValueError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
+            raise UserError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
         self.cache_size = cache_size
         self._lexicon = Lexicon()
         self._cache: dict[str, bytes] = {}

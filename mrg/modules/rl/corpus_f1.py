@@ -31,6 +31,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.ce import confusion
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.conventions import condition_indices
@@ -41,7 +42,7 @@ PRIOR = 0.05
 """Stated plus true findings per report and condition before the first round."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class CorpusF1:
     """Settings of the corpus-F1 rewards.
 
@@ -55,7 +56,7 @@ class CorpusF1:
         decay: Weight of the past in the exponential average, in [0, 1).
 
     Raises:
-        ValueError: If a setting is out of range.
+        UserError: If a setting is out of range.
     """
 
     average: Literal["micro", "macro"] = "micro"
@@ -73,14 +74,14 @@ class CorpusF1:
         ):
             if getattr(self, name) not in choices:
                 *most, last = (repr(choice) for choice in choices)
-                raise ValueError(
-                    f"Expected model.init_args.corpus_f1.{name} to be {', '.join(most)} or {last}, "
+                raise UserError(
+                    f"Expected model.init_args.reward.corpus_f1.{name} to be {', '.join(most)} or {last}, "
                     f"but got {getattr(self, name)!r}."
                 )
         for name, top, fits in (("start", "1", self.start <= 1), ("decay", "1 (exclusive)", self.decay < 1)):
             if not (fits and getattr(self, name) >= 0):
-                raise ValueError(
-                    f"Expected model.init_args.corpus_f1.{name} to be from 0 to {top}, but got {getattr(self, name)}."
+                raise UserError(
+                    f"Expected model.init_args.reward.corpus_f1.{name} to be from 0 to {top}, but got {getattr(self, name)}."
                 )
         condition_indices(self.conditions)
 
@@ -167,14 +168,12 @@ class CorpusF1Reward:
         self.counts = state["counts"].double()
 
 
-def corpus_rewards(
-    settings: CorpusF1 | None, weights: Sequence[tuple[str, float]]
-) -> dict[str, tuple[float, CorpusF1Reward]]:
-    """The corpus-F1 parts of a reward: name -> weight and scorer, of those whose weight is not 0.
+def corpus_rewards(settings: CorpusF1 | None, names: Sequence[str]) -> dict[str, CorpusF1Reward]:
+    """Corpus-F1 rewards by name.
 
     Args:
-        settings: Settings of both; the defaults where None.
-        weights: Weights of `corpus_f1` and `denial_f1`.
+        settings: Settings of all; the defaults if None.
+        names: `corpus_f1` for findings, `denial_f1` for what is ruled out.
     """
     settings = settings or CorpusF1()
-    return {name: (weight, CorpusF1Reward(settings, denials=name == "denial_f1")) for name, weight in weights if weight}
+    return {name: CorpusF1Reward(settings, denials=name == "denial_f1") for name in names}

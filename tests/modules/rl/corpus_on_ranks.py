@@ -8,10 +8,11 @@ import torch
 
 from mrg.datamodules.demo import World, make_study
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
+from mrg.modules.policy.load import LoRA
 from mrg.modules.rl.corpus_f1 import CorpusF1
 from tests.modules.grpo_on_ranks import Fixed
 from tests.modules.test_grpo import SETTINGS, FixedData
+from tests.nested import nested
 
 
 def any_labels(texts):
@@ -47,7 +48,7 @@ def corpus_module(policy, kind=GRPOModule, **settings):
         "labeler": any_labels, "mccs_weight": 0.0, "format_weight": 0.1, "corpus_f1_weight": 0.6,
         "denial_f1_weight": 0.3, "corpus_f1": CorpusF1(decay=0.5), **SETTINGS, **settings,
     }  # fmt: skip
-    module = kind(**options)
+    module = kind(**nested(**options))
     module.reward = Tagged(module.reward)
     return module
 

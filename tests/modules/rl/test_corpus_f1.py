@@ -6,8 +6,8 @@ import torch
 from mrg.metrics import CEF1, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN, RulesLabeler
 from mrg.metrics.ce import confusion, ratio, report_counts
 from mrg.metrics.mccs import mccs
-from mrg.modules.reward import Reward
 from mrg.modules.rl.corpus_f1 import MAX_WEIGHT, CorpusF1, CorpusF1Reward, corpus_rewards
+from mrg.modules.rl.reward import Reward
 
 CARDIOMEGALY, EDEMA, FRACTURE = (CONDITIONS.index(name) for name in ("Cardiomegaly", "Edema", "Fracture"))
 
@@ -148,24 +148,23 @@ def test_scores_of_one_report_stop_at_one_half(name):
 
 def test_denials_do_not_charge_for_findings():
     """Where nothing is stated of a condition, denying the others is worth what it was."""
-    corpus = corpus_rewards(CorpusF1(source="fixed", start=0.5), [("corpus_f1", 0.0), ("denial_f1", 2.0)])
-    assert [(name, weight) for name, (weight, _) in corpus.items()] == [("denial_f1", 2.0)]
+    reward = corpus_rewards(CorpusF1(source="fixed", start=0.5), ["denial_f1"])["denial_f1"]
     target = labels({CARDIOMEGALY: NEGATIVE, EDEMA: NEGATIVE})
-    _, reward = corpus["denial_f1"]
     quiet, found = labels({CARDIOMEGALY: NEGATIVE}), labels({CARDIOMEGALY: NEGATIVE, FRACTURE: POSITIVE})
     assert reward.scores(quiet, target).tolist() == reward.scores(found, target).tolist()
 
 
 def test_as_part_of_the_reward():
-    corpus = corpus_rewards(CorpusF1(source="fixed", start=0.3), [("corpus_f1", 0.5)])
-    reward = Reward(RulesLabeler(), 0.0, 0.25, think="absent", corpus=corpus)
+    settings = {"corpus_f1": CorpusF1(source="fixed", start=0.3), "corpus_f1_weight": 0.5}
+    reward = Reward(RulesLabeler(), 0.0, 0.25, think="absent", **settings)
+    assert set(reward.corpus) == {"corpus_f1"}
     texts = ["<report>The heart is enlarged.</report>", "<report>Clear lungs.</report>", "The heart is enlarged."]
     rewards = reward(texts, ["Cardiomegaly."] * 3, list("abc"))
     silent = 13 * 0.3
     assert rewards.parts["corpus_f1"].tolist() == pytest.approx([silent + 1.7, silent, 0])
     assert rewards.total.tolist() == pytest.approx([0.5 * (silent + 1.7) + 0.25, 0.5 * silent + 0.25, 0])
     with pytest.raises(ValueError, match="labeler"):
-        Reward(None, corpus=corpus)
+        Reward(None, **settings)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,290 @@
+"""What tells a healthy round of GRPO from a collapse, and where its time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mrg.errors import RunError
+from mrg.metrics import CONDITIONS
+from mrg.metrics.conditions import stated
+from mrg.modules.rl.advantage import dead_groups, num_missing
+from mrg.modules.rl.reward import Rewards, join_rewards
+
+if TYPE_CHECKING:
+    from mrg.datamodules.collate import Batch
+    from mrg.modules.rollout.sampling import Rollout
+
+
+LOWER = {
+    "vision": "lower data.init_args.batch_size, model.init_args.max_pixels or max_views",
+    "rollout": "lower data.init_args.batch_size, model.init_args.rollout.group_size or max_new_tokens",
+    "reward": "give the labeler another device or smaller batches",
+    "reference": "lower model.init_args.micro_batch_tokens",
+    "policy": "lower model.init_args.micro_batch_tokens, or set gradient_checkpointing to true",
+}
+"""Phase -> what to do where its memory does not suffice."""
+BY_STEP = {"loss", "grad_norm"}
+"""What is a mean over steps already, and on each rank."""
+BY_COMPLETION = {"logp_gap", "entropy", "corrected"}
+"""What is summed over all completions that were computed; the rest over those of them that send a gradient."""
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What a rank knows of its part of a round.
+
+    Args:
+        rewards: Of N completions.
+        length: (N,) tokens of each, on the CPU.
+        truncated: (N,) bool, on the CPU.
+        num_distinct: Distinct texts of each group, summed.
+        num_tokens: Prompts once, and completions.
+        teaches: Whether a completion that counts has an advantage.
+        sums: Of the optimiser steps, see `GRPOModule.update`.
+        advantages: (N,) advantage of each completion, on the CPU; None where they are not watched.
+    """
+
+    rewards: Rewards
+    length: Tensor
+    truncated: Tensor
+    num_distinct: int
+    num_tokens: int
+    teaches: bool
+    sums: dict[str, float]
+    advantages: Tensor | None = None
+
+    @staticmethod
+    def of(
+        rollout: Rollout,
+        rewards: Rewards,
+        group_size: int,
+        num_tokens: int,
+        teaches: Tensor,
+        sums: Mapping[str, Tensor],
+        advantages: Tensor | None = None,
+    ) -> Outcome:
+        """Of a rank's part, on the CPU.
+
+        Args:
+            rollout: N completions.
+            rewards: Theirs.
+            group_size: Completions per study.
+            num_tokens: See `Outcome`.
+            teaches: (N,) bool, completions that count and have an advantage.
+            sums: See `Outcome`.
+            advantages: (N,) advantage of each completion.
+        """
+        groups = [rollout.texts[i : i + group_size] for i in range(0, len(rollout.texts), group_size)]
+        return Outcome(
+            rewards,
+            rollout.completion_mask.sum(1).cpu(),
+            rollout.truncated.cpu(),
+            sum(len(set(group)) for group in groups),
+            num_tokens,
+            bool(teaches.any()),
+            {name: float(value) for name, value in sums.items()},
+            None if advantages is None else advantages.cpu(),
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[Outcome]) -> Outcome:
+        """The whole round, ranks after each other."""
+        sums: dict[str, float] = {}
+        for part in parts:
+            for name, value in part.sums.items():
+                sums[name] = sums.get(name, 0.0) + value
+        sums |= {name: sums[name] / len(parts) for name in sums if name in BY_STEP}
+        return Outcome(
+            join_rewards([part.rewards for part in parts]),
+            torch.cat([part.length for part in parts]),
+            torch.cat([part.truncated for part in parts]),
+            sum(part.num_distinct for part in parts),
+            sum(part.num_tokens for part in parts),
+            any(part.teaches for part in parts),
+            sums,
+            None if parts[0].advantages is None else torch.cat([part.advantages for part in parts]),  # type: ignore
+        )
+
+
+class Monitor:
+    """Numbers of one round at a time.
+
+    Args:
+        group_size: Completions per study.
+    """
+
+    def __init__(self, group_size: int) -> None:
+        self.group_size = group_size
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to a phase of the round."""
+        start = _now()
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+            raise RunError(
+                f"Out of GPU memory in the phase {name!r} ({peak:.1f} GiB were in use): {LOWER[name]}."
+            ) from error
+        self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
+
+    def round(self, outcome: Outcome) -> dict[str, float]:
+        """Numbers of a round; forgets its times.
+
+        Args:
+            outcome: Of the whole round.
+
+        Returns:
+            Log keys -> values: rewards and their parts (mean, standard deviation, of those present), shares of
+            completions without any reward (`train/missing`), of dead groups, of distinct completions in a group, of
+            truncated ones and of those that find nothing, lengths, mean advantage of completions with a correct
+            finding, with hallucinated findings alone, and without findings (`advantage/right`, `/wrong`, `/silent`),
+            recall of each condition in the round's references, means of what the optimiser steps summed up, seconds of
+            each phase on this rank, and tokens per second of all.
+        """
+        rewards, length = outcome.rewards, outcome.length.double()
+        found, wanted = (stated(x[:, :13]) for x in rewards.labels)
+        values = {
+            **_mean_and_std("total", rewards.total, rewards.scored),
+            "train/missing": num_missing(rewards.scored) / len(rewards.total),
+            "train/dead_groups": float(dead_groups(rewards.total, self.group_size, rewards.scored).double().mean()),
+            "train/distinct": outcome.num_distinct / len(rewards.total),
+            "train/truncated": float(outcome.truncated.double().mean()),
+            "train/nothing_found": float((~found.any(1)).double().mean()),
+            "train/length": float(length.mean()),
+            "train/length_min": float(length.min()),
+            "train/length_max": float(length.max()),
+        }
+        for name, part in rewards.parts.items():
+            values |= _mean_and_std(name, part, rewards.present.get(name))
+        for column in wanted.any(0).nonzero()[:, 0].tolist():
+            rows = wanted[:, column]
+            values[f"recall/{CONDITIONS[column].lower().replace(' ', '_')}"] = float(
+                found[rows, column].double().mean()
+            )
+        if outcome.advantages is not None:
+            values |= _advantages(outcome.advantages, found, wanted)
+        values |= {f"train/{name}": value for name, value in _means(outcome.sums).items()}
+        total = sum(self.seconds.values())
+        if total:
+            values |= {f"seconds/{name}": value for name, value in self.seconds.items()}
+            values["train/tokens_per_second"] = outcome.num_tokens / total
+        self.seconds = {}
+        return values
+
+
+class Patience:
+    """Ends a run that goes nowhere.
+
+    Args:
+        limit: Steps in a row without a finite gradient, or rounds in a row that can teach nothing, after which it ends.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.bad_steps = self.dead_rounds = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """What is counted."""
+        return {"bad_steps": self.bad_steps, "dead_rounds": self.dead_rounds}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on counting; an empty state starts anew."""
+        self.bad_steps, self.dead_rounds = state.get("bad_steps", 0), state.get("dead_rounds", 0)
+
+    def takes(self, norm: Tensor, number: int) -> bool:
+        """Whether to take a step with a gradient of this norm.
+
+        Raises:
+            RuntimeError: If too many in a row were not finite.
+        """
+        self.bad_steps = 0 if bool(norm.isfinite()) else self.bad_steps + 1
+        if self.bad_steps >= self.limit:
+            raise RunError(
+                f"The gradient's norm was {float(norm)} in {self.bad_steps} steps in a row, the last in round "
+                f"{number}: lower model.init_args.optimizer.learning_rate."
+            )
+        return not self.bad_steps
+
+    def watch(self, dead: bool) -> None:
+        """Count rounds in which no completion that counts has an advantage, and no KL term is left to learn from.
+
+        Args:
+            dead: Whether this was one, on all ranks.
+
+        Raises:
+            RuntimeError: If there are too many in a row.
+        """
+        self.dead_rounds = self.dead_rounds + 1 if dead else 0
+        if self.dead_rounds >= self.limit:
+            raise RunError(
+                f"All groups had equal rewards in {self.dead_rounds} rounds in a row, or what differed was truncated "
+                "and masked: nothing can be learned. Raise model.init_args.rollout.temperature, rollout.group_size or "
+                "max_new_tokens, lower margin, or train more with SFT first."
+            )
+
+
+def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: int, number: int) -> list[dict[str, Any]]:
+    """What the policy wrote for the first study of a round, with its rewards: one dict per completion."""
+    return [
+        {
+            "round": number,
+            "id": batch.study_id[0],
+            "completion": rollout.texts[row],
+            "reward": _number(rewards.total, rewards.scored, row),
+            **{name: _number(value, rewards.present.get(name), row) for name, value in rewards.parts.items()},
+            "truncated": bool(rollout.truncated[row]),
+            "target": batch.target[0],
+        }
+        for row in range(group_size)
+    ]
+
+
+def _means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Means over completions and steps; none of what no completion was computed for."""
+    means = {}
+    for name, value in sums.items():
+        if name in BY_STEP:
+            means[name] = value
+        elif name not in ("computed", "counted"):
+            count = sums["computed" if name in BY_COMPLETION else "counted"]
+            if count:
+                means[name] = value / count
+    return means
+
+
+def _advantages(advantages: Tensor, found: Tensor, true: Tensor) -> dict[str, float]:
+    """Mean advantage of completions that state a correct finding, only hallucinated ones, or none: does finding pay?"""
+    right, silent = (found & true).any(1), ~found.any(1)
+    kinds = {"right": right, "wrong": ~right & ~silent, "silent": silent}
+    return {f"advantage/{name}": float(advantages[rows].mean()) for name, rows in kinds.items() if bool(rows.any())}
+
+
+def _mean_and_std(name: str, values: Tensor, present: Tensor | None) -> dict[str, float]:
+    """Log keys of a reward, none where it is missing everywhere."""
+    here = values if present is None else values[present]
+    if not len(here):
+        return {}
+    return {
+        f"reward/{name}": float(here.mean()),
+        f"reward/{name}_std": float(here.std(correction=min(1, len(here) - 1))),
+    }
+
+
+def _number(values: Tensor, present: Tensor | None, row: int) -> float | None:
+    return float(values[row]) if present is None or bool(present[row]) else None
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # work is queued: without this a phase would end before it is done
+    return time.perf_counter()

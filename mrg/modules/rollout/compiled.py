@@ -1,0 +1,206 @@
+"""Decoding steps through `torch.compile`, with the eager step as their check and their replacement.
+
+Choices: a step is compiled as one graph, without breaks, for each size of a state of fixed shapes
+(`static_decoding.py`): with CUDA graphs on a GPU, where a step is bound by launches, with plain inductor on a CPU. The
+first step of every rollout, and the first ones of every size, are computed by the eager step as well: logits, the keys
+and values written, and all others, which must stay as they were, are compared. What cannot be compiled, or differs, is
+said in one line, and the eager step goes on from there; later rollouts use `decoding.py`.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mrg.modules.policy.policy import Policy
+from mrg.modules.prefix.attention import PackedPrompts
+from mrg.modules.rollout.kv_cache import KVCache
+from mrg.modules.rollout.static_cache import CacheView, StaticDecoder, StaticKVCache, static_step
+
+NUM_CHECKED = 3
+"""Steps of a size that are checked: CUDA graphs warm up in the first, record in the second and replay in the third."""
+MAX_SIZES = 24
+"""Steps that are compiled at most; other sizes are computed by the eager step."""
+TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
+"""Largest relative difference, by type; rotations are computed in float32 in any case."""
+HALF_TOLERANCE = 0.1
+"""The same for types of half precision, in which fused operations round less often than eager ones: a small random
+model of two layers is itself 4 to 10 % from its float32 copy."""
+ROW_FACTOR = 5.0
+"""A single row may differ by so many times more."""
+
+Step = Callable[[Policy, CacheView, Tensor, Tensor, Tensor], Tensor]
+
+
+class DifferentError(Exception):
+    """A compiled step that is not the eager one."""
+
+
+class CompiledDecoder(StaticDecoder):
+    """Compiles the steps of rollouts and checks them.
+
+    Args:
+        backend: Of `torch.compile`.
+    """
+
+    def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        super().__init__()
+        self.backend = backend
+        self.steps: dict[object, Step] = {}
+        self.num_checked: dict[object, int] = {}
+        self.first = True
+        self.refused = ""
+        self.said: set[str] = set()
+
+    def start(
+        self, policy: Policy, reading: PackedPrompts, group_size: int, max_new_tokens: int
+    ) -> StaticKVCache | KVCache:
+        """See `StaticDecoder`; where steps are not compiled, the state shrinks as it can."""
+        reason = self.refused or unsupported(policy)
+        if reason:
+            self.memories.clear()
+            self._say(f"Decoding is not compiled: {reason}.")
+            return KVCache(reading, group_size, max_new_tokens)
+        self.first = True
+        return super().start(policy, reading, group_size, max_new_tokens)
+
+    def step(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
+        """See `static_step`."""
+        key = (view.key, token.shape, position.shape)
+        if not self.refused and key not in self.steps and len(self.steps) == MAX_SIZES:
+            self._say(f"Decoding is compiled for {MAX_SIZES} sizes; others are computed without.")
+        elif not self.refused:
+            if key not in self.steps:
+                self.steps[key] = self._compile(view)
+            checked = self.first or self.num_checked.get(key, 0) < NUM_CHECKED
+            self.first = False
+            expected = Expected(policy, view, token, position, step) if checked else None
+            try:
+                if view.lengths.device.type == "cuda":
+                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                num_skipped = skipped_graphs()
+                logits = self.steps[key](policy, view, token, position, step)
+                if expected is not None:
+                    self.num_checked[key] = self.num_checked.get(key, 0) + 1
+                    expected.compare(logits)
+                if skipped_graphs() > num_skipped and view.lengths.device.type == "cuda":
+                    self._say("Decoding is compiled, but without CUDA graphs: TORCH_LOGS=perf_hints says why.")
+                return logits
+            except Exception as error:  # whatever a compiler may raise: the eager step needs none
+                self._refuse(error, view)
+                if expected is not None:
+                    expected.restore()
+                    return expected.logits
+        return static_step(policy, view, token, position, step)
+
+    def _compile(self, view: CacheView) -> Step:
+        # Compiled code is kept with the code it was made from: a copy for each size keeps them apart, and their limits.
+        code = static_step.__code__.replace(co_name=f"static_step_{view.num_prompts}x{view.num_places}")
+        function = types.FunctionType(code, static_step.__globals__)
+        mode = "reduce-overhead" if view.lengths.device.type == "cuda" else None
+        compiled: Step = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
+        return compiled
+
+    def _refuse(self, error: Exception, view: CacheView) -> None:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+        # A first line that ends in a colon announces the second.
+        reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300].rstrip(".")
+        if not isinstance(error, DifferentError):
+            reason = f"torch.compile failed with {type(error).__name__}: {reason}"
+        self.refused = f"at {view.num_prompts} prompts of {view.num_places} completions {reason}"
+        self.steps.clear()
+        self._say(f"Decoding is not compiled: {self.refused}.")
+
+    def _say(self, line: str) -> None:
+        if line not in self.said:
+            self.said.add(line)
+            warnings.warn(line, stacklevel=3)
+
+
+def unsupported(policy: Policy) -> str:
+    """Why a policy's steps cannot be compiled; nothing where they can."""
+    if policy.sharded:
+        return "the policy's layers are sharded over ranks"
+    if getattr(policy.base, "is_loaded_in_4bit", False):
+        return "the policy's base is in 4 bits"
+    kind = policy.base.lm_head.weight.device.type
+    return "" if kind in ("cpu", "cuda") else f"device {kind} is neither a CPU nor a CUDA GPU"
+
+
+def skipped_graphs() -> int:
+    """How often inductor has compiled without the CUDA graphs that it was asked for."""
+    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
+
+
+class Expected:
+    """What a step must give, computed by the eager step, and what it must leave alone.
+
+    A copy of all keys and values is made meanwhile.
+
+    Args:
+        policy: Who writes.
+        view: As the step finds it.
+        token: See `static_step`.
+        position: See `static_step`.
+        step: See `static_step`.
+    """
+
+    def __init__(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> None:
+        self.index = step
+        self.logits = static_step(policy, view, token, position, step)
+        self.prompts = [x for pair in view.prompts.values() for x in pair]
+        self.rows = [x for pair in view.rows.values() for x in pair]
+        self.kept_prompts, self.kept_rows = ([x.clone() for x in tensors] for tensors in (self.prompts, self.rows))
+
+    def compare(self, logits: Tensor) -> None:
+        """Compare after the step; the view is as the eager step left it afterwards, whatever the step has done.
+
+        Raises:
+            DifferentError: If the step is another.
+        """
+        pairs = [(logits, self.logits)]
+        for mine, kept in zip(self.rows, self.kept_rows, strict=True):
+            written, expected = mine.index_select(2, self.index), kept.index_select(2, self.index)
+            pairs.append((written, expected))
+            mine.index_copy_(2, self.index, expected)
+        kept_alone = all(torch.equal(mine, kept) for mine, kept in self._pairs())
+        if not kept_alone:
+            self.restore()
+        if not bool(self.logits.isfinite().all()):
+            return  # a policy that has diverged, which compiling does not change
+        if not kept_alone:
+            raise DifferentError("the compiled step changes keys or values of other tokens")
+        most = TOLERANCE.get(self.logits.dtype, HALF_TOLERANCE)
+        difference = max(relative_difference(*pair) for pair in pairs)
+        if not difference <= most:
+            raise DifferentError(
+                f"the compiled step differs from the eager one by {difference:.2g} of its size, more than {most:g}"
+            )
+
+    def restore(self) -> None:
+        """Make the view what the eager step left."""
+        for mine, kept in self._pairs():
+            mine.copy_(kept)
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip([*self.prompts, *self.rows], [*self.kept_prompts, *self.kept_rows], strict=True)
+
+
+def relative_difference(tensor: Tensor, expected: Tensor) -> float:
+    """|tensor - expected| / |expected| in the Euclidean norm, of all rows; or the worst row's, see `ROW_FACTOR`.
+
+    Args:
+        tensor: (R, …).
+        expected: (R, …).
+    """
+    exact = torch.promote_types(expected.dtype, torch.float32)
+    own, other = (x.to(exact).flatten(1) for x in (tensor, expected))
+    of_rows = (own - other).norm(dim=1) / other.norm(dim=1).clamp(min=1e-12)
+    of_all = (own - other).norm() / other.norm().clamp(min=1e-12)
+    # The maximum of numbers that are none is none, and so not small enough.
+    return float(torch.maximum(of_all, of_rows.max() / ROW_FACTOR))
