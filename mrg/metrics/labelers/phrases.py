@@ -9,30 +9,43 @@ replaced by the word at its left before anything is looked up: add plurals and m
 from __future__ import annotations
 
 SPELLINGS: dict[str, str] = {
+    "abnormality": "abnormalities",
+    "aneurysm": "aneurysms",
+    "artifact": "artifacts",
     "angle": "angles anlge",
     "arthroplasty": "arthroplasties",
     "atelectasis": "atelectases atelectatic atelectasia atelectesis atelectaisis atlectasis ateletasis atelactasis",
+    "bleb": "blebs",
     "blunting": "blunted blunt blunts blurring",
     "border": "borders margin margins",
+    "bulla": "bullae",
     "cannot": "cant",
     "cardiomediastinal": "cardiomediastinum cardiomediastinalcardiomediastinal cardiomedistinal cardiomediastial",
     "cardiomegaly": "cardiomegally cardiomegly cardiomegaley cardiomeagly cardiomegalia cardiomagaly",
     "catheter": "catheters cath catether",
     "change": "changes changed",
+    "clip": "clips",
     "congestion": "congested engorgement engorged",
     "consolidation": "consolidations consolidative consolidated consolidating consolidaton consolidatoin",
     "contour": "contours countour",
     "costophrenic": "costodiaphragmatic cp",
+    "crowding": "crowded",
+    "cyst": "cysts",
+    "deformity": "deformities",
     "density": "densities",
-    "defibrillator": "defibrillators aicd icd defib",
+    "defibrillator": "defibrillators aicd aicds icd icds defib",
     "device": "devices",
+    "ett": "etts",
     "doubtful": "doubt",
     "edema": "oedema edematous",
     "effusion": "effusions effussion effussions effusons efusion efusions effuson",
     "exclude": "excludes excluding",
     "favor": "favors favoring favour favours favouring",
+    "finding": "findings",
     "fracture": "fractures fractured fx fxs fracutre",
+    "granuloma": "granulomas granulomata granuloms",
     "hemothorax": "hemothoraces haemothorax",
+    "hernia": "hernias",
     "hydropneumothorax": "hydropneumothoraces",
     "implant": "implants",
     "indeterminate": "indeterminant",
@@ -42,14 +55,18 @@ SPELLINGS: dict[str, str] = {
     "lesion": "lesions",
     "limits": "limit",
     "line": "lines",
+    "lucency": "lucencies",
     "marking": "markings",
     "mass": "masses masslike",
     "mediastinum": "mediastinums medistinum",
     "metastasis": "metastases metastatic mets",
+    "calcification": "calcifications",
     "nodule": "nodules noduls",
     "opacity": "opacities opacification opacifications opactiy opacites opacitites opacty opacified",
     "osseous": "osseus",
+    "osteophyte": "osteophytes",
     "pacemaker": "pacemakers pacer pacers",
+    "picc": "piccs",
     "plaque": "plaques",
     "plate": "plates",
     "pneumonia": "pneumonias pneumonic pneumoniae pnuemonia pneumona bronchopneumonia pneumonitis",
@@ -64,9 +81,12 @@ SPELLINGS: dict[str, str] = {
     "shadow": "shadows",
     "silhouette": "silhouettes sihouette silouette silhoutte silhouete",
     "space": "spaces",
+    "staple": "staples",
+    "stent": "stents",
     "structure": "structures",
     "sulcus": "sulci",
     "suggest": "suggests suggesting",
+    "suture": "sutures",
     "thickening": "thickened thickenings",
     "tube": "tubes tubing",
     "tumor": "tumors tumour tumours",
@@ -90,7 +110,10 @@ FINDINGS: dict[str, str] = {
         opacity, nodular opacity, infiltrate, airspace disease, air space disease, airspace process,
         air space process, alveolar disease, interstitial disease, interstitial lung disease, interstitial marking,
         interstitial prominence, interstitial change, interstitial pattern, interstitial thickening,
-        reticular pattern, reticular marking, reticulation, lung marking, pulmonary marking, bronchovascular marking,
+        reticular pattern, reticular marking, reticulation, increased lung marking, increased pulmonary marking,
+        increased bronchovascular marking, prominent lung marking, prominent pulmonary marking,
+        prominent bronchovascular marking, coarse lung marking, coarse bronchovascular marking,
+        coarsened lung marking, coarsened bronchovascular marking,
         increased density, increased marking, prominent marking, coarse marking, scar, parenchymal scar,
         fibrotic change, peribronchial thickening, peribronchial cuffing, bronchial wall thickening, haziness,
         ground glass, airspace density, air space density, alveolar density, patchy density, hazy density,
@@ -129,10 +152,11 @@ FINDINGS: dict[str, str] = {
         port, port a cath, power port, defibrillator, hardware, screw, plate, rod, arthroplasty, prosthesis,
         prosthetic valve, artificial valve, mechanical valve, valve replacement, valve prosthesis, aortic valve,
         mitral valve, pacing lead, pacemaker lead, lead, pulse generator, generator, cannula, stimulator,
-        neurostimulator, intra aortic balloon pump, balloon pump, drain, coil, fixation, spinal fusion hardware,
-        catheter fracture, lead fracture, wire fracture, screw fracture, hardware fracture, fracture wire,
-        fracture sternal wire, fracture lead, xxxx a xxxx, chest xxxx tip, chest xxxx with tip,
-        chest xxxx with the tip""",
+        neurostimulator, ett, et tube, ng tube, og tube, ngt, ogt, iabp, ecmo, ecmo cannula, cvc, cvl, hd catheter,
+        lvad, swan ganz, swan ganz catheter, tracheostomy, dobhoff, dobhoff tube, svc line, intra aortic balloon pump,
+        balloon pump, drain, coil, fixation, spinal fusion hardware, catheter fracture, lead fracture, wire fracture,
+        screw fracture, hardware fracture, fracture wire, fracture sternal wire, fracture lead, xxxx a xxxx,
+        chest xxxx tip, chest xxxx with tip, chest xxxx with the tip""",
 }
 """Condition -> phrases that assert it where nothing around them says otherwise."""
 
@@ -160,7 +184,11 @@ ANATOMY: dict[str, str] = {
     "mediastinum": """
         mediastinum, superior mediastinum, upper mediastinum, mediastinal contour, mediastinal silhouette,
         mediastinal size, mediastinal width, mediastinal configuration, mediastinal shadow, mediastinal structure,
-        mediastinal xxxx, mediastinal border, mediastinal and, cardiomediastinal, cardiomediastinal silhouette,
+        mediastinal xxxx, mediastinal border, mediastinal and hilar contour, mediastinal and hilar silhouette,
+        mediastinal and hilar structure, mediastinal and hilar shadow, mediastinal and hilar border,
+        mediastinal and cardiac silhouette, mediastinal and cardiac contour, mediastinal and cardiac border,
+        mediastinal and aortic contour, mediastinal and vascular structure, mediastinal and hilar xxxx,
+        mediastinal and pleural contour, cardiomediastinal, cardiomediastinal silhouette,
         cardiomediastinal contour, cardiomediastinal size, cardio mediastinal, cardio mediastinal silhouette,
         cardio mediastinal contour""",
     "angle": "costophrenic, costophrenic angle, costophrenic sulcus, costophrenic recess, costophrenic xxxx",
@@ -212,84 +240,24 @@ STATES: dict[str, tuple[str, str]] = {
 """Word of state -> the structures it speaks of, and its phrases. Enlarged, widened and increased are abnormal,
 borderline and blunted leave it open. A phrase that opens with a verb speaks only of what stands before it."""
 
-NEGATION_BEFORE = """
-    no, not, without, w o, nor, neither, never, negative for, absence of, absent, free of, free from, clear of,
-    denies, resolution of, interval resolution of, clearing of, removal of, interval removal of, resolved,
-    rather than, instead of, no evidence of, without evidence of, cannot see, fails to show, lack of, lacks,
-    interval clearing of, cleared, no longer, nothing to suggest, with resolution of, with interval resolution of,
-    with clearing of"""
-"""Deny what follows, to the end of the clause."""
-
-NEGATION_AFTER = """
-    is not seen, are not seen, was not seen, were not seen, not seen, not identified, not evident, not visualize,
-    not demonstrated, not present, not noted, not appreciated, not detected, not apparent, not visible, not found,
-    not observed, not suspected, not suggested, is absent, are absent, has resolved, have resolved, resolved,
-    has cleared, have cleared, cleared, is resolved, are resolved, has been removed, have been removed, was removed,
-    removed, is excluded, are excluded, is ruled out, are ruled out, ruled out, no longer seen, no longer identified,
-    no longer present, no longer visualize, no longer evident, is no longer, are no longer, with interval resolution,
-    with resolution, has completely resolved, have completely resolved, completely resolved, is unlikely,
-    are unlikely, unlikely, is not likely, are not likely, not definitely seen, not definitely identified,
-    is negative, are negative, not clearly identified, none, not seen on today, not visualize on today,
-    not identified on today, not seen on the current, not visualize on the current, not identified on the current,
-    no longer apparent, no longer visible, has disappeared, have disappeared, was withdrawn"""
-"""Deny the findings named before, back to the start of the clause."""
-
-UNCERTAINTY_BEFORE = """
-    possible, possibly, probable, probably, presumably, presumed, questionable, question, question of, questioned,
-    suspected, suspect, suspicious for, suspicion of, suspicion for, concerning for, concern for, worrisome for, may,
-    might, could, may represent, may reflect, may be, could represent, could reflect, could be, might represent,
-    might be, can represent, can be, suggest, suggestive of, suggestion of, perhaps, borderline, cannot exclude,
-    can not exclude, can t exclude, cannot rule out, can not rule out, difficult to exclude, not exclude,
-    cannot entirely exclude, cannot completely exclude, cannot definitely exclude, cannot definitively exclude,
-    does not exclude, not entirely exclude, not rule out, cannot be certain, equivocal, equivocal for, uncertain,
-    versus, differential includes, differential diagnosis includes, less likely, favor, favored, maybe, potential,
-    potentially, raise the possibility of, raises the possibility of, raising the possibility of, possibility of,
-    indeterminate, consider, unclear, correlate for, in the appropriate clinical setting,
-    in the correct clinical setting, in the proper clinical setting, doubtful, low suspicion for,
-    differential would include, differential considerations include, differential considerations,
-    differential diagnosis, differential diagnoses, differential diagnosis is, considerations include,
-    correlate clinically for, clinical correlation for, correlation for"""
-"""Make what follows uncertain, to the end of the clause."""
-
-UNCERTAINTY_AFTER = """
-    cannot be excluded, can not be excluded, can t be excluded, cannot entirely be excluded, not excluded,
-    cannot be entirely excluded, cannot be completely excluded, cannot completely be excluded, cannot be ruled out,
-    can not be ruled out, cannot be definitively excluded, cannot be definitely excluded,
-    cannot be confidently excluded, not be excluded, not entirely excluded, not completely excluded, is possible,
-    are possible, is suspected, are suspected, is questioned, are questioned, is questionable, are questionable,
-    is likely not, is considered, are considered, difficult to exclude, is difficult to exclude, not ruled out,
-    cannot be confirmed, may be present, could be present, might be present, is a consideration,
-    should be considered, to be considered, can be considered, is suggested, are suggested, is not entirely excluded,
-    is a possibility, is in the differential, are in the differential, not fully excluded, cannot be fully excluded,
-    is another consideration, is also a consideration, is another possibility, is also possible, is less likely,
-    are less likely, is considered less likely, is doubtful"""
-"""Make the findings named before uncertain, back to the start of the clause."""
-
-NOT_STATED = """
-    rule out, r o, evaluate for, evaluation for, evaluation of, assess for, assessment for, history of, hx of, h o,
-    looking for, screening for, if, if there is, if there are, if there is concern for, to exclude, to rule out,
-    could obscure, may obscure, might obscure"""
-"""Say why one looked, or what once was, not what is there: findings after them stay blank."""
-
-NOT_STATED_AFTER = """
-    may not be demonstrated, may not be visible, may not be seen, may not be visualize, may be missed,
-    cannot be assessed, cannot be evaluated, is not assessed, are not assessed, is not evaluated, are not evaluated,
-    not well assessed, not well evaluated, not adequately evaluated, not adequately assessed"""
-"""Say what the image cannot show: the findings named before stay blank."""
-
 NOTHING = """
     pericardial effusion, joint effusion, knee effusion, suprapatellar effusion, pericardial fluid,
     soft tissue edema, subcutaneous edema, laryngeal edema, vertebral collapse, vertebral body collapse, mass effect,
     body mass, breast mass, clear margin, not seen on, not identified on, not visualize on, not evident on,
-    not present on, not well seen, not well visualize, not included, not demonstrated on, not definitely seen on,
-    not as well, not definitely, not well, not fully, not seen previously, not present in, excluded from,
+    not present on, not included, not demonstrated on, not definitely seen on,
+    not as well, not definitely, not well, not fully, not necessarily, has not cleared, have not cleared, not cleared,
+    not yet cleared, age indeterminate, not seen previously, not present in, excluded from,
     excluded on, partially excluded, without correction, no change, no significant change, no interval change,
     no significant interval change, no increase, no interval increase, no significant increase, no decrease,
     no further, without interval change, without significant interval change, no progression, no worsening,
     no interval worsening, not only, not obviously, near resolution, near complete resolution,
     nearly complete resolution, partial resolution, partially resolved, nearly resolved, near completely resolved,
     incompletely resolved, incomplete resolution, not completely resolved, not yet resolved, not resolved,
-    partial clearing, monitor lead, cardiac monitor lead, ekg lead, ecg lead, telemetry lead, nipple shadow,
+    partial clearing, monitor lead, cardiac monitor lead, monitoring lead,
+    cardiac monitoring lead, ekg lead, ecg lead, telemetry lead, overlying lead, overlying monitor lead,
+    overlying monitoring lead, overlying cardiac lead, overlying cardiac monitor lead, overlying ekg lead,
+    overlying ecg lead, overlying external cardiac monitor lead, external lead, external cardiac monitor lead,
+    surface lead, electrode lead, nipple shadow,
     nipple marker, large volume, upper limits, sternotomy fracture, respiratory failure, renal failure,
     sinus infection, mediastinal lymph nodes, mediastinal lymph node, mediastinal clips, mediastinal shift,
     mediastinal calcifications, mediastinal calcification, mediastinal adenopathy, mediastinal lymphadenopathy,
@@ -299,33 +267,3 @@ NOTHING = """
     thyroid mass, thyroid nodule, pericardial mass, none of, no appreciable change, not appreciably change, free air,
     free intraperitoneal air"""
 """Phrases that would be misread if taken apart; they are skipped whole."""
-
-CLAUSE_END = """
-    but, however, although, though, yet, except, except for, aside from, apart from, other than, nevertheless,
-    whereas, while, there is, there are, there has been, there have been, there was, there were, otherwise, despite,
-    which, with exception of, with the exception of, unless, again seen is, again noted is"""
-"""End every scope."""
-
-CAUSE = "due to, secondary to, because of"
-"""End every scope too, but not right after a word of doubt: "may be due to pneumonia"."""
-
-VERBS = """
-    is, are, was, were, has, have, had, remain, remains, appear, appears, demonstrate, demonstrates, show, shows,
-    seen, noted, identified, present, visualize, demonstrated, reveal, reveals"""
-"""End a list: what is named after a comma or "and" that follows them starts anew."""
-
-AFFIRMATION = """
-    mild, mildly, moderate, moderately, severe, severely, stable, unchanged, persistent, again, chronic, small,
-    minimal, minimally, redemonstrated, healed, healing"""
-"""After a comma, "and" or "with", they start a new statement: "no pneumothorax, mild cardiomegaly"."""
-
-SKIPPED_SECTIONS = """
-    indication, indications, history, clinical history, clinical information, clinical indication, clinical data,
-    reason for exam, reason for the exam, reason for examination, reason for study, notification, comparison,
-    comparisons, technique, examination, exam, procedure, views, wet read"""
-"""Headings (followed by a colon) of sections that do not describe the image; skipped up to the next heading."""
-
-READ_SECTIONS = (
-    "findings, finding, impression, conclusion, report, chest, heart, lungs, pleura, bones, mediastinum, lines"
-)
-"""Headings of sections that are read."""

@@ -34,7 +34,6 @@ CheXbert (Smit et al., 2020); these are the choices, and where they leave the Ch
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -42,26 +41,16 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
-from mrg.metrics.labelers import phrases
 from mrg.metrics.labelers.base import Labeler, check_texts
-from mrg.metrics.labelers.lexicon import Lexicon, Tokens, tokenize
-from mrg.metrics.labelers.scopes import Reader, Span
+from mrg.metrics.labelers.layout import HARD
+from mrg.metrics.labelers.lexicon import OTHER, Lexicon, Tokens
+from mrg.metrics.labelers.scopes import Reader
 
 _NO_FINDING = CONDITIONS.index("No Finding")
-_PATHOLOGIES = [index for index, name in enumerate(CONDITIONS) if name not in ("Support Devices", "No Finding")]
+_ABNORMAL = [*(index for index, name in enumerate(CONDITIONS) if name not in ("Support Devices", "No Finding")), OTHER]
 # Index = label class: the strongest statement about a condition wins.
 _STRENGTH = (0, 3, 1, 2)
-
-
-def _heading(table: str) -> str:
-    return "|".join(r"\s+".join(map(re.escape, name.split())) for name in table.replace("\n", " ").split(","))
-
-
-_HEADING = re.compile(
-    rf"(?:(?<=[.!?\n])|^)\s*(?:(?P<skipped>{_heading(phrases.SKIPPED_SECTIONS)})|(?:{_heading(phrases.READ_SECTIONS)}))\s*:",
-    re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.!?](?!\d)|\n\s*\n")
+CONVENTIONS = ("chexbert", "plain")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,11 +95,14 @@ class RulesLabeler(Labeler):
 
     name = "rules"
 
-    def __init__(self, cache_size: int = 65_536) -> None:
+    def __init__(self, cache_size: int = 65_536, convention: str = "chexbert") -> None:
+        if convention not in CONVENTIONS:
+            raise ValueError(f"Expected argument `convention` to be 'chexbert' or 'plain', but got {convention!r}.")
         if cache_size < 0:
             raise UserError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
         self.cache_size = cache_size
-        self._lexicon = Lexicon()
+        self.convention = convention
+        self._lexicon = Lexicon(convention)
         self._cache: dict[str, bytes] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -153,59 +145,38 @@ class RulesLabeler(Labeler):
         return row
 
     def _label(self, text: str) -> bytes:
-        row = [BLANK] * NUM_CONDITIONS
-        words = tokenize(without_skipped_sections(text)).words
-        for mention in Reader(words).read(self._lexicon.find(words)):
+        row = [BLANK] * (OTHER + 1)
+        words = self._lexicon.tokens(text).words
+        for mention in Reader(words, self._lexicon).read(self._lexicon.find(words)):
             if _STRENGTH[mention.label] > _STRENGTH[row[mention.condition]]:
                 row[mention.condition] = mention.label
         has_words = any(word[0].isalnum() for word in words)
-        if has_words and not any(row[index] in (POSITIVE, UNCERTAIN) for index in _PATHOLOGIES):
+        if has_words and not any(row[index] in (POSITIVE, UNCERTAIN) for index in _ABNORMAL):
             row[_NO_FINDING] = POSITIVE
-        return bytes(row)
+        return bytes(row[:NUM_CONDITIONS])
 
     def _evidence(self, text: str) -> Iterator[Evidence]:
-        tokens = tokenize(without_skipped_sections(text))
-        mentions = Reader(tokens.words).read(self._lexicon.find(tokens.words))
+        tokens = self._lexicon.tokens(text)
+        mentions = Reader(tokens.words, self._lexicon).read(self._lexicon.find(tokens.words))
+        sentences = _sentences(tokens)
         for mention in sorted(mentions, key=lambda mention: mention.span):
-            if mention.label == BLANK:
+            if mention.label == BLANK or mention.condition == OTHER:
                 continue
             begin, stop = tokens.spans[mention.span[0]][0], tokens.spans[mention.span[1] - 1][1]
-            start, end = _sentence(tokens, mention.span)
+            start, end = sentences[mention.span[0]]
             cue = text[tokens.spans[mention.cue[0]][0] : tokens.spans[mention.cue[1] - 1][1]]
             yield Evidence(CONDITIONS[mention.condition], mention.label, start, end, cue, begin, stop)
 
 
-def without_skipped_sections(text: str) -> str:
-    """Blank out sections that do not describe the image, keeping every character's place.
-
-    A skipped section ends at the next known heading or empty line; where no other heading follows, at the end of its
-    sentence, so that a report that opens with "Comparison: none." is still read.
-    """
-    if ":" not in text:
-        return text
-    headings = list(_HEADING.finditer(text))
-    for index, heading in enumerate(headings):
-        if heading["skipped"]:
-            if index + 1 < len(headings):
-                stop = headings[index + 1].start()
-            else:
-                sentence_end = _SENTENCE_END.search(text, heading.end())
-                stop = sentence_end.end() if sentence_end else len(text)
-            text = text[: heading.start()] + " " * (stop - heading.start()) + text[stop:]
-    return text
-
-
-def _sentence(tokens: Tokens, span: Span) -> tuple[int, int]:
-    """First character and one past the last character of the sentence around a mention."""
-    first, stop = span
-    while first > 0 and not _ends_sentence(tokens.words[first - 1]):
-        first -= 1
-    while stop < len(tokens.words) and not _ends_sentence(tokens.words[stop]):
-        stop += 1
-    if stop < len(tokens.words) and not tokens.words[stop].isspace():
-        stop += 1  # the full stop belongs to its sentence, a line break does not
-    return tokens.spans[first][0], tokens.spans[stop - 1][1]
-
-
-def _ends_sentence(word: str) -> bool:
-    return word in (".", "!", "?") or word.isspace()
+def _sentences(tokens: Tokens) -> list[tuple[int, int]]:
+    """For each token the first character of its sentence and one past the last; a line break belongs to none."""
+    result: list[tuple[int, int]] = []
+    first = 0
+    for place, word in enumerate([*tokens.words, HARD]):
+        if word in (".", "!", "?", HARD):
+            stop = place + (word != HARD)
+            if stop > first:
+                result += [(tokens.spans[first][0], tokens.spans[stop - 1][1])] * (stop - first)
+            result += [(0, 0)] * (place + 1 - stop)
+            first = place + 1
+    return result

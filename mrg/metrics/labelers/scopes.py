@@ -10,52 +10,37 @@ seen, mild cardiomegaly" denies the effusion alone.
 
 from __future__ import annotations
 
-import dataclasses
-
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.metrics.labelers.lexicon import Entry
+from mrg.metrics.labelers.layout import HARD
+from mrg.metrics.labelers.lexicon import OTHER, Entry, Lexicon
+from mrg.metrics.labelers.mention import Mention, Span
 
-Span = tuple[int, int]
-"""First token and one past the last token."""
-
-_CONDITION_OF = {
-    "heart": CONDITIONS.index("Cardiomegaly"),
-    "mediastinum": CONDITIONS.index("Enlarged Cardiomediastinum"),
-    "angle": CONDITIONS.index("Pleural Effusion"),
-    "pleura": CONDITIONS.index("Pleural Effusion"),
-    "other": -1,
-}
 _CHANGES = frozenset(("removal", "resolution", "clearing"))
 _FILLERS = frozenset(("a", "an", "the", "some", "also"))
-
-
-@dataclasses.dataclass
-class Mention:
-    """A finding or a structure and what is stated about it; `label` changes while its clause is read.
-
-    Args:
-        condition: Index into `CONDITIONS`, -1 for a structure that belongs to none.
-        label: A label class; BLANK for a structure of which nothing is stated.
-        span: The tokens that name it.
-        cue: The tokens that decided the label.
-        structure: A key of `phrases.ANATOMY`, or empty for a finding.
-        hint: The finding only hints at its condition, so that "normal" can be said of it ("engorgement").
-    """
-
-    condition: int
-    label: int
-    span: Span
-    cue: Span
-    structure: str = ""
-    hint: bool = False
+# After such a word, and before one of the others, a line break does not end a sentence.
+_OPENS = frozenset((
+    ",", ":", "or", "and", "nor", "with", "of", "in", "on", "at", "to", "the", "a", "an", "no", "without", "not", "by",
+    "for", "is", "are", "was", "were", "than", "above", "below", "over", "under", "about", "from", "between", "since",
+))  # fmt: skip
+_CONTINUES = frozenset((",", "or", "and", "nor", "with", "of", "is", "are", "was", "were", "than"))
+_LESION = CONDITIONS.index("Lung Lesion")
+_SHOWING = frozenset(("show", "shows", "demonstrate", "demonstrates", "reveal", "reveals"))
+# No sentence lists more than so many findings; what stands before them is not looked at again.
+_REACH = 32
 
 
 class Reader:
-    """Reads phrases in order; `mentions` holds everything found so far."""
+    """Reads phrases in order; `mentions` holds everything found so far.
 
-    def __init__(self, words: list[str]) -> None:
-        self.words = words
+    Args:
+        words: The tokens of a text; a line break that ends a sentence is replaced there by `HARD`.
+        lexicon: Where the phrases come from.
+    """
+
+    def __init__(self, words: list[str], lexicon: Lexicon) -> None:
+        self.words, self.lexicon = words, lexicon
         self.mentions: list[Mention] = []
+        self.asked: list[Mention] = []
         self.either: Mention | None = None
         self._start_clause()
 
@@ -63,14 +48,20 @@ class Reader:
         """Read the phrases of a whole text and return its mentions."""
         for entry, start, stop in found:
             span = (start, stop)
-            if self._is_heading(start):
+            if entry.soft:
+                if self._ends_line(start):
+                    self.words[start] = HARD
+                    self._end_clause()
+            elif entry.colon and self._is_heading(start):
                 self.after_heading = True
-            elif self._is_question(start):
+            elif entry.colon and self._is_question(start):
                 self._ask()
             elif entry.sentence_end or entry.clause_end or (entry.cause and not self._doubted(start)):
                 self._end_clause()
             elif entry.separator:
                 self._separate(stop)
+            elif entry.nothing:
+                self.asked = []
             else:
                 if entry.affirms:
                     self._affirm(start)
@@ -80,25 +71,41 @@ class Reader:
                     self._look_ahead(entry, span)
                 if entry.state is not None:
                     self._state(entry, span)
-                if entry.structure:
-                    self._structure(entry.structure, span)
+                for structure in entry.structures:
+                    self._structure(structure, span, structure == entry.structures[0])
                 for condition, label in entry.findings:
-                    self._finding(condition, label, span)
+                    self._finding(entry, condition, label, span)
                 if entry.verb and not self._is_adjective(start):
+                    if self.words[start] in _SHOWING and all(m.structure == "other" for m in self.group):
+                        self._new_group()  # "views of the chest show an unchanged silhouette"
                     self._verb()
         self._end_clause()
         return self.mentions
 
     def _is_heading(self, start: int) -> bool:
         """Whether this is the colon of "Heart: normal in size", which does not part the structure from its state."""
-        if self.words[start] != ":" or self.open or self.negation or self.doubt:
+        if self.open or self.negation or self.doubt or self.state is not None or self.group_has_state:
             return False
         return bool(self.group) and self.group[-1].span[1] == start
 
     def _is_question(self, start: int) -> bool:
         """Whether this is the colon of "Effusion: none", after which one word can deny or doubt the finding."""
         bare = not (self.negation or self.doubt or self.silent)
-        return self.words[start] == ":" and bare and bool(self.open) and self.open[-1].span[1] == start
+        return bare and bool(self.open) and self.open[-1].span[1] == start
+
+    def _ends_line(self, start: int) -> bool:
+        """Whether this line break ends a sentence: something has been stated, and the words around it allow it."""
+        if not 0 < start < len(self.words) - 1:
+            return False
+        cue = self.negation or self.doubt
+        if self.silent:
+            stated = self.named
+        elif cue:
+            stated = self.named_since_cue or start - cue[1] >= 2
+        else:
+            stated = bool(self.open)
+        stated = stated or self.group_has_state or any(mention.label != BLANK for mention in self.group[-_REACH:])
+        return stated and self.words[start - 1] not in _OPENS and self.words[start + 1] not in _CONTINUES
 
     def _doubted(self, start: int) -> bool:
         return self.doubt is not None and self.doubt[1] == start
@@ -116,9 +123,10 @@ class Reader:
         self.negation: Span | None = None
         self.dropped: Span | None = None
         self.doubt: Span | None = None
-        self.silent = False
-        self.asked: list[Mention] = []
-        self.named_since_cue = False
+        self.silent = self.earlier = False
+        self.calcified: Span | None = None
+        self.asked = []
+        self.named = self.named_since_cue = False
         self.either = None
         self.open: list[Mention] = []
         self.verb_since_open = False
@@ -141,12 +149,16 @@ class Reader:
         if entry.doubts_after:
             self.doubt, self.named_since_cue = span, False
             if self.words[span[0]] == "versus" and self.open and self.open[-1].label == POSITIVE:
-                self.open[-1].label, self.open[-1].cue = UNCERTAIN, span
+                self.open[-1].doubt(span)
         if entry.not_stated:
             self.silent = True
+        if entry.earlier:
+            self.earlier = True
+        if entry.calcified:
+            self.calcified = span
 
     def _ask(self) -> None:
-        self.asked = self.open[-1:]
+        self.asked, self.open = self.open[-1:], []
         self.verb_since_open = False
 
     def _answer(self) -> None:
@@ -154,26 +166,47 @@ class Reader:
         cue = self.negation or self.doubt
         if cue and not self.named_since_cue:
             for mention in self.asked:
-                mention.label, mention.cue = NEGATIVE if self.negation else UNCERTAIN, cue
+                if self.negation:
+                    self._deny(mention, cue)
+                else:
+                    mention.doubt(cue)
 
     def _look_back(self, entry: Entry, span: Span) -> bool:
         """Let a cue act on the findings before it; False where there are none, so that it may act ahead."""
-        if not self.open:
-            return False
+        found = (self.open or self.asked)[-_REACH:]
+        if entry.denies_before:
+            for mention in self.group[-_REACH:]:
+                if mention.label in (POSITIVE, UNCERTAIN) and mention.cue[1] == span[0]:  # "blunting has cleared"
+                    self._deny(mention, span)
+        if not found or (not self.open and (entry.denies_after or entry.doubts_after)):
+            return False  # "Mass: resolved." is answered at the end, "Mass: resolved effusion." is not
         if entry.unstates_before:
-            for mention in self.open:
+            for mention in found:
                 mention.label = BLANK
             return True
-        if not (entry.denies_before or entry.doubts_before):
+        doubts = (
+            entry.doubts_before
+            or (entry.doubts_earlier and self.earlier)
+            or (entry.doubts_adjacent and found[-1].span[1] == span[0])
+        )
+        if not (entry.denies_before or doubts):
             return False
-        targets = [mention for mention in self.open if mention.label != NEGATIVE]
-        if entry.doubts_before:
-            targets = targets or self.open[-1:]
+        targets = [mention for mention in found if mention.label != NEGATIVE]
+        if doubts:
+            targets = targets or found[-1:]
         for mention in targets:
-            mention.label = NEGATIVE if entry.denies_before else UNCERTAIN
-            mention.cue = span
+            if entry.denies_before:
+                self._deny(mention, span)
+            else:
+                mention.doubt(span)
         self._verb()
         return bool(targets)
+
+    def _deny(self, mention: Mention, cue: Span) -> None:
+        mention.label, mention.cue = NEGATIVE, cue
+        if mention.denied_as is not None:
+            mention.condition = mention.denied_as
+            mention.label = NEGATIVE if self.words[cue[0] : cue[1]] == ["no"] else BLANK
 
     def _verb(self) -> None:
         if self.open:
@@ -213,46 +246,49 @@ class Reader:
 
     # Statements ------------------------------------------------------------------------------------------------------
 
-    def _finding(self, condition: int, label: int, span: Span) -> None:
-        self.named_since_cue = True
+    def _finding(self, entry: Entry, condition: int, label: int, span: Span) -> None:
+        self.named = self.named_since_cue = True
+        self.asked = []
         self.state = None
         if self.silent:
             return
-        cue, hint = span, label == UNCERTAIN
+        if condition == _LESION and self.calcified and self.calcified[0] > self.separator_end:
+            condition = OTHER
+        mention = Mention(condition, label, span, span, "", label == UNCERTAIN, entry.denied_as, entry.certain)
         if self.negation:
-            label, cue = NEGATIVE, self.negation
+            self._deny(mention, self.negation)
         elif self.doubt:
-            label, cue = UNCERTAIN, self.doubt
-        mention = Mention(condition, label, span, cue, hint=hint)
+            mention.doubt(self.doubt)
         if (other := self.either) is not None:
             self.either = None
-            if other.label == POSITIVE and label == POSITIVE and other.condition != condition:
+            if other.label == POSITIVE and mention.label == POSITIVE and other.condition != condition:
                 either = (other.span[1], span[0])
-                other.label = mention.label = UNCERTAIN
-                other.cue = mention.cue = either
+                other.doubt(either)
+                mention.doubt(either)
         self.open.append(mention)
         self.mentions.append(mention)
 
-    def _structure(self, structure: str, span: Span) -> None:
-        self.named_since_cue = True
-        if self.group_has_state or self.after_heading:
+    def _structure(self, structure: str, span: Span, first: bool) -> None:
+        self.named = self.named_since_cue = True
+        self.asked = []
+        if first and (self.group_has_state or self.after_heading):
             self._new_group()
         self.verb_since_structure = self.separator_since_structure = False
-        mention = Mention(_CONDITION_OF[structure], BLANK, span, span, structure)
+        mention = Mention(self.lexicon.condition_of[structure], BLANK, span, span, structure)
         self.group.append(mention)
         if mention.condition >= 0 and not self.silent:
             self.mentions.append(mention)
-        if self.state is not None:
+        if self.state is not None and structure != "outline":
             self._say(mention, *self.state)
 
     def _state(self, entry: Entry, span: Span) -> None:
         if entry.state == NEGATIVE and self.verb_since_open:
-            for mention in self.open:
+            for mention in self.open[-_REACH:]:
                 if mention.hint:
-                    mention.label, mention.cue = NEGATIVE, span
+                    mention.label, mention.cue = self.lexicon.normal_hint, span
         apart = self.separator_since_structure and (self.group_has_state or not self.verb_since_structure)
         if self.group and not apart:
-            for mention in self.group:
+            for mention in self.group[-_REACH:]:
                 self._say(mention, entry, span)
             self.group_has_state = True
             # "normal heart size and mediastinum": without a verb between, a state may also belong to what follows.
@@ -260,7 +296,7 @@ class Reader:
             return
         keeps = (
             self.state is not None
-            and entry.state == BLANK
+            and (entry.state == BLANK or entry.weak)
             and not (self.group and self.state[1][0] < self.group[-1].span[0])
         )
         if not keeps and not entry.only_before:
@@ -270,20 +306,20 @@ class Reader:
         """At the end of a clause a state that found no structure behind it belongs to those before it."""
         if self.state is not None and self.group:
             entry, span = self.state
-            for mention in self.group:
-                if mention.label == BLANK and span[0] > mention.span[0]:
+            for mention in self.group[-_REACH:]:
+                if (mention.label == BLANK or mention.weak) and span[0] > mention.span[0]:
                     self._say(mention, entry, span)
 
     def _say(self, mention: Mention, entry: Entry, span: Span) -> None:
-        if mention.structure not in entry.speaks_of:
+        if mention.structure not in entry.speaks_of or (entry.weak and mention.label != BLANK):
             return
         label, cue = entry.state, span
-        if label in (POSITIVE, UNCERTAIN) and self.negation:
+        if label in (POSITIVE, UNCERTAIN) and self.negation and not entry.weak:
             label, cue = NEGATIVE, self.negation
         elif label == POSITIVE and self.doubt:
             label, cue = UNCERTAIN, self.doubt
-        if mention.label != BLANK and mention.label != label:
+        if mention.label not in (BLANK, label) and not mention.weak:
             # "normal to mildly enlarged"
             label = UNCERTAIN
         assert label is not None
-        mention.label, mention.cue = label, cue
+        mention.label, mention.cue, mention.weak = label, cue, entry.weak

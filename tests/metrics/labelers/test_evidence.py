@@ -8,7 +8,7 @@ from tests.metrics.labelers.sentences import CASES, N, P, U, labels
 
 @pytest.fixture(scope="module")
 def labeler():
-    return RulesLabeler()
+    return RulesLabeler(convention="plain")
 
 
 EVIDENCE = [

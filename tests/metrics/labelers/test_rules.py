@@ -6,13 +6,14 @@ import torch
 from mrg.metrics.conditions import BLANK
 from mrg.metrics.labelers import phrases
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.labelers.rules import RulesLabeler, without_skipped_sections
+from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labelers.sections import without_skipped_sections
 from tests.metrics.labelers.sentences import CASES, N, P, U, labels
 
 
 @pytest.fixture(scope="module")
 def labeler():
-    return RulesLabeler()
+    return RulesLabeler(convention="plain")
 
 
 @pytest.mark.parametrize(("text", "expected"), CASES, ids=[repr(text) for text, _ in CASES])
@@ -91,7 +92,7 @@ def test_form(labeler):
 def test_rows_depend_on_the_text_alone(labeler, cache_size):
     texts = [text for text, _ in CASES]
     alone = {text: labeler([text])[0] for text in texts}
-    labeler = RulesLabeler(cache_size)
+    labeler = RulesLabeler(cache_size, convention="plain")
     drawn = random.Random(cache_size).choices(texts, k=400)
     for size in (1, 5, 394):
         batch, drawn = drawn[:size], drawn[size:]

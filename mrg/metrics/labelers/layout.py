@@ -1,0 +1,138 @@
+"""Text as written -> plain text: Unicode, Markdown, HTML and lists, so that words count and their form does not.
+
+The plain text has the same words in the same order. Four control characters mark where the layout separates
+statements: `HARD` starts a new line or item of a list, `SOFT` may do so, `ITEM` separates two statements of one line
+(a dash, a bar), and a bare newline is a line wrap, which is white space. Work is linear in the length of the text.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+
+ITEM, HARD, SOFT = "\x1d", "\x1e", "\x1f"
+
+# Reports of plain sentences on one line have none of these, and are returned as they are.
+_MARKED = re.compile(r"[^ -~]|[*_#<|`~]| [-/+] |--|(?:^|[ (])(?:\d{1,2}|[a-hA-H])\)|^ *[-+>]")
+_EXTRA = {
+    **dict.fromkeys("\u2022\u2023\u25e6\u2219\u00b7\u2027\u2043\u30fb\uff65\u2a00\u2981", HARD),
+    **dict.fromkeys("\u2014\u2015\u2e3a\u2e3b", f" {ITEM} "),
+    **dict.fromkeys("\u2013\u2010\u2011\u2012\u2212\u02d7\ufe63\uff0d", "-"),
+    **dict.fromkeys("\u2018\u2019\u02bc\u2032\u201b\u00b4", "'"),
+    **dict.fromkeys("\u3002\uff61\u0964\u06d4", ". "),
+    **dict.fromkeys("\u3001\uff64\u060c", ", "),
+    **dict.fromkeys("\u2029\x0b\x0c\x1c\x1d\x1e", HARD),
+    **dict.fromkeys("\u2028\x85\r", "\n"),
+    "\x1f": " ", "\t": " ", "|": ITEM, "\u00a6": ITEM, "\u2502": ITEM,
+    "\u00e6": "ae", "\u0153": "oe", "\u00c6": "Ae", "\u0152": "Oe", "\u00df": "ss", "\u00f8": "o", "\u0142": "l",
+}  # fmt: skip
+_INVISIBLE = ("Mn", "Me", "Cf")
+
+
+class _Characters(dict[int, str]):
+    """Code point -> its plain form, computed where first met."""
+
+    def __missing__(self, code: int) -> str:
+        self[code] = plain = _plain(chr(code))
+        return plain
+
+
+def _plain(character: str) -> str:
+    if character in _EXTRA:
+        return _EXTRA[character]
+    if " " <= character <= "~" or character == "\n":
+        return character
+    # Circled numbers, boxes, shapes, dingbats and arrows open the items of a list.
+    if "\u2190" <= character <= "\u21ff" or "\u2460" <= character <= "\u249b" or "\u25a0" <= character <= "\u27bf":
+        return HARD
+    parts = unicodedata.normalize("NFKD", character)
+    kept = "".join(_EXTRA.get(part, part) for part in parts if unicodedata.category(part) not in _INVISIBLE)
+    return "".join(" " if unicodedata.category(part) in ("Cc", "Zs") else part for part in kept)
+
+
+_CHARACTERS = _Characters()
+_BREAK_TAG = re.compile(r"</?(?:br|p|div|li|ul|ol|tr|table|h[1-6])\b[^<>]{0,200}>", re.IGNORECASE)
+_OTHER_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
+_HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]{1,30})-[ ]{0,8}\n[ ]{0,40}([^\W\d_]{1,30})")
+_LINE_MARK = re.compile(
+    r"(?:^|(?<=[\n\x1e]))[ >]{0,40}(?:#{1,6}(?=[ \w])|[-*+](?=[ *_]|[^\W\d])|o(?= )"
+    r"|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{2,4})[.)](?=[ *_A-Z])|[-=*]{3,80}(?=[ ]{0,40}(?:\n|\Z)))"
+)
+_INLINE_MARK = re.compile(r"(?<= )\(?(?:\d{1,2}|[a-hA-H])\)(?= )")
+_EMPTY_LINES = re.compile(r"\n(?=[ ]{0,200}\n)")
+_SPACED = re.compile(r"(?<= )(?:-{1,3}|/|\+)(?= +(\w?))")
+_MARKUP = str.maketrans("*_`~#", "     ")
+_NARROW = 40
+
+
+def plain(text: str, words: Collection[str] = ()) -> tuple[str, Sequence[int] | None]:
+    """Bring a text into plain form.
+
+    Args:
+        text: As written.
+        words: Words to join where a hyphen parts them at the end of a line.
+
+    Returns:
+        The plain text, and the place in `text` of each of its characters; None where all are in their place.
+    """
+    if not _MARKED.search(text):
+        return text, None
+    source = text.replace("\r\n", " \n").replace("\u00ad\n", "-\n")
+    result = source.translate(_CHARACTERS)
+    places: Sequence[int] | None = None
+    if len(result) != len(source) or not source.isascii():
+        places = [place for place, character in enumerate(source) for _ in _CHARACTERS[ord(character)]]
+    if "-" in result and "\n" in result:
+        result, places = _join_hyphenated(result, places, words)
+    if "<" in result:
+        result = _BREAK_TAG.sub(lambda tag: HARD + " " * (len(tag[0]) - 1), result)
+        result = _OTHER_TAG.sub(lambda tag: " " * len(tag[0]), result)
+    result = _EMPTY_LINES.sub(HARD, result)
+    result = _LINE_MARK.sub(lambda mark: HARD + " " * (len(mark[0]) - 1), result)
+    result = _INLINE_MARK.sub(lambda mark: HARD + " " * (len(mark[0]) - 1), result)
+    result = _SPACED.sub(_separator, result).translate(_MARKUP)
+    return (_line_breaks(result) if "\n" in result else result), places
+
+
+def _separator(mark: re.Match[str]) -> str:
+    """A spaced slash or plus sign separates statements only before a capital letter, a spaced dash always."""
+    return ITEM + " " * (len(mark[0]) - 1) if mark[0][0] == "-" or mark[1].isupper() else " "
+
+
+def _join_hyphenated(
+    text: str, places: Sequence[int] | None, words: Collection[str]
+) -> tuple[str, Sequence[int] | None]:
+    pieces, kept, end = [], [], 0
+    for match in _HYPHENATED.finditer(text):
+        if (match[1] + match[2]).lower() in words:
+            pieces.append(text[end : match.end(1)])
+            kept.append((end, match.end(1)))
+            end = match.start(2)
+    if not pieces:
+        return text, places
+    kept.append((end, len(text)))
+    places = range(len(text)) if places is None else places
+    return "".join([*pieces, text[end:]]), [place for start, stop in kept for place in places[start:stop]]
+
+
+def _line_breaks(text: str) -> str:
+    """Mark the line breaks that may start a statement with `SOFT`.
+
+    Where a text has capital and small letters, a statement starts with a capital letter. Otherwise a break is a wrap
+    where the next word would not have fitted on the line.
+    """
+    lines = text.split("\n")
+    mixed = not (text.isupper() or text.islower())
+    width = max(map(len, lines))
+    result = [lines[0]]
+    for before, line in itertools.pairwise(lines):
+        follows = before.rstrip(" ")[-1:] not in ("", HARD) and line.lstrip(" ")[:1] != HARD
+        first = line.split(maxsplit=1)[0] if follows and line and not line.isspace() else ""
+        if mixed:
+            starts = (first[:1].isupper() and first.strip("X.,;:") != "") or first[:1].isdigit()
+        else:
+            starts = width < _NARROW or len(before.rstrip()) + 1 + len(first) <= width
+        result += [SOFT if first and starts else "\n", line]
+    return "".join(result)
