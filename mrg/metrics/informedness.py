@@ -49,7 +49,8 @@ def informedness(
     require_reports(p)
     tp, fp, fn = outcomes(uncertain).to(p.device)[:, t[:, columns], p[:, columns]].sum(1).double()
     negative = len(p) - tp - fn
-    return tp / (tp + fn) + (negative - fp) / negative - 1
+    value: Tensor = tp / (tp + fn) + (negative - fp) / negative - 1
+    return value
 
 
 def macro_informedness(

@@ -94,8 +94,9 @@ class GRPOModule(ReportModule):
         self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
         self.reward = Reward(self.labeler, margin=self.margin, think=self.think, **vars(reward))
         self.corpus = self.reward.corpus
-        scale = "batch" if self.corpus else "group"
-        self.advantage_scale: Scale = scale if loss.advantage_scale == "auto" else loss.advantage_scale
+        self.advantage_scale: Scale = "batch" if self.corpus else "group"
+        if loss.advantage_scale != "auto":
+            self.advantage_scale = loss.advantage_scale
         self.monitor = Monitor(rollout.group_size)
         self.samples: list[dict[str, Any]] = []
         self.vllm: VLLMClient | None = None

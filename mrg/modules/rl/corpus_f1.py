@@ -78,10 +78,13 @@ class CorpusF1:
                     f"Expected model.init_args.reward.corpus_f1.{name} to be {', '.join(most)} or {last}, "
                     f"but got {getattr(self, name)!r}."
                 )
-        for name, top, fits in (("start", "1", self.start <= 1), ("decay", "1 (exclusive)", self.decay < 1)):
-            if not (fits and getattr(self, name) >= 0):
+        for name, value, top, fits in (
+            ("start", self.start, "1", 0 <= self.start <= 1),
+            ("decay", self.decay, "1 (exclusive)", 0 <= self.decay < 1),
+        ):
+            if not fits:
                 raise UserError(
-                    f"Expected model.init_args.reward.corpus_f1.{name} to be from 0 to {top}, but got {getattr(self, name)}."
+                    f"Expected model.init_args.reward.corpus_f1.{name} to be from 0 to {top}, but got {value}."
                 )
         condition_indices(self.conditions)
 

@@ -177,7 +177,7 @@ class Reward:
         labels = self._labels(reports, target, study_id)  # (N, 14) each
         written = torch.tensor([bool(report) for report in reports])  # (N,)
         parts = {name: metric.scores(*labels).where(written, 0.0) for name, metric in self.metrics.items()}
-        parts |= {name: scorer.scores(*labels).where(written, 0.0) for name, scorer in self.corpus.items()}
+        parts |= {name: part.scores(*labels).where(written, 0.0) for name, part in self.corpus.items()}
         parts["format"] = format_score(texts, self.think)
         present = {}
         for scorer in self.scorers:
