@@ -11,19 +11,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mrg.datamodules.leakage import leakage_free
-from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 from torch import Tensor
 
 from mrg.datamodules.iu import IUXRayDataModule
+from mrg.datamodules.splits import leakage_free
 from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, THIRTEEN, RulesLabeler, ce_f1, mccs
-from mrg.metrics.informedness import informedness, macro_informedness
+from mrg.metrics.ce import report_counts
+from mrg.metrics.conditions import stated
+from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
+from mrg.metrics.informedness import informedness
+from mrg.metrics.nlg import nlg_scores
 from mrg.metrics.resampling import percentile_interval
 
 ARMS = {
@@ -35,13 +37,7 @@ ARMS = {
     "grpo_both": "GRPO, corpus F1 and MCCS",
 }
 MARGIN = 0.3
-Scores = dict[str, Callable[[Tensor, Tensor], float]]
-SCORES: Scores = {
-    "micro-13+": lambda p, t: float(ce_f1(p, t, "micro", 13, "positive")),
-    "macro-13+": lambda p, t: float(ce_f1(p, t, "macro", 13, "positive")),
-    "informedness": macro_informedness,
-    "MCCS": lambda p, t: float(mccs(p, t, MARGIN)),
-}
+SCORES = ("micro-13+", "macro-13+", "informedness", "MCCS")
 
 
 def constant_report(train: Tensor, score: str, labeler: RulesLabeler) -> str:
@@ -51,8 +47,8 @@ def constant_report(train: Tensor, score: str, labeler: RulesLabeler) -> str:
     best = 0.0
     while True:
         options = [" ".join([*chosen, text]) for _, text, _ in phrases if text not in chosen]
-        rows = labeler(options)
-        values = [SCORES[score](row.expand_as(train), train) for row in rows]
+        everywhere = torch.ones(1, len(train), dtype=torch.float64)
+        values = [Sums(row.expand_as(train), train).scores(everywhere)[score][0] for row in labeler(options)]
         place = int(np.argmax(values))
         if values[place] <= best + 1e-6:
             return " ".join(chosen)
@@ -60,30 +56,59 @@ def constant_report(train: Tensor, score: str, labeler: RulesLabeler) -> str:
         chosen = [text if text.endswith(".") else f"{text}." for text in chosen]
 
 
-def resampled(preds: Sequence[Tensor], target: Tensor, score: str, num: int, seed: int = 0) -> np.ndarray:
-    """(systems, num) scores of bootstrap resamples, the same studies for all systems."""
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randint(0, len(target), (num, len(target)), generator=generator)
-    return np.array([[SCORES[score](p[r], target[r]) for r in rows] for p in preds])
+class Sums:
+    """Per-report counts of a system, from which the scores of any resample are sums.
+
+    Args:
+        preds: (N, 14) label classes of its reports.
+        target: (N, 14) label classes of the references.
+    """
+
+    def __init__(self, preds: Tensor, target: Tensor) -> None:
+        self.counts = report_counts(preds, target, "positive")[:, :, :13].double()  # (3, N, 13)
+        self.similarity = mccs(preds, target, MARGIN, reduction="none")
+        self.frequent = self.counts[[0, 2]].sum((0, 1)) >= 10
+
+    def scores(self, weights: Tensor) -> dict[str, np.ndarray]:
+        """Score -> (R,), for (R, N) weights of the reports."""
+        tp, fp, fn = torch.einsum("rn,knc->krc", weights, self.counts)
+        negative = weights.sum(1, keepdim=True) - tp - fn
+        informed = (tp / (tp + fn) + (negative - fp) / negative - 1)[:, self.frequent]
+        values = {
+            "micro-13+": 2 * tp.sum(1) / (2 * tp + fp + fn).sum(1).clamp(min=1),
+            "macro-13+": (2 * tp / (2 * tp + fp + fn).clamp(min=1)).mean(1),
+            "informedness": informed.nanmean(1),
+            "MCCS": weights @ self.similarity / weights.sum(1),
+        }
+        return {name: value.numpy() for name, value in values.items()}
+
+
+def resamples(num_reports: int, num: int, seed: int = 0) -> Tensor:
+    """(num, N): how often each report is drawn; the first row takes each once."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(num_reports, [1 / num_reports] * num_reports, size=num)
+    return torch.from_numpy(np.vstack([np.ones(num_reports), drawn])).double()
 
 
 def table(systems: dict[str, list[str]], target: list[str], labeler: RulesLabeler, num: int) -> dict[str, Any]:
     """Scores with intervals, and the resamples behind them for paired differences."""
-    reference = labeler(target)
-    labels = [labeler(texts) for texts in systems.values()]
-    result: dict[str, Any] = {name: {"distinct": len(set(texts))} for name, texts in systems.items()}
-    for score, function in SCORES.items():
-        drawn = resampled(labels, reference, score, num)
-        for name, p, values in zip(systems, labels, drawn, strict=True):
-            low, high = percentile_interval(values)
-            result[name][score] = {"value": function(p, reference), "low": low, "high": high, "drawn": values}
-    for name, p in zip(systems, labels, strict=True):
-        precision, recall = (ce_f1(p, reference, "none", score=s).tolist() for s in ("precision", "recall"))
-        informed = informedness(p, reference).tolist()
-        result[name]["per_condition"] = {
+    reference, weights = labeler(target), resamples(len(target), num)
+    result: dict[str, Any] = {}
+    for name, texts in systems.items():
+        labels = labeler(texts)
+        row: dict[str, Any] = {"distinct": len(set(texts))}
+        for score, values in Sums(labels, reference).scores(weights).items():
+            low, high = percentile_interval(values[1:])
+            row[score] = {"value": float(values[0]), "low": low, "high": high, "drawn": values[1:]}
+        nlg = nlg_scores(texts, target, meteor=False).corpus
+        row |= {score: float(nlg[score]) for score in ("BLEU-4", "ROUGE-L")}
+        precision, recall = (ce_f1(labels, reference, "none", score=s).tolist() for s in ("precision", "recall"))
+        informed = informedness(labels, reference).tolist()
+        row["per_condition"] = {
             c: {"precision": precision[i], "recall": recall[i], "informedness": informed[i]}
             for i, c in enumerate(THIRTEEN)
         }
+        result[name] = row
     return result
 
 
@@ -101,9 +126,11 @@ def percent(cell: dict[str, float], sign: str = "") -> str:
 
 def print_table(title: str, rows: dict[str, Any]) -> None:
     """As Markdown, in percent."""
-    print(f"\n### {title}\n\n| system | {' | '.join(SCORES)} | distinct |\n|---|{'---|' * (len(SCORES) + 1)}")
+    heads = ["system", *SCORES, "BLEU-4", "ROUGE-L", "distinct"]
+    print(f"\n### {title}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for name, row in rows.items():
-        print(f"| {name} | {' | '.join(percent(row[score]) for score in SCORES)} | {row['distinct']} |")
+        nlg = " | ".join(f"{100 * row[score]:.1f}" for score in ("BLEU-4", "ROUGE-L"))
+        print(f"| {name} | {' | '.join(percent(row[score]) for score in SCORES)} | {nlg} | {row['distinct']} |")
 
 
 def main() -> None:
@@ -149,7 +176,7 @@ def main() -> None:
         print(f"\n| condition | cases | {' | '.join(('precision', 'recall', 'informedness'))} |\n|---|---|---|---|---|")
         for i, c in enumerate(CONDITIONS[:13]):
             values = best.get("per_condition", {}).get(c, {})
-            cases = int(torch.isin(labeler(target)[:, i], torch.tensor([1, 3])).sum())
+            cases = int(stated(labeler(target)[:, i]).sum())
             print(f"| {c} | {cases} | {' | '.join(f'{100 * v:.0f}' for v in values.values())} |")
         keep = [i for i, name in enumerate(ids) if name in free]
         part = {name: [texts[i] for i in keep] for name, texts in systems.items()}
@@ -159,7 +186,7 @@ def main() -> None:
         )
         for row in rows.values():
             for score in SCORES:
-                del row[score]["drawn"]
+                row[score].pop("drawn")
         output["seeds"][folder.name] = rows
     args.output.write_text(json.dumps(output, indent=1) + "\n", encoding="utf-8")
 
