@@ -22,7 +22,7 @@ from mrg.metrics.evaluation import (
     most_frequent_report,
     remark_on_frequency,
 )
-from mrg.metrics.labels import Labeler
+from mrg.metrics.labelers.base import Labeler
 from mrg.modules.base import ReportModule
 from mrg.modules.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
@@ -42,15 +42,15 @@ class KnownLabels(Labeler):
     """
 
     def __init__(self, labeler: Labeler, known: Mapping[str, Tensor] | None = None) -> None:
-        self.labeler, self.known = labeler, dict(known or {})
+        self.labeler, self.known = labeler, {report: labels.cpu() for report, labels in (known or {}).items()}
         self.name = getattr(labeler, "name", type(labeler).__name__)
 
-    def __call__(self, reports: Sequence[str]) -> Tensor:
-        """Label reports; returns (N, 14) label classes."""
-        new = [report for report in dict.fromkeys(reports) if report not in self.known]
-        if new or not reports:
-            self.known.update(zip(new, labels := self.labeler(new), strict=True))
-        return torch.stack([self.known[report] for report in reports]) if reports else labels
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See `Labeler`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new or not texts:
+            self.known.update(zip(new, labels := self.labeler(new).cpu(), strict=True))
+        return torch.stack([self.known[text] for text in texts]) if texts else labels
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.labeler, name)
@@ -105,10 +105,10 @@ class ResultWriter(L.Callback):
         else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-        pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
+        pl_module.policy.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
-            print(f"Policy: {self.folder / 'policy'}{pl_module.writer.merge_note()}")
+            print(f"Policy: {self.folder / 'policy'}{pl_module.policy.merge_note()}")
             self._print_files()
 
     def _print_files(self) -> None:

@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-FORWARD = "_scaled_dot_product_flash_attention_for_cpu"
-BACKWARD = "_scaled_dot_product_flash_attention_for_cpu_backward"
 FEWER_KEY_HEADS = TorchVersion(torch.__version__) >= "2.9"
 """Whether the kernels accept fewer key heads than query heads: those of torch 2.8 read out of bounds."""
 
-_forward = getattr(torch.ops.aten, FORWARD).default
-_backward = getattr(torch.ops.aten, BACKWARD).default
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def flash_forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
