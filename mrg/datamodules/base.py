@@ -136,12 +136,12 @@ class ReportDataModule(L.LightningDataModule):
         """Studies for which `predict` writes reports, with or without a reference: the test split."""
         return self.splits["test"]
 
-    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+    def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write the predictions, one row per study, into the run's folder, and print the path."""
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
-    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
+    def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Handle the predictions of an interrupted `predict`: part of a split is not written."""
 
     def _loader(

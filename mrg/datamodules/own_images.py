@@ -111,7 +111,7 @@ class ImagesDataModule(ReportDataModule):
             )
         return super().predict_dataloader()
 
-    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+    def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Print each report with the names of its files, and write all of them as JSON lines."""
         images = {study.id: [str(view.image) for view in study.views] for study in self.splits["test"]}
         for row in rows:
@@ -120,7 +120,7 @@ class ImagesDataModule(ReportDataModule):
         write_lines(output, [{"id": row["id"], "images": images[row["id"]], **row} for row in rows])
         print(f"\n{len(rows)} {'report' if len(rows) == 1 else 'reports'}: {output}", flush=True)
 
-    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
+    def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write the predictions of an interrupted `predict`, because each is useful by itself."""
         print(f"\nStopped after {len(rows)} of {len(self.splits['test'])} studies.")
-        self.keep_predictions(rows, folder)
+        self.write_predictions(rows, folder)

@@ -84,9 +84,9 @@ class RexrankDataModule(ReportDataModule):
         """Describe in one line the file and its reference."""
         return f"{super().describe()} from {self.file}, {len(self.entries)} studies, reference {self.reference}"
 
-    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+    def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write predict.jsonl, and `rexrank.json` for submission."""
-        super().keep_predictions(rows, folder)
+        super().write_predictions(rows, folder)
         submission = {row["id"]: {**self.entries[row["id"]], "model_prediction": row["prediction"]} for row in rows}
         write_json(folder / "rexrank.json", submission)
         print(f"{len(rows)} of {len(self.entries)} studies for ReXrank: {folder / 'rexrank.json'}", flush=True)

@@ -88,7 +88,7 @@ def test_references_and_order_of_views(root):
 
 def test_a_submission_keeps_every_study_and_every_key(root, capsys):
     data = module(root)
-    data.keep_predictions([{"id": name, "prediction": f"Report {name}."} for name in ENTRIES], root)
+    data.write_predictions([{"id": name, "prediction": f"Report {name}."} for name in ENTRIES], root)
     text = (root / "rexrank.json").read_text()
     written = json.loads(text)
     assert list(written) == list(ENTRIES)

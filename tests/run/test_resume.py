@@ -85,8 +85,8 @@ def test_what_the_checkpoint_keeps_changes_nothing(tmp_path, capsys):
     assert (
         "Resuming with the checkpoint's values for: seed_everything 0 (the configuration says 7), "
         "model.init_args.optimizer.learning_rate 0.003 (the configuration says 0.5), "
-        "model.init_args.optimizer.weight_decay 0.0 "
-        "(the configuration says 0.9). To change them, start a new run from its policy (model.init_args.policy).\n"
+        "model.init_args.optimizer.weight_decay 0.0 (the configuration says 0.9). "
+        "To change them, start a new run from its policy (model.init_args.policy).\n"
     ) in notes
     assert "Settings that differ" not in notes
     whole, resumed = last(tmp_path / "whole"), last(tmp_path / "run")

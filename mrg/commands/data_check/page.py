@@ -60,15 +60,13 @@ def _lines(rows: Sequence[Mapping[str, str]]) -> tuple[int, str]:
 
 def _charts(result: Mapping[str, Any]) -> dict[str, list[Markup]]:
     """Charts by the key of their table."""
-    charts = {
+    return {
         "counts": [_words(result["reports"])],
         "images": _images(result["images"]),
         "views": _num_views(result["counts"]),
         "labels": [_prevalence(result["labels"])],
+        "leakage": [_leakage(result["leakage"])] if result["leakage"] else [],
     }
-    if result["leakage"]:
-        charts["leakage"] = [_leakage(result["leakage"])]
-    return charts
 
 
 def _words(reports: Mapping[str, Any]) -> Markup:
@@ -81,7 +79,7 @@ def _words(reports: Mapping[str, Any]) -> Markup:
             edges = range(0, max(bins) + 2 * WORD_BIN, WORD_BIN)
             shares = [100 * bins.get(start, 0) / sum(bins.values()) for start in edges[:-1]]
             axes.stairs(shares, list(edges), label=split, color=colour, linewidth=1.6)
-    _label(axes, "words", f"% of reports per {WORD_BIN} words")
+    axes.set(xlabel="words", ylabel=f"% of reports per {WORD_BIN} words")
     _legend(axes)
     return svg(figure, "Histogram of report lengths in words by split.")
 
@@ -93,11 +91,14 @@ def _num_views(counts: Mapping[str, Any]) -> list[Markup]:
         return []
     figure = new_figure(_WIDTH, 2.4)
     axes = figure.add_subplot()
-    _bars(axes, {
-        split: [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
-        for split, row in counts.items()
-    }, [str(number) for number in numbers])  # fmt: skip
-    _label(axes, "images in a study", "% of studies")
+    width = 0.8 / len(counts)
+    for i, ((split, row), colour) in enumerate(zip(counts.items(), _COLOURS, strict=False)):
+        places = [x + (i - (len(counts) - 1) / 2) * width for x in range(len(numbers))]
+        heights = [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
+        axes.bar(places, heights, width, label=split, color=colour)
+    axes.set_xticks(range(len(numbers)), map(str, numbers))
+    axes.set(xlabel="images in a study", ylabel="% of studies")
+    _legend(axes)
     return [svg(figure, "Number of images per study by split.")]
 
 
@@ -112,7 +113,7 @@ def _images(images: Mapping[str, Any]) -> list[Markup]:
             # The key of a side is the lower edge of its bin, that of a shape the middle.
             middles = [start + width / 2 if key == "side" else start for start in bins]
             axes.bar(middles, list(bins.values()), width, color=_COLOURS[2])
-            _label(axes, title, "images")
+            axes.set(xlabel=title, ylabel="images")
             charts.append(svg(figure, f"Histogram of the images' {title}."))
     return charts
 
@@ -131,9 +132,8 @@ def _prevalence(labels: Mapping[str, Any]) -> Markup:
         axes.plot([100 * value for value in values], range(len(conditions)), "o", label=split, color=colour, alpha=0.85)
     axes.set_yticks(range(len(conditions)), conditions)
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
     axes.grid(axis="y", color="#7d8590", alpha=0.3)
-    axes.set_xlabel("% of reports, positive or uncertain")
+    axes.set(xlim=(0, None), xlabel="% of reports, positive or uncertain")
     if shares:
         _legend(axes)
     return svg(figure, "Prevalence of each condition in the reports by split.")
@@ -152,33 +152,12 @@ def _leakage(rows: Sequence[Mapping[str, Any]]) -> Markup:
         axes.barh(names, widths, 0.6, left=left, color=colour, label=title)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of studies")
+    axes.set(xlim=(0, 100), xlabel="% of studies")
     _legend(axes)
     return svg(figure, "Percentage of studies whose report occurs in another split.")
-
-
-def _bars(axes: Axes, values: Mapping[str, Sequence[float]], names: Sequence[str]) -> None:
-    """Grouped bars: one per split at each name."""
-    width = 0.8 / len(values)
-    for i, ((split, heights), colour) in enumerate(zip(values.items(), _COLOURS, strict=False)):
-        axes.bar(
-            [x + (i - (len(values) - 1) / 2) * width for x in range(len(names))],
-            heights,
-            width,
-            label=split,
-            color=colour,
-        )
-    axes.set_xticks(range(len(names)), names)
-    _legend(axes)
 
 
 def _legend(axes: Axes) -> None:
     """Legend above the axes, where it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
     axes.figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
-
-
-def _label(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mrg.commands.data_check.messages import percent
@@ -92,24 +92,28 @@ def _first_images(images: Mapping[str, Any], where: str) -> list[str]:
     return blocks
 
 
-def _by_split(title: str, values: Mapping[str, int]) -> list[str]:
-    return [title, *(f"{value:,}" for value in values.values())]
-
-
 def _counts(result: Mapping[str, Any]) -> Table:
     counts, reports, within = result["counts"], result["reports"], result["repeats"]["within"]
+
+    def row(title: str, values: Iterable[int | str]) -> list[str]:
+        return [title, *(value if isinstance(value, str) else f"{value:,}" for value in values)]
+
+    words = [part["words"]["quantiles"] for part in reports.values()]
     rows = [
-        _by_split("studies", {split: row["studies"] for split, row in counts.items()}),
-        _by_split("images", {split: row["images"] for split, row in counts.items()}),
-        ["patients", *(f"{row['patients']:,}" if row["patients"] else "-" for row in counts.values())],
-        _by_split("reports: empty", {split: len(row["empty"]) for split, row in reports.items()}),
-        _by_split(f"reports: under {SHORT} words", {split: row["num_short"] for split, row in reports.items()}),
-        _by_split("reports: distinct", {split: row["distinct_folded"] for split, row in within.items()}),
-        _by_split("studies with a repeated report", {split: row["sharing_folded"] for split, row in within.items()}),
-        ["words: median (5 % to 95 %)", *(_words(row["words"]["quantiles"]) for row in reports.values())],
-        ["words: longest report", *(_number(row["words"]["quantiles"]["max"]) for row in reports.values())],
-        _by_split("with an indication", {split: row["num_indications"] for split, row in reports.items()}),
-        _by_split("with a prior study", {split: row["num_priors"] for split, row in reports.items()}),
+        row("studies", (part["studies"] for part in counts.values())),
+        row("images", (part["images"] for part in counts.values())),
+        row("patients", (part["patients"] or "-" for part in counts.values())),
+        row("reports: empty", (len(part["empty"]) for part in reports.values())),
+        row(f"reports: under {SHORT} words", (part["num_short"] for part in reports.values())),
+        row("reports: distinct", (part["distinct_folded"] for part in within.values())),
+        row("studies with a repeated report", (part["sharing_folded"] for part in within.values())),
+        row(
+            "words: median (5 % to 95 %)",
+            (f"{_number(q['median'])} ({_number(q['5%'])} to {_number(q['95%'])})" for q in words),
+        ),
+        row("words: longest report", (_number(q["max"]) for q in words)),
+        row("with an indication", (part["num_indications"] for part in reports.values())),
+        row("with a prior study", (part["num_priors"] for part in reports.values())),
     ]
     note = "Reports are compared ignoring case and spacing. Studies without a patient id are not counted in patients."
     return Table("counts", "Studies", ["", *counts], rows, note)
@@ -117,10 +121,6 @@ def _counts(result: Mapping[str, Any]) -> Table:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
-
-
-def _words(quantiles: Mapping[str, float | None]) -> str:
-    return f"{_number(quantiles['median'])} ({_number(quantiles['5%'])} to {_number(quantiles['95%'])})"
 
 
 def _removed(result: Mapping[str, Any]) -> Table:
