@@ -12,7 +12,7 @@ from mrg.commands.ablate.configuration import load_ablation
 from mrg.commands.size.command import read_config
 from mrg.modules.baselines import ConstantNormal
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.settings import (
     OLD_KEYS,
     KLSettings,

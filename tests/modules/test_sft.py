@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer, weights
 from tests.nested import nested

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout import compiled as compiled_decoding
 from mrg.modules.rollout.compiled import CompiledDecoder, Expected, relative_difference, unsupported
 from mrg.modules.rollout.kv_cache import KVCache, prefill

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.prefix.packing import Layout
 from mrg.modules.rollout import static_cache
