@@ -155,7 +155,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
             self.found = self.clock.result()  # before anything else is allocated or the policy leaves the device
             batch = trainer.datamodule.collator(trainer.datamodule.splits["train"][:1]).to(module.device)
             with torch.no_grad():
-                prompt = module.writer.embed(batch)
+                prompt = module.policy.embed(batch)
             self.found |= {"prompt_tokens": int(prompt.mask.sum()), "image_tokens": int(prompt.visual.sum())}
             self.found |= speed_of_light(module.device)
 
@@ -180,7 +180,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     def without_end(stage: str) -> None:
         setup(stage)
-        module.writer.__dict__["banned_ids"] = [*module.writer.banned_ids, module.writer.eos_id]
+        module.policy.__dict__["banned_ids"] = [*module.policy.banned_ids, module.policy.eos_id]
 
     module.setup = without_end  # type: ignore[method-assign]
     clock = Clock()
@@ -189,7 +189,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     trainer.fit(module, data)
     names = timed.phases[-1]
     phases = {name: float(np.median([p[name] for p in timed.phases[1:]])) for name in names}
-    weights = sum(p.numel() * p.element_size() for p in module.writer.base.model.language_model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in module.policy.base.model.language_model.parameters())
     return {**timed.found, "phases": phases, "weight_bytes": weights}
 
 

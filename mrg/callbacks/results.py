@@ -105,10 +105,10 @@ class ResultWriter(L.Callback):
         else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-        pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
+        pl_module.policy.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
-            print(f"Policy: {self.folder / 'policy'}{pl_module.writer.merge_note()}")
+            print(f"Policy: {self.folder / 'policy'}{pl_module.policy.merge_note()}")
             self._print_files()
 
     def _print_files(self) -> None:

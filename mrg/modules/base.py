@@ -1,10 +1,14 @@
-"""What supervised and reinforcement training share: a policy, its processor, greedy evaluation by clinical scores."""
+"""What supervised and reinforcement training share: a policy, its processor, greedy evaluation by clinical scores.
+
+Choices: a checkpoint holds what is trained and the module's arguments, not the frozen weights, which are on disk
+already; so loading one loads the policy first. The labeler is no part of it: it belongs to evaluation.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,10 +16,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
+from mrg.datamodules.study import Study
 from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
-from mrg.modules.completion import predicted, tested
+from mrg.metrics.labels import label_together
+from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint
+from mrg.modules.completion import predicted, target_text, tested
 from mrg.modules.policy.fsdp import optimizer_groups, shard
 from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
 from mrg.modules.policy.lora import LoRA
@@ -33,46 +40,50 @@ from mrg.modules.settings import (
     check_text_inputs,
     check_trainer,
 )
-from mrg.modules.target import target_text
 from mrg.strategy import check_ranks, check_strategy
 
 
 class ReportModule(L.LightningModule):
-    """A policy that is judged by the reports it writes.
+    """A policy that is evaluated by the reports it writes.
 
     Args:
-        policy: `"tiny"` for a small model from random weights, a hub id, or a local folder.
-        tiny: Shape of the policy where `policy` is `"tiny"`.
-        lora: Shape of the adapter; `None` trains all weights of the language model.
+        policy: `"tiny"` for a small model with random weights, a hub id, or a local folder.
+        tiny: Shape of the policy if `policy` is `"tiny"`.
+        lora: Shape of the LoRA adapter; None trains all weights of the language model.
         train_vision: Train the vision tower as well.
-        dtype: See `load_policy`.
-        gradient_checkpointing: See `load_policy`.
-        load_in_4bit: See `load_policy`.
-        vision_cache: Folder in which image embeddings of a frozen vision tower are kept; empty keeps none.
-        shared_prefix: `"auto"`, `"required"` or `"off"`: see `Policy`.
-        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
-        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share, for a Qwen-VL; 0 sets
-            none.
-        pixel_cache: Folder in which shrunk pixels are kept from epoch to epoch and run to run; empty keeps none.
-        prompt: The user's text after the images.
-        think: Whether a completion must hold a think section: `"required"` or `"absent"`.
+        dtype: Precision of frozen weights: `"auto"` takes the checkpoint's.
+        gradient_checkpointing: Recompute activations in the backward pass, to save memory.
+        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA).
+        vision_cache: Folder with the image embeddings of a frozen vision tower; empty keeps none.
+        shared_prefix: `"auto"` reads a prompt once for all of its completions if the model allows it; `"required"`
+            refuses models that do not; `"off"` reads it once per completion in the loss.
+        max_pixels: Pixel budget of an image; 0 keeps the checkpoint's.
+        max_study_pixels: Pixel budget of a study, divided equally among its views, for a Qwen-VL; 0 sets none.
+        pixel_cache: Folder with preprocessed images, for later epochs and runs; empty keeps none.
+        prompt: Text of the user's message after the images.
+        think: Whether a completion must have a think section (`"required"`) or must not (`"absent"`).
         use_indication: Put the indication into the prompt.
-        use_prior: Put the images and the report of an earlier study into the prompt, where the data has one.
-        max_views: Use only the first so many views of a study.
-        max_new_tokens: Longest completion.
-        max_prompt_length: Longest prompt in tokens; 0 sets no limit.
-        compile_decode: Compile the steps of rollouts and of evaluation, see `CompiledDecoder`: minutes at the start of
-            a run, for less time per token where launches bound it, as on a GPU.
+        use_prior: Put the images and the report of the prior study into the prompt, if there is one.
+        max_views: Largest number of views per study; the first ones are used.
+        max_new_tokens: Largest number of tokens of a completion.
+        max_prompt_length: Largest number of tokens of a prompt; 0 sets no limit.
+        compile_decode: Compile the decoding steps, see `CompiledDecoder`: takes minutes at the start of a run and saves
+            time per token where kernel launches dominate, as on a GPU.
         optimizer: Optimizer, learning rate schedule and gradient clipping.
-        patience: Steps in a row without a finite gradient, which are left out, or in GRPO rounds of dead groups alone,
+        patience: Number of consecutive steps without a finite gradient, or of consecutive rounds of dead groups only,
             after which training stops.
         margin: Margin of MCCS, in training and in evaluation.
-        labeler: Labels reports for rewards and scores; `RulesLabeler` by default.
+        labeler: Labeler for rewards and scores; `RulesLabeler` by default.
+
+    Raises:
+        UserError: If settings are out of range or contradict each other.
     """
 
     labeler: Labeler
     trained = True
-    """Whether it has weights to train, to keep in checkpoints and to export."""
+    """Whether there are weights to train, to save in checkpoints and to export."""
+    policy: Policy
+    """The policy; `setup` and `load_from_checkpoint` load it."""
 
     def __init__(
         self,
@@ -89,7 +100,7 @@ class ReportModule(L.LightningModule):
         max_study_pixels: int = 0,
         pixel_cache: str = "",
         prompt: str = THINK_PROMPT,
-        think: str = "required",
+        think: Literal["required", "absent"] = "required",
         use_indication: bool = False,
         use_prior: bool = False,
         max_views: int = 2,
@@ -102,16 +113,11 @@ class ReportModule(L.LightningModule):
         labeler: Labeler | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["labeler"], logger=False)
         check_choice("think", think, ("required", "absent"))
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
-        check_counts(
-            {
-                "max_views": (max_views, 1),
-                "max_new_tokens": (max_new_tokens, 1),
-                "max_study_pixels": (max_study_pixels, 0),
-                "patience": (patience, 1),
-            }
-        )
+        check_counts(max_views=max_views, max_new_tokens=max_new_tokens, patience=patience)
+        check_counts(0, max_study_pixels=max_study_pixels)
         check_lora(lora)
         if policy == "tiny" and lora is not None:
             raise UserError(
@@ -131,11 +137,10 @@ class ReportModule(L.LightningModule):
         self.decoder = CompiledDecoder() if compile_decode else None
         self.optimizer_settings, self.margin = optimizer, margin
         self.patience = Patience(patience)
-        # Frozen weights are not in the checkpoint; `on_load_checkpoint` checks that nothing else is missing.
+        # Frozen weights are not in checkpoints; `on_load_checkpoint` checks that nothing else is missing.
         self.strict_loading = False
         # Not a submodule: a labeler's weights are not the policy's.
         object.__setattr__(self, "labeler", RulesLabeler() if labeler is None else labeler)
-        self.policy: Policy | None = None
         self.identity = ""
         self.scores = nn.ModuleDict(
             {
@@ -144,10 +149,10 @@ class ReportModule(L.LightningModule):
                 "ce_f1_macro": CEF1(average="macro", labeler=self.labeler),
             }
         )
-        # Means over studies. Lightning's own, of logged floats, are wrong where ranks have unequally many: it takes the
-        # mean of their counts as a whole number.
+        # Means over studies. Lightning's means of logged floats are wrong if ranks have different numbers of studies,
+        # because it rounds the mean of their counts to an integer.
         self.means = nn.ModuleDict({"format": MeanMetric()})
-        # Whether a round that failed has changed nothing, on any rank: the state after the one before can be saved.
+        # Whether a round that failed has changed nothing on any rank, so that the state before it can be saved.
         self.intact = False
         self.predictions: list[dict[str, Any]] = []
         self.num_scored = 0
@@ -161,9 +166,9 @@ class ReportModule(L.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
             raise UserError("Expected the trainer to be given a data module (`data:` in the configuration).")
-        if self.policy is None:
+        if not hasattr(self, "policy"):
             reports = data.train_reports() if self.source == "tiny" else []
-            self.policy = self.load(reports) if reports or self.source != "tiny" else self._load_saved()
+            self.policy = self.load(reports, Path(self.trainer.default_root_dir) / "policy")
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
@@ -171,7 +176,10 @@ class ReportModule(L.LightningModule):
             check_ranks(len(data.splits["train"]), self.trainer.world_size)
         if stage != "predict":
             check_text_inputs(data, self.use_indication, self.use_prior)
-        data.collator = StudyCollator(
+        data.collator = self._collator()
+
+    def _collator(self) -> StudyCollator:
+        return StudyCollator(
             self.policy.processor,
             self.prompt,
             self.use_indication,
@@ -183,33 +191,34 @@ class ReportModule(L.LightningModule):
         )
 
     def configure_model(self) -> None:
-        """Share the policy out over ranks where the strategy is FSDP2."""
-        if self.device_mesh is not None and not self.writer.sharded:
+        """Shard the policy over ranks if the strategy is FSDP2."""
+        if self.device_mesh is not None and not self.policy.sharded:
             self._identity()  # needs whole weights
-            shard(self.writer, self.device_mesh["data_parallel"])
+            shard(self.policy, self.device_mesh["data_parallel"])
 
-    def _load_saved(self) -> Policy:
-        """The run's tiny policy as `fit` saved it: without training reports there is no other way to its tokenizer.
+    def load(self, reports: Sequence[str] = (), saved: Path | None = None) -> Policy:
+        """Build or load the policy that the settings name.
+
+        Args:
+            reports: Training reports, from which the tokenizer of a tiny policy is made.
+            saved: Folder in which `fit` saved the policy of the run, for a tiny policy if there are no reports.
 
         Raises:
-            ValueError: If the run did not save one.
+            UserError: If a tiny policy has neither.
         """
-        folder = Path(self.trainer.default_root_dir) / "policy"
-        if not (folder / "config.json").is_file():
-            raise UserError(
-                f"The tokenizer of a tiny policy is made from training reports, which these data do not have, and "
-                f"{folder} holds no policy: let `fit` finish, or use the run's own data."
-            )
-        return load_policy(str(folder), train_vision=True, shared_prefix=self.shared_prefix)
-
-    def load(self, reports: list[str]) -> Policy:
-        """Build or load the policy that the settings name."""
-        if self.source == "tiny":
-            # The prompt's words are part of the corpus, so that they cost few tokens.
+        if self.source == "tiny" and reports:
+            # The words of the prompt are part of the corpus, so that they take few tokens.
             corpus = [*self.target_texts(reports), *[f"user\n{self.prompt}", "assistant\n"] * len(reports)]
             policy = tiny_policy(corpus, self.tiny, self.max_pixels or 112 * 112)
             policy.shared_prefix = self.shared_prefix
             return policy
+        if self.source == "tiny":
+            if saved is None or not (saved / "config.json").is_file():
+                raise UserError(
+                    "The tokenizer of a tiny policy is made from training reports, which these data do not have, and "
+                    f"{saved} holds no policy: let `fit` finish, or use the data of the run."
+                )
+            return load_policy(str(saved), train_vision=True, shared_prefix=self.shared_prefix)
         return load_policy(
             self.source,
             self.lora,
@@ -222,14 +231,8 @@ class ReportModule(L.LightningModule):
         )
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:
-        """The completions that supervision teaches for these references."""
+        """Completions that supervised training teaches for these reference reports."""
         return [target_text(text, row, self.think) for text, row in zip(reports, self.labeler(reports), strict=True)]
-
-    @property
-    def writer(self) -> Policy:
-        """The policy, once it is set up."""
-        assert self.policy is not None, "setup() loads the policy"
-        return self.policy
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""
@@ -241,27 +244,25 @@ class ReportModule(L.LightningModule):
 
     def _write(self, batch: Batch) -> list[str]:
         with torch.no_grad():
-            prompts = self.writer.embed(batch)
-        return sample(self.writer, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder).texts
+            prompts = self.policy.embed(batch)
+        return sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder).texts
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         texts = self._write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
         self.num_scored += batch.num_counted
+        # Each report is labeled once per batch for all CE scores and the record; other metrics take the texts.
+        labels = label_together(self.labeler, reports, batch.target) if batch.counts else []
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
             if batch.counts:
-                metric.update(reports, batch.target)
+                metric.update(*(labels if isinstance(metric, CEF1) else (reports, batch.target)))
             # Logged in any case: all ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
         self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)
         if stage == "test" and batch.counts:
-            labels = self.labeler(reports)
-            self.predictions += [
-                tested(study, text, part, row)
-                for study, text, part, row in zip(batch.studies, texts, parsed, labels, strict=True)
-            ]
+            self.predictions += [tested(*row) for row in zip(batch.studies, texts, parsed, *labels, strict=True)]
 
     def _log_mean(self, stage: str, name: str, value: float | Tensor, batch: Batch, **options: Any) -> None:
         metric = self.means[name]
@@ -270,15 +271,15 @@ class ReportModule(L.LightningModule):
         self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **options)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Write greedily and score."""
+        """Write reports by greedy decoding, and score them."""
         self._evaluate(batch, "val")
 
     def on_validation_epoch_start(self) -> None:
-        """Count studies from 0."""
+        """Reset the number of scored studies."""
         self.num_scored = 0
 
     def on_validation_epoch_end(self) -> None:
-        """Refuse to score nothing: a checkpoint would be chosen by it."""
+        """Check that there was something to score: a checkpoint is chosen by it."""
         if not self.trainer.sanity_checking:
             self._check_scored("val")
 
@@ -290,20 +291,20 @@ class ReportModule(L.LightningModule):
             raise UserError(f"No study of split {split!r} could be scored{reason}")
 
     def on_test_start(self) -> None:
-        """Forget the predictions of an earlier test."""
+        """Reset the predictions."""
         self.predictions = []
         self.num_scored = 0
 
     def on_test_epoch_end(self) -> None:
-        """Refuse to report a test of nothing."""
+        """Check that there was something to score."""
         self._check_scored("test")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Write greedily, score and keep."""
+        """Write reports by greedy decoding, score and record them."""
         self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
-        """Write greedily: one dict per study."""
+        """Write reports by greedy decoding: one record per study."""
         texts = self._write(batch)
         if not batch.counts:
             return []
@@ -312,28 +313,62 @@ class ReportModule(L.LightningModule):
             for study, text in zip(batch.studies, texts, strict=True)
         ]
 
+    @torch.no_grad()
+    def write_reports(self, studies: Sequence[Study]) -> list[str]:
+        """Write reports by greedy decoding, outside of a trainer.
+
+        Args:
+            studies: N studies with images; other fields need not be filled.
+
+        Returns:
+            N reports, empty if a completion has no report section.
+        """
+        completions = self._write(self._collator()(list(studies)).to(self.device))
+        return [parse_completion(text, self.think).report for text in completions]
+
     def _identity(self) -> str:
-        """What a checkpoint's weights depend on without holding it: the tokenizer and the frozen weights."""
-        if self.identity:
-            return self.identity
-        self.identity = policy_digest(self.named_parameters(), self.writer.processor.tokenizer)
+        """Fingerprint of what a checkpoint depends on without holding it: the tokenizer and the frozen weights."""
+        self.identity = self.identity or policy_digest(self.named_parameters(), self.policy.processor.tokenizer)
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what is trained: the frozen base of a large policy is on disk already."""
+        """Save what is trained and plain values of the arguments."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["identity"] = self._identity()
         checkpoint["patience"] = self.patience.state_dict()
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = plain_arguments(self.hparams)
         if self.lora is not None:
             checkpoint["lora_alpha"] = self.lora.alpha
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this policy, and take up how long its run has gone nowhere.
+        """Check that the checkpoint belongs to this policy, and restore the counts of `patience`.
 
         Raises:
-            ValueError: If trained weights are missing, foreign, or made with another tokenizer.
+            UserError: If trained weights are missing or unexpected, or another tokenizer was used.
         """
         shapes = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
         check_checkpoint(checkpoint, self.source, shapes, self._identity(), self.lora)
         self.patience.load_state_dict(checkpoint.get("patience", {}))
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint of a run as a module that writes reports.
+
+        Args:
+            checkpoint_path: File such as `runs/NAME/checkpoints/best.ckpt`. A tiny policy is read from the folder
+                `policy` of its run.
+            map_location: Device of the module; the CPU by default.
+            *args: Ignored.
+            **kwargs: Arguments that differ from those in the checkpoint, and the labeler if it is not the default one.
+
+        Raises:
+            UserError: If the checkpoint is sharded or holds no arguments, or does not fit the policy.
+        """
+        path = Path(checkpoint_path)
+        checkpoint = read_checkpoint(path)
+        module = build_module(cls, checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY], kwargs)
+        module.policy = module.load(saved=path.parents[1] / "policy" if len(path.parents) > 1 else None)
+        module.on_load_checkpoint(checkpoint)
+        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        return module.to(map_location or "cpu").eval()

@@ -159,7 +159,7 @@ class NearestImage(Baseline):
         """Reads the one image of each study; loads the tower's policy the first time."""
         if not self.tower:
             return PixelCollator(self.size)
-        if self.policy is None:
+        if not hasattr(self, "policy"):
             self.policy = load_policy(self.tower, dtype=self.dtype_name, max_pixels=self.max_pixels).eval()
             self.policy.requires_grad_(False)
         return TowerCollator(self.policy.processor)
@@ -182,7 +182,7 @@ class NearestImage(Baseline):
     @torch.no_grad()
     def embed(self, batch: Any) -> Tensor:
         """Features (B, D) of length 1."""
-        return pixel_rows(batch) if self.policy is None else tower_features(self.policy, batch)
+        return tower_features(self.policy, batch) if self.tower else pixel_rows(batch)
 
     def reports(self, batch: Features) -> list[str]:
         """Those of the nearest training studies; the first one among equals."""

@@ -1,4 +1,4 @@
-"""What is written down of a study that a policy wrote for: a line of predictions.jsonl."""
+"""Completions in the think/report format: the targets of supervised training, and the records of predictions."""
 
 from __future__ import annotations
 
@@ -7,29 +7,49 @@ from typing import Any
 from torch import Tensor
 
 from mrg.datamodules.study import Study
-from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.metrics import CONDITIONS, POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.format import ParsedCompletion
 
 
-def predicted(study: Study, text: str, parsed: ParsedCompletion) -> dict[str, str]:
-    """Where there may be no reference.
+def target_text(report: str, labels: Tensor, think: str) -> str:
+    """Completion that supervised training teaches.
 
     Args:
-        study: Whose images were read.
-        text: The completion.
-        parsed: Its sections.
+        report: Reference report.
+        labels: (14,) label classes of the report.
+        think: `"required"` puts a think section with the findings list before the report; `"absent"` leaves it out.
+    """
+    body = f"<report>{report}</report>"
+    if think == "absent":
+        return body
+    found = [
+        f"{name} (uncertain)" if label == UNCERTAIN else name
+        for name, label in zip(THIRTEEN, labels.tolist(), strict=False)
+        if label in (POSITIVE, UNCERTAIN)
+    ]
+    return f"<think>{', '.join(found) or 'No Finding'}</think>{body}"
+
+
+def predicted(study: Study, text: str, parsed: ParsedCompletion) -> dict[str, str]:
+    """Record of a study that need not have a reference, as `predict` writes it.
+
+    Args:
+        study: The study.
+        text: Completion.
+        parsed: Sections of the completion.
     """
     return {"id": study.id, "prediction": parsed.report, "thinking": parsed.thinking, "completion": text}
 
 
-def tested(study: Study, text: str, parsed: ParsedCompletion, labels: Tensor) -> dict[str, Any]:
-    """Beside the reference, with what was found.
+def tested(study: Study, text: str, parsed: ParsedCompletion, labels: Tensor, target_labels: Tensor) -> dict[str, Any]:
+    """Record of a study with its reference: a line of predictions.jsonl, and the labels, which stay in memory.
 
     Args:
-        study: See `predicted`.
-        text: See `predicted`.
-        parsed: See `predicted`.
-        labels: (14,) label classes of the report.
+        study: The study.
+        text: Completion.
+        parsed: Sections of the completion.
+        labels: (14,) label classes of the predicted report.
+        target_labels: (14,) label classes of the reference.
     """
     return {
         "id": study.id,
@@ -41,4 +61,6 @@ def tested(study: Study, text: str, parsed: ParsedCompletion, labels: Tensor) ->
         "target": study.report,
         "format": parsed.well_formed,
         "findings": [c for c, k in zip(CONDITIONS, labels.tolist(), strict=True) if k in (POSITIVE, UNCERTAIN)],
+        "labels": labels,
+        "target_labels": target_labels,
     }

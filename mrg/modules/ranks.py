@@ -15,12 +15,6 @@ from mrg.log import set_rank
 set_rank(lambda: rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
-def say(text: str) -> None:
-    """Print a line on the first rank alone; unlike a trainer's own means it works before there is one."""
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(text, flush=True)
-
-
 def gather(value: Any, world_size: int) -> list[Any]:
     """The values of all ranks, in their order."""
     if world_size == 1:

@@ -12,10 +12,9 @@ from typing import Any, Literal, get_args
 from mrg.errors import UserError
 from mrg.modules.policy.precision import check_precision
 from mrg.modules.rl.advantage import Scale
-from mrg.modules.rl.kl import KLEstimator
-from mrg.modules.rl.loss import LOSS_TYPES, LossType, check_loss_options
+from mrg.modules.rl.loss import LOSS_TYPES, KLEstimator, LossType, check_loss_options
 from mrg.modules.rl.reward import WeightedScorer
-from mrg.modules.rollout.vllm_client import Servers
+from mrg.modules.rollout.vllm_servers import Servers
 
 OLD_KEYS = {
     "learning_rate": "optimizer.learning_rate",
@@ -68,7 +67,7 @@ class OptimizerSettings:
         check_range("optimizer.learning_rate", self.learning_rate, "above 0", 0 < self.learning_rate < math.inf)
         check_range("optimizer.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < math.inf)
         check_range("optimizer.max_grad_norm", self.max_grad_norm, "above 0", self.max_grad_norm > 0)
-        check_counts({"optimizer.warmup_steps": (self.warmup_steps, 0), "optimizer.decay_steps": (self.decay_steps, 0)})
+        check_counts(0, "optimizer.", warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
         if 0 < self.decay_steps <= self.warmup_steps:
             raise UserError(
                 "Expected model.init_args.optimizer.decay_steps to be 0 or above warmup_steps "
@@ -101,7 +100,8 @@ class RolloutSettings:
     servers: Servers | None = None
 
     def __post_init__(self) -> None:
-        check_counts({"rollout.group_size": (self.group_size, 2), "rollout.resample_dead": (self.resample_dead, 0)})
+        check_counts(2, "rollout.", group_size=self.group_size)
+        check_counts(0, "rollout.", resample_dead=self.resample_dead)
         check_range("rollout.temperature", self.temperature, "above 0", 0 < self.temperature < math.inf)
 
 
@@ -111,7 +111,7 @@ class KLSettings:
 
     Args:
         coef: Weight of the term; 0 needs no reference model.
-        estimator: Estimator of the KL divergence at a token, see `mrg.modules.rl.kl`.
+        estimator: Estimator of the KL divergence at a token, see `mrg.modules.rl.loss`.
         ratio_correction: Multiply the estimate by the ratio of policy to old policy.
         reference: `"adapter"` is the policy with its adapter off; `"copy"` is a copy of all trained weights at the
             start, for training without an adapter.
@@ -126,6 +126,20 @@ class KLSettings:
         check_range("kl.coef", self.coef, "at least 0", 0 <= self.coef < math.inf)
         check_choice("kl.estimator", self.estimator, get_args(KLEstimator))
         check_choice("kl.reference", self.reference, ("adapter", "copy"))
+
+    def check_fixed(self, train_vision: bool, lora: Any) -> None:
+        """Check that the reference model stays fixed while the policy is trained.
+
+        A copy holds all that is trained, the vision tower too; with the adapter off, a trained tower is still there.
+
+        Raises:
+            UserError: If the reference would change with the policy.
+        """
+        if self.coef and train_vision and lora is not None:
+            raise UserError(
+                "The reference is the policy with its adapter off, whose vision tower is trained too: set "
+                "model.init_args.train_vision to false, kl.coef to 0, or lora to null with kl.reference copy."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,17 +226,14 @@ def check_no_moved_keys(config: Mapping[str, Any], file: Path) -> None:
             raise UserError(f"{file} has a key of an earlier version, model.init_args.{name}{moved}: rename it there.")
 
 
-def check_counts(settings: Mapping[str, tuple[int, int]]) -> None:
-    """Check lower bounds.
-
-    Args:
-        settings: Key in `model.init_args` -> value and least value.
+def check_counts(least: int = 1, prefix: str = "", **settings: int) -> None:
+    """Check that settings are at least `least`; their keys in `model.init_args` start with `prefix`.
 
     Raises:
         UserError: If a value is too small.
     """
-    for name, (value, least) in settings.items():
-        check_range(name, value, f"at least {least}", value >= least)
+    for name, value in settings.items():
+        check_range(f"{prefix}{name}", value, f"at least {least}", value >= least)
 
 
 def check_range(name: str, value: float, expected: str, fits: bool) -> None:
@@ -252,21 +263,6 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
 
 
-def check_reference(kl: KLSettings, train_vision: bool, lora: Any) -> None:
-    """Check that the reference model stays fixed while the policy is trained.
-
-    A copy holds all that is trained, the vision tower too; with the adapter off, a trained tower is still there.
-
-    Raises:
-        UserError: If the reference would change with the policy.
-    """
-    if kl.coef and train_vision and lora is not None:
-        raise UserError(
-            "The reference is the policy with its adapter off, whose vision tower is trained too: set "
-            "model.init_args.train_vision to false, kl.coef to 0, or lora to null with kl.reference copy."
-        )
-
-
 def check_lora(lora: Any) -> None:
     """Check the shape of an adapter; `lora` may be None.
 
@@ -274,7 +270,7 @@ def check_lora(lora: Any) -> None:
         UserError: If one of its numbers is out of range.
     """
     if lora is not None:
-        check_counts({"lora.rank": (lora.rank, 1), "lora.alpha": (lora.alpha, 1)})
+        check_counts(1, "lora.", rank=lora.rank, alpha=lora.alpha)
         check_range("lora.dropout", lora.dropout, "at least 0 and below 1", 0 <= lora.dropout < 1)
 
 

@@ -22,21 +22,21 @@ class SFTModule(ReportModule):
 
     def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target completions (B, C), padded on the right, and their mask."""
-        tokenizer = self.writer.processor.tokenizer
+        tokenizer = self.policy.processor.tokenizer
         texts = self.target_texts(batch.target)
         # A target that is too long loses its end, and with it the end token: the policy must not learn to stop early.
         rows = [
-            [*tokenizer(text, add_special_tokens=False)["input_ids"], self.writer.eos_id][: self.max_new_tokens]
+            [*tokenizer(text, add_special_tokens=False)["input_ids"], self.policy.eos_id][: self.max_new_tokens]
             for text in texts
         ]
         longest = max(map(len, rows))
-        ids = torch.tensor([row + [self.writer.pad_id] * (longest - len(row)) for row in rows], device=self.device)
+        ids = torch.tensor([row + [self.policy.pad_id] * (longest - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return ids, torch.arange(longest, device=self.device) < lengths[:, None]
 
     def _loss(self, batch: Batch) -> Tensor:
         ids, mask = self.completions(batch)
-        logps = self.writer.logps(self.writer.embed(batch), ids, mask).logps
+        logps = self.policy.logps(self.policy.embed(batch), ids, mask).logps
         return -logps.sum() / mask.sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -59,5 +59,5 @@ class SFTModule(ReportModule):
 
     def on_after_backward(self) -> None:
         """Average what a strategy of sharded layers leaves to us."""
-        if self.writer.sharded:
+        if self.policy.sharded:
             average_gradients(self.parameters(), self.trainer.world_size)

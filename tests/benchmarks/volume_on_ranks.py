@@ -39,19 +39,19 @@ class Counted(GRPOModule):
             return function
 
         passes = {"policy": 0, "reference": 0}
-        forward = self.writer.logps
+        forward = self.policy.logps
 
         def logps(*args, **kwargs):
             passes["policy" if torch.is_grad_enabled() else "reference"] += 1
             return forward(*args, **kwargs)
 
-        self.writer.logps = logps
+        self.policy.logps = logps
         for name in COLLECTIVES:
             setattr(torch.distributed, name, counting(name))
         super().training_step(batch, batch_idx)
         for name, function in kept.items():
             setattr(torch.distributed, name, function)
-        self.writer.logps = forward
+        self.policy.logps = forward
         self.seen = {**counts, **passes}
 
 

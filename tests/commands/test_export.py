@@ -29,8 +29,8 @@ def trained(policy, studies, tmp_path, **options):
     data = FixedData(studies[:4], batch_size=4)
     trainer.fit(module, data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[4:5])
-    rollout = sample(module.writer, module.writer.embed(batch), 1, 10, temperature=0.0)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[4:5])
+    rollout = sample(module.policy, module.policy.embed(batch), 1, 10, temperature=0.0)
     return trainer, settings, batch, rollout.completion_ids[rollout.completion_mask].tolist(), module
 
 
@@ -41,9 +41,9 @@ def run(policy, studies, tmp_path):
 
 def greedy(model, batch, module):
     """Tokens by transformers' own generate."""
-    options = {"max_new_tokens": 10, "do_sample": False, "suppress_tokens": module.writer.banned_ids}
-    end = {"eos_token_id": module.writer.eos_id, "pad_token_id": module.writer.pad_id}
-    inputs = model_inputs(module.writer, batch)
+    options = {"max_new_tokens": 10, "do_sample": False, "suppress_tokens": module.policy.banned_ids}
+    end = {"eos_token_id": module.policy.eos_id, "pad_token_id": module.policy.pad_id}
+    inputs = model_inputs(module.policy, batch)
     return model.eval().generate(**inputs, **options, **end)[0, batch.prompt_ids.shape[1] :].tolist()
 
 
@@ -64,7 +64,7 @@ def test_merged_and_adapter_write_what_the_run_writes(run, tmp_path):
         assert greedy(model, batch, module) == expected
     untrained = AutoModelForImageTextToText.from_pretrained(base)
     assert greedy(untrained, batch, module) != expected
-    assert load_policy(str(tmp_path / "adapter-False")).eos_id == module.writer.eos_id
+    assert load_policy(str(tmp_path / "adapter-False")).eos_id == module.policy.eos_id
 
 
 @pytest.mark.parametrize("train_vision", [False, True])
@@ -82,7 +82,7 @@ def test_merged_from_4_bits_is_the_whole_base_with_the_adapter(policy, studies, 
             trainer.export(
                 GRPOModule(**nested(policy=base, **settings)), ckpt_path=checkpoint, output=str(output), adapter=True
             )
-        module.writer.save_adapter(output)
+        module.policy.save_adapter(output)
     else:
         trainer.export(
             GRPOModule(**nested(policy=base, **settings)), ckpt_path=checkpoint, output=str(output), adapter=True

@@ -33,7 +33,7 @@ class Fixed(GRPOModule):
             number = int(self.ids[group].split("-")[1])
             generator = torch.Generator().manual_seed(number + 100 * self.global_step + 1000 * attempt)
             alone = prompts.rows(torch.tensor([row]))
-            parts.append(sample(self.writer, alone, self.group_size, self.max_new_tokens, 1.0, generator))
+            parts.append(sample(self.policy, alone, self.group_size, self.max_new_tokens, 1.0, generator))
         width = max(part.completion_ids.shape[1] for part in parts)
         ids, mask, logps = (
             torch.cat([F.pad(getattr(p, name), (0, width - p.completion_ids.shape[1])) for p in parts])
@@ -47,7 +47,7 @@ class Fixed(GRPOModule):
         every = 4 if self.rollout_settings.resample_dead else 2
         ids = [self.ids[group] for group in groups or range(len(self.ids))]
         live = torch.tensor([int(name.split("-")[1]) % every > 0 for name in ids])
-        if not self.kl.coef and not self.rollout_settings.resample_dead and self.number:
+        if not self.kl.coef and not self.rollout_settings.resample_dead and self.round_index:
             live[:] = False  # all groups of all ranks: the step before must not go on by its momentum
         live = live.repeat_interleave(self.group_size)
         total = live * torch.tensor([float(len(text) % 5) for text in rollout.texts], dtype=torch.float64)
@@ -76,7 +76,7 @@ def main(policy, output, strategy, loss_type, kl_coef, trained, resample_dead):
     record = module.log
     module.log = lambda name, value, **options: (logged.append((name, float(value))), record(name, value, **options))
     trainer.fit(module, FixedData(studies, batch_size=4 // devices))
-    layer = module.writer.base.model.language_model.layers[0].mlp
+    layer = module.policy.base.model.language_model.layers[0].mlp
     assert any(is_sharded(p) for p in layer.parameters()) == (strategy == "fsdp")
     weights = {name: full(p.detach()) for name, p in module.named_parameters() if p.requires_grad}
     if trainer.is_global_zero:

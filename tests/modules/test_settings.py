@@ -19,7 +19,6 @@ from mrg.modules.settings import (
     OptimizerSettings,
     check_lora,
     check_no_moved_keys,
-    check_reference,
     check_trainer,
 )
 from mrg.modules.sft import SFTModule
@@ -68,12 +67,12 @@ def test_bounds_are_taken():
 
 def test_a_reference_that_would_move():
     """With the adapter off, a trained vision tower is still there; a copy holds the tower too."""
-    message = refused(lambda: check_reference(KLSettings(0.1), True, LoRA(4)), ValueError)
+    message = refused(lambda: KLSettings(0.1).check_fixed(True, LoRA(4)), ValueError)
     assert "whose vision tower is trained too" in message
     assert "lora to null with kl.reference copy" in message
-    check_reference(KLSettings(0.1, reference="copy"), True, None)
-    check_reference(KLSettings(0.0), True, LoRA(4))
-    check_reference(KLSettings(0.1), False, LoRA(4))
+    KLSettings(0.1, reference="copy").check_fixed(True, None)
+    KLSettings(0.0).check_fixed(True, LoRA(4))
+    KLSettings(0.1).check_fixed(False, LoRA(4))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "transformer-engine"])
@@ -137,7 +136,7 @@ def test_what_is_shipped_is_in_range():
         OptimizerSettings(**vars(given.optimizer))
         check_lora(given.lora)
         if "kl" in given:
-            check_reference(KLSettings(**vars(given.kl)), given.train_vision, given.lora)
+            KLSettings(**vars(given.kl)).check_fixed(given.train_vision, given.lora)
     ablation = load_ablation(CONFIGS / "demo_ablation.yaml")
     for arm in ablation.arms.values():
         given = vars(init_args(CONFIGS / arm.config).optimizer)

@@ -123,7 +123,7 @@ def step_of_mrg(folder, run, options):
     class Given(L.Callback):
         def on_fit_start(self, trainer, module):
             assert not module.load_state_dict(adapter, strict=False).unexpected_keys
-            module.writer.banned_ids = []  # TRL's distribution has all tokens
+            module.policy.banned_ids = []  # TRL's distribution has all tokens
             module.rollout = lambda prompts, attempt=0: Rollout(ids, mask, torch.zeros(mask.shape), texts, ~mask[:, -1])
             module.reward = lambda texts, target, study_id: Rewards(rewards, {}, (nothing, nothing))
 

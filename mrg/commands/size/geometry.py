@@ -44,57 +44,31 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What the memory of a model depends on.
+    """What the memory of a model depends on."""
 
-    Args:
-        num_layers: Number of decoder layers.
-        num_heads: Number of query heads.
-        width: Hidden size.
-        query_width: Number of query heads times their width.
-        kv_width: Number of key heads times their width.
-        inner_width: Intermediate size of the MLP.
-        vocab_size: Rows of the head.
-        decoder: Parameters of all decoder layers, without adapters.
-        largest_layer: Parameters of the largest decoder layer.
-        vision: Parameters of the vision tower and projector.
-        total: Parameters of the model, tied ones once.
-        weights: Bytes of a number in the checkpoint.
-        num_tensors: Tensors of the model, tied ones once.
-        num_decoder_tensors: Tensors of the decoder layers.
-        num_vision_tensors: Tensors of the vision tower and projector.
-        linears: Shapes (out, in) of all layers that LoRA adapts.
-        patch_pixels: Pixels per image token; 0 if images have a fixed size.
-        image_tokens: Tokens per image; 0 if images have any size.
-        patches_per_token: Patches per image token.
-        patch_values: Numbers per patch.
-        vision_depth: Layers of the vision tower.
-        vision_width: Hidden size of the vision tower.
-        vision_inner_width: Intermediate size of the vision tower's MLP.
-    """
-
-    num_layers: int
-    num_heads: int
-    width: int
-    query_width: int
-    kv_width: int
-    inner_width: int
-    vocab_size: int
-    decoder: int
-    largest_layer: int
-    vision: int
-    total: int
-    weights: int
-    num_tensors: int
-    num_decoder_tensors: int
-    num_vision_tensors: int
-    linears: tuple[tuple[int, int], ...]
-    patch_pixels: int
-    image_tokens: int
-    patches_per_token: int
-    patch_values: int
-    vision_depth: int
-    vision_width: int
-    vision_inner_width: int
+    num_layers: int  # number of decoder layers
+    num_heads: int  # number of query heads
+    width: int  # hidden size
+    query_width: int  # number of query heads times their width
+    kv_width: int  # number of key heads times their width
+    inner_width: int  # intermediate size of the MLP
+    vocab_size: int  # rows of the head
+    decoder: int  # parameters of all decoder layers, without adapters
+    largest_layer: int  # parameters of the largest decoder layer
+    vision: int  # parameters of the vision tower and projector
+    total: int  # parameters of the model, tied ones once
+    weights: int  # bytes of a number in the checkpoint
+    num_tensors: int  # tensors of the model, tied ones once
+    num_decoder_tensors: int  # tensors of the decoder layers
+    num_vision_tensors: int  # tensors of the vision tower and projector
+    linears: tuple[tuple[int, int], ...]  # shapes (out, in) of all layers that LoRA adapts
+    patch_pixels: int  # pixels per image token; 0 if images have a fixed size
+    image_tokens: int  # tokens per image; 0 if images have any size
+    patches_per_token: int  # patches per image token
+    patch_values: int  # numbers per patch
+    vision_depth: int  # layers of the vision tower
+    vision_width: int  # hidden size of the vision tower
+    vision_inner_width: int  # intermediate size of the vision tower's MLP
 
     def adapter(self, rank: int) -> int:
         """Parameters of a LoRA adapter of a rank."""

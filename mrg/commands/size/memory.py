@@ -24,47 +24,28 @@ NF4_BYTES = 4.127 / 8
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The settings of a run that its memory depends on.
+    """The settings of a run that its memory depends on."""
 
-    Args:
-        training: How the model is held and trained.
-        strategy: `"one"` for a single GPU, `"ddp"` or `"fsdp"`, see `mrg.strategy`.
-        world_size: Number of GPUs.
-        batch_size: Studies per round on one GPU.
-        group_size: Completions per study; 1 in SFT.
-        max_new_tokens: Length of the longest completion in tokens.
-        micro_batch_tokens: Token budget of one pass; 0 in SFT, which passes over its whole batch.
-        eval_batch_size: Studies per batch in validation.
-        text_tokens: Tokens of a prompt without its images.
-        images: Images per study.
-        image_tokens: Tokens per image.
-        reference: Whether there is a KL term.
-        train_vision: Whether the vision tower is trained.
-        quantized: Whether the decoder's weights are held in 4 bits.
-        servers: Whether rollouts come from vLLM servers.
-        compile_decode: Whether decoding steps are compiled, which keeps their tensors allocated.
-    """
-
-    training: Training
-    strategy: str = "one"
-    world_size: int = 1
-    batch_size: int = 8
-    group_size: int = 8
-    max_new_tokens: int = 256
-    micro_batch_tokens: int = 16_384
-    eval_batch_size: int = 16
-    text_tokens: int = 80
-    images: int = 2
-    image_tokens: int = 330
-    reference: bool = True
-    train_vision: bool = False
-    quantized: bool = False
-    servers: bool = False
-    compile_decode: bool = False
+    training: Training  # how the model is held and trained
+    strategy: str = "one"  # `"one"` for a single GPU, `"ddp"` or `"fsdp"`, see `mrg.strategy`
+    world_size: int = 1  # number of GPUs
+    batch_size: int = 8  # studies per round on one GPU
+    group_size: int = 8  # completions per study; 1 in SFT
+    max_new_tokens: int = 256  # length of the longest completion in tokens
+    micro_batch_tokens: int = 16_384  # token budget of one pass; 0 in SFT, which passes over its whole batch
+    eval_batch_size: int = 16  # studies per batch in validation
+    text_tokens: int = 80  # tokens of a prompt without its images
+    images: int = 2  # images per study
+    image_tokens: int = 330  # tokens per image
+    reference: bool = True  # whether there is a KL term
+    train_vision: bool = False  # whether the vision tower is trained
+    quantized: bool = False  # whether the decoder's weights are held in 4 bits
+    servers: bool = False  # whether rollouts come from vLLM servers
+    compile_decode: bool = False  # whether decoding steps are compiled, which keeps their tensors allocated
 
     @property
     def static_cache(self) -> bool:
-        """Whether the KV cache resident allocated between rollouts."""
+        """Whether the KV cache stays allocated between rollouts."""
         return self.compile_decode and self.strategy != "fsdp" and not self.quantized
 
     @property

@@ -56,7 +56,7 @@ class Policy(nn.Module):
         self.processor = processor
         self.train_vision = train_vision
         self.shared_prefix: SharedPrefix = shared_prefix
-        self.kept: dict[str, Tensor] = {}
+        self.reference_weights: dict[str, Tensor] = {}
         self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
         self.cache: VisionCache | None = None
@@ -101,7 +101,7 @@ class Policy(nn.Module):
 
     def keep_reference(self) -> None:
         """Copy the trained weights as the reference model, for a policy without an adapter."""
-        self.kept = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+        self.reference_weights = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
@@ -114,21 +114,23 @@ class Policy(nn.Module):
             with lora.adapter_off(self.model):
                 yield
             return
-        if not self.kept:
+        if not self.reference_weights:
             raise UserError(
                 "The reference model is the policy with its adapter off, or a copy of it, but there is neither: set "
                 "model.init_args.lora, reference to 'copy', or kl_coef to 0."
             )
-        parameters = {name: p for name, p in self.named_parameters() if name in self.kept}
+        parameters = {name: p for name, p in self.named_parameters() if name in self.reference_weights}
         present: dict[str, Tensor] = {}
         try:
             for name, parameter in parameters.items():
-                present[name] = exchange(parameter, self.kept[name])
+                present[name] = exchange(parameter, self.reference_weights[name])
             torch.clear_autocast_cache()  # it holds casts of the previous weights
             yield
         finally:
             for name, value in present.items():
-                self.kept[name] = exchange(parameters[name], value)  # from now on, on the device of the weights
+                self.reference_weights[name] = exchange(
+                    parameters[name], value
+                )  # from now on, on the device of the weights
             torch.clear_autocast_cache()
 
     @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""The GRPO losses: pure functions of log-probabilities.
+"""The GRPO losses, their KL term and the sampler correction: pure functions of log-probabilities.
 
-With r = exp(logp - old_logp) of a token, A the advantage of its completion and L that completion's tokens; N the
-completions and T the tokens behind one optimiser step, over all micro-batches and all ranks:
+**Policy loss.** With r = exp(logp - old_logp) of a token, A the advantage of its completion and L the completion's
+tokens; N the completions and T the tokens of one optimizer step, over all micro-batches and all ranks:
 
-| `loss_type` | of a token | weight of a token | source |
+| `loss_type` | loss of a token | weight of a token | source |
 |---|---|---|---|
 | `grpo` | -min(r A, clip(r) A) | 1 / (N L): a mean of means | Shao et al., DeepSeekMath, 2024 |
 | `bnpo` | the same | 1 / T | von Werra et al., TRL, 2020 |
@@ -12,15 +12,39 @@ completions and T the tokens behind one optimiser step, over all micro-batches a
 | `gspo` | the same, r the geometric mean over the completion | 1 / (N L) | Zheng et al., GSPO, 2025 |
 | `cispo` | -sg(clip(r)) A logp, sg: no gradient | 1 / T | MiniMax, MiniMax-M1, 2025 |
 
-clip(r) limits r to [1 - clip_low, 1 + clip_high]. `kl_coef` times the KL of `mrg.modules.rl.kl` is added to each token.
+clip(r) limits r to [1 - clip_low, 1 + clip_high]. `kl_coef` times the KL term is added to each token.
 
-Choices. Nothing is normalised by what one call happens to see, so the loss does not depend on how a step is split; in
-TRL `bnpo` does, which is all that tells it from `dapo` there. Here the two differ in what the caller counts as T where
-a round makes several steps: `bnpo` the step's own tokens, `dapo` and `cispo` the round's tokens divided by its steps
-(as TRL); in a round of one step they are one loss. GSPO wants clips of about 3e-4. CISPO clips on both sides as in
-the paper's equation; the paper's runs, and TRL, have no lower bound: `clip_low=1`. TRL's `epsilon_high` is, for this
-loss only, the bound itself: 1 + clip_high. The KL correction takes the token's ratio in `gspo` too; TRL takes the
-sequence's there, with which the gradient is biased.
+Choices: nothing is normalized by what a single call happens to see, so the loss does not depend on how a step is split;
+in TRL `bnpo` does, which is its only difference from `dapo` there. Here the two differ in what the caller counts as T
+when a round makes several steps: `bnpo` the tokens of the step, `dapo` and `cispo` the tokens of the round divided by
+its steps (as TRL); in a round of one step they are the same loss. GSPO needs clips of about 3e-4. CISPO clips on both
+sides as in the paper's equation; the paper's runs, and TRL, have no lower bound: `clip_low=1`. For this loss only,
+TRL's `epsilon_high` is the bound itself: 1 + clip_high. The KL correction uses the token's ratio in `gspo` too; TRL
+uses the sequence's, with which the gradient is biased.
+
+**KL term.** With lp the logp of a token sampled from the policy and ref the reference model's (Schulman, "Approximating
+KL divergence", 2020), and KL short for KL(policy, reference):
+
+| `kl_estimator` | formula | expected value | expected gradient as a loss | the same, times the ratio |
+|---|---|---|---|---|
+| `k1` | lp - ref | KL | 0: it regularizes nothing | that of KL |
+| `k2` | (lp - ref)^2 / 2 | biased | that of KL | biased |
+| `k3` | exp(ref - lp) - (ref - lp) - 1 | KL | that of KL(reference, policy) | that of KL |
+
+An unbiased value need not have an unbiased gradient, because the sampling distribution depends on the policy too (Tang
+and Munos, "On a few pitfalls in KL divergence gradient estimation for RL", 2025). Multiplying by the token's ratio
+policy / old policy, with its gradient, restores that dependence and corrects for tokens of an older policy (DeepSeek,
+DeepSeek-V3.2, 2025). All of this holds for a token given the tokens before it; the effect of a token on the KL of later
+tokens is left out.
+
+**Sampler correction.** Another engine, another precision or an older adapter samples from a distribution q that is not
+quite the policy p at the start of the round. The loss of a token is weighted by w = p / q, limited in one of two ways:
+
+| `correction` | weight | source |
+|---|---|---|
+| `truncate` | min(w, limit) | Yao et al., "Your efficient RL framework secretly brings you off-policy RL", 2025 |
+| `mask` | w where 1 / limit <= w <= limit, else 0 | Ling Team, IcePop in "Every step evolves", 2025 |
+| `none` | 1 | |
 """
 
 from __future__ import annotations
@@ -31,10 +55,11 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.modules.rl.kl import KLEstimator, kl_estimate
 
 LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
+KLEstimator = Literal["k1", "k2", "k3"]
+Correction = Literal["truncate", "mask", "none"]
 
 
 def grpo_loss(
@@ -56,33 +81,37 @@ def grpo_loss(
     kl_ratio_correction: bool = False,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Share of N completions in the loss of an optimiser step; formulas and sources in the table above.
+    """Share of N completions in the loss of an optimizer step; formulas and sources in the tables above.
 
-    Shares add up, over micro-batches and ranks; where gradients are averaged over ranks, multiply by their number.
+    Shares add up over micro-batches and ranks; if gradients are averaged over ranks, multiply by their number.
 
     Args:
-        logps: (N, C) of the policy, with gradient.
-        old_logps: (N, C) of the policy that sampled.
-        ref_logps: (N, C) of the reference, or `None` where `kl_coef` is 0.
-        advantages: (N,).
-        mask: (N, C) bool, True at tokens that count; anything may stand elsewhere, and a row may be empty.
+        logps: (N, C) log-probabilities of the policy, with gradient.
+        old_logps: (N, C) log-probabilities of the policy that sampled.
+        ref_logps: (N, C) log-probabilities of the reference model, or None if `kl_coef` is 0.
+        advantages: (N,) advantages of the completions.
+        mask: (N, C) bool, True at tokens that count; values elsewhere are ignored, and a row may be empty.
         num_completions: Completions of the whole step, on all ranks.
         clip_low: The ratio is clipped below at 1 - clip_low.
         clip_high: The ratio is clipped above at 1 + clip_high.
         kl_coef: Weight of the KL term.
-        loss_type: See the table above.
+        loss_type: Row of the first table above.
         num_tokens: Tokens of the whole step, on all ranks; needed by `bnpo`, `dapo` and `cispo`.
         max_tokens: Length limit of a completion; needed by `dr_grpo`.
-        dual_clip: See `clipped_surrogate`.
-        kl_estimator: See `kl_estimate`.
-        kl_ratio_correction: Multiply the KL term by the token's unclipped ratio, see `mrg.modules.rl.kl`.
-        weights: (N, C) of the tokens' surrogates, but not of their KL, see `mrg.modules.rl.correction`.
+        dual_clip: Upper limit of the ratio where the advantage is negative, see `clipped_surrogate`.
+        kl_estimator: Row of the second table above.
+        kl_ratio_correction: Multiply the KL term by the token's unclipped ratio.
+        weights: (N, C) factors of the policy loss, but not of the KL term, see `correction_weights`.
 
     Returns:
-        The scalar share; detached sums over completions of token means: `kl`, `entropy_proxy` (-logp), and `_clipped`.
+        The scalar share, and detached sums over completions of token means: `kl`, `entropy_proxy` (-logp), `clipped`,
+        `clipped_low`, `clipped_high` and, with a dual clip, `clipped_dual`.
+
+    Raises:
+        UserError: If an argument is out of range or missing.
     """
     check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
-    # What stands at masked positions, even inf or nan, must not meet a product with 0 or send a gradient.
+    # Masked positions may hold inf or nan: they must neither be multiplied by 0 nor receive a gradient.
     logps, old_logps = logps.where(mask, 0.0), old_logps.detach().where(mask, 0.0)
     token_ratio = (logps - old_logps).exp()
     ratio = sequence_ratio(logps, old_logps, mask) if loss_type == "gspo" else token_ratio
@@ -106,9 +135,9 @@ def clipped_surrogate(
 ) -> Tensor:
     """`-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)` (Schulman et al., PPO, 2017).
 
-    Where A < 0 this grows with r without bound; `dual_clip` = c limits it to -c A (Ye et al., "Mastering complex
-    control in MOBA games", 2020): `-max(min(r A, clip(r) A), c A)`. With c at least 1 + clip_high that is the same as
-    limiting r to c in the first product, which is what TRL calls `delta`.
+    For A < 0 this grows with r without bound; `dual_clip` = c limits it to -c A (Ye et al., "Mastering complex control
+    in MOBA games", 2020): `-max(min(r A, clip(r) A), c A)`. With c at least 1 + clip_high this equals limiting r to c
+    in the first product, which TRL calls `delta`.
     """
     limited = ratio if dual_clip is None else ratio.clamp(max=dual_clip)
     return -torch.minimum(limited * advantages, ratio.clamp(1 - clip_low, 1 + clip_high) * advantages)
@@ -157,6 +186,75 @@ def aggregate(
     return sums.sum() / max(num_tokens, 1)  # all completions of a step may be truncated and masked
 
 
+def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator = "k3") -> Tensor:
+    """Estimate KL(policy, reference) at each token by a formula of the second table above (Schulman, 2020).
+
+    Args:
+        logps: Log-probabilities of the policy, any shape.
+        ref_logps: Log-probabilities of the reference model, the same shape.
+        estimator: `"k1"`, `"k2"` or `"k3"`; only k1 can be negative.
+
+    Returns:
+        Nats per token, in the shape of `logps`.
+
+    Raises:
+        UserError: If the estimator is unknown.
+    """
+    if estimator not in get_args(KLEstimator):
+        raise UserError(f"Expected argument `estimator` to be 'k1', 'k2' or 'k3', but got {estimator!r}.")
+    gap = ref_logps - logps
+    if estimator == "k1":
+        return -gap
+    if estimator == "k2":
+        return gap.square() / 2
+    return gap.exp() - gap - 1
+
+
+def check_correction(correction: Correction, limit: float, where: str = "") -> None:
+    """Check the options of `correction_weights`.
+
+    Args:
+        correction: See `correction_weights`.
+        limit: See `correction_weights`.
+        where: Prefix of the settings' names in messages.
+
+    Raises:
+        UserError: If one is out of range.
+    """
+    if correction not in get_args(Correction):
+        choices = ", ".join(get_args(Correction))
+        raise UserError(f"Expected `{where}correction` to be one of {choices}, but got {correction!r}.")
+    if not limit > 1:
+        raise UserError(f"Expected `{where}ratio_limit` to be above 1, but got {limit}.")
+
+
+def correction_weights(
+    logps: Tensor, sampled_logps: Tensor, mask: Tensor, correction: Correction = "truncate", limit: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """Weight of each token's loss for tokens of another sampler, without gradient.
+
+    Args:
+        logps: (N, C) log-probabilities of the policy at the start of the round.
+        sampled_logps: (N, C) log-probabilities of the sampler.
+        mask: (N, C) bool, True at tokens; values elsewhere are ignored.
+        correction: Row of the third table above.
+        limit: Limit of the ratio, above 1.
+
+    Returns:
+        (N, C) weights, 1 where the mask is False; and (N, C) floats, 1.0 at tokens whose ratio is beyond the limit.
+
+    Raises:
+        UserError: If the correction is unknown or the limit is out of range.
+    """
+    check_correction(correction, limit)
+    ratio = (logps.detach() - sampled_logps).where(mask, 0.0).exp()  # (N, C)
+    beyond = (ratio > limit) | (ratio < 1 / limit) if correction == "mask" else ratio > limit
+    if correction == "none":
+        return torch.ones_like(ratio), torch.zeros_like(ratio)
+    weights = ratio.masked_fill(beyond, 0.0) if correction == "mask" else ratio.clamp(max=limit)
+    return weights, beyond.to(ratio.dtype)
+
+
 def check_loss_options(
     loss_type: LossType = "grpo",
     clip_low: float = 0.2,
@@ -168,11 +266,11 @@ def check_loss_options(
     """Check the options of `grpo_loss`.
 
     Args:
-        loss_type: See `grpo_loss`.
-        clip_low: See `grpo_loss`.
-        clip_high: See `grpo_loss`.
-        dual_clip: See `grpo_loss`.
-        kl_estimator: See `grpo_loss`.
+        loss_type: Row of the first table above.
+        clip_low: Lower clip, at least 0.
+        clip_high: Upper clip, at least 0.
+        dual_clip: Upper limit of the ratio where the advantage is negative, at least 1 + clip_high.
+        kl_estimator: Row of the second table above.
         where: Prefix of the settings' names in messages; without one they are called arguments.
 
     Raises:
@@ -201,7 +299,7 @@ def check_loss_options(
 def _kl_term(
     logps: Tensor, ref_logps: Tensor | None, mask: Tensor, estimator: KLEstimator, token_ratio: Tensor | None
 ) -> Tensor:
-    """(N, C) of the KL, times the ratio if there is one."""
+    """(N, C) KL estimates, times the ratio if there is one."""
     if ref_logps is None:
         raise UserError("Expected argument `ref_logps` to be given where `kl_coef` is not 0, but got None.")
     kl = kl_estimate(logps, ref_logps.detach().where(mask, 0.0), estimator)
@@ -211,7 +309,7 @@ def _kl_term(
 def _clipped(
     ratio: Tensor, advantages: Tensor, clip_low: float, clip_high: float, dual_clip: float | None, loss_type: LossType
 ) -> dict[str, Tensor]:
-    """1 at the tokens that are `clipped_low`, `clipped_high` or, by a dual clip, `clipped_dual`; `clipped` is any.
+    """(N, C) indicators of the tokens that are clipped below, above, by a dual clip, or by any of these.
 
     A clipped token loses its gradient; in CISPO, only its weight is changed.
     """
@@ -226,5 +324,5 @@ def _clipped(
 
 
 def _sum_of_means(per_token: Tensor, mask: Tensor) -> Tensor:
-    """Sum over completions of the mean over tokens, without gradient; an empty row counts 0."""
+    """Sum over completions of the mean over tokens, without gradient; an empty row counts as 0."""
     return (per_token.detach().where(mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)).sum()

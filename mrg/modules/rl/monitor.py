@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from mrg.errors import RunError
-from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.metrics import CONDITIONS
+from mrg.metrics.conditions import stated
 from mrg.modules.rl.advantage import dead_groups, num_missing
 from mrg.modules.rl.reward import Rewards, join_rewards
 
@@ -144,7 +145,7 @@ class Monitor:
             all.
         """
         rewards, length = outcome.rewards, outcome.length.double()
-        found, stated = (torch.isin(x[:, :13], torch.tensor([POSITIVE, UNCERTAIN])) for x in rewards.labels)
+        found, wanted = (stated(x[:, :13]) for x in rewards.labels)
         values = {
             **_mean_and_std("total", rewards.total, rewards.scored),
             "train/missing": num_missing(rewards.scored) / len(rewards.total),
@@ -158,8 +159,8 @@ class Monitor:
         }
         for name, part in rewards.parts.items():
             values |= _mean_and_std(name, part, rewards.present.get(name))
-        for column in stated.any(0).nonzero()[:, 0].tolist():
-            rows = stated[:, column]
+        for column in wanted.any(0).nonzero()[:, 0].tolist():
+            rows = wanted[:, column]
             values[f"recall/{CONDITIONS[column].lower().replace(' ', '_')}"] = float(
                 found[rows, column].double().mean()
             )

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix.attention import PackedPrompts
-from mrg.modules.rollout.kv_cache import Decoding
-from mrg.modules.rollout.static_cache import StaticDecoder, StaticDecoding, Table, static_step
+from mrg.modules.rollout.kv_cache import KVCache
+from mrg.modules.rollout.static_cache import CacheView, StaticDecoder, StaticKVCache, static_step
 
 NUM_CHECKED = 3
 """Steps of a size that are checked: CUDA graphs warm up in the first, record in the second and replay in the third."""
@@ -34,7 +34,7 @@ model of two layers is itself 4 to 10 % from its float32 copy."""
 ROW_FACTOR = 5.0
 """A single row may differ by so many times more."""
 
-Step = Callable[[Policy, Table, Tensor, Tensor, Tensor], Tensor]
+Step = Callable[[Policy, CacheView, Tensor, Tensor, Tensor], Tensor]
 
 
 class DifferentError(Exception):
@@ -59,60 +59,60 @@ class CompiledDecoder(StaticDecoder):
 
     def start(
         self, policy: Policy, reading: PackedPrompts, group_size: int, max_new_tokens: int
-    ) -> StaticDecoding | Decoding:
+    ) -> StaticKVCache | KVCache:
         """See `StaticDecoder`; where steps are not compiled, the state shrinks as it can."""
         reason = self.refused or unsupported(policy)
         if reason:
-            self.storages.clear()
+            self.memories.clear()
             self._say(f"Decoding is not compiled: {reason}.")
-            return Decoding(reading, group_size, max_new_tokens)
+            return KVCache(reading, group_size, max_new_tokens)
         self.first = True
         return super().start(policy, reading, group_size, max_new_tokens)
 
-    def step(self, policy: Policy, table: Table, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
+    def step(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
         """See `static_step`."""
-        key = (table.key, token.shape, position.shape)
+        key = (view.key, token.shape, position.shape)
         if not self.refused and key not in self.steps and len(self.steps) == MAX_SIZES:
             self._say(f"Decoding is compiled for {MAX_SIZES} sizes; others are computed without.")
         elif not self.refused:
             if key not in self.steps:
-                self.steps[key] = self._compile(table)
+                self.steps[key] = self._compile(view)
             checked = self.first or self.num_checked.get(key, 0) < NUM_CHECKED
             self.first = False
-            expected = Expected(policy, table, token, position, step) if checked else None
+            expected = Expected(policy, view, token, position, step) if checked else None
             try:
-                if table.lengths.device.type == "cuda":
+                if view.lengths.device.type == "cuda":
                     torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
                 num_skipped = skipped_graphs()
-                logits = self.steps[key](policy, table, token, position, step)
+                logits = self.steps[key](policy, view, token, position, step)
                 if expected is not None:
                     self.num_checked[key] = self.num_checked.get(key, 0) + 1
                     expected.compare(logits)
-                if skipped_graphs() > num_skipped and table.lengths.device.type == "cuda":
+                if skipped_graphs() > num_skipped and view.lengths.device.type == "cuda":
                     self._say("Decoding is compiled, but without CUDA graphs: TORCH_LOGS=perf_hints says why.")
                 return logits
             except Exception as error:  # whatever a compiler may raise: the eager step needs none
-                self._refuse(error, table)
+                self._refuse(error, view)
                 if expected is not None:
                     expected.restore()
                     return expected.logits
-        return static_step(policy, table, token, position, step)
+        return static_step(policy, view, token, position, step)
 
-    def _compile(self, table: Table) -> Step:
+    def _compile(self, view: CacheView) -> Step:
         # Compiled code is kept with the code it was made from: a copy for each size keeps them apart, and their limits.
-        code = static_step.__code__.replace(co_name=f"static_step_{table.num_prompts}x{table.num_places}")
+        code = static_step.__code__.replace(co_name=f"static_step_{view.num_prompts}x{view.num_places}")
         function = types.FunctionType(code, static_step.__globals__)
-        mode = "reduce-overhead" if table.lengths.device.type == "cuda" else None
+        mode = "reduce-overhead" if view.lengths.device.type == "cuda" else None
         compiled: Step = torch.compile(function, fullgraph=True, dynamic=False, backend=self.backend, mode=mode)
         return compiled
 
-    def _refuse(self, error: Exception, table: Table) -> None:
+    def _refuse(self, error: Exception, view: CacheView) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         # A first line that ends in a colon announces the second.
         reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300].rstrip(".")
         if not isinstance(error, DifferentError):
             reason = f"torch.compile failed with {type(error).__name__}: {reason}"
-        self.refused = f"at {table.num_prompts} prompts of {table.num_places} completions {reason}"
+        self.refused = f"at {view.num_prompts} prompts of {view.num_places} completions {reason}"
         self.steps.clear()
         self._say(f"Decoding is not compiled: {self.refused}.")
 
@@ -144,21 +144,21 @@ class Expected:
 
     Args:
         policy: Who writes.
-        table: As the step finds it.
+        view: As the step finds it.
         token: See `static_step`.
         position: See `static_step`.
         step: See `static_step`.
     """
 
-    def __init__(self, policy: Policy, table: Table, token: Tensor, position: Tensor, step: Tensor) -> None:
+    def __init__(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> None:
         self.index = step
-        self.logits = static_step(policy, table, token, position, step)
-        self.prompts = [x for pair in table.prompts.values() for x in pair]
-        self.rows = [x for pair in table.rows.values() for x in pair]
+        self.logits = static_step(policy, view, token, position, step)
+        self.prompts = [x for pair in view.prompts.values() for x in pair]
+        self.rows = [x for pair in view.rows.values() for x in pair]
         self.kept_prompts, self.kept_rows = ([x.clone() for x in tensors] for tensors in (self.prompts, self.rows))
 
     def compare(self, logits: Tensor) -> None:
-        """Compare after the step; the table is as the eager step left it afterwards, whatever the step has done.
+        """Compare after the step; the view is as the eager step left it afterwards, whatever the step has done.
 
         Raises:
             DifferentError: If the step is another.
@@ -168,7 +168,7 @@ class Expected:
             written, expected = mine.index_select(2, self.index), kept.index_select(2, self.index)
             pairs.append((written, expected))
             mine.index_copy_(2, self.index, expected)
-        kept_alone = all(torch.equal(mine, kept) for mine, kept in self._tables())
+        kept_alone = all(torch.equal(mine, kept) for mine, kept in self._pairs())
         if not kept_alone:
             self.restore()
         if not bool(self.logits.isfinite().all()):
@@ -183,11 +183,11 @@ class Expected:
             )
 
     def restore(self) -> None:
-        """Make the table what the eager step left."""
-        for mine, kept in self._tables():
+        """Make the view what the eager step left."""
+        for mine, kept in self._pairs():
             mine.copy_(kept)
 
-    def _tables(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip([*self.prompts, *self.rows], [*self.kept_prompts, *self.kept_rows], strict=True)
 
 

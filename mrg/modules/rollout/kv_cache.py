@@ -19,23 +19,7 @@ CUDA_INTERVAL = 4
 """Steps from one look at which rows still write to the next on a GPU, which has to wait for each look."""
 
 
-def prefill(policy: Policy, prompts: Prompts, group_size: int, max_new_tokens: int) -> tuple[Tensor, Decoding]:
-    """Read the prompts and make ready to decode behind them.
-
-    Args:
-        policy: Who writes.
-        prompts: B prompts.
-        group_size: Rows behind each of them.
-        max_new_tokens: Most tokens that a row may write.
-
-    Returns:
-        The last hidden states (B, D), which predict the first token, and the state of decoding.
-    """
-    hidden, reading = read_prompts(policy, prompts)
-    return hidden, Decoding(reading, group_size, max_new_tokens)
-
-
-def read_prompts(policy: Policy, prompts: Prompts) -> tuple[Tensor, PackedPrompts]:
+def prefill(policy: Policy, prompts: Prompts) -> tuple[Tensor, PackedPrompts]:
     """Read the prompts, without padding: the last hidden states (B, D), and what decoding needs of the pass."""
     nothing = torch.zeros(0, 1, dtype=torch.long, device=prompts.mask.device)
     packed = pack(prompts, nothing, nothing.bool(), policy.base.get_input_embeddings())
@@ -62,7 +46,7 @@ def next_logits(
     return logits
 
 
-class Decoding:
+class KVCache:
     """Keys and values of B prompts and of B * S rows behind them, S places for each prompt.
 
     Args:
@@ -99,7 +83,7 @@ class Decoding:
         """See `next_logits`."""
         return next_logits(policy, token, position, step, self.at(step))
 
-    def at(self, step: int) -> Decoding:
+    def at(self, step: int) -> KVCache:
         """The attention of the pass that reads each row's token number `step`."""
         self.step = step
         return self
@@ -148,13 +132,13 @@ class Decoding:
         Returns:
             Index of the rows that are kept, or None where all are.
         """
-        table = going.view(self.num_prompts, self.num_places)
-        counts = table.sum(1)
+        writing = going.view(self.num_prompts, self.num_places)
+        counts = writing.sum(1)
         prompts = counts.nonzero()[:, 0]
         num_places = int(counts.max())
         if 4 * len(prompts) * num_places > 3 * len(going):
             return None
-        places = table[prompts].int().argsort(stable=True, dim=1, descending=True)[:, :num_places]
+        places = writing[prompts].int().argsort(stable=True, dim=1, descending=True)[:, :num_places]
         keep: Tensor = (prompts[:, None] * self.num_places + places).flatten()
         for layer, (keys, values) in self.rows.items():
             self.rows[layer] = (keys[keep], values[keep])

@@ -1,4 +1,4 @@
-"""Sampling: the prompt is read once per study, then its group decodes together (see `decoding.py`)."""
+"""Sampling: the prompt is read once per study, then its group decodes together (see `cache.py`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from mrg.modules.policy.fsdp import gathered
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix.prompts import Prompts
-from mrg.modules.rollout.kv_cache import Decoding, read_prompts
-from mrg.modules.rollout.static_cache import StaticDecoder, StaticDecoding
+from mrg.modules.rollout.kv_cache import KVCache, prefill
+from mrg.modules.rollout.static_cache import StaticDecoder, StaticKVCache
 
 
 @dataclasses.dataclass
@@ -34,12 +34,6 @@ class Rollout:
     old_logps: Tensor
     texts: list[str]
     truncated: Tensor
-
-    def trimmed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and mask of some rows, as wide as the longest of them."""
-        mask = self.completion_mask[rows]
-        longest = int(mask.sum(1).max())
-        return self.completion_ids[rows, :longest], mask[:, :longest]
 
     def counted(self, mask_truncated: bool) -> Tensor:
         """(N,) bool, which completions send a gradient."""
@@ -133,14 +127,14 @@ def _decode(
 ) -> Rollout:
     num_prompts, device = len(prompts.mask), prompts.embeds.device
     num_rows = num_prompts * group_size
-    hidden, reading = read_prompts(policy, prompts)
+    hidden, reading = prefill(policy, prompts)
     if decoder is None:
-        decoding: Decoding | StaticDecoding = Decoding(reading, group_size, max_new_tokens)
+        cache: KVCache | StaticKVCache = KVCache(reading, group_size, max_new_tokens)
     else:
-        decoding = decoder.start(policy, reading, group_size, max_new_tokens)
+        cache = decoder.start(policy, reading, group_size, max_new_tokens)
     # Rows that still write, in as many places for each of the remaining prompts; a row that has ended may fill a place,
     # and so may row N, which is none.
-    rows = decoding.initial_rows
+    rows = cache.initial_rows
     going = rows < num_rows
     prompt = (rows // group_size).clamp(max=num_prompts - 1)
     position = prompts.next_position[prompt].repeat(len(prompts.positions), 1)
@@ -166,13 +160,13 @@ def _decode(
         going = going & (token != policy.eos_id)
         if step == max_new_tokens - 1:
             break
-        if (step + 1) % decoding.interval == 0:
+        if (step + 1) % cache.interval == 0:
             if not bool(going.any()):
                 break
-            keep = decoding.compact(going)
+            keep = cache.compact(going)
             if keep is not None:
                 rows, going, token, position = rows[keep], going[keep], token[keep], position[:, keep]
-        logits = decoding.read(policy, token, position, step)
+        logits = cache.read(policy, token, position, step)
     length = int(mask[:num_rows].sum(1).max())
     ids, mask, logps = (x[:num_rows, :length] for x in (ids, mask, logps))
     ended = ((ids == policy.eos_id) & mask).any(1)

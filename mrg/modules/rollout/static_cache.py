@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix.attention import PackedPrompts
-from mrg.modules.rollout.kv_cache import CUDA_INTERVAL, Decoding, next_logits, scores
+from mrg.modules.rollout.kv_cache import CUDA_INTERVAL, KVCache, next_logits, scores
 
 NUM_DROPS = 2
 """How often the number of rows is halved at most."""
@@ -26,7 +26,7 @@ LENGTH_MULTIPLE = 64
 
 
 @dataclasses.dataclass
-class Table:
+class CacheView:
     """Keys and values of B prompts and of S places behind each, in tensors that stay where they are.
 
     Args:
@@ -54,22 +54,22 @@ class StaticAttention:
     """Attention of one step, see `SharedAttention`; all that changes from step to step is in tensors.
 
     Args:
-        table: Where the step's keys and values are written.
+        view: Where the step's keys and values are written.
         step: (1,) int64 how many tokens come before the step's own.
     """
 
-    def __init__(self, table: Table, step: Tensor) -> None:
-        self.table, self.step = table, step
+    def __init__(self, view: CacheView, step: Tensor) -> None:
+        self.view, self.step = view, step
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
         """See `SharedAttention`; R is B * S and L is 1."""
-        table = self.table
+        view = self.view
         num_rows, num_heads, _, width = query.shape
         groups = key.shape[1]
         per_group = num_heads // groups
-        shape = (table.num_prompts, table.num_places, groups, per_group)
+        shape = (view.num_prompts, view.num_places, groups, per_group)
 
         def behind(x: Tensor) -> Tensor:  # (B, K, S * H / K, …) -> (B * S, K, H / K, …)
             return (
@@ -81,10 +81,10 @@ class StaticAttention:
         def before(x: Tensor) -> Tensor:
             return x.view(*shape, -1).transpose(1, 2).reshape(shape[0], groups, shape[1] * per_group, -1)
 
-        keys, values = table.rows[layer]
+        keys, values = view.rows[layer]
         keys.index_copy_(2, self.step, key.to(keys.dtype))
         values.index_copy_(2, self.step, value.to(values.dtype))
-        prompt_keys, prompt_values = table.prompts[layer]
+        prompt_keys, prompt_values = view.prompts[layer]
         asked = query.reshape(num_rows, groups, per_group, width)
         exact = torch.promote_types(query.dtype, torch.float32)
         unseen, unwritten = self.masks(prompt_keys.shape[2], keys.shape[2], window)
@@ -99,7 +99,7 @@ class StaticAttention:
 
     def masks(self, num_above: int, num_own: int, window: int | None) -> tuple[Tensor, Tensor]:
         """(B, 1, 1, P) and (C,) bool, what the step's tokens do not see of prompts and of their rows."""
-        lengths = self.table.lengths[:, None, None, None]
+        lengths = self.view.lengths[:, None, None, None]
         place, index = (torch.arange(n, device=lengths.device) for n in (num_above, num_own))
         unseen, unwritten = place >= lengths, index > self.step
         if window is None:
@@ -107,13 +107,13 @@ class StaticAttention:
         return unseen | (place <= lengths + self.step - window), unwritten | (index <= self.step - window)
 
 
-def static_step(policy: Policy, table: Table, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
+def static_step(policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
     """Logits (R, V) of what follows each row's token number `step`, a tensor of one; see `next_logits`."""
-    return next_logits(policy, token, position, step, StaticAttention(table, step))
+    return next_logits(policy, token, position, step, StaticAttention(view, step))
 
 
 class Size(NamedTuple):
-    """Of a table: B prompts with S places each."""
+    """Of a view: B prompts with S places each."""
 
     num_prompts: int
     num_places: int
@@ -136,12 +136,12 @@ def sizes(num_prompts: int, num_places: int) -> list[Size]:
     return result
 
 
-class Storage:
-    """The memory of a decoding state's tables, which all begin at its start.
+class CacheMemory:
+    """The memory of a decoding state's views, which all begin at its start.
 
     Args:
         reading: What the pass over the prompts kept.
-        size: Of the largest table.
+        size: Of the largest view.
         longest: Most tokens of a prompt.
         max_new_tokens: Most tokens that a row may write.
     """
@@ -150,7 +150,7 @@ class Storage:
         self.size, self.longest, self.max_new_tokens = size, longest, max_new_tokens
         self.flat: dict[int, tuple[Tensor, ...]] = {}
         self.heads: dict[int, tuple[int, int]] = {}
-        self.tables: dict[Size, Table] = {}
+        self.views: dict[Size, CacheView] = {}
         for layer, (key, value) in reading.kept.items():
             self.heads[layer] = (key.shape[1], key.shape[3])
             per_token = size.num_prompts * key.shape[1] * key.shape[3]
@@ -165,9 +165,9 @@ class Storage:
         same = (key.dtype, key.device) == (own.dtype, own.device)
         return same and num_prompts <= self.size.num_prompts and longest <= self.longest
 
-    def table(self, size: Size) -> Table:
-        """The table of a size: the same tensors each time."""
-        if size not in self.tables:
+    def view(self, size: Size) -> CacheView:
+        """The view of a size: the same tensors each time."""
+        if size not in self.views:
             prompts, rows = {}, {}
             for layer, parts in self.flat.items():
                 heads, width = self.heads[layer]
@@ -176,8 +176,8 @@ class Storage:
                 shaped = [_begin(part, shape) for part, shape in zip(parts, (above, above, own, own), strict=True)]
                 prompts[layer], rows[layer] = (shaped[0], shaped[1]), (shaped[2], shaped[3])
             lengths = _begin(self.lengths, (size.num_prompts,))
-            self.tables[size] = Table(*size, prompts, rows, lengths)
-        return self.tables[size]
+            self.views[size] = CacheView(*size, prompts, rows, lengths)
+        return self.views[size]
 
 
 def _begin(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -192,11 +192,11 @@ class StaticDecoder:
     """Makes the states of rollouts, and keeps their memory from one to the next."""
 
     def __init__(self) -> None:
-        self.storages: dict[tuple[int, int], Storage] = {}
+        self.memories: dict[tuple[int, int], CacheMemory] = {}
 
     def start(
         self, policy: Policy, reading: PackedPrompts, group_size: int, max_new_tokens: int
-    ) -> StaticDecoding | Decoding:
+    ) -> StaticKVCache | KVCache:
         """The state of a rollout; it ends the one before it.
 
         Args:
@@ -208,54 +208,54 @@ class StaticDecoder:
         key = (group_size, max_new_tokens)
         spans = reading.layout.prompts
         num_prompts, longest = len(spans), max(stop - start for start, stop in spans)
-        storage = self.storages.pop(key, None)
-        if storage is None or not storage.fits(reading, num_prompts, longest):
-            if storage is not None:  # as large as both need, so that it soon stops growing
-                num_prompts, longest = max(num_prompts, storage.size.num_prompts), max(longest, storage.longest)
-                storage = None  # its memory goes first
+        memory = self.memories.pop(key, None)
+        if memory is None or not memory.fits(reading, num_prompts, longest):
+            if memory is not None:  # as large as both need, so that it soon stops growing
+                num_prompts, longest = max(num_prompts, memory.size.num_prompts), max(longest, memory.longest)
+                memory = None  # its memory goes first
             longest = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-            storage = Storage(reading, Size(num_prompts, group_size), longest, max_new_tokens)
-        self.storages[key] = storage
-        return StaticDecoding(self, storage, reading)
+            memory = CacheMemory(reading, Size(num_prompts, group_size), longest, max_new_tokens)
+        self.memories[key] = memory
+        return StaticKVCache(self, memory, reading)
 
-    def step(self, policy: Policy, table: Table, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
+    def step(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
         """See `static_step`."""
-        return static_step(policy, table, token, position, step)
+        return static_step(policy, view, token, position, step)
 
 
-class StaticDecoding:
-    """A rollout's keys and values, as `Decoding`, but at a few fixed sizes.
+class StaticKVCache:
+    """A rollout's keys and values, as `KVCache`, but at a few fixed sizes.
 
     Args:
         decoder: Who computes its steps.
-        storage: Its memory, in which nothing is kept of an earlier rollout.
+        memory: Its memory, in which nothing is kept of an earlier rollout.
         reading: What the pass over the prompts kept.
     """
 
-    def __init__(self, decoder: StaticDecoder, storage: Storage, reading: PackedPrompts) -> None:
-        self.decoder, self.storage = decoder, storage
-        self.sizes = sizes(*storage.size)
-        self.table = storage.table(self.sizes[0])
+    def __init__(self, decoder: StaticDecoder, memory: CacheMemory, reading: PackedPrompts) -> None:
+        self.decoder, self.memory = decoder, memory
+        self.sizes = sizes(*memory.size)
+        self.view = memory.view(self.sizes[0])
         spans = reading.layout.prompts
-        self.table.lengths.zero_()
-        self.table.lengths[: len(spans)] = torch.tensor([stop - start for start, stop in spans]).to(self.table.lengths)
+        self.view.lengths.zero_()
+        self.view.lengths[: len(spans)] = torch.tensor([stop - start for start, stop in spans]).to(self.view.lengths)
         for layer in list(reading.kept):
             for kept, above, own in zip(
-                reading.kept.pop(layer), self.table.prompts[layer], self.table.rows[layer], strict=True
+                reading.kept.pop(layer), self.view.prompts[layer], self.view.rows[layer], strict=True
             ):
                 above.zero_()
                 own.zero_()  # what is masked still counts where it is not a number
                 for index, (start, stop) in enumerate(spans):
                     above[index, :, : stop - start] = kept[0, :, start:stop]
-        num_rows, device = len(spans) * storage.size.num_places, self.table.lengths.device
-        places = torch.arange(storage.size.num_prompts * storage.size.num_places, device=device)
+        num_rows, device = len(spans) * memory.size.num_places, self.view.lengths.device
+        places = torch.arange(memory.size.num_prompts * memory.size.num_places, device=device)
         self.initial_rows = places.clamp(max=num_rows)
-        self.steps = torch.arange(storage.max_new_tokens, device=device)
+        self.steps = torch.arange(memory.max_new_tokens, device=device)
         self.interval = CUDA_INTERVAL if device.type == "cuda" else 1
 
     def read(self, policy: Policy, token: Tensor, position: Tensor, step: int) -> Tensor:
         """See `next_logits`."""
-        return self.decoder.step(policy, self.table, token, position, self.steps[step : step + 1])
+        return self.decoder.step(policy, self.view, token, position, self.steps[step : step + 1])
 
     def compact(self, going: Tensor) -> Tensor | None:
         """Go on at a smaller size where the rows that still write fit into one.
@@ -266,10 +266,10 @@ class StaticDecoding:
         Returns:
             Index of the rows that are kept, or None where all are.
         """
-        old = self.table
+        old = self.view
         size = Size(old.num_prompts, old.num_places)
-        table = going.view(size)
-        counts = table.sum(1)
+        writing = going.view(size)
+        counts = writing.sum(1)
         needed = torch.stack([(counts > 0).sum(), counts.max()]).tolist()
         smaller = self.sizes[self.sizes.index(size) :]
         fitting = [s for s in smaller if s.num_prompts >= needed[0] and s.num_places >= needed[1]]
@@ -277,16 +277,16 @@ class StaticDecoding:
             return None
         num_prompts, num_places = fitting[-1]
         prompts = (counts > 0).int().argsort(stable=True, descending=True)[:num_prompts].sort().values
-        places = table[prompts].int().argsort(stable=True, dim=1, descending=True)[:, :num_places]
+        places = writing[prompts].int().argsort(stable=True, dim=1, descending=True)[:, :num_places]
         keep: Tensor = (prompts[:, None] * old.num_places + places).flatten()
-        self.table = self.storage.table(fitting[-1])
-        # Both tables begin at the same address: what is kept is copied out of the old one first.
+        self.view = self.memory.view(fitting[-1])
+        # Both views begin at the same address: what is kept is copied out of the old one first.
         for layer, pairs in old.rows.items():
-            for mine, its in zip(self.table.rows[layer], pairs, strict=True):
+            for mine, its in zip(self.view.rows[layer], pairs, strict=True):
                 mine.copy_(its[keep])
             if num_prompts < old.num_prompts:
-                for mine, its in zip(self.table.prompts[layer], old.prompts[layer], strict=True):
+                for mine, its in zip(self.view.prompts[layer], old.prompts[layer], strict=True):
                     mine.copy_(its[prompts])
         if num_prompts < old.num_prompts:
-            self.table.lengths.copy_(old.lengths[prompts])
+            self.view.lengths.copy_(old.lengths[prompts])
         return keep

@@ -26,14 +26,14 @@ from mrg.errors import UserError
 from mrg.files import make_folder
 from mrg.modules.policy.policy import Policy
 from mrg.modules.rollout.sampling import Rollout
-from mrg.modules.rollout.vllm_client import AgainError, ServerPool, Servers, message_of
+from mrg.modules.rollout.vllm_servers import AgainError, ServerPool, Servers, message_of
 
 NO_ADAPTER = (
     "Rollout servers receive an adapter and never whole weights: set model.init_args.lora, or rollout.servers to null."
 )
 
 
-def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollout:
+def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> VLLMClient:
     """Check the servers before anything is computed.
 
     Raises:
@@ -42,12 +42,12 @@ def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> ServerRollo
     if not policy.has_adapter:
         raise UserError(NO_ADAPTER)
     make_folder(Path(servers.adapters), "model.init_args.rollout.servers.adapters")
-    writers = ServerRollout(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
+    writers = VLLMClient(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
     writers.pool.check()
     return writers
 
 
-class ServerRollout:
+class VLLMClient:
     """Writes rollouts through servers.
 
     Args:
@@ -62,7 +62,7 @@ class ServerRollout:
         self.adapter: tuple[str, Path] | None = None
         self.synchronised = 0
 
-    def synchronise(self, number: int, trainer: L.Trainer) -> None:
+    def synchronize(self, number: int, trainer: L.Trainer) -> None:
         """Give the servers the policy's adapter where the last one is `sync_every` rounds old.
 
         Args:
@@ -101,7 +101,7 @@ class ServerRollout:
             shutil.rmtree(path, ignore_errors=True)
         return name, final
 
-    def write(
+    def sample(
         self, batch: Batch, seeds: Mapping[int, int], group_size: int, max_new_tokens: int, temperature: float
     ) -> Rollout:
         """`group_size` completions for each study; a server that fails leaves its studies to the others.

@@ -22,7 +22,7 @@ from mrg.commands.size.geometry import geometry
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.prefix.attention import PackedPrompts, concatenated
 from mrg.modules.prefix.packing import Masks
-from mrg.modules.rollout.kv_cache import prefill
+from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.sampling import sample
 from tests.commands.size.measure import Live, saved_bytes
 from tests.commands.size.models import build, prompts
@@ -143,8 +143,8 @@ def test_keys_and_values_of_a_rollout(precision, shape_of):
     given = prompts(policy, 3, 200)
     live = Live([*policy.parameters(), *policy.buffers(), given.embeds, given.positions, given.mask])
     with torch.no_grad(), live, torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):
-        _, decoding = prefill(policy, given, group_size=2, max_new_tokens=8)
-    held = [x for part in (decoding.prompts, decoding.rows) for pair in part.values() for x in pair]
+        cache = KVCache(prefill(policy, given)[1], group_size=2, max_new_tokens=8)
+    held = [x for part in (cache.prompts, cache.rows) for pair in part.values() for x in pair]
     assert sum(x.untyped_storage().nbytes() for x in held) == kv_cache(shape, training, 3, 200, 6, 8)
     expected = kv_cache(shape, training, 3, 200, 0, 0) + forward_work(shape, training, 600)
     assert 0.85 <= live.peak / expected <= 1.05

@@ -46,7 +46,7 @@ def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank, train_visio
     base = [p for name, p in named.items() if "lora_" not in name]
     assert state["decoder layers"] + state["embedding, head, vision"] == size(base)
     assert state.get("adapter", 0) == size(p for name, p in named.items() if "lora_" in name)
-    assert state.get("copied reference", 0) == size(policy.kept.values())
+    assert state.get("copied reference", 0) == size(policy.reference_weights.values())
     assert state["gradients"] == size(p.grad for p in trained)
     assert state["AdamW"] == size(moments)
 

@@ -334,7 +334,7 @@ def test_a_bad_image_is_not_kept_and_says_what_it_always_says(tmp_path: Path, pr
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path, processor) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be made \(.*\): check model\.init_args\.pixel_cache"):
+    with pytest.raises(ValueError, match=r"cannot be created \(.*\): check model\.init_args\.pixel_cache"):
         StudyCollator(processor, "R:", pixel_cache=str(tmp_path / "file" / "kept"))
 
 

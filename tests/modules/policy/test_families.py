@@ -194,7 +194,7 @@ def test_neither_padding_nor_another_end_is_sampled(family, end, tmp_path):
     prompts = loaded.embed(batch_for(loaded))
     with torch.no_grad():
         # Along the state that writes the first token, so that its logit is far above all others.
-        loaded.base.lm_head.weight[other] = 50 * prefill(loaded, prompts, 1, 1)[0].mean(0)
+        loaded.base.lm_head.weight[other] = 50 * prefill(loaded, prompts)[0].mean(0)
     rollout = sample(loaded, prompts, 4, 8, generator=torch.Generator().manual_seed(0))
     assert other not in rollout.completion_ids[rollout.completion_mask]
     logps = loaded.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps

@@ -228,9 +228,9 @@ def test_a_round_of_grpo_moves_the_adapter_alone(folders, studies, kind):
     quick = trainer(1)
     start = {name: p.clone() for name, p in load_policy(folders[kind], LoRA(4)).named_parameters()}
     quick.fit(module, data)
-    moved = {n for n, p in module.writer.named_parameters() if "lora" not in n and not torch.equal(p, start[n])}
+    moved = {n for n, p in module.policy.named_parameters() if "lora" not in n and not torch.equal(p, start[n])}
     assert not moved
-    assert any(p.abs().max() > 0 for n, p in module.writer.named_parameters() if "lora_B" in n)
+    assert any(p.abs().max() > 0 for n, p in module.policy.named_parameters() if "lora_B" in n)
 
 
 def test_bad_settings(folders, tmp_path):

@@ -62,7 +62,7 @@ def test_forced_image_token_cannot_be_sampled(policy, batch):
     image_id, prompts = policy.base.config.image_token_id, policy.embed(batch)
     with torch.no_grad():
         # Along the state that writes the first token, so that its logit is far above all others.
-        policy.base.lm_head.weight[image_id] = 50 * prefill(policy, prompts, 1, 1)[0].mean(0)
+        policy.base.lm_head.weight[image_id] = 50 * prefill(policy, prompts)[0].mean(0)
     rollout = sample(policy, prompts, 4, 8, generator=torch.Generator().manual_seed(0))
     assert image_id not in rollout.completion_ids
     policy.banned_ids = [i for i in policy.banned_ids if i != image_id]

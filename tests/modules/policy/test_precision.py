@@ -13,7 +13,7 @@ from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.precision import CastAdapter
-from mrg.modules.rollout.kv_cache import Decoding
+from mrg.modules.rollout.kv_cache import KVCache
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder
 from mrg.modules.sft import SFTModule
@@ -120,7 +120,7 @@ def test_small_steps_of_a_checkpoint_in_bfloat16_are_those_of_float32(half, stud
 
 def test_a_copied_reference_is_float32_too(half, studies):
     module, _ = trained(half, studies, 2, reference="copy", kl_coef=0.5)
-    assert {value.dtype for value in module.writer.kept.values()} == {WHOLE}
+    assert {value.dtype for value in module.policy.reference_weights.values()} == {WHOLE}
 
 
 def test_a_checkpoint_that_was_held_in_bfloat16_is_taken_up_in_float32(half, studies, tmp_path):
@@ -246,7 +246,7 @@ def test_the_adapter_comes_back_itself(monkeypatch):
     def fail(self, going):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Decoding, "compact", fail)
+    monkeypatch.setattr(KVCache, "compact", fail)
     with pytest.raises(KeyboardInterrupt), autocast():
         write(policy, prompts_for(policy))
     assert all(p is before[name] for name, p in matrices(policy).items())

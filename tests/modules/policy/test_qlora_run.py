@@ -77,7 +77,7 @@ def test_fit_moves_the_adapter_alone(tmp_path, arguments, options):
         str(tmp_path / "base"), LoRA(4, 8), dtype="float32" if options else "bfloat16", load_in_4bit=True
     )
     module = run(["fit", *arguments(*options)]).model
-    layers = [layer for layer in module.writer.modules() if isinstance(layer, Linear4bit)]
+    layers = [layer for layer in module.policy.modules() if isinstance(layer, Linear4bit)]
     assert len(layers) == 7 * 2
     rows = trained_rounds(tmp_path / "runs" / "iu")
     assert [row["step"] for row in rows] == ["0", "1", "2"]
@@ -88,7 +88,7 @@ def test_fit_moves_the_adapter_alone(tmp_path, arguments, options):
         assert (0 < float(row["train/logp_gap"]) < 1e-4) if options else float(row["train/logp_gap"]) < 0.05
     assert float(rows[0]["train/kl"]) < 1e-6  # the reference is the policy without its adapter
     assert float(rows[2]["train/kl"]) > 1e-3
-    before, after = weights(start), weights(module.writer)
+    before, after = weights(start), weights(module.policy)
     assert before.keys() == after.keys()
     for name, value in after.items():
         assert torch.equal(value, before[name]) == (".lora_" not in name), name
@@ -131,10 +131,10 @@ def test_the_other_commands(tmp_path, arguments, capsys):
 
 def test_an_exported_adapter_loads_beside_the_whole_base_and_beside_one_in_4_bits(tmp_path, arguments):
     module = run(["fit", *arguments(*FLOAT32)]).model
-    module.writer.save_adapter(tmp_path / "adapter")
+    module.policy.save_adapter(tmp_path / "adapter")
     batch = next(iter(module.trainer.datamodule.val_dataloader()))
-    inputs = model_inputs(module.writer, batch)
-    own = module.writer.model.eval()
+    inputs = model_inputs(module.policy, batch)
+    own = module.policy.model.eval()
     outputs = {}
     for name, options in ("whole", {}), ("4 bits", {"quantization_config": quantization_config("qwen2_5_vl")}):
         base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base", dtype=torch.float32, **options)

@@ -9,7 +9,7 @@ import mrg.modules.prefix.cpu_flash
 import mrg.modules.rollout.kv_cache
 from mrg.modules.prefix.attention import PackedPrompts, _Merged, concatenated
 from mrg.modules.prefix.packing import Masks, _layout
-from mrg.modules.rollout.kv_cache import Decoding, by_products
+from mrg.modules.rollout.kv_cache import KVCache, by_products
 from mrg.modules.rollout.static_cache import StaticAttention, StaticDecoder
 from tests.commands.size.models import prompts as random_prompts
 from tests.families import QWEN, family_policy
@@ -129,11 +129,11 @@ def test_decoding_step_by_step_equals_dense_attention_over_the_whole(monkeypatch
     prompts = sum(lengths)
     reading = PackedPrompts(_layout(lengths, [[]] * len(lengths), torch.device("cpu")), keep=True)
     reading.attend(0, *(x[:, :, :prompts] for x in (query, key, value)), 0.3)
-    decoding = Decoding(reading, 3, 4)
+    cache = KVCache(reading, 3, 4)
     rows = [x[0, :, prompts:].unflatten(1, (-1, 4)).transpose(0, 1) for x in (query, key, value, expected)]
     for step in range(4):
         q, k, v, want = (x[:, :, step : step + 1] for x in rows)
-        output = decoding.at(step).attend(0, q, k, v, 0.3)
+        output = cache.at(step).attend(0, q, k, v, 0.3)
         assert torch.allclose(output, want, atol=1e-12, rtol=0)
 
 
@@ -166,13 +166,13 @@ def test_decoding_in_bfloat16_does_not_round_large_scores(monkeypatch, by, size,
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         reading.attend(0, *(x[:, :, : sum(lengths)] for x in low), scale)
         fixed = by == "fixed shapes"
-        state = StaticDecoder().start(None, reading, rows, tokens) if fixed else Decoding(reading, rows, tokens)
+        state = StaticDecoder().start(None, reading, rows, tokens) if fixed else KVCache(reading, rows, tokens)
         outputs = []
         for step in range(tokens):
             q, k, v = (
                 x[0, :, sum(lengths) :].unflatten(1, (-1, tokens)).transpose(0, 1)[:, :, step : step + 1] for x in low
             )
-            attend = StaticAttention(state.table, torch.tensor([step])) if fixed else state.at(step)
+            attend = StaticAttention(state.view, torch.tensor([step])) if fixed else state.at(step)
             outputs.append(attend.attend(0, q, k, v, scale))
     output = torch.cat(outputs, 2).transpose(0, 1)
     assert output.dtype == torch.bfloat16

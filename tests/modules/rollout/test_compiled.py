@@ -10,8 +10,8 @@ from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.rollout import compiled as compiled_decoding
 from mrg.modules.rollout.compiled import CompiledDecoder, Expected, relative_difference, unsupported
-from mrg.modules.rollout.kv_cache import Decoding, read_prompts
-from mrg.modules.rollout.static_cache import Size, StaticAttention, StaticDecoder, StaticDecoding
+from mrg.modules.rollout.kv_cache import KVCache, prefill
+from mrg.modules.rollout.static_cache import Size, StaticAttention, StaticDecoder, StaticKVCache
 from tests.families import QWEN
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
 from tests.modules.rollout.test_static_cache import NUM_TOKENS, assert_same, ending_policy, prompts_for, write
@@ -145,9 +145,9 @@ def assert_refused(policy, decoder, pattern, seed=0):
     assert "\n" not in str(said[0].message)
     assert_same(first, write(policy, prompts, seed=seed), 1e-3)
     assert decoder.refused
-    reading = read_prompts(policy, prompts)[1]
-    assert isinstance(decoder.start(policy, reading, 4, NUM_TOKENS), Decoding)
-    assert not decoder.storages  # their memory is given back
+    reading = prefill(policy, prompts)[1]
+    assert isinstance(decoder.start(policy, reading, 4, NUM_TOKENS), KVCache)
+    assert not decoder.memories  # their memory is given back
     assert_same(write(policy, prompts, decoder, seed=1), write(policy, prompts, seed=1), 1e-3)
 
 
@@ -268,7 +268,7 @@ def test_only_so_many_sizes_are_compiled(monkeypatch):
         assert_same(rollout, write(policy, prompts, None, size), 1e-3)
     assert len(decoder.steps) == 1
     with torch.no_grad():
-        assert isinstance(decoder.start(policy, read_prompts(policy, prompts)[1], 4, NUM_TOKENS), StaticDecoding)
+        assert isinstance(decoder.start(policy, prefill(policy, prompts)[1], 4, NUM_TOKENS), StaticKVCache)
 
 
 def test_where_steps_are_not_compiled():
@@ -303,18 +303,18 @@ def test_after_a_comparison_the_table_is_as_the_eager_step_left_it():
     policy, decoder = small_policy(), StaticDecoder()
     prompts = prompts_for(policy)
     write(policy, prompts, decoder)
-    table = decoder.storages[(4, NUM_TOKENS)].table(Size(3, 4))
+    view = decoder.memories[(4, NUM_TOKENS)].view(Size(3, 4))
     token, step = torch.arange(12) + 20, torch.tensor([5])
     position = prompts.next_position.repeat_interleave(4).expand(3, -1)
     with torch.no_grad():
-        expected = Expected(policy, table, token, position, step)
-        left = [x.clone() for pair in (*table.rows.values(), *table.prompts.values()) for x in pair]
-        for keys, values in table.rows.values():
+        expected = Expected(policy, view, token, position, step)
+        left = [x.clone() for pair in (*view.rows.values(), *view.prompts.values()) for x in pair]
+        for keys, values in view.rows.values():
             keys.normal_()
             values[:, :, 5] += 1
         with pytest.raises(compiled_decoding.DifferentError, match="keys or values of other tokens"):
             expected.compare(expected.logits)
-    now = [x for pair in (*table.rows.values(), *table.prompts.values()) for x in pair]
+    now = [x for pair in (*view.rows.values(), *view.prompts.values()) for x in pair]
     assert all(torch.equal(a, b) for a, b in zip(now, left, strict=True))
 
 
@@ -340,7 +340,7 @@ def test_a_run_with_compiled_decoding_is_the_run_without(policy, studies, tmp_pa
         results.append((weights(module), trainer.callback_metrics["val/mccs"], module.decoder))
     (plain, score, _), (compiled, other, decoder) = results
     assert not decoder.refused
-    assert set(decoder.storages) == {(4, 10), (1, 10)}
+    assert set(decoder.memories) == {(4, 10), (1, 10)}
     assert len(decoder.steps) <= 6
     assert torch.equal(score, other)
     for name, value in plain.items():

@@ -6,7 +6,7 @@ from transformers import LogitsProcessor
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.policy.load import LoRA
-from mrg.modules.rollout.kv_cache import CUDA_INTERVAL, Decoding
+from mrg.modules.rollout.kv_cache import CUDA_INTERVAL, KVCache
 from mrg.modules.rollout.sampling import sample
 from tests.families import QWEN, family_policy, unequal_studies
 
@@ -67,7 +67,7 @@ def generated(policy, batch, temperature=0.0, seed=0):
 def sizes(monkeypatch):
     """Rows left after each compaction."""
     seen = []
-    compact = Decoding.compact
+    compact = KVCache.compact
 
     def counted(self, going):
         keep = compact(self, going)
@@ -75,7 +75,7 @@ def sizes(monkeypatch):
             seen.append(len(keep))
         return keep
 
-    monkeypatch.setattr(Decoding, "compact", counted)
+    monkeypatch.setattr(KVCache, "compact", counted)
     return seen
 
 
@@ -104,7 +104,7 @@ def test_a_row_does_not_depend_on_when_the_others_end(family, monkeypatch, sizes
 
     compacted = [rollout(seed) for seed in range(3)]
     assert sizes
-    monkeypatch.setattr(Decoding, "compact", lambda self, going: None)
+    monkeypatch.setattr(KVCache, "compact", lambda self, going: None)
     for seed, one in enumerate(compacted):
         other = rollout(seed)
         assert torch.equal(one.completion_ids, other.completion_ids)
@@ -124,13 +124,13 @@ def test_looking_less_often_at_who_still_writes_changes_nothing(monkeypatch, siz
         ]
 
     expected, each = rollouts(), list(sizes)
-    prepare = Decoding.__init__
+    prepare = KVCache.__init__
 
     def patient(self, *args):
         prepare(self, *args)
         self.interval = CUDA_INTERVAL
 
-    monkeypatch.setattr(Decoding, "__init__", patient)
+    monkeypatch.setattr(KVCache, "__init__", patient)
     sizes.clear()
     for one, other in zip(rollouts(), expected, strict=True):
         assert torch.equal(one.completion_ids, other.completion_ids)
@@ -152,19 +152,19 @@ def test_captured_logps_equal_recomputed_ones(family, temperature):
 
 
 def test_compaction_by_hand():
-    decoding = Decoding.__new__(Decoding)
-    decoding.num_prompts, decoding.num_places, decoding.absent = 3, 4, None
-    decoding.lengths = torch.tensor([7, 8, 9])
+    cache = KVCache.__new__(KVCache)
+    cache.num_prompts, cache.num_places, cache.absent = 3, 4, None
+    cache.lengths = torch.tensor([7, 8, 9])
     tensor = torch.arange(12.0).view(12, 1, 1, 1)
-    decoding.rows, decoding.prompts = {0: (tensor, tensor)}, {0: (torch.arange(3.0), torch.arange(3.0))}
+    cache.rows, cache.prompts = {0: (tensor, tensor)}, {0: (torch.arange(3.0), torch.arange(3.0))}
     going = torch.tensor([1, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 1]).bool()
-    assert decoding.compact(going) is None  # one row needs all four places, and every prompt has one
+    assert cache.compact(going) is None  # one row needs all four places, and every prompt has one
     going = torch.tensor([0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1, 0]).bool()
-    keep = decoding.compact(going)
+    keep = cache.compact(going)
     assert keep.tolist() == [3, 0, 9, 10]  # two prompts with two places, one of them filled by a row that has ended
-    assert (decoding.num_prompts, decoding.num_places) == (2, 2)
-    assert decoding.rows[0][0].flatten().tolist() == [3, 0, 9, 10]
-    assert decoding.prompts[0][1].tolist() == [0, 2]
+    assert (cache.num_prompts, cache.num_places) == (2, 2)
+    assert cache.rows[0][0].flatten().tolist() == [3, 0, 9, 10]
+    assert cache.prompts[0][1].tolist() == [0, 2]
 
 
 def weights_of(policy):
@@ -193,7 +193,7 @@ def test_weights_come_back_after_an_exception(monkeypatch):
     def fail(self, going):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Decoding, "compact", fail)
+    monkeypatch.setattr(KVCache, "compact", fail)
     with pytest.raises(KeyboardInterrupt):
         sample(policy.train(), prompts, GROUP, NUM_TOKENS)
     after = weights_of(policy)

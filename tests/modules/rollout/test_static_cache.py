@@ -7,10 +7,10 @@ from mrg.datamodules.collate import StudyCollator
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.prefix.packing import Layout
-from mrg.modules.rollout import static_cache as static_decoding
-from mrg.modules.rollout.kv_cache import prefill, read_prompts
+from mrg.modules.rollout import static_cache
+from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.sampling import sample
-from mrg.modules.rollout.static_cache import Size, StaticDecoder, StaticDecoding, Storage, Table, sizes
+from mrg.modules.rollout.static_cache import CacheMemory, CacheView, Size, StaticDecoder, StaticKVCache, sizes
 from tests.families import QWEN, unequal_studies
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
 from tests.modules.rollout.test_kv_cache import GROUP, NUM_TOKENS, ending_policy
@@ -39,16 +39,16 @@ def assert_same(rollout, expected, tolerance=1e-6):
 def drops(monkeypatch):
     """Sizes at which rollouts went on."""
     seen = []
-    compact = StaticDecoding.compact
+    compact = StaticKVCache.compact
 
     def watched(self, going):
         keep = compact(self, going)
         if keep is not None:
-            seen.append((self.table.num_prompts, self.table.num_places))
-            assert len(keep) == self.table.num_prompts * self.table.num_places
+            seen.append((self.view.num_prompts, self.view.num_places))
+            assert len(keep) == self.view.num_prompts * self.view.num_places
         return keep
 
-    monkeypatch.setattr(StaticDecoding, "compact", watched)
+    monkeypatch.setattr(StaticKVCache, "compact", watched)
     return seen
 
 
@@ -105,8 +105,8 @@ def test_a_smaller_batch_and_a_longer_prompt():
     made = []
     for prompts in (one, two, everything, one, two, everything):
         assert_same(write(policy, prompts, decoder), write(policy, prompts))
-        storage = decoder.storages[(GROUP, NUM_TOKENS)]
-        made.append((storage.size.num_prompts, storage.longest))
+        memory = decoder.memories[(GROUP, NUM_TOKENS)]
+        made.append((memory.size.num_prompts, memory.longest))
     assert made == [(1, 64), (2, 128), (3, 128), (3, 128), (3, 128), (3, 128)]
 
 
@@ -114,29 +114,29 @@ def test_tensors_stay_where_they_are():
     policy, decoder = ending_policy(), StaticDecoder()
     prompts = prompts_for(policy)
     write(policy, prompts, decoder)
-    storage = decoder.storages[(GROUP, NUM_TOKENS)]
-    before = {size: tensors_of(storage.table(size)) for size in sizes(3, GROUP)}
+    memory = decoder.memories[(GROUP, NUM_TOKENS)]
+    before = {size: tensors_of(memory.view(size)) for size in sizes(3, GROUP)}
     for seed in range(3):
         write(policy, prompts, decoder, seed=seed)
-    assert decoder.storages[(GROUP, NUM_TOKENS)] is storage
+    assert decoder.memories[(GROUP, NUM_TOKENS)] is memory
     starts = set()
     for size, tensors in before.items():
-        assert all(one is other for one, other in zip(tensors_of(storage.table(size)), tensors, strict=True))
+        assert all(one is other for one, other in zip(tensors_of(memory.view(size)), tensors, strict=True))
         starts.add(tuple(x.data_ptr() for x in tensors))
     assert len(before) == 3
     assert len(starts) == 1  # of all sizes
 
 
-def tensors_of(table):
-    pairs = [*table.prompts.values(), *table.rows.values()]
-    return [table.lengths, *(x for pair in pairs for x in pair)]
+def tensors_of(view):
+    pairs = [*view.prompts.values(), *view.rows.values()]
+    return [view.lengths, *(x for pair in pairs for x in pair)]
 
 
 def test_what_an_earlier_rollout_left_does_not_count():
     policy, decoder = ending_policy(), StaticDecoder()
     prompts = prompts_for(policy, slice(0, 1))
     write(policy, prompts_for(policy), decoder)
-    for tensor in tensors_of(decoder.storages[(GROUP, NUM_TOKENS)].table(Size(3, GROUP)))[1:]:
+    for tensor in tensors_of(decoder.memories[(GROUP, NUM_TOKENS)].view(Size(3, GROUP)))[1:]:
         tensor.fill_(torch.nan)
     assert_same(write(policy, prompts, decoder), write(policy, prompts))
 
@@ -146,13 +146,13 @@ def test_looking_rarely_for_rows_that_have_ended_changes_nothing(interval, monke
     policy, decoder = ending_policy(), StaticDecoder()
     prompts = prompts_for(policy)
     expected = [write(policy, prompts, group_size=2, temperature=t) for t in (1.0, 0.0)]
-    start = StaticDecoding.__init__
+    start = StaticKVCache.__init__
 
     def rarely(self, *args):
         start(self, *args)
         self.interval = interval
 
-    monkeypatch.setattr(StaticDecoding, "__init__", rarely)
+    monkeypatch.setattr(StaticKVCache, "__init__", rarely)
     for temperature, other in zip((1.0, 0.0), expected, strict=True):
         assert_same(write(policy, prompts, decoder, group_size=2, temperature=temperature), other)
 
@@ -163,7 +163,7 @@ def test_evaluation_in_inference_mode_and_training_share_the_tensors():
         prompts = prompts_for(policy)
         expected = write(policy, prompts)
         assert_same(write(policy, prompts, decoder), expected)
-    assert not any(x.is_inference() for x in tensors_of(decoder.storages[(GROUP, NUM_TOKENS)].table(Size(3, GROUP))))
+    assert not any(x.is_inference() for x in tensors_of(decoder.memories[(GROUP, NUM_TOKENS)].view(Size(3, GROUP))))
     prompts = prompts_for(policy)
     assert_same(write(policy, prompts, decoder), expected)
     with torch.enable_grad():
@@ -179,8 +179,8 @@ def test_other_precisions(dtype, tolerance):
     prompts = prompts_for(policy)
     position = prompts.next_position.repeat_interleave(2).expand(3, -1)
     with torch.no_grad():
-        shrinking = prefill(policy, prompts, 2, 4)[1]
-        fixed = StaticDecoder().start(policy, read_prompts(policy, prompts)[1], 2, 4)
+        shrinking = KVCache(prefill(policy, prompts)[1], 2, 4)
+        fixed = StaticDecoder().start(policy, prefill(policy, prompts)[1], 2, 4)
         results = [
             torch.stack([state.read(policy, torch.arange(6) + 20 + step, position, step) for step in range(3)])
             for state in (shrinking, fixed)
@@ -201,21 +201,21 @@ def test_compaction_by_hand():
     layout = Layout([(0, 2)], [(2, 2)], [], [], [])
     reading = PackedPrompts(layout, keep=True)
     reading.kept[0] = (torch.zeros(1, 1, 2, 1), torch.zeros(1, 1, 2, 1))
-    storage = Storage(reading, Size(4, 1), 2, 3)
-    decoding = StaticDecoding.__new__(StaticDecoding)
-    decoding.storage, decoding.sizes = storage, sizes(4, 1)
-    decoding.table = storage.table(Size(4, 1))
-    decoding.table.rows[0][0].copy_(torch.arange(12.0).view(4, 1, 3, 1))
-    decoding.table.prompts[0][1].copy_(torch.arange(8.0).view(4, 1, 2, 1))
-    decoding.table.lengths.copy_(torch.tensor([1, 2, 0, 2]))
-    assert decoding.compact(torch.tensor([True, False, True, True])) is None
-    keep = decoding.compact(torch.tensor([False, False, False, True]))
+    memory = CacheMemory(reading, Size(4, 1), 2, 3)
+    cache = StaticKVCache.__new__(StaticKVCache)
+    cache.memory, cache.sizes = memory, sizes(4, 1)
+    cache.view = memory.view(Size(4, 1))
+    cache.view.rows[0][0].copy_(torch.arange(12.0).view(4, 1, 3, 1))
+    cache.view.prompts[0][1].copy_(torch.arange(8.0).view(4, 1, 2, 1))
+    cache.view.lengths.copy_(torch.tensor([1, 2, 0, 2]))
+    assert cache.compact(torch.tensor([True, False, True, True])) is None
+    keep = cache.compact(torch.tensor([False, False, False, True]))
     assert keep.tolist() == [3]
-    assert isinstance(decoding.table, Table)
-    assert (decoding.table.num_prompts, decoding.table.num_places) == (1, 1)
-    assert decoding.table.rows[0][0].flatten().tolist() == [9, 10, 11]
-    assert decoding.table.prompts[0][1].flatten().tolist() == [6, 7]
-    assert decoding.table.lengths.tolist() == [2]
+    assert isinstance(cache.view, CacheView)
+    assert (cache.view.num_prompts, cache.view.num_places) == (1, 1)
+    assert cache.view.rows[0][0].flatten().tolist() == [9, 10, 11]
+    assert cache.view.prompts[0][1].flatten().tolist() == [6, 7]
+    assert cache.view.lengths.tolist() == [2]
 
 
 def test_rows_by_hand():
@@ -223,8 +223,8 @@ def test_rows_by_hand():
     policy, decoder = ending_policy(), StaticDecoder()
     write(policy, prompts_for(policy), decoder, group_size=2)
     with torch.no_grad():
-        state = decoder.start(policy, read_prompts(policy, prompts_for(policy, slice(0, 2)))[1], 2, NUM_TOKENS)
+        state = decoder.start(policy, prefill(policy, prompts_for(policy, slice(0, 2)))[1], 2, NUM_TOKENS)
     assert state.initial_rows.tolist() == [0, 1, 2, 3, 4, 4]
-    assert state.table.lengths[2] == 0
+    assert state.view.lengths[2] == 0
     assert state.interval == 1
-    assert static_decoding.CUDA_INTERVAL > 1
+    assert static_cache.CUDA_INTERVAL > 1

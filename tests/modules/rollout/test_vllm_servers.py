@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mrg.modules.rollout.vllm_client import AgainError, ServerError, ServerPool, Servers
+from mrg.modules.rollout.vllm_servers import AgainError, ServerError, ServerPool, Servers
 
 
 class Failing:

@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from mrg.modules.rl.kl import kl_estimate
-from mrg.modules.rl.loss import grpo_loss
+from mrg.modules.rl.loss import grpo_loss, kl_estimate
 
 
 def policies(dtype=torch.float64):

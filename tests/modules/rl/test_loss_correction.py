@@ -3,8 +3,7 @@ import math
 import pytest
 import torch
 
-from mrg.modules.rl.correction import correction_weights
-from mrg.modules.rl.loss import grpo_loss
+from mrg.modules.rl.loss import correction_weights, grpo_loss
 
 P = torch.log(torch.tensor([[0.5, 0.9, 0.1, 0.3]]))
 Q = torch.log(torch.tensor([[0.25, 0.1, 0.9, 0.3]]))

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import requests
 
 from mrg.errors import RunError, UserError
-from mrg.modules.rl.correction import check_correction
+from mrg.modules.rl.loss import Correction, check_correction
 
 START = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK "
@@ -46,7 +46,7 @@ class Servers:
         urls: Addresses, such as `http://127.0.0.1:8000`; each serves the base model of `model.init_args.policy`.
         adapters: Folder in which adapters are written; all servers read it under the same path.
         sync_every: Rounds from one adapter to the next.
-        correction: How the gap between policy and sampler is made up for, see `mrg.modules.rl.correction`.
+        correction: How the gap between policy and sampler is made up for, see `mrg.modules.rl.loss`.
         ratio_limit: Its limit.
         timeout: Seconds in which one study's group must be written.
         attempts: How often each study is tried, on whichever server is up, before the run stops.
@@ -55,7 +55,7 @@ class Servers:
     urls: list[str]
     adapters: str = "adapters"
     sync_every: int = 1
-    correction: str = "truncate"
+    correction: Correction = "truncate"
     ratio_limit: float = 2.0
     timeout: float = 600.0
     attempts: int = 5
