@@ -10,13 +10,13 @@ said in one line, and the eager step goes on from there; later rollouts use `dec
 from __future__ import annotations
 
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mrg.log import log
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.rollout.kv_cache import KVCache
@@ -119,7 +119,7 @@ class CompiledDecoder(StaticDecoder):
     def _say(self, line: str) -> None:
         if line not in self.said:
             self.said.add(line)
-            warnings.warn(line, stacklevel=3)
+            log.warning(line)
 
 
 def unsupported(policy: Policy) -> str:
