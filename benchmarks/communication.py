@@ -1,6 +1,6 @@
-"""What ranks send each other in a round, and how long it takes.
+"""Communication volume of a round, and the time that it takes.
 
-A collective over W ranks of a ring sends from every rank (Thakur, Rabenseifner, Gropp, 2005):
+In a ring of W ranks, a collective sends from every rank (Thakur, Rabenseifner, Gropp, 2005):
 
 | collective | bytes that a rank sends | steps |
 |---|---|---|
@@ -8,8 +8,8 @@ A collective over W ranks of a ring sends from every rank (Thakur, Rabenseifner,
 | reduce-scatter of B bytes | (W - 1) / W B | W - 1 |
 | all-reduce of B bytes | 2 (W - 1) / W B | 2 (W - 1) |
 
-What is sent, with D the bytes of the decoder layers, A those of what is trained and whole on every rank, F and R the
-micro-batches of the policy and of the reference, and S the optimiser steps of a round:
+With D bytes of decoder layers, A bytes of trained weights that are replicated on every rank, F and R micro-batches of
+the policy and of the reference, and S optimizer steps, a round needs:
 
 | strategy | all-gathers | reduce-scatters | all-reduces |
 |---|---|---|---|
@@ -17,10 +17,10 @@ micro-batches of the policy and of the reference, and S the optimiser steps of a
 | FSDP2, LoRA | (2 F + R + 1) D | - | S A |
 | FSDP2, all weights | (2 F + R + 1) D | F D | S A |
 
-The policy gathers each layer for its forward and again for its backward pass, the reference once, and a rollout all
-layers once. A round's first backward pass also gathers the last layer once in vain: FSDP2 takes the passes without
-gradients before it for what it has to go back through. Gradients that are whole are averaged once a step, so that DDP's
-volume does not depend on the micro-batches, and `BUCKET` numbers at a time.
+The policy gathers each layer for its forward and again for its backward pass, the reference gathers it once, and a
+rollout gathers all layers once. The first backward pass of a round also gathers the last layer unnecessarily, because
+FSDP2 expects a backward pass through the earlier passes without gradients. Replicated gradients are averaged once per
+step, in buckets of `BUCKET` elements, so that the volume of DDP does not depend on the micro-batches.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from mrg.modules.policy.fsdp import BUCKET
 
 @dataclasses.dataclass(frozen=True)
 class Volume:
-    """What a round moves, before it is cut by the number of ranks.
+    """Communication volume of a round, not yet divided among ranks.
 
     Args:
         gathered: Bytes of all-gathers.
         scattered: Bytes of reduce-scatters.
         reduced: Bytes of all-reduces.
-        num_gathers: How many all-gathers and reduce-scatters there are.
-        num_reduces: How many all-reduces; where there are several, an estimate.
+        num_gathers: Number of all-gathers and reduce-scatters.
+        num_reduces: Number of all-reduces, an estimate if there are several.
     """
 
     gathered: int
@@ -57,12 +57,12 @@ class Volume:
         return (self.gathered + self.scattered + 2 * self.reduced) * (world_size - 1) / world_size
 
     def seconds(self, world_size: int, bandwidth: float, latency: float) -> float:
-        """Time of all of it, one after another.
+        """Time of all collectives, one after another.
 
         Args:
             world_size: Number of ranks.
-            bandwidth: Bytes per second that a rank sends over its slowest link.
-            latency: Seconds of one step of a ring.
+            bandwidth: Bytes per second over the slowest link of a rank.
+            latency: Seconds per step of a ring.
         """
         steps = (self.num_gathers + 2 * self.num_reduces) * (world_size - 1)
         return self.sent(world_size) / bandwidth + steps * latency
@@ -75,18 +75,18 @@ def volume(
     reference_passes: int,
     num_steps: int = 1,
 ) -> Volume:
-    """What a round sends.
+    """Communication volume of a round.
 
     Args:
-        shape: Of the model.
-        plan: Its settings; `world_size` above 1.
-        policy_passes: Micro-batches of the policy in a round, the most of all ranks where layers are sharded.
-        reference_passes: Those of the reference; 0 without a KL term.
-        num_steps: Optimiser steps of a round.
+        shape: Geometry of the model.
+        plan: The settings; `world_size` above 1.
+        policy_passes: Micro-batches of the policy per round, the maximum over ranks if layers are sharded.
+        reference_passes: Micro-batches of the reference per round; 0 without a KL term.
+        num_steps: Optimizer steps per round.
     """
-    numbers, sharded = plan.numbers, plan.strategy == "fsdp"
-    if numbers.rank:
-        whole, num_whole = shape.adapter(numbers.rank), 2 * len(shape.linears)
+    training, sharded = plan.training, plan.strategy == "fsdp"
+    if training.rank:
+        whole, num_whole = shape.adapter(training.rank), 2 * len(shape.linears)
     else:
         whole = shape.total - shape.vision - (shape.decoder if sharded else 0)
         num_whole = shape.num_tensors - shape.num_vision_tensors - (shape.num_decoder_tensors if sharded else 0)
@@ -98,14 +98,14 @@ def volume(
         return Volume(0, 0, num_steps * whole, 0, num_reduces)
     rollouts = 0 if plan.servers or plan.group_size == 1 else 1
     gathers = 2 * policy_passes + reference_passes + rollouts
-    scatters = 0 if numbers.rank else policy_passes
-    decoder, layer = (count * numbers.language for count in (shape.decoder, shape.largest_layer))
-    vain = 1 if reference_passes or rollouts else 0
+    scatters = 0 if training.rank else policy_passes
+    decoder, layer = (count * training.language for count in (shape.decoder, shape.largest_layer))
+    extra = 1 if reference_passes or rollouts else 0
     return Volume(
-        gathers * decoder + vain * layer,
+        gathers * decoder + extra * layer,
         scatters * decoder,
         num_steps * whole,
-        (gathers + scatters) * shape.num_layers + vain,
+        (gathers + scatters) * shape.num_layers + extra,
         num_reduces,
     )
 
@@ -113,21 +113,21 @@ def volume(
 def round_seconds(
     phases: Mapping[str, float], sent: Volume, world_size: int, bandwidth: float, latency: float, wait: float = 1.0
 ) -> tuple[float, float]:
-    """Seconds of a round on several ranks, each with as many studies as the one that was measured.
+    """Seconds of a round on several ranks with the same number of studies per rank as measured on one.
 
-    The ranks meet after the rollout and the rewards, so that all wait for the slowest. What they send in the passes is
-    hidden behind computation at best, and added to it at worst.
+    The ranks synchronize after rollout and rewards, so that all wait for the slowest. Communication within passes is
+    hidden behind computation in the best case, and not at all in the worst.
 
     Args:
         phases: Seconds of each phase on one device: vision, rollout, reward, reference and policy.
-        sent: What a round sends.
+        sent: Communication volume of a round.
         world_size: Number of ranks.
-        bandwidth: See `Volume.seconds`.
-        latency: See `Volume.seconds`.
-        wait: Rollout time of the slowest rank over that of one rank, on average, as `benchmarks/scaling.py` simulates.
+        bandwidth: Bytes per second over the slowest link of a rank.
+        latency: Seconds per step of a ring.
+        wait: Mean ratio of the slowest rank's rollout time to that of one rank, simulated by `benchmarks/scaling.py`.
 
     Returns:
-        The least and the most.
+        Minimum and maximum.
     """
     alone = sum(phases.values()) + (wait - 1) * phases.get("rollout", 0.0)
     if world_size == 1:

@@ -2,9 +2,10 @@
 
     python benchmarks/study_path.py [--aim 30]
 
-A synthetic IU X-Ray folder of four studies with two views each is read, collated, written for, rewarded and learned
-from, by a tiny policy with an adapter and the settings of `configs/iu.yaml`. A file counts if one of its functions
-runs on the way: imports, loading the policy and the trainer's own set-up do not. The order is that of the first call.
+A tiny policy with an adapter takes one GRPO step on a synthetic IU X-Ray folder of four studies with two views each,
+with the settings of `configs/iu.yaml`. A file counts if one of its functions runs while the studies are read or in the
+step; imports, loading of the policy and setting up the trainer do not count. Files are in the order of their first
+call.
 """
 
 from __future__ import annotations
@@ -26,13 +27,11 @@ import lightning as L
 import numpy as np
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from PIL import Image
 from transformers.utils.logging import disable_progress_bar
 
 import mrg
-from mrg.datamodules.iu import IUXRayDataModule
-from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
 from mrg.modules.policy.tiny import tiny_policy
 
 ROOT = Path(mrg.__file__).parents[1]
@@ -104,10 +103,13 @@ def write_folder(root: Path) -> None:
     (root / "annotation.json").write_text(json.dumps(content))
 
 
-def settings(kind: str, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Settings of configs/iu.yaml that shape the path rather than the size."""
-    given = yaml.safe_load((ROOT / "configs" / "iu.yaml").read_text(encoding="utf-8"))[kind]["init_args"]
-    return {key: given[key] for key in keys if key in given}
+def configured(kind: str, **changes: Any) -> Any:
+    """The module or data module of configs/iu.yaml with changed settings."""
+    config = yaml.safe_load((ROOT / "configs" / "iu.yaml").read_text(encoding="utf-8"))[kind]
+    config["init_args"] |= changes
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(L.LightningModule if kind == "model" else L.LightningDataModule, kind)
+    return parser.instantiate_classes(parser.parse_object({kind: config}))[kind]
 
 
 def traced(folder: Path) -> dict[str, str]:
@@ -118,16 +120,9 @@ def traced(folder: Path) -> dict[str, str]:
     write_folder(folder / "data")
     torch.manual_seed(0)
     tiny_policy([*REPORTS, "<think>Cardiomegaly</think><report></report>"] * 4).save(folder / "policy")
-    module = GRPOModule(
-        policy=str(folder / "policy"),
-        lora=LoRA(rank=4, alpha=8),
-        group_size=4,
-        max_new_tokens=12,
-        **settings("model", ("think", "kl_coef", "margin", "use_indication")),
-    )
-    data = IUXRayDataModule(
-        str(folder / "data"), variant="any", batch_size=4, num_workers=0, **settings("data", ("deidentified",))
-    )
+    small = {"max_pixels": 112 * 112, "max_new_tokens": 12, "dtype": "float32", "gradient_checkpointing": False}
+    module = configured("model", policy=str(folder / "policy"), lora={"rank": 4, "alpha": 8}, **small)
+    data = configured("data", root=str(folder / "data"), variant="any", batch_size=4, num_workers=0)
     trace = Trace()
     with trace:
         data.setup()

@@ -7,7 +7,8 @@ import transformers
 from mrg.datamodules.collate import Batch
 from mrg.datamodules.study import Study, View
 from mrg.modules.policy.families import FAMILIES
-from mrg.modules.policy.load import LoRA, prepare
+from mrg.modules.policy.load import prepare
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.processor import IMAGE_TOKEN, VIDEO_TOKEN, build_processor
 

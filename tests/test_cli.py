@@ -14,6 +14,8 @@ import torch
 import mrg
 from mrg.cli import main
 from mrg.errors import one_line
+from mrg.metrics import RulesLabeler
+from mrg.modules.rl.reward import Reward, WeightedScorer
 from mrg.modules.sft import SFTModule
 from tests.trees import write_annotation
 
@@ -43,7 +45,8 @@ def sft(tmp_path, *options):
 
 
 def failure(capsys, argv):
-    """Exit code and what stands on stderr."""
+    """Exit code, and what is written to standard error from now on."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(argv)
     return stop.value.code, capsys.readouterr().err.strip()
@@ -359,8 +362,9 @@ def test_ctrl_c_ends_with_the_code_of_a_shell(tmp_path, iu_tree, capsys, monkeyp
         monkeypatch.setattr(SFTModule, f"{name}_step", step)
     try:
         options = ["--resume=auto", "--trainer.max_steps=4"] if command == "fit" else []
-        capsys.readouterr()
-        assert failure(capsys, [command, *sft(tmp_path, *options)]) == (130, "")
+        code, text = failure(capsys, [command, *sft(tmp_path, *options)])
+        assert code == 130
+        assert not any(word in text for word in ("Traceback", "mrg:", "Error"))
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
 
@@ -391,3 +395,50 @@ def test_errors_of_libraries_keep_their_traceback():
     with pytest.raises(RuntimeError) as caught:
         torch.zeros(2).view(3)
     assert one_line(caught.value) is None
+
+
+SCORER = """
+def bad(preds, target):
+    scores = {}
+    return [scores["missing"] for _ in preds]
+"""
+
+
+def test_a_scorer_that_fails_shows_its_traceback(tmp_path, capsys, monkeypatch):
+    """Type, file and line of the user's code, then one line with the study."""
+    (tmp_path / "my_scorers.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = Reward(RulesLabeler(), scorers=[WeightedScorer("my_scorers:bad")])
+    texts = ["<think>Nothing.</think><report>The lungs are clear.</report>"]
+    # A policy of so few steps writes no report that a scorer could read: the round of `fit` is this one.
+    monkeypatch.setattr("mrg.commands.lightning.run", lambda argv: reward(texts, ["The lungs are clear."], ["s1"]))
+    code, text = failure(capsys, ["fit"])
+    assert code == 1
+    assert "Traceback (most recent call last):" in text
+    assert f'File "{tmp_path / "my_scorers.py"}", line 4, in ' in text
+    assert "KeyError: 'missing'" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("mrg: ")
+    assert all(part in last for part in ("bad", "s1", "KeyError", "my_scorers.py, line 4")), last
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_traceback_on_demand(tmp_path, capsys, place):
+    argv = ["test", f"--config={CONFIGS / 'demo_sft.yaml'}", f"--runs={tmp_path}"]
+    code, line = failure(capsys, argv)
+    assert (code, "Traceback" in line) == (2, False)
+    argv.insert(place, "--traceback")
+    code, text = failure(capsys, argv)
+    assert code == 2
+    assert "Traceback (most recent call last):" in text
+    assert "checkpoint_choice.py" in text
+    assert text.splitlines()[-1] == line
+
+
+def test_traceback_in_development_mode(tmp_path):
+    argv = ["test", "--config=configs/demo_sft.yaml", f"--runs={tmp_path}"]
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-m", "mrg", *argv]
+    done = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback (most recent call last):" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mrg: No checkpoint ")

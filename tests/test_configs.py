@@ -85,7 +85,7 @@ def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views
     assert [row["step"] for row in rows] == ["0", "1"]
     assert all(float(row["train/logp_gap"]) < 0.05 for row in rows)
     main(["test", *common])
-    assert f"test: {run / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().out
+    assert f"test: {run / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().err
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["test0", "test1", "test2"]
     assert [len(line["images"]) for line in lines] == [num_views] * 3
@@ -113,10 +113,10 @@ def test_mimic_config_takes_steps_with_priors_on_a_published_checkpoint(tmp_path
     ]
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.batch_size=2"]
     main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
-    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().out
+    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().err
     main(["test", *common])
-    out = capsys.readouterr().out
-    assert out.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
+    notes = capsys.readouterr().err
+    assert notes.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
     (line,) = map(json.loads, (tmp_path / "runs/mimic/predictions.jsonl").read_text().splitlines())
     assert (line["id"], line["target"]) == ("50000010", "The lungs are clear.")
     assert [Path(image).stem for image in line["images"]] == ["j1", "j2"]

@@ -1,5 +1,8 @@
 """What the README and the docs show runs as shown."""
 
+import ast
+import importlib.util
+import pkgutil
 import re
 from pathlib import Path
 
@@ -45,3 +48,24 @@ def test_links_and_files_exist(page):
         assert (page.parent / target).exists(), target
     for config in re.findall(r"configs/\w+\.yaml", text):
         assert (ROOT / config).exists(), config
+    for file in re.findall(r"`((?:mrg|tests|docs|benchmarks|configs)/[\w./-]+\.\w+)", text):
+        assert (ROOT / file).exists(), file
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_the_package_exist(page):
+    for name in sorted(set(re.findall(r"\bmrg(?:\.\w+)+", page.read_text(encoding="utf-8")))):
+        try:
+            pkgutil.resolve_name(name)
+        except (ImportError, AttributeError):
+            pytest.fail(f"{page.name} names {name}, which does not exist")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_what_exists(script):
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("mrg", "tests"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                known = hasattr(module, alias.name) or importlib.util.find_spec(f"{node.module}.{alias.name}")
+                assert known, f"{script.name}:{node.lineno}: {node.module}.{alias.name} does not exist"

@@ -141,6 +141,13 @@ class ProgressLine(ProgressBar):
         elif self.bar is None and now - self.printed > self.interval:
             self._print(trainer)
 
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the line, or show the validation on that of training."""
+        if trainer.state.fn == "validate":
+            self._open("validate", self._batches(trainer.num_val_batches))
+        else:
+            self._show_validation(trainer, 0)
+
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
@@ -148,14 +155,7 @@ class ProgressLine(ProgressBar):
         if trainer.state.fn == "validate":
             self._count(batch_idx)
         else:
-            self._validating(trainer, batch_idx + 1)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the line, or show the validation on that of training."""
-        if trainer.state.fn == "validate":
-            self._open("validate", self._batches(trainer.num_val_batches))
-        else:
-            self._validating(trainer, 0)
+            self._show_validation(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the scores."""
@@ -167,17 +167,17 @@ class ProgressLine(ProgressBar):
                 self._print(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the line."""
+        """Close the line after a last update."""
         self._show(trainer)
-        self._close()
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Close the line, so that a message is printed below it."""
         self._close()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the line."""
         self._open("test", self._batches(trainer.num_test_batches))
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the line."""
+        self._open("predict", self._batches(trainer.num_predict_batches))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
@@ -185,23 +185,13 @@ class ProgressLine(ProgressBar):
         """Count a batch."""
         self._count(batch_idx)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the line."""
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Close the line, so that messages are printed below it."""
         self._close()
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the line."""
-        self._open("predict", self._batches(trainer.num_predict_batches))
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Count a batch."""
-        self._count(batch_idx)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the line."""
-        self._close()
+    on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]
+    on_predict_end = on_test_end
+    on_exception = on_test_end  # type: ignore[assignment]
 
     @staticmethod
     def _batches(numbers: Any) -> int | None:
@@ -228,7 +218,7 @@ class ProgressLine(ProgressBar):
         if self.bar is not None:
             self.bar.update(self.task, completed=batch_idx + 1)
 
-    def _validating(self, trainer: L.Trainer, done: int) -> None:
+    def _show_validation(self, trainer: L.Trainer, done: int) -> None:
         if self.bar is not None:
             total = self._batches(trainer.num_val_batches)
             self.bar.update(self.task, scores=f"validating, {done} of {total} batches", refresh=True)

@@ -22,9 +22,8 @@ from mrg.metrics.evaluation import (
     most_frequent_report,
     remark_on_frequency,
 )
-from mrg.metrics.labels import Labeler
+from mrg.metrics.labelers.base import Labeler
 from mrg.modules.base import ReportModule
-from mrg.modules.policy.precision import rounding
 from mrg.modules.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
 from mrg.run.checkpoints import CheckpointFolder
@@ -34,7 +33,7 @@ LABELS = {"prediction": "labels", "target": "target_labels"}
 """Text of a prediction -> the key of its (14,) label classes, if the module has computed them already."""
 
 
-class KnownLabels:
+class KnownLabels(Labeler):
     """A labeler that labels each report once, so that results and gallery share the work.
 
     Args:
@@ -43,15 +42,15 @@ class KnownLabels:
     """
 
     def __init__(self, labeler: Labeler, known: Mapping[str, Tensor] | None = None) -> None:
-        self.labeler, self.known = labeler, dict(known or {})
+        self.labeler, self.known = labeler, {report: labels.cpu() for report, labels in (known or {}).items()}
         self.name = getattr(labeler, "name", type(labeler).__name__)
 
-    def __call__(self, reports: Sequence[str]) -> Tensor:
-        """Label reports; returns (N, 14) label classes."""
-        new = [report for report in dict.fromkeys(reports) if report not in self.known]
-        if new or not reports:
-            self.known.update(zip(new, labels := self.labeler(new), strict=True))
-        return torch.stack([self.known[report] for report in reports]) if reports else labels
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See `Labeler`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new or not texts:
+            self.known.update(zip(new, labels := self.labeler(new).cpu(), strict=True))
+        return torch.stack([self.known[text] for text in texts]) if texts else labels
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.labeler, name)
@@ -109,7 +108,7 @@ class ResultWriter(L.Callback):
         pl_module.policy.save(self.folder / "policy", write=trainer.is_global_zero)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
-            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.policy)}")
+            print(f"Policy: {self.folder / 'policy'}{pl_module.policy.merge_note()}")
             self._print_files()
 
     def _print_files(self) -> None:
@@ -192,14 +191,14 @@ class ResultWriter(L.Callback):
         skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            data.keep_predictions(self.predicted, self.folder)
+            data.write_predictions(self.predicted, self.folder)
         _log_skipped(len(data.to_predict()), "predict", skipped)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the reports finished so far, if there is one process; others cannot be asked any more."""
         if trainer.state.fn == "predict" and trainer.world_size == 1 and self.predicted and not self.kept:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.datamodule.keep_finished(self.predicted, self.folder)  # type: ignore[attr-defined]
+            trainer.datamodule.write_partial_predictions(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
 def _best_score(trainer: L.Trainer) -> str:

@@ -10,7 +10,6 @@ import torch
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
 from mrg.modules.base import ReportModule
-from mrg.modules.policy.precision import rounding
 
 
 class Trainer(L.Trainer):
@@ -60,4 +59,4 @@ class Trainer(L.Trainer):
             model.policy.save_adapter(folder)
         else:
             model.policy.save(folder)
-        print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{rounding(model.policy)}", flush=True)
+        print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{model.policy.merge_note()}", flush=True)

@@ -80,7 +80,7 @@ class Parser(LightningArgumentParser):
 
     def keys(self) -> list[str]:
         """Return the keys of the parser and of its commands."""
-        return [key for parser in (self, *self.commands.values()) for key in parser.get_defaults()]
+        return [key for parser in (self, *self.commands.values()) for key, _ in parser.get_defaults().items()]
 
     def format_help(self) -> str:
         """Return the help; that of `predict` includes the options for your own images."""

@@ -1,9 +1,9 @@
-"""list[Study] -> Batch: every image is read and preprocessed exactly once, whatever the group size."""
+"""Studies to a batch: every image is read and preprocessed once, whatever the group size."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrg.datamodules.errors import ImageReadError
 from mrg.datamodules.images.cache import PixelCache
 from mrg.datamodules.images.preprocess import pixels_for
-from mrg.datamodules.images.read import ImageReadError
 from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 
@@ -25,10 +25,10 @@ THINK_PROMPT = (
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A study that was left out.
+    """A study that was skipped because an image cannot be read.
 
     Args:
-        id: Of the study.
+        id: Identifier of the study.
         split: `"train"`, `"val"` or `"test"`.
         reason: One line that names the file.
     """
@@ -43,16 +43,16 @@ class Batch:
     """B studies with V views each.
 
     Args:
-        pixel_values: All images as the image processor makes them: (sum of patches, patch size), or images of one size.
-        image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None if of one size.
-        prompt_ids: (B, P) int64, padded on the left.
+        pixel_values: Output of the image processor: (sum of patches, patch size), or images of one size.
+        image_grid_thw: (sum of views, 3): frames, patch rows and patch columns of each image; None for images of one
+            size.
+        prompt_ids: (B, P) int64, left-padded.
         prompt_mask: (B, P) bool, True at real tokens.
-        studies: The studies themselves, for ids and file names.
-        contents: For each study the content of its chat message: marks of images, and text.
-        views: For each study the views of its image marks, in their order.
-        skipped: The studies that were left out on the way.
-        counts: False where the batch is computed only because all ranks must do the same: its studies stand in for
-            some that were left out, or are those of another batch.
+        studies: The B studies, for ids and file names.
+        contents: For each study, the content of its chat message: image placeholders and text.
+        views: For each study, the views of its image placeholders in order.
+        skipped: Studies that were skipped while the batch was made.
+        counts: False if the batch is computed only so that all ranks do the same work, and is not scored.
     """
 
     pixel_values: Tensor
@@ -72,7 +72,7 @@ class Batch:
 
     @property
     def study_id(self) -> list[str]:
-        """The ids."""
+        """The study ids."""
         return [study.id for study in self.studies]
 
     def __len__(self) -> int:
@@ -80,41 +80,40 @@ class Batch:
 
     @property
     def num_counted(self) -> int:
-        """How many of its studies are scored."""
+        """Number of studies that are scored."""
         return len(self.studies) if self.counts else 0
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Batch:
         """Move the tensors; Lightning calls this."""
-        moved = {
-            field.name: getattr(self, field.name).to(device, **kwargs)
-            for field in dataclasses.fields(self)
-            if isinstance(getattr(self, field.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return self._map(lambda tensor: tensor.to(device, **kwargs))
 
     def pin_memory(self) -> Batch:
         """Pin the tensors; the DataLoader calls this."""
-        names = [field.name for field in dataclasses.fields(self) if isinstance(getattr(self, field.name), Tensor)]
-        return dataclasses.replace(self, **{name: getattr(self, name).pin_memory() for name in names})
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        values = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        tensors: dict[str, Any] = {name: function(value) for name, value in values if isinstance(value, Tensor)}
+        return dataclasses.replace(self, **tensors)
 
 
 class StudyCollator:
-    """Turns studies into a Batch with the policy's own processor and chat template.
+    """Makes a batch of studies with the policy's processor and chat template.
 
     Args:
-        processor: A still-image processor: see `mrg.modules.policy.processor`.
-        prompt: The user's text after the images.
-        use_indication: Put the indication before the prompt where a study has one.
-        max_views: Use only the first so many views of a study.
-        max_prompt_length: Longest allowed prompt in tokens, images included; 0 sets no limit.
-        use_prior: Show the images and the report of an earlier study first, where a study has one; `max_views` holds
-            for each of the two.
-        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share; 0 sets none. Only
-            where images may have any size.
-        pixel_cache: Folder in which shrunk pixels are kept, see `PixelCache`; empty keeps none.
+        processor: Still-image processor, see `mrg.modules.policy.processor`.
+        prompt: User's text after the images.
+        use_indication: Put the indication before the prompt if the study has one.
+        max_views: Maximum number of views per study; the first ones are used.
+        max_prompt_length: Maximum prompt length in tokens, including images; 0 for no limit.
+        use_prior: Put the images and the report of the prior study first if there is one; `max_views` applies to each
+            of the two studies.
+        max_study_pixels: Pixel budget per study, divided equally among its views; 0 for none. Only for policies that
+            take images of any size.
+        pixel_cache: Folder that caches resized images, see `PixelCache`; empty for no cache.
 
     Raises:
-        ValueError: If the processor takes no budget or no cache and there is one, or the folder cannot be made.
+        UserError: If the processor does not support the budget or the cache, or the folder cannot be created.
     """
 
     def __init__(
@@ -138,12 +137,12 @@ class StudyCollator:
         self.use_prior = use_prior
 
     def views(self, study: Study) -> tuple[View, ...]:
-        """The views of a study as the policy sees them, those of its prior first."""
+        """The views of a study in the order in which the policy sees them, those of its prior first."""
         earlier = study.prior.views[: self.max_views] if self.use_prior and study.prior else ()
         return earlier + study.views[: self.max_views]
 
     def content(self, study: Study) -> list[dict[str, str]]:
-        """The parts of the chat message: one image mark per view, then the text."""
+        """The parts of the chat message: one image placeholder per view, then the text."""
         text = self.prompt
         if self.use_indication and study.indication:
             text = f"Indication: {study.indication}\n{text}"
@@ -151,7 +150,7 @@ class StudyCollator:
         if not (self.use_prior and study.prior):
             return [{"type": "image"}] * num_views + [{"type": "text", "text": text}]
         num_earlier = min(len(study.prior.views), self.max_views)
-        # Numbers as well as places: some chat templates move all images to the front.
+        # Images are numbered, because some chat templates move all of them to the front.
         earlier = f"{_images(1, num_earlier)}, of an earlier study of this patient:\n"
         report = f"\nReport of the earlier study: {study.prior.report}" if study.prior.report else ""
         current = f"{report}\n{_images(num_earlier + 1, num_views)}, of the current study:\n"
@@ -164,17 +163,12 @@ class StudyCollator:
         ]
 
     def prompt_text(self, content: list[dict[str, str]]) -> str:
-        """The chat-formatted prompt."""
+        """The prompt in the format of the chat template."""
         messages = [{"role": "user", "content": content}]
         return str(self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
-    def _marked(self, prompts: list[str]) -> bool:
-        """Whether the chat template writes the token of the text's start, which the tokenizer must not add again."""
-        start = self.processor.tokenizer.bos_token
-        return start is not None and all(prompt.startswith(start) for prompt in prompts)
-
     def read(self, study: Study) -> list[np.ndarray]:
-        """Read and shrink the views of a study.
+        """Read and resize the views of a study.
 
         Raises:
             ImageReadError: If an image cannot be read; names the study.
@@ -190,7 +184,7 @@ class StudyCollator:
 
         Raises:
             ImageReadError: If an image cannot be read; names the study.
-            ValueError: If a prompt is longer than `max_prompt_length`.
+            UserError: If a prompt is longer than `max_prompt_length`.
         """
         return self.batch(studies, [self.read(study) for study in studies])
 
@@ -198,11 +192,14 @@ class StudyCollator:
         """Make a batch of studies and what `read` returned for each.
 
         Raises:
-            ValueError: If a prompt is longer than `max_prompt_length`.
+            UserError: If a prompt is longer than `max_prompt_length`.
         """
         contents = [self.content(study) for study in studies]
         prompts = [self.prompt_text(content) for content in contents]
-        text = {"padding": True, "return_tensors": "pt", "add_special_tokens": not self._marked(prompts)}
+        bos = self.processor.tokenizer.bos_token
+        # Some chat templates write the start token, which the tokenizer must not add again.
+        has_bos = bos is not None and all(prompt.startswith(bos) for prompt in prompts)
+        text = {"padding": True, "return_tensors": "pt", "add_special_tokens": not has_bos}
         encoded = self.pixels.encode(self.processor, images, prompts, **text)
         prompt_mask = encoded["attention_mask"].bool()
         longest = int(prompt_mask.sum(1).max())
@@ -210,7 +207,7 @@ class StudyCollator:
             worst = studies[int(prompt_mask.sum(1).argmax())].id
             raise UserError(
                 f"The prompt of study {worst} has {longest} tokens, more than max_prompt_length "
-                f"{self.max_prompt_length}: lower max_pixels or max_views, or raise the limit."
+                f"{self.max_prompt_length}. Lower max_pixels or max_views, or raise the limit."
             )
         return Batch(
             pixel_values=encoded["pixel_values"],

@@ -1,4 +1,4 @@
-"""One's own images, without references: files, folders and patterns -> studies to predict."""
+"""Your own images, without references: files, folders and patterns to predict reports for."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.annotation import DataNotFoundError
 from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.errors import DataNotFoundError, first_names
 from mrg.datamodules.splits import all_as_test
 from mrg.datamodules.study import Study, View
-from mrg.datamodules.table.rows import first
 from mrg.errors import UserError
 from mrg.files import write_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".pgm")
-"""What is taken from a folder; a file that is named itself may be called anything."""
+"""Extensions that are read from a folder; a file that is named itself may have any name."""
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
-    """The files that are meant, each once, in the order of the names; those of a folder or pattern sorted.
+    """Find image files, each once, in the order of the names; those of a folder or pattern are sorted.
 
     Args:
-        names: Files, folders, whose own files are taken but not those of the folders in them, and patterns of `glob`.
+        names: Files, folders (without their subfolders), and patterns of `glob`.
 
     Raises:
-        DataNotFoundError: If a name stands for no file.
+        DataNotFoundError: If a name matches no file.
     """
     found: dict[Path, None] = {}
-    lost = []
+    missing = []
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
             if not files:
                 raise DataNotFoundError(
-                    f"Folder {path} holds no image ({', '.join(SUFFIXES)}); for those of the folders in it, give a "
+                    f"Folder {path} holds no image ({', '.join(SUFFIXES)}); for images in its subfolders, pass a "
                     f"pattern such as '{path}/**/*.dcm'."
                 )
         elif path.exists():
@@ -45,23 +44,23 @@ def find_images(names: Sequence[str]) -> list[Path]:
             matches = map(Path, glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else ()
             files = sorted(file for file in matches if file.is_file())
             if not files:
-                lost.append(name)
+                missing.append(name)
         found.update(dict.fromkeys(files))
-    if lost:
-        raise DataNotFoundError(f"{len(lost)} of the images do not exist: {first(lost)}; check --images.")
+    if missing:
+        raise DataNotFoundError(f"{len(missing)} of the images do not exist: {first_names(missing)}; check --images.")
     return list(found)
 
 
 class ImagesDataModule(ReportDataModule):
-    """Images to write reports for.
+    """Data module of images to write reports for.
 
     Args:
-        images: See `find_images`.
-        as_one_study: Whether all of the images are views of one study, or each is a study of its own.
-        indication: Why the examination was made, for a policy that reads it.
-        output: The JSON lines to write; empty for `images.jsonl` in the run's folder.
-        on_error: See `ReportDataModule`: an image that cannot be read does not cost the reports of the others.
-        **kwargs: See `ReportDataModule`.
+        images: Files, folders and patterns, see `find_images`.
+        as_one_study: Whether all images are views of one study, instead of one study each.
+        indication: Reason for the examination, for a policy that uses it.
+        output: JSON lines file to write; empty for `images.jsonl` in the run's folder.
+        on_error: What to do if an image cannot be read, see `ReportDataModule`; by default it is skipped.
+        **kwargs: Arguments of `ReportDataModule`.
     """
 
     def __init__(
@@ -75,21 +74,21 @@ class ImagesDataModule(ReportDataModule):
     ) -> None:
         super().__init__(on_error=on_error, **kwargs)
         if not images:
-            raise UserError("Expected at least one image, folder or pattern behind --images.")
+            raise UserError("Expected at least one image, folder or pattern after --images.")
         if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
-            raise UserError(f"{output} cannot be written: name a file in a folder that exists with --output.")
+            raise UserError(f"{output} cannot be written: set --output to a file in an existing folder.")
         self.images, self.as_one_study = images, as_one_study
         self.indication, self.output = indication, output
 
     def read(self) -> dict[str, list[Study]]:
-        """Look the images up; none is opened yet.
+        """Find the images; none is opened.
 
         Raises:
-            DataNotFoundError: If a name stands for no file.
+            DataNotFoundError: If a name matches no file.
         """
         files = find_images(self.images)
         groups = [files] if self.as_one_study else [[file] for file in files]
-        # Starting a process takes longer than reading a few images.
+        # Starting a worker takes longer than reading a few images.
         self.num_workers = min(self.num_workers, len(files) // 16)
         return all_as_test(
             [
@@ -99,29 +98,29 @@ class ImagesDataModule(ReportDataModule):
         )
 
     def predict_dataloader(self) -> Any:
-        """See `ReportDataModule`.
+        """Batches of the studies.
 
         Raises:
-            ValueError: If the policy would not look at all of the images.
+            UserError: If the policy reads fewer images than the study has.
         """
         most, num = getattr(self.collator, "max_views", 0), len(self.splits["test"][0].views)
         if most and num > most:
             raise UserError(
-                f"{num} images are one study, but the policy reads only the first {most}: give fewer, or pass "
+                f"The study has {num} images, but the policy reads only the first {most}: pass fewer, or set "
                 f"--model.init_args.max_views={num}."
             )
         return super().predict_dataloader()
 
-    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        """Print each report under the names of its files, and write them all as JSON lines."""
+    def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Print each report with the names of its files, and write all of them as JSON lines."""
         images = {study.id: [str(view.image) for view in study.views] for study in self.splits["test"]}
         for row in rows:
-            print(f"\n{row['id']}\n{row['prediction'] or '(No report; the whole completion is in the file below.)'}")
+            print(f"\n{row['id']}\n{row['prediction'] or '(No report; the file below holds the complete output.)'}")
         output = Path(self.output) if self.output else folder / "images.jsonl"
         write_lines(output, [{"id": row["id"], "images": images[row["id"]], **row} for row in rows])
         print(f"\n{len(rows)} {'report' if len(rows) == 1 else 'reports'}: {output}", flush=True)
 
-    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        """As `keep_predictions`: the reports of one's own images are worth having one by one."""
+    def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write the predictions of an interrupted `predict`, because each is useful by itself."""
         print(f"\nStopped after {len(rows)} of {len(self.splits['test'])} studies.")
-        self.keep_predictions(rows, folder)
+        self.write_predictions(rows, folder)

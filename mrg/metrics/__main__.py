@@ -50,9 +50,13 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument
     add("predictions", type=Path, help="file of generated and reference reports")
     add("--compare", type=Path, metavar="FILE", help="second file, for paired differences")
-    columns = (("id", ID_COLUMNS), ("preds", PREDS_COLUMNS), ("target", TARGET_COLUMNS))
-    for name, known in columns:
-        text = f"column of the file (default: the first of {', '.join(known)}); may be repeated, and each of two files"
+    columns = (
+        ("id", "study ids", ID_COLUMNS),
+        ("preds", "generated reports", PREDS_COLUMNS),
+        ("target", "reference reports", TARGET_COLUMNS),
+    )
+    for name, what, known in columns:
+        text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for --compare: each file"
         add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
     add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or an object of yours, see docs/extending.md "
         "(default: rules)")  # fmt: skip

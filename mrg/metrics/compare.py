@@ -60,28 +60,25 @@ def compare_systems(
     sums = [
         ReportSums.of(texts, labels, target, reference, margin, scorers) for texts, labels in ((preds, a), (other, b))
     ]
-    samples = bootstrap(sums, num_trials, seed)
-    p_values = randomization_p(*sums, num_trials, seed)
-    scores, other_scores = (own.corpus() for own in sums)
-    gaps = {name: percentile_interval(samples[0][name] - samples[1][name]) for name in scores}
     return {
         "num_studies": len(target),
         "labeler": name_of(labeler),
         "margin": margin,
         "num_trials": num_trials,
-        "scores": {
-            name: {
-                "value": value,
-                "other": other_scores[name],
-                "difference": value - other_scores[name],
-                "low": gaps[name][0],
-                "high": gaps[name][1],
-                "p": p_values[name],
-            }
-            for name, value in scores.items()
-        },
+        "scores": _paired(sums, num_trials, seed),
         "changed": _changed(a, b, reference, names, margin),
     }
+
+
+def _paired(sums: Sequence[ReportSums], num_trials: int, seed: int) -> dict[str, dict[str, float]]:
+    samples, p_values = bootstrap(sums, num_trials, seed), randomization_p(sums[0], sums[1], num_trials, seed)
+    corpus, other = (own.corpus() for own in sums)
+    scores = {}
+    for name, value in corpus.items():
+        low, high = percentile_interval(samples[0][name] - samples[1][name])
+        scores[name] = {"value": value, "other": other[name], "difference": value - other[name]}
+        scores[name] |= {"low": low, "high": high, "p": p_values[name]}
+    return scores
 
 
 def changes(preds: Tensor, other: Tensor, target: Tensor) -> list[dict[str, list[int]]]:
@@ -123,12 +120,13 @@ def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin:
 
 def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_changed: int = 10) -> str:
     """The printed table of `compare_systems`, in percent, A being the first of `names`."""
+    trials = result["num_trials"]
     lines = [
         f"A: {names[0]}",
         f"B: {names[1]}",
         f"{result['num_studies']:,} studies, labeler {result['labeler']}, MCCS margin {result['margin']:g}. "
         "In percent, paired by study.",
-        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation, {result['num_trials']:,} trials",
+        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation; {trials:,} trials each.",
         "p-values are not corrected for multiple comparisons.",
         "",
         f"{'':<22}{'A':>7}{'B':>7}{'A - B':>8}{'95 % interval':>18}{'p':>9}",

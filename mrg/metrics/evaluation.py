@@ -84,7 +84,7 @@ def evaluate_systems(
         scorers: Name -> further score per report, whose mean gets a column.
 
     Returns:
-        JSON-serialisable dict: the settings, the support of each condition, `systems` and `differences`.
+        Settings, support, `systems` and `differences`, JSON-serialisable.
 
     Raises:
         UserError: If a system does not have N reports, or N is 0.
@@ -92,10 +92,10 @@ def evaluate_systems(
     for name, preds in systems.items():
         if len(preds) != len(target):
             raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
-    reference, *labels = label_together(labeler, target, *systems.values())
+    reference, *of_systems = label_together(labeler, target, *systems.values())
     require_reports(reference)
-    of = {name: (preds, own) for (name, preds), own in zip(systems.items(), labels, strict=True)}
-    sums = {name: ReportSums.of(*row, target, reference, margin, scorers) for name, row in of.items()}
+    labels = dict(zip(systems, of_systems, strict=True))
+    sums = {name: ReportSums.of(p, labels[name], target, reference, margin, scorers) for name, p in systems.items()}
     corpus = {name: own.corpus() for name, own in sums.items()}
     samples = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
     return {
@@ -110,17 +110,24 @@ def evaluate_systems(
                 "scores": {score: _interval(value, samples[name][score]) for score, value in corpus[name].items()},
                 "distinct": len(set(preds)) / len(preds),
                 "format": (formats or {}).get(name),
-                **_shares(own, reference),
+                **_shares(labels[name], reference),
             }
-            for name, (preds, own) in of.items()
+            for name, preds in systems.items()
         },
-        "differences": [
-            {"a": a, "b": b, "score": score}
-            | _interval(value - corpus[b][score], samples[a][score] - samples[b][score])
-            for a, b in differences
-            for score, value in corpus[a].items()
-        ],
+        "differences": _differences(corpus, samples, differences),
     }
+
+
+def _differences(
+    corpus: Mapping[str, Mapping[str, float]],
+    samples: Mapping[str, Mapping[str, np.ndarray]],
+    pairs: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    return [
+        {"a": a, "b": b, "score": score} | _interval(value - corpus[b][score], samples[a][score] - samples[b][score])
+        for a, b in pairs
+        for score, value in corpus[a].items()
+    ]
 
 
 def _interval(value: float, samples: np.ndarray) -> dict[str, float]:
@@ -300,7 +307,8 @@ def format_table(results: Mapping[str, Any]) -> str:
         spans = [span.replace(", ", ",") for span in spans]  # to fit into the width
         rate = "-" if row["format"] is None else f"{100 * row['format']:.0f} %"
         table.append([name, *spans, f"{100 * row['distinct']:.0f} %", rate])
-    lines += _columns(table, gap=1)
+    rows = _columns(table)
+    lines += rows if len(rows[0]) <= 112 else _columns(table, gap=1)
     for gap in results["differences"]:
         if gap["score"] in COLUMNS[:2]:
             lines.append(f"{gap['a']} - {gap['b']}, {gap['score']}: {format_span(gap, sign='+')}")

@@ -32,10 +32,8 @@ class RewardError(ExtensionError):
     """A reward failed on the completion and study in the message; training stops, as a reward of 0 would mislead it."""
 
 
-def as_reward(
-    metric: Metric | Scorer, target: str = "target", think: str | None = None, name: str | None = None
-) -> ReportReward:
-    """Make a reward function for TRL from a metric or a scorer.
+class ReportReward:
+    """Reward function for TRL from a metric or a scorer; it can be pickled if the metric can.
 
     Args:
         metric: Object with `scores(preds, target)`, such as `MCCS` and `CEF1(average="example")` with a labeler or
@@ -55,13 +53,10 @@ def as_reward(
         >>> reward(completions=["No effusion.", ""], target=["No pleural effusion."] * 2)
         [1.0, 0.0]
     """
-    return ReportReward(metric, target, think, name)
 
-
-class ReportReward:
-    """Reward function returned by `as_reward`; it can be pickled if its metric can."""
-
-    def __init__(self, metric: Any, target: str = "target", think: str | None = None, name: str | None = None) -> None:
+    def __init__(
+        self, metric: Metric | Scorer, target: str = "target", think: str | None = None, name: str | None = None
+    ) -> None:
         if isinstance(metric, type) or not callable(getattr(metric, "scores", metric)):
             raise UserTypeError(f"Expected argument `metric` to be a metric or a scorer, but got {metric!r}.")
         if isinstance(metric, Metric) and not hasattr(metric, "scores"):
@@ -72,8 +67,8 @@ class ReportReward:
             raise UserError(f"Expected a metric with higher_is_better=True, but that of {name_of(metric)} is False.")
         if isinstance(metric, Metric) and getattr(metric, "labeler", 0) is None:
             raise UserError(f"Expected {name_of(metric)} to have a labeler, as a reward scores strings.")
-        if getattr(metric, "average", "example") != "example":
-            raise UserError(f"Expected `average` to be 'example' for scores per report, but it is {metric.average!r}.")
+        if (average := getattr(metric, "average", "example")) != "example":
+            raise UserError(f"Expected `average` to be 'example' for scores per report, but it is {average!r}.")
         if think is not None:
             parse_completion("", think)  # an unknown setting raises here and not in the first step
         self.metric, self.target, self.think = metric, target, think
@@ -159,13 +154,16 @@ class ReportReward:
         return RewardError(f"Reward `{self.__name__}` failed on completion {index}{study}: {_reason(reason)}")
 
 
+as_reward = ReportReward
+
+
 def _reason(error: Exception | str) -> str:
     """Message of our own errors; type, message, file and line of those of the user's code."""
     return where_raised(error) if isinstance(error, Exception) and not isinstance(error, MrgError) else str(error)
 
 
-def format_reward(think: str = "required", name: str = "format") -> FormatReward:
-    """Make a reward function for TRL: 1 for a completion in the valid format, otherwise 0; see `format_score`.
+class FormatReward:
+    """Reward function for TRL: 1 for a completion in the valid format, otherwise 0; see `format_score`.
 
     MRG-R1 adds it to MCCS with `GRPOConfig(reward_weights=[0.75, 0.25])`.
 
@@ -176,14 +174,9 @@ def format_reward(think: str = "required", name: str = "format") -> FormatReward
     Raises:
         UserError: If `think` is unknown.
     """
-    return FormatReward(think, name)
-
-
-class FormatReward:
-    """Reward function returned by `format_reward`."""
 
     def __init__(self, think: str = "required", name: str = "format") -> None:
-        parse_completion("", think)  # raises if the setting is unknown
+        parse_completion("", think)  # an unknown setting raises here
         self.think = think
         self.__name__ = name
 
@@ -195,6 +188,9 @@ class FormatReward:
         """
         rewards: list[float] = format_score([completion_text(c) for c in completions], self.think).tolist()
         return rewards
+
+
+format_reward = FormatReward
 
 
 def completion_text(completion: Any) -> str:

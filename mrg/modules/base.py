@@ -24,9 +24,9 @@ from mrg.metrics.labels import label_together
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint
 from mrg.modules.completion import predicted, target_text, tested
 from mrg.modules.policy.fsdp import optimizer_groups, shard
-from mrg.modules.policy.identity import check_fits, identity
-from mrg.modules.policy.load import LoRA, check_frozen, check_shared_prefix, load_policy
-from mrg.modules.policy.policy import Policy
+from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.quantization import check_device
 from mrg.modules.policy.tiny import Tiny, tiny_policy
 from mrg.modules.rl.monitor import Patience
@@ -96,11 +96,11 @@ class ReportModule(L.LightningModule):
         tiny: Tiny | None = None,
         lora: LoRA | None = None,
         train_vision: bool = False,
-        dtype: str = "auto",
+        dtype: DType = "auto",
         gradient_checkpointing: bool = False,
         load_in_4bit: bool = False,
         vision_cache: str = "",
-        shared_prefix: Literal["auto", "required", "off"] = "auto",
+        shared_prefix: SharedPrefix = "auto",
         max_pixels: int = 0,
         max_study_pixels: int = 0,
         pixel_cache: str = "",
@@ -120,7 +120,6 @@ class ReportModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["labeler"], logger=False)
         check_choice("think", think, ("required", "absent"))
-        check_shared_prefix(shared_prefix)
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         check_counts(max_views=max_views, max_new_tokens=max_new_tokens, patience=patience)
         check_counts(0, max_study_pixels=max_study_pixels)
@@ -305,7 +304,7 @@ class ReportModule(L.LightningModule):
 
     def _identity(self) -> str:
         """Fingerprint of what a checkpoint depends on without holding it: the tokenizer and the frozen weights."""
-        self.identity = self.identity or identity(self.named_parameters(), self.policy.processor.tokenizer)
+        self.identity = self.identity or policy_digest(self.named_parameters(), self.policy.processor.tokenizer)
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -325,7 +324,7 @@ class ReportModule(L.LightningModule):
             UserError: If trained weights are missing or unexpected, or another tokenizer was used.
         """
         shapes = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        check_fits(checkpoint, self.source, shapes, self._identity(), self.lora)
+        check_checkpoint(checkpoint, self.source, shapes, self._identity(), self.lora)
         self.patience.load_state_dict(checkpoint.get("patience", {}))
 
     @classmethod

@@ -20,7 +20,7 @@ from mrg.errors import UserError
 from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
 from mrg.metrics.labelers.base import Labeler
 from mrg.modules.base import ReportModule
-from mrg.modules.policy.image_features import (
+from mrg.modules.image_features import (
     Features,
     PixelCollator,
     TowerCollator,
@@ -28,7 +28,7 @@ from mrg.modules.policy.image_features import (
     pixel_rows,
     tower_features,
 )
-from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.load import DType, load_policy
 from mrg.modules.settings import check_trainer
 
 
@@ -141,7 +141,7 @@ class NearestImage(Baseline):
         self,
         size: int = 32,
         tower: str = "",
-        dtype: str = "auto",
+        dtype: DType = "auto",
         max_pixels: int = 0,
         margin: float = 0.5,
         labeler: Labeler | None = None,

@@ -116,7 +116,7 @@ class GRPOModule(ReportModule):
     def configure_model(self) -> None:
         """Shard the policy if the strategy does, and copy its weights as the reference if there is no adapter."""
         super().configure_model()
-        if self.trainer.training and self.kl.coef and not self.policy.has_adapter and not self.policy.kept:
+        if self.trainer.training and self.kl.coef and not self.policy.has_adapter and not self.policy.reference_weights:
             self.policy.keep_reference()
 
     @property

@@ -19,7 +19,7 @@ from mrg.metrics.compare import changes
 from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.evaluation import COLUMNS
 from mrg.metrics.imports import name_of
-from mrg.metrics.labels import Labeler, has_text, label_together
+from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
 from mrg.metrics.verdicts import ERRORS, VERDICTS, verdicts
 from mrg.pages.images import ImageOptions, page_images
@@ -175,13 +175,12 @@ class Gallery:
             for i, output in enumerate(outputs):
                 output["report"] = self._marked(rows[i]["prediction"], own[i], label_kinds(own[i]))
             return outputs
-        with_text = has_text([row["prediction"] for row in rows])
-        scores = mccs(labels, reference, self.margin, reduction="none").where(with_text, 0.0).tolist()
+        scores = mccs(labels, reference, self.margin, reduction="none").tolist()
         indices, target = verdicts(labels, reference).tolist(), reference.tolist()
         for i, (row, output) in enumerate(zip(rows, outputs, strict=True)):
             kinds = verdict_kinds(indices[i])
             output["verdicts"] = _digits(indices[i])
-            output["mccs"] = round(scores[i], 4)
+            output["mccs"] = round(scores[i], 4) if row["prediction"].strip() else 0.0
             output["format"] = bool(row.get("format", True))
             output["report"] = self._marked(row["prediction"], own[i], kinds)
             output["target"] = self._marked(row["target"], target[i], kinds)

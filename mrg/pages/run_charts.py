@@ -35,7 +35,7 @@ class Chart(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Scores of one chart: log keys -> labels; shares are drawn in percent."""
+    """Scores of one chart, log key -> label; a key that ends in `/` is a prefix. Shares are in percent."""
 
     title: str
     note: str
@@ -44,6 +44,11 @@ class _Group(NamedTuple):
 
 
 _GROUPS = (
+    _Group(
+        "Reward",
+        "Mean over the completions of a round; parts are unweighted.",
+        {"reward/total": "total", "reward/": ""},
+    ),
     _Group(
         "Validation",
         "In percent, greedy decoding. Dotted: constant normal report on the same studies.",
@@ -71,7 +76,7 @@ _GROUPS = (
         "Tokens.",
         {"train/length_max": "longest", "train/length": "mean", "train/length_min": "shortest"},
     ),
-    _Group("Seconds per round", "By phase.", {}),
+    _Group("Seconds per round", "By phase.", {"seconds/": ""}),
     _Group("Tokens per second", "Prompts counted once.", {"train/tokens_per_second": "tokens/s"}),
     _Group("Gradient norm", "Before clipping.", {"train/grad_norm": "norm"}),
 )
@@ -80,23 +85,13 @@ _GROUPS = (
 def run_charts(log: TrainingLog) -> list[Chart]:
     """All charts for which the run has scores."""
     normal = log.state.get("constant_normal") or {}
-    is_grpo = "reward/total" in log.scores
-    parts = {
-        key: key.removeprefix("reward/")
-        for key in sorted(log.scores)
-        if key.startswith("reward/") and key != "reward/total" and not key.endswith("_std")
-    }
-    phases = {key: key.removeprefix("seconds/") for key in sorted(log.scores) if key.startswith("seconds/")}
-    note = "Mean over the completions of a round; parts are unweighted."
-    rewards = _Group("Reward", note, {"reward/total": "total", **parts})
+    # The loss of GRPO is not a likelihood. Completions without any reward are rare, and shown if there are any.
+    hidden = {"train/loss", "val/loss"} if "reward/total" in log.scores else set()
+    if not any(value for _, value in log.scores.get(_MISSING, [])):
+        hidden.add(_MISSING)
     steps = [step for series in log.scores.values() for step in (series[0][0], series[-1][0])]
     charts = []
-    for group in (rewards, *_GROUPS):
-        keys = phases if group.title == "Seconds per round" else group.keys
-        # The loss of GRPO is not a likelihood. Completions without any reward are rare, and shown if there are any.
-        hidden = {"train/loss", "val/loss"} if is_grpo else set()
-        if not any(value for _, value in log.scores.get(_MISSING, [])):
-            hidden.add(_MISSING)
+    for group in _GROUPS:
         scale = 100 if group.is_share else 1
         lines = [
             Line(
@@ -104,13 +99,25 @@ def run_charts(log: TrainingLog) -> list[Chart]:
                 [(step, scale * value) for step, value in log.scores[key]],
                 scale * normal[key] if key in normal else None,
             )
-            for key, label in keys.items()
+            for key, label in _labels(group.keys, sorted(log.scores)).items()
             if key in log.scores and key not in hidden
         ]
         if lines:
             image = draw(group.title, lines, group.is_share, (min(steps), max(steps)))
             charts.append(Chart(group.title, group.note, image))
     return charts
+
+
+def _labels(keys: Mapping[str, str], logged: Sequence[str]) -> dict[str, str]:
+    """Log keys -> labels, with each prefix replaced by the keys that start with it, apart from standard deviations."""
+    found: dict[str, str] = {}
+    for key, label in keys.items():
+        if key.endswith("/"):
+            own = [name for name in logged if name.startswith(key) and not name.endswith("_std") and name not in found]
+            found |= {name: name.removeprefix(key) for name in own}
+        else:
+            found[key] = label
+    return found
 
 
 def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int]) -> Markup:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.communication import Volume, round_seconds, volume
-from mrg.commands.size.activations import Numbers
+from mrg.commands.size.activations import Training
 from mrg.commands.size.geometry import geometry, read_geometry
 from mrg.commands.size.memory import Plan
 
@@ -31,7 +31,7 @@ def test_two_processes_send_what_is_predicted(policy, tmp_path, strategy, traine
     assert not done.returncode, done.stderr[-3000:]
     counts = json.loads((tmp_path / "counts.json").read_text())
     assert (counts["policy"], counts["reference"]) == (2, 2)
-    plan = Plan(Numbers(4, False, 4 if trained == "adapter" else 0), strategy, world_size=2)
+    plan = Plan(Training(4, False, 4 if trained == "adapter" else 0), strategy, world_size=2)
     expected = volume(geometry(policy.base.config), plan, 2, 2)
     sent = {name: counts[name][0] for name in ("gathered", "scattered", "reduced")}
     assert sent == {name: getattr(expected, name) for name in sent}
@@ -42,11 +42,11 @@ def test_two_processes_send_what_is_predicted(policy, tmp_path, strategy, traine
 def test_volume_of_a_published_model():
     """DDP sends an adapter, whatever the micro-batches; FSDP2 the whole decoder for each of them, and the more so."""
     shape = read_geometry("7b")
-    ddp = volume(shape, Plan(Numbers(), "ddp", world_size=8), 4, 4)
+    ddp = volume(shape, Plan(Training(), "ddp", world_size=8), 4, 4)
     assert ddp == Volume(0, 0, 4 * 40_370_176, 0, 2)  # of 33,554,432 numbers at most
-    fsdp = volume(shape, Plan(Numbers(), "fsdp", world_size=8), 4, 4)
+    fsdp = volume(shape, Plan(Training(), "fsdp", world_size=8), 4, 4)
     assert fsdp == Volume((13 * 28 + 1) * 2 * shape.largest_layer, 0, ddp.reduced, 13 * 28 + 1, ddp.num_reduces)
-    served = volume(shape, Plan(Numbers(), "fsdp", world_size=8, servers=True), 4, 4)
+    served = volume(shape, Plan(Training(), "fsdp", world_size=8, servers=True), 4, 4)
     assert fsdp.gathered - served.gathered == 2 * shape.decoder
 
 

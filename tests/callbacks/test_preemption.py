@@ -24,8 +24,8 @@ def test_sigterm_finishes_the_round_saves_and_says_how_to_go_on(tmp_path, policy
     assert ended.value.code == 0
     assert signal.getsignal(signal.SIGTERM) is handler
     path = newest(tmp_path)
-    line = f"SIGTERM: round {saved} is saved in {path}. Resume with: python -m mrg fit --config {tmp_path / 'config.yaml'} "
-    assert line + "--resume auto\n" in capsys.readouterr().err
+    line = f"Resume with: python -m mrg fit --config {tmp_path / 'config.yaml'} --resume auto\n"
+    assert f"SIGTERM: round {saved} is saved in {path}. {line}" in capsys.readouterr().err
     fit(tmp_path, "grpo", policy_folder, checkpoint=path, save_every=100)
     assert differences(whole("grpo", save_every=100), tmp_path) == []
 

@@ -59,11 +59,11 @@ def test_a_run_that_ends_well(tmp_path, often):
 
 
 def test_the_constant_normal_report_is_scored_on_the_validation_split(tmp_path):
-    from mrg.datamodules.demo import World, draw_split
+    from mrg.datamodules.demo import World, make_split
 
     main(["fit", *fit_arguments(tmp_path)])
     metric = MCCS(margin=0.3, labeler=RulesLabeler())
-    target = [study.report for study in draw_split(World(), 0, "val", 4, 112)]
+    target = [study.report for study in make_split(World(), 0, "val", 4, 112)]
     metric.update([CONSTANT_NORMAL] * 4, target)
     normal = state(tmp_path / "run")["constant_normal"]
     assert normal["val/mccs"] == pytest.approx(float(metric.compute()))

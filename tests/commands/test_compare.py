@@ -14,12 +14,12 @@ from mrg.datamodules.demo import World, make_study
 from mrg.files import write_json, write_lines
 from mrg.metrics import CONDITIONS
 from mrg.metrics.labelers.base import Labeler
-from tests.pages.test_runs import write_run
+from tests.pages.test_tested_run import write_run
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Two runs on four drawn studies: A writes the reference, B that of the study before."""
+    """Two runs on four synthetic studies: A writes the reference, B that of the study before."""
     studies = [make_study(World(), 3, "test", index, 112) for index in range(4)]
     rows = write_run(tmp_path / "a", studies)
     write_run(tmp_path / "b", studies)
@@ -51,7 +51,7 @@ def test_table_and_page(runs, capsys):
     changes = [sum(map(len, study["outputs"][1]["change"].values())) for study in data["studies"]]
     assert changes == sorted(changes, reverse=True)
     assert changes[0] > 0
-    assert all(study["views"] for study in data["studies"])  # drawn again from the run's configuration
+    assert all(study["views"] for study in data["studies"])  # made again from the run's configuration
     assert "constant normal" in text
 
 
@@ -60,7 +60,7 @@ def test_mistakes_are_one_line(runs, tmp_path, capsys):
     assert "holds no predictions.jsonl" in failure(capsys, a, tmp_path)
     assert "are the same run" in failure(capsys, a, a)
     assert "Expected --trials to be at least 1" in failure(capsys, a, b, "--trials", 0)
-    assert "with --output" in failure(capsys, a, b, "--output", tmp_path / "none" / "page.html")
+    assert "set --output" in failure(capsys, a, b, "--output", tmp_path / "none" / "page.html")
     assert "but got 'all'" in failure(capsys, a, b, "--images", "all")
     write_json(b / "results.json", {"margin": 0.5})
     assert "MCCS margin of 0.3, b with 0.5: choose one with --margin" in failure(capsys, a, b)
@@ -98,10 +98,10 @@ def test_a_labeler_of_ones_own(runs, capsys):
             "tests.commands.test_compare.Shouting",
         ]
     )
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "4 studies, labeler shouting" in out
-    assert "b was tested with the labeler rules; here both are read by shouting" in out
-    assert "pass one of them" in failure(capsys, a, b, "--labeler", "a.b", "--chexbert", "x.pth")
+    assert "Warning: b was tested with the labeler rules; here both are labelled by shouting" in err
+    assert "mutually exclusive" in failure(capsys, a, b, "--labeler", "a.b", "--chexbert", "x.pth")
 
 
 def test_the_labeler_of_the_runs_is_taken(runs, capsys):
@@ -111,25 +111,23 @@ def test_the_labeler_of_the_runs_is_taken(runs, capsys):
         write_json(run / "results.json", {"margin": 0.3, "labeler": "shouting"})
         (run / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"labeler": labeler}}}))
     main(["compare", str(a), str(b), "--trials", "5", "--images", "none"])
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "4 studies, labeler shouting" in out
-    assert "was tested with" not in out
+    assert "was tested with" not in err
     for run in runs:
         labeler["class_path"] = "gone.Shouting"
         (run / "config.yaml").write_text(yaml.safe_dump({"model": {"init_args": {"labeler": labeler}}}))
     message = failure(capsys, a, b)
     assert "a was tested with the labeler shouting, which cannot be made here" in message
-    assert "name one with --labeler" in message
+    assert "choose one with --labeler" in message
 
 
 def test_another_labeler_is_named(runs, capsys):
     a, b = runs
     write_json(a / "results.json", {"margin": 0.3, "labeler": "chexbert"})
     main(["compare", str(a), str(b), "--trials", "5", "--images", "none"])
-    assert (
-        "a was tested with the labeler chexbert; here both are read by rules (see --labeler)."
-        in capsys.readouterr().out
-    )
+    warning = "Warning: a was tested with the labeler chexbert; here both are labelled by rules."
+    assert warning in capsys.readouterr().err
 
 
 def test_a_reader_that_closes_early(runs):

@@ -1,6 +1,13 @@
-"""The command that an error of three lines names is the one that was typed."""
+"""Errors of three lines that name the command as it was typed, class names without their path, and keys that moved."""
+
+import contextlib
+import io
+import subprocess
+import sys
 
 import pytest
+import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from mrg.cli import main
 from tests.test_cli import CONFIGS, failure
@@ -65,7 +72,91 @@ def test_help_of_predict_lists_what_belongs_to_images_and_whole_sentences(capsys
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     assert all(option in text for option in ("--images FILE", "--as_one_study", "--indication TEXT", "--output FILE"))
-    assert "Write reports without scoring them: of the test split, or of your own images. Any key below" in text
+    assert "Write reports without scoring them: for the test split, or for your own images. Every key below" in text
     with pytest.raises(SystemExit):
         main(["test", "--help"])
     assert "--images" not in capsys.readouterr().out
+
+
+def printed_config(*argv):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stop:
+        main(["fit", f"--config={CONFIGS / 'iu.yaml'}", *argv, "--print_config"])
+    assert stop.value.code == 0
+    return yaml.safe_load(out.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "path"),
+    [
+        ("model", "GRPOModule", "mrg.modules.grpo.GRPOModule"),
+        ("model", "SFTModule", "mrg.modules.sft.SFTModule"),
+        ("data", "IUXRayDataModule", "mrg.datamodules.iu.IUXRayDataModule"),
+        ("data", "MIMICDataModule", "mrg.datamodules.mimic.MIMICDataModule"),
+        ("data", "TableDataModule", "mrg.datamodules.table.TableDataModule"),
+        ("data", "DemoDataModule", "mrg.datamodules.demo.DemoDataModule"),
+    ],
+)
+def test_a_class_is_named_without_its_path(tmp_path, part, name, path):
+    """In a file, where `init_args` follow, and on the command line; what is saved has the path."""
+    (tmp_path / "short.yaml").write_text(f"{part}: {{class_path: {name}}}\n")
+    for given in (f"--config={tmp_path / 'short.yaml'}", f"--{part}={name}"):
+        assert printed_config(given)[part]["class_path"] == path
+
+
+def test_a_labeler_is_named_without_its_path():
+    labeler = printed_config("--model.init_args.labeler=RulesLabeler")["model"]["init_args"]["labeler"]
+    assert labeler["class_path"] == "mrg.metrics.RulesLabeler"
+
+
+def test_a_name_alone_in_a_file_in_a_fresh_process(tmp_path):
+    """Nothing has imported the classes before."""
+    (tmp_path / "run.yaml").write_text("model: GRPOModule\ndata: DemoDataModule\n")
+    command = [sys.executable, "-m", "mrg", "fit", f"--config={tmp_path / 'run.yaml'}", "--print_config"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CONFIGS.parent)
+    assert done.returncode == 0, done.stderr
+    config = yaml.safe_load(done.stdout)
+    assert config["model"]["class_path"] == "mrg.modules.grpo.GRPOModule"
+    assert config["data"]["class_path"] == "mrg.datamodules.demo.DemoDataModule"
+
+
+@pytest.mark.parametrize(
+    ("option", "end"),
+    [
+        ("--model=GRPOModul", "Parser key \"model\": There is no class GRPOModul; did you mean 'GRPOModule'?"),
+        ("--data=mrg.datamodules.images.ImagesDataModule", "; it is now mrg.datamodules.own_images.ImagesDataModule"),
+        ("--model.init_args.lora.rnk=3", "LoRA: Option 'rnk' is not accepted; did you mean 'rank'?"),
+        ("--model.init_args.learning_rate=1", "; it is now model.init_args.optimizer.learning_rate"),
+        ("--model=mrg.modules.nothing.Thing", "Thing: module 'mrg.modules' has no attribute 'nothing'"),
+        ("--keep=0", 'Parser key "keep": Not of type PositiveInt: 0 does not conform to restriction v>0'),
+        ("--gallery.images=all", "'embed', 'link', 'none']. Got value: all"),
+    ],
+)
+def test_wrong_names_and_values(capsys, option, end):
+    code, text = failure(capsys, ["fit", f"--config={CONFIGS / 'iu.yaml'}", option])
+    assert (code, text.splitlines()[-1].endswith(end)) == (2, True), text
+
+
+@pytest.mark.parametrize("name", ["_parse_ckpt_path", "_run_subcommand"])
+def test_lightning_has_the_private_methods_that_are_overridden(name):
+    assert callable(getattr(LightningCLI, name, None)), (
+        f"LightningCLI has no {name} any more: adapt CommandLine in mrg/commands/parser.py before raising the bound in "
+        "pyproject.toml."
+    )
+
+
+def test_errors_of_jsonargparse_still_have_causes_and_quotes(monkeypatch):
+    """What `Parser.error` reads: the key of an unknown option in quotes, and a chain of causes around a class."""
+    from jsonargparse import ArgumentParser
+
+    from mrg.commands import parser
+
+    given = []
+    monkeypatch.setattr(parser.Parser, "error", lambda self, message, ex=None: given.append((message, ex)) or exit(2))
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={CONFIGS / 'iu.yaml'}", "--data.init_args.roott=3"])
+    ((message, error), *_) = given
+    assert isinstance(error, KeyError), "jsonargparse reports an unknown key no longer by a KeyError: see Parser.error"
+    assert message.split("'")[-2] == "roott", "jsonargparse no longer quotes an unknown key: see Parser.error"
+    assert hasattr(ArgumentParser, "add_subcommands")
+    assert hasattr(ArgumentParser, "get_defaults")

@@ -185,7 +185,7 @@ def test_mistakes_are_one_line(home, capsys, monkeypatch):
     assert failure(capsys, ["--images", "empty"])[1].startswith("mrg: Folder empty holds no image")
     assert failure(capsys, ["--images", "0.png", "1.png", "2.png", "--as_one_study"]) == (
         2,
-        "mrg: 3 images are one study, but the policy reads only the first 2: give fewer, or pass "
+        "mrg: The study has 3 images, but the policy reads only the first 2: pass fewer, or set "
         "--model.init_args.max_views=3.",
     )
     assert failure(capsys, ["--images", "0.png", "--output", "no/out.jsonl"])[1].startswith("mrg: no/out.jsonl cannot")

@@ -12,7 +12,7 @@ from mrg.log import configure
 from mrg.modules.policy.load import LoRA
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
-from tests.datamodules.test_skip import SETTINGS, Splits, write_studies
+from tests.datamodules.test_loading import SETTINGS, Splits, write_studies
 
 
 def main(policy: str, folder: Path, strategy: str) -> None:

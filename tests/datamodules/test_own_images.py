@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from mrg.datamodules.annotation import DataNotFoundError
+from mrg.datamodules.errors import DataNotFoundError
 from mrg.datamodules.own_images import ImagesDataModule, find_images
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mrg.cli import main
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.rexrank import RexrankDataModule
 from mrg.metrics.__main__ import main as metrics
 from mrg.metrics.predictions import read_predictions
@@ -88,7 +88,7 @@ def test_references_and_order_of_views(root):
 
 def test_a_submission_keeps_every_study_and_every_key(root, capsys):
     data = module(root)
-    data.keep_predictions([{"id": name, "prediction": f"Report {name}."} for name in ENTRIES], root)
+    data.write_predictions([{"id": name, "prediction": f"Report {name}."} for name in ENTRIES], root)
     text = (root / "rexrank.json").read_text()
     written = json.loads(text)
     assert list(written) == list(ENTRIES)
@@ -134,11 +134,11 @@ def test_round_trip_through_the_command_line(root, capsys):
     ("content", "error", "part"),
     [
         (None, DataNotFoundError, r"does not exist; set data\.init_args\.root"),
-        (b"{", AnnotationError, "is not JSON in UTF-8"),
-        (b'{"a": "\xff"}', AnnotationError, "is not JSON in UTF-8"),
-        (b"[]", AnnotationError, "an object of studies by id"),
-        (b"{}", AnnotationError, "an object of studies by id"),
-        (b'{"a": {"report": "x"}}', AnnotationError, "1 studies have no image_path: a"),
+        (b"{", DataError, "is not JSON in UTF-8"),
+        (b'{"a": "\xff"}', DataError, "is not JSON in UTF-8"),
+        (b"[]", DataError, "an object of studies by id"),
+        (b"{}", DataError, "an object of studies by id"),
+        (b'{"a": {"report": "x"}}', DataError, "1 studies have no image_path: a"),
         (b'{"a": {"image_path": ["x.png"]}}', DataNotFoundError, r"1 of the 1 images .*: x\.png; set"),
     ],
 )
@@ -159,5 +159,5 @@ def test_missing_images_stay_where_the_data_is_checked(root):
 
 
 def test_unknown_reference(root):
-    with pytest.raises(ValueError, match=r"data\.init_args\.reference to be one of findings, impression, both"):
+    with pytest.raises(ValueError, match="argument `reference` to be one of 'findings', 'impression', 'both'"):
         module(root, reference="findings and impression")

@@ -118,9 +118,9 @@ def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
         with module.policy.reference():
             of_policy = module.round_logps(prompts, rollout)
         assert (of_policy - expected).abs().max() > 1e-3
-    tower = {name for name in module.policy.kept if ".visual." in name}
+    tower = {name for name in module.policy.reference_weights if ".visual." in name}
     assert len(tower) > 5
-    assert any(not torch.equal(before[f"policy.{name}"], module.policy.kept[name]) for name in tower)
+    assert any(not torch.equal(before[f"policy.{name}"], module.policy.reference_weights[name]) for name in tower)
 
 
 def test_dead_groups_are_sampled_again(saved, studies):

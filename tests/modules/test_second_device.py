@@ -169,7 +169,7 @@ def test_a_copied_reference_moves_there_once(monkeypatch):
             with policy.reference():
                 assert {p.device for p in policy.parameters()} == {device}
             counts.append(len(moved))
-    assert counts == [len(policy.kept), 0, 0]
+    assert counts == [len(policy.reference_weights), 0, 0]
 
 
 @pytest.mark.parametrize("decoder", [None, StaticDecoder], ids=["shrinking", "fixed"])

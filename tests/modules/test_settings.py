@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrg.commands.ablate.command import load_ablation
+from mrg.commands.ablate.configuration import load_ablation
 from mrg.commands.size.command import read_config
 from mrg.modules.baselines import ConstantNormal
 from mrg.modules.grpo import GRPOModule

@@ -36,14 +36,15 @@ def test_a_run_that_goes_on_marks_its_old_results(tested, capsys):
     assert f"python -m mrg test --config {run}/config.yaml" in page
     capsys.readouterr()
     main(["compare", str(run), str(tested / "before"), "--trials=5", "--images=none"])
-    line = capsys.readouterr().out.splitlines()[0]
-    assert line.startswith("run was trained on after its test: these are reports of an earlier best checkpoint.")
+    line = capsys.readouterr().err.splitlines()[0]
+    note = "run was trained on after its test: these are reports of an earlier best checkpoint."
+    assert line.startswith(f"Warning: {note}")
     assert line.endswith(f"python -m mrg test --config {run / 'config.yaml'}")
     main(["test", f"--config={run / 'config.yaml'}"])
     assert NOTE not in (run / "index.html").read_text()
     capsys.readouterr()
     main(["compare", str(run), str(tested / "before"), "--trials=5", "--images=none"])
-    assert "trained on after" not in capsys.readouterr().out
+    assert "trained on after" not in capsys.readouterr().err
 
 
 def test_a_fingerprint_is_of_the_weights_alone(tmp_path):

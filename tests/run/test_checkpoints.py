@@ -81,7 +81,7 @@ def test_best_is_checked_like_the_round_that_it_is(folder):
     write(folder, 1, "round-00000001.ckpt")
     folder.check(folder.path / "best.ckpt")
     flip(folder.path / "best.ckpt")
-    with pytest.raises(DamagedCheckpointError, match=r"best.ckpt is damaged: it is not what its SHA-256"):
+    with pytest.raises(DamagedCheckpointError, match=r"best.ckpt is damaged: its SHA-256 differs"):
         folder.check(folder.path / "best.ckpt")
 
 

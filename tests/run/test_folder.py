@@ -64,7 +64,8 @@ def test_a_moved_run_says_where_it_is(tmp_path, run, capsys):
             code, message = failure(capsys, command)
             assert code == 2
             assert (
-                f"names {run}, as if it was moved or copied: add --runs {place.parent} --name {place.name}." in message
+                f"names the run folder {run}, but lies in another one, probably moved or copied: add "
+                f"--runs {place.parent} --name {place.name}." in message
             )
         main(["test", config, f"--runs={place.parent}", f"--name={place.name}"])
         assert (place / "results.json").is_file()

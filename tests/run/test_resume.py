@@ -81,13 +81,14 @@ def test_what_the_checkpoint_keeps_changes_nothing(tmp_path, capsys):
         "--model.init_args.optimizer.weight_decay=0.9",
     ]
     main(["fit", *fit_arguments(tmp_path, "--resume=auto", *given, *more)])
-    out = capsys.readouterr().err
+    notes = capsys.readouterr().err
     assert (
         "Resuming with the checkpoint's values for: seed_everything 0 (the configuration says 7), "
-        "model.init_args.optimizer.learning_rate 0.003 (the configuration says 0.5), model.init_args.optimizer.weight_decay 0.0 "
-        "(the configuration says 0.9). To change them, start a new run from its policy (model.init_args.policy).\n"
-    ) in out
-    assert "Settings that differ" not in out
+        "model.init_args.optimizer.learning_rate 0.003 (the configuration says 0.5), "
+        "model.init_args.optimizer.weight_decay 0.0 (the configuration says 0.9). "
+        "To change them, start a new run from its policy (model.init_args.policy).\n"
+    ) in notes
+    assert "Settings that differ" not in notes
     whole, resumed = last(tmp_path / "whole"), last(tmp_path / "run")
     assert all(torch.equal(value, resumed["state_dict"][name]) for name, value in whole["state_dict"].items())
     assert whole["optimizer_states"][0]["param_groups"] == resumed["optimizer_states"][0]["param_groups"]
@@ -107,7 +108,8 @@ def test_what_the_run_takes_over_is_said_and_lasts(tmp_path, capsys):
     ]
     main(["fit", *fit_arguments(tmp_path, *given)])
     line = (
-        f"Settings that differ from {tmp_path / 'run' / 'config.yaml'}: model.init_args.optimizer.warmup_steps 50 -> 1, "
+        f"Settings that differ from {tmp_path / 'run' / 'config.yaml'}: "
+        "model.init_args.optimizer.warmup_steps 50 -> 1, "
         "data.init_args.num_val 4 -> 3. The new values are used, so the results will differ from those of an "
         "uninterrupted run.\n"
     )

@@ -1,24 +1,24 @@
-"""Runs of an ablation -> ablation.json, ablation.md and ablation.svg.
+"""The report of an ablation: ablation.json, ablation.md and ablation.svg.
 
-Intervals are 95 % intervals of Student's t over seeds. A seed has data, weights, rollouts and test studies of its own,
-so the spread between seeds holds the error of all of them; with three seeds an interval is 2.5 standard deviations to
-each side. Differences are paired by seed.
+Intervals are 95 % intervals of Student's t over seeds. Data, weights, rollouts and test studies differ between seeds,
+so the intervals include the variance of all of them; with three seeds, half the width is 2.5 standard deviations.
+Differences are paired by seed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.commands.ablate.command import Ablation, is_complete
+from mrg.commands.ablate.configuration import Ablation
 from mrg.errors import UserError
-from mrg.files import read_lines, write_json
+from mrg.files import write_json, write_text
 from mrg.metrics import RulesLabeler, nlg_scores
-from mrg.metrics.evaluation import evaluate_systems
+from mrg.metrics.evaluation import COLUMNS, evaluate_systems
+from mrg.pages.tested_run import TestedRun
 
 SCORES = ("MCCS", "CE-F1 micro-13+", "BLEU-4", "ROUGE-L")
 CLINICAL = SCORES[:2]
@@ -27,7 +27,7 @@ _T = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 
 def t_interval(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and 95 % interval of Student's t; no interval of a single value.
+    """Mean and 95 % interval of Student's t; a single value has no interval.
 
     Example:
         >>> t_interval([1.0, 2.0, 3.0])["low"]  # 2 - 4.3027 / sqrt(3)
@@ -41,65 +41,63 @@ def t_interval(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def write_report(ablation: Ablation) -> str:
-    """Score the runs that are complete and write the three files.
-
-    Returns:
-        The table, and where the files are.
+    """Score the complete runs and write the three files; returns the table and the paths of the files.
 
     Raises:
-        ValueError: If no run is complete.
+        UserError: If no run is complete.
     """
     seeds = {seed: row for seed in ablation.seeds if (row := _score_seed(ablation, seed))}
     if not seeds:
         raise UserError(
-            f"Expected a complete run in {ablation.folder}, but found none: see log.txt in its run folders."
+            f"Expected a complete run in {ablation.folder}, but found none: see log.txt in the run folders."
         )
     results = summarize(ablation, seeds)
     table = format_summary(ablation, results)
     write_json(ablation.folder / "ablation.json", results)
-    (ablation.folder / "ablation.md").write_text(table, encoding="utf-8")
+    write_text(ablation.folder / "ablation.md", table)
     plot_summary(ablation, results, ablation.folder / "ablation.svg")
     files = ", ".join(str(ablation.folder / f"ablation.{end}") for end in ("md", "svg", "json"))
     return f"{table}\n{files}"
 
 
 def _score_seed(ablation: Ablation, seed: int) -> dict[str, dict[str, float]]:
-    """System -> score -> value, of the arms whose run is complete and of the baselines."""
-    names = [name for name in ablation.arms if is_complete(ablation, name, seed)]
-    rows = {name: read_lines(ablation.run_folder(name, seed) / "predictions.jsonl") for name in names}
-    if not rows:
+    """System -> score -> value, for the arms whose run is complete and for the baselines."""
+    runs = {
+        name: TestedRun.read(ablation.run_folder(name, seed))
+        for name in ablation.arms
+        if ablation.is_complete(name, seed)
+    }
+    if not runs:
         return {}
-    first = rows[names[0]]
-    for name, part in rows.items():
-        if [(row["id"], row["target"]) for row in part] != [(row["id"], row["target"]) for row in first]:
+    first, *others = runs
+    studies = [(row["id"], row["target"]) for row in runs[first].rows]
+    for name in others:
+        if [(row["id"], row["target"]) for row in runs[name].rows] != studies:
             raise UserError(
-                f"Expected the arms of seed {seed} to be tested on the same studies, but {names[0]} and {name} are not "
-                "so: set the test split in `shared`."
+                f"Expected the arms of seed {seed} to be tested on the same studies, but those of {first} and {name} "
+                "differ: set the test split in `shared`."
             )
-    file = ablation.run_folder(names[0], seed) / "results.json"
-    baselines = json.loads(file.read_text(encoding="utf-8"))["protocol"]["baselines"]
-    systems = {name: [text] * len(first) for name, text in baselines.items()}
-    systems |= {name: [row["prediction"] for row in part] for name, part in rows.items()}
-    target = [row["target"] for row in first]
-    # Intervals come from the seeds: the bootstrap over studies is not needed.
+    target = runs[first].target
+    systems = {name: [text] * len(target) for name, text in runs[first].baselines.items()}
+    systems |= {name: run.reports for name, run in runs.items()}
+    # Intervals are those over seeds: no bootstrap over studies.
     results = evaluate_systems(systems, target, RulesLabeler(), ablation.margin, num_resamples=1)
     scores: dict[str, dict[str, float]] = {}
     for name, row in results["systems"].items():
-        scores[name] = {
-            score: row["scores"][score]["value"] for score in ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+")
-        }
+        scores[name] = {score: row["scores"][score]["value"] for score in COLUMNS[:3]}
         scores[name]["distinct"] = row["distinct"]
         scores[name]["words"] = statistics.fmean(len(text.split()) for text in systems[name])
         scores[name] |= _wording(systems[name], target)
-    for name, part in rows.items():
-        scores[name]["format"] = statistics.fmean(row["format"] for row in part)
+    for name, run in runs.items():
+        if run.format is not None:
+            scores[name]["format"] = run.format
     return scores
 
 
 def _wording(preds: list[str], target: list[str]) -> dict[str, float]:
     try:
         corpus = nlg_scores(preds, target, meteor=False).corpus
-    except ImportError:  # the extra `nlg` is not installed: the table has two columns less
+    except ImportError:  # without the extra `nlg` the table lacks two columns
         return {}
     return {score: corpus[score] for score in ("BLEU-4", "ROUGE-L")}
 
@@ -108,7 +106,7 @@ def summarize(ablation: Ablation, seeds: Mapping[int, Mapping[str, Mapping[str, 
     """Means and intervals of each arm's scores, and of their differences from the base.
 
     Args:
-        ablation: Names the base.
+        ablation: Ablation, with the name of the base.
         seeds: Seed -> system -> score -> value.
     """
     systems: dict[str, Any] = {}
@@ -138,7 +136,7 @@ def summarize(ablation: Ablation, seeds: Mapping[int, Mapping[str, Mapping[str, 
 
 
 def format_summary(ablation: Ablation, results: Mapping[str, Any]) -> str:
-    """Markdown: a row for each system, in percent points."""
+    """Markdown table with a row for each system, in percent."""
     systems, labels = results["systems"], results["labels"]
     scores = [score for score in SCORES if any(score in row["scores"] for row in systems.values())]
     base, number = labels[results["base"]], len(results["seeds"])
@@ -154,7 +152,7 @@ def format_summary(ablation: Ablation, results: Mapping[str, Any]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     lines = [
-        f"Percent points, mean over {number} seed{'s' * (number > 1)}; {spread}.",
+        f"In percent, mean over {number} seed{'s' * (number > 1)}; {spread}.",
         f"MCCS with margin {results['margin']:g} and CE-F1 (uncertain counts as positive) by the rules labeler.",
         "",
         *("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows),
@@ -166,7 +164,7 @@ def format_summary(ablation: Ablation, results: Mapping[str, Any]) -> str:
         if seed not in systems.get(name, {"seeds": {}})["seeds"]
     ]
     if missing:
-        lines += ["", f"Runs that are missing or failed: {'; '.join(missing)}."]
+        lines += ["", f"Missing or failed runs: {'; '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -174,15 +172,13 @@ def _cell(score: Mapping[str, Any] | None, sign: str = "", digits: int = 1, inte
     if score is None:
         return ""
     text = f"{100 * score['value']:{sign}.{digits}f}"
-    return (
-        text
-        if not interval or score["low"] is None
-        else f"{text} ± {100 * (score['high'] - score['value']):.{digits}f}"
-    )
+    if not interval or score["low"] is None:
+        return text
+    return f"{text} ± {100 * (score['high'] - score['value']):.{digits}f}"
 
 
 def plot_summary(ablation: Ablation, results: Mapping[str, Any], path: Path) -> None:
-    """The figure: a row for each arm, its scores with intervals, a faint dot for each seed."""
+    """Draw the figure: a row for each arm with its scores, their intervals, and a dot for each seed."""
     from matplotlib.lines import Line2D
 
     from mrg.pages.charts import new_figure
@@ -213,12 +209,12 @@ def plot_summary(ablation: Ablation, results: Mapping[str, Any], path: Path) -> 
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
     shown = [systems[name]["scores"][score] for names in panels.values() for name in names for score in CLINICAL]
-    # An interval of two seeds may be wider than the scale.
+    # The interval of two seeds may exceed the scale.
     highest = max(max(value["value"], min(1, value["high"] or 0)) for value in shown)
     grid[-1, 0].set_xlim(-2, 100 * max(highest, normal) + 2)
     number = len(results["seeds"])
     spread = f"{number} seeds: mean, 95 % t-interval and each seed" if number > 1 else "one seed"
-    grid[-1, 0].set_xlabel(f"percent points on held-out studies ({spread})")
+    grid[-1, 0].set_xlabel(f"percent on held-out studies ({spread})")
     handles = [Line2D([], [], color=c, marker=m, linewidth=1.3, label=s)
                for s, c, m in zip(CLINICAL, colors, markers, strict=True)]  # fmt: skip
     handles.append(Line2D([], [], color=colors[0], linestyle=":", label="MCCS of the constant normal report"))

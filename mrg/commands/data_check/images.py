@@ -1,9 +1,8 @@
-"""Images: which are missing, which cannot be read, how large they are, and which stand twice."""
+"""Statistics of images: missing, unreadable and identical ones, and their sizes."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader
 
-from mrg.datamodules.base import StudyDataset
+from mrg.commands.data_check.statistics import digest
+from mrg.datamodules.loading import StudyDataset
 from mrg.datamodules.study import ImageReadError, Study, View
 
 SIDE_BIN = 128
@@ -20,20 +20,20 @@ _BATCH = 32
 _NUM_SIZES = 20
 
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Passes items on and shows how many of how many there were: `progress(items, description, total)`."""
+"""Yields items and shows progress: `progress(items, description, total)`."""
 
 Place = tuple[str, int, int]
-"""A split, the study's index in it and the view's index in the study."""
+"""Split, index of the study in it, and index of the view in the study."""
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFacts:
-    """What is known of one image.
+class ImageStatus:
+    """Result of checking one image.
 
     Args:
-        error: `""`, `"missing"`, or why it cannot be read.
-        size: Width and height where it was read.
-        digest: 16 bytes that stand for the bytes of the file, or for the pixels of an image in memory.
+        error: `""`, `"missing"`, or the reason why it cannot be read.
+        size: Width and height, if it was read.
+        digest: Hash of the file, or of the pixels of an image in memory.
     """
 
     error: str = ""
@@ -41,49 +41,44 @@ class ImageFacts:
     digest: bytes = b""
 
 
-def inspect_image(view: View, read: bool = True) -> ImageFacts:
-    """Look whether an image is there and, if `read`, decode it completely."""
+def inspect_image(view: View, read: bool = True) -> ImageStatus:
+    """Check that an image exists and, if `read`, decode it."""
     if isinstance(view.image, Path) and not view.image.exists():
-        return ImageFacts("missing")
+        return ImageStatus("missing")
     if not read:
-        return ImageFacts()
+        return ImageStatus()
     try:
         size = view.load().size
         if isinstance(view.image, Path):
             with view.image.open("rb") as file:
-                return ImageFacts("", size, _digest(file.read()))
-        return ImageFacts("", size, _digest(np.ascontiguousarray(view.image).tobytes() + repr(size).encode()))
+                return ImageStatus("", size, digest(file.read()))
+        return ImageStatus("", size, digest(np.ascontiguousarray(view.image).tobytes() + repr(size).encode()))
     except (ImageReadError, ImportError, OSError) as error:  # a format may need a package that is not installed
-        return ImageFacts(" ".join(str(error).split()))
+        return ImageStatus(" ".join(str(error).split()))
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _inspect_studies(studies: list[Study]) -> list[list[ImageFacts]]:
+def _inspect_studies(studies: list[Study]) -> list[list[ImageStatus]]:
     return [[inspect_image(view) for view in study.views] for study in studies]
 
 
-def _plain(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-    return items
-
-
 def check_images(
-    splits: Mapping[str, Sequence[Study]], read: bool = True, num_workers: int = 0, progress: Progress = _plain
+    splits: Mapping[str, Sequence[Study]],
+    read: bool = True,
+    num_workers: int = 0,
+    progress: Progress = lambda items, description, total: items,
 ) -> dict[str, Any]:
-    """Look at every image of every study.
+    """Check every image of every study.
 
     Args:
         splits: Studies by split.
-        read: Decode each image completely and compare the files' bytes; otherwise only look whether it is there.
-        num_workers: Processes that read.
-        progress: Shows how far it is.
+        read: Decode each image and compare the files' bytes, instead of only checking that it exists.
+        num_workers: Number of processes that read images.
+        progress: Wraps the images to show progress.
 
     Returns:
-        `missing` and `unreadable`, all of them; `sizes`, how many images have each of the commonest sizes; `side` and
+        `missing` and `unreadable`, all such images; `sizes`, numbers of images of the most frequent sizes; `side` and
         `shape`, histograms of the longer side in pixels (lower edges of bins of `SIDE_BIN`) and of width by height;
-        `duplicates`, groups of images of equal bytes. The last four are empty where images were not read.
+        `duplicates`, groups of identical images. The last four are empty if images were not read.
     """
     places: dict[bytes, Place] = {}
     groups: dict[bytes, list[Place]] = {}
@@ -92,19 +87,19 @@ def check_images(
     num_images, in_memory = Counter[str](), 0
     for split, studies in splits.items():
         for index, (study, images) in enumerate(_inspected(split, studies, read, num_workers, progress)):
-            for number, (view, facts) in enumerate(zip(study.views, images, strict=True)):
+            for number, (view, status) in enumerate(zip(study.views, images, strict=True)):
                 num_images[split] += 1
                 in_memory += not isinstance(view.image, Path)
-                if facts.error:
+                if status.error:
                     row = {"split": split, "study": study.id, "image": name_of(view, number)}
-                    kind = "missing" if facts.error == "missing" else "unreadable"
-                    lists[kind].append(row if kind == "missing" else {**row, "error": facts.error})
+                    kind = "missing" if status.error == "missing" else "unreadable"
+                    lists[kind].append(row if kind == "missing" else {**row, "error": status.error})
                 elif read:
-                    sizes[facts.size] += 1
+                    sizes[status.size] += 1
                     place = (split, index, number)
-                    first = places.setdefault(facts.digest, place)
+                    first = places.setdefault(status.digest, place)
                     if first is not place:
-                        groups.setdefault(facts.digest, [first]).append(place)
+                        groups.setdefault(status.digest, [first]).append(place)
     return {
         "is_read": read,
         "num_images": dict(num_images),
@@ -117,8 +112,8 @@ def check_images(
 
 def _inspected(
     split: str, studies: Sequence[Study], read: bool, num_workers: int, progress: Progress
-) -> Iterator[tuple[Study, list[ImageFacts]]]:
-    """Each study with what is known of its images, in the order of the split."""
+) -> Iterator[tuple[Study, list[ImageStatus]]]:
+    """Each study with the status of its images, in the order of the split."""
     title = f"images of {split}"
     if not read:
         for study in progress(studies, title, len(studies)):
@@ -132,7 +127,7 @@ def _inspected(
 
 
 def name_of(view: View, number: int) -> str:
-    """How to call an image: by its file, or by its number in the study."""
+    """Name of an image: its file, or its number in the study."""
     return str(view.image) if isinstance(view.image, Path) else f"view {number} (in memory)"
 
 

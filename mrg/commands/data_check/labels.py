@@ -1,4 +1,4 @@
-"""Labels of the references: how often each condition is found, where splits differ, what saying nothing would earn."""
+"""Labels of the references: prevalence, differences between splits, and scores of baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mrg.commands.data_check.facts import SplitFacts
+from mrg.commands.data_check.statistics import SplitStatistics
 from mrg.datamodules.study import Study
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
@@ -19,8 +19,8 @@ LEAST_DIFFERENCE = 0.01
 LEAST_RATIO = 1.5
 
 
-def measure_prevalence(facts: Mapping[str, SplitFacts]) -> dict[str, Any]:
-    """Count label classes by split and condition, over the reports that hold a word; share = positive or uncertain."""
+def measure_prevalence(statistics: Mapping[str, SplitStatistics]) -> dict[str, Any]:
+    """Count label classes over non-empty reports by split and condition; `share` is that of positive or uncertain."""
     return {
         split: {
             condition: {
@@ -32,28 +32,28 @@ def measure_prevalence(facts: Mapping[str, SplitFacts]) -> dict[str, Any]:
             }
             for column, condition in enumerate(CONDITIONS)
         }
-        for split, part in facts.items()
+        for split, part in statistics.items()
         for shares in [_found(part).mean(0) if part.is_written.any() else np.zeros(len(CONDITIONS))]
     }
 
 
-def _found(part: SplitFacts) -> np.ndarray:
+def _found(part: SplitStatistics) -> np.ndarray:
     return np.isin(part.labels[part.is_written], (POSITIVE, UNCERTAIN))
 
 
-def measure_shift(facts: Mapping[str, SplitFacts], source: str = "train") -> dict[str, Any]:
-    """Differences in prevalence between `source` and each other split, with intervals that hold all together.
+def measure_shift(statistics: Mapping[str, SplitStatistics], source: str = "train") -> dict[str, Any]:
+    """Compare the prevalence in `source` with that in each other split, with simultaneous confidence intervals.
 
-    Intervals are Newcombe's (1998, method 10) from Wilson intervals, at a level that Bonferroni's correction raises for
-    the number of comparisons. Studies of one patient resemble each other, so sizes are those of as many independent
-    studies as tell as much (Korn and Graubard, 1998): a shift is not found because some patients came often.
+    Intervals are Newcombe's (1998, method 10), from Wilson intervals with Bonferroni's correction for the number of
+    comparisons. Studies of one patient are correlated, so effective sample sizes are used (Korn and Graubard, 1998):
+    frequent patients do not cause a shift.
 
     Returns:
-        `level`, `num_comparisons`, and `differences`: split -> condition -> difference of shares, `low`, `high`, and
-        `is_shift`: the interval leaves out 0, and the difference is at least `LEAST_DIFFERENCE` or the greater share
-        `LEAST_RATIO` times the smaller one.
+        `level`, `num_comparisons`, and `differences`: split -> condition -> `difference` of shares, `low`, `high`, and
+        `is_shift`: the interval excludes 0, and the difference is at least `LEAST_DIFFERENCE` or the larger share at
+        least `LEAST_RATIO` times the smaller one.
     """
-    written = {split: part for split, part in facts.items() if part.is_written.any()}
+    written = {split: part for split, part in statistics.items() if part.is_written.any()}
     others = [split for split in written if split != source]
     if source not in written or not others:
         return {"level": LEVEL, "num_comparisons": 0, "source": source, "differences": {}}
@@ -74,12 +74,12 @@ def measure_shift(facts: Mapping[str, SplitFacts], source: str = "train") -> dic
     }
 
 
-def _share_and_size(part: SplitFacts) -> np.ndarray:
-    """(2, 14): shares, and the numbers of independent studies that would estimate them as well."""
+def _share_and_size(part: SplitStatistics) -> np.ndarray:
+    """(2, 14): shares and their effective sample sizes."""
     found = _found(part)
     num, share = len(found), found.mean(0)
     patients = np.asarray(part.patients)[part.is_written]
-    # A study that names no patient is a patient of its own.
+    # A study without a patient counts as a patient of its own.
     alone = patients < 0
     groups = np.unique(np.where(alone, -1 - np.arange(num), patients), return_inverse=True)[1].ravel()
     num_groups = int(groups.max()) + 1
@@ -92,14 +92,14 @@ def _share_and_size(part: SplitFacts) -> np.ndarray:
 
 
 def wilson_interval(share: float, num: float, z: float) -> tuple[float, float]:
-    """Wilson's (1927) interval of a share of `num` studies, `z` standard deviations wide on each side."""
+    """Wilson's (1927) interval for a share of `num` studies, `z` standard deviations to each side."""
     middle = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * (share * (1 - share) / num + z * z / (4 * num * num)) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def _difference(source: np.ndarray, split: np.ndarray, z: float) -> dict[str, Any]:
-    """Newcombe's interval from two pairs of share and size."""
+    """Newcombe's interval for the difference of two shares, from pairs of share and size."""
     (share, num), (other, other_num) = source.tolist(), split.tolist()
     (low, high), (other_low, other_high) = wilson_interval(share, num, z), wilson_interval(other, other_num, z)
     difference = other - share
@@ -115,21 +115,21 @@ def _difference(source: np.ndarray, split: np.ndarray, z: float) -> dict[str, An
 
 
 def score_baselines(
-    facts: Mapping[str, SplitFacts], splits: Mapping[str, Sequence[Study]], labeler: Labeler, margin: float
+    statistics: Mapping[str, SplitStatistics], splits: Mapping[str, Sequence[Study]], labeler: Labeler, margin: float
 ) -> dict[str, Any]:
-    """What the constant normal report and the most frequent training report earn on val and test.
+    """Score the constant normal report and the most frequent training report on val and test.
 
     Returns:
-        `reports`: name -> text; `train_count`: how often the most frequent report stands in train; `scores`: split ->
-        see `evaluate_systems`. A split without any written report has no scores.
+        `reports`: text by name; `train_count`: number of occurrences of the most frequent report in train; `scores`: by
+        split, see `evaluate_systems`. A split without non-empty reports has no scores.
     """
     reports = {"constant normal": CONSTANT_NORMAL}
     count = 0
-    if "train" in facts and facts["train"].is_written.any():
-        report, count = _most_frequent(facts["train"], splits["train"])
+    if "train" in statistics and statistics["train"].is_written.any():
+        report, count = _most_frequent(statistics["train"], splits["train"])
         reports["most frequent report"] = report
     scores = {}
-    for split, part in facts.items():
+    for split, part in statistics.items():
         if split != "train" and part.is_written.any():
             target = [study.report for study in splits[split]]
             systems = {name: [report] * len(target) for name, report in reports.items()}
@@ -137,8 +137,8 @@ def score_baselines(
     return {"reports": reports, "train_count": count, "scores": scores}
 
 
-def _most_frequent(part: SplitFacts, studies: Sequence[Study]) -> tuple[str, int]:
-    """`most_frequent_report` of the training reports, as `test` takes it, without all texts at hand."""
+def _most_frequent(part: SplitStatistics, studies: Sequence[Study]) -> tuple[str, int]:
+    """The same as `most_frequent_report` of the training reports, without all texts in memory, and its frequency."""
     counts: dict[bytes, int] = {}
     for name in part.exact:
         counts[name] = counts.get(name, 0) + 1

@@ -1,4 +1,4 @@
-"""The check as a page: the printed tables, charts, and in full what is too long to print."""
+"""The results of a check as a page: the printed tables, charts, and complete lists."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 
 from mrg.commands.data_check.images import SIDE_BIN
 from mrg.commands.data_check.reports import WORD_BIN
-from mrg.commands.data_check.table import MARKS, tables
+from mrg.commands.data_check.table import tables
 from mrg.metrics.conventions import CONVENTIONS
 from mrg.pages.charts import new_figure, svg
 from mrg.pages.page import write_page
 
-# Of middle lightness, to stand out from white and from black paper.
+# Of medium lightness, for contrast with a light and a dark page.
 _COLOURS = ("#7d8590", "#c77700", "#2f7fd6", "#8a63d2", "#2c974b")
 _WIDTH = 4.6
 _NUM_GROUPS = 200
@@ -27,8 +27,9 @@ def write_check_page(path: Path, result: Mapping[str, Any]) -> None:
     """Write the page.
 
     Args:
-        path: The file.
-        result: Of `check_splits`, with `mrg`, the version; `name`; and `data`: its `description`, `removed`, `config`.
+        path: File to write.
+        result: Result of `check_splits`, with `mrg` (the version), `name`, and `data` with `description`, `removed` and
+            `config`.
     """
     images = result["images"]
     write_page(
@@ -37,7 +38,7 @@ def write_check_page(path: Path, result: Mapping[str, Any]) -> None:
         title=f"Data check: {result['name']}",
         description=result["data"]["description"],
         version=result["mrg"],
-        remarks=[{**row, "mark": MARKS[row["kind"]]} for row in result["remarks"]],
+        messages=result["messages"],
         tables=tables(result),
         charts=_charts(result),
         lists={kind: _lines(images[kind]) for kind in ("missing", "unreadable") if images[kind]},
@@ -58,20 +59,18 @@ def _lines(rows: Sequence[Mapping[str, str]]) -> tuple[int, str]:
 
 
 def _charts(result: Mapping[str, Any]) -> dict[str, list[Markup]]:
-    """Charts by the key of the table they go with."""
-    charts = {
+    """Charts by the key of their table."""
+    return {
         "counts": [_words(result["reports"])],
         "images": _images(result["images"]),
         "views": _num_views(result["counts"]),
         "labels": [_prevalence(result["labels"])],
+        "leakage": [_leakage(result["leakage"])] if result["leakage"] else [],
     }
-    if result["leakage"]:
-        charts["leakage"] = [_leakage(result["leakage"])]
-    return charts
 
 
 def _words(reports: Mapping[str, Any]) -> Markup:
-    """Lengths of the reports of each split, as outlines, because bars would hide each other."""
+    """Lengths of the reports per split, as outlines, because bars would hide each other."""
     figure = new_figure(_WIDTH, 2.6)
     axes = figure.add_subplot()
     for (split, row), colour in zip(reports.items(), _COLOURS, strict=False):
@@ -80,47 +79,47 @@ def _words(reports: Mapping[str, Any]) -> Markup:
             edges = range(0, max(bins) + 2 * WORD_BIN, WORD_BIN)
             shares = [100 * bins.get(start, 0) / sum(bins.values()) for start in edges[:-1]]
             axes.stairs(shares, list(edges), label=split, color=colour, linewidth=1.6)
-    _label(axes, "words", f"% of reports per {WORD_BIN} words")
+    axes.set(xlabel="words", ylabel=f"% of reports per {WORD_BIN} words")
     _legend(axes)
-    return svg(figure, "Histogram of the reports' lengths in words for each split.")
+    return svg(figure, "Histogram of report lengths in words by split.")
 
 
 def _num_views(counts: Mapping[str, Any]) -> list[Markup]:
-    """Numbers of views, where studies differ in it."""
+    """Numbers of views, if they vary."""
     numbers = sorted({int(number) for row in counts.values() for number in row["num_views"]})
     if len(numbers) < 2:
         return []
     figure = new_figure(_WIDTH, 2.4)
     axes = figure.add_subplot()
-    _bars(axes, {
-        split: [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
-        for split, row in counts.items()
-    }, [str(number) for number in numbers])  # fmt: skip
-    _label(axes, "images in a study", "% of studies")
-    return [svg(figure, "How many images the studies of each split have.")]
+    width = 0.8 / len(counts)
+    for i, ((split, row), colour) in enumerate(zip(counts.items(), _COLOURS, strict=False)):
+        places = [x + (i - (len(counts) - 1) / 2) * width for x in range(len(numbers))]
+        heights = [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
+        axes.bar(places, heights, width, label=split, color=colour)
+    axes.set_xticks(range(len(numbers)), map(str, numbers))
+    axes.set(xlabel="images in a study", ylabel="% of studies")
+    _legend(axes)
+    return [svg(figure, "Number of images per study by split.")]
 
 
 def _images(images: Mapping[str, Any]) -> list[Markup]:
-    """Sizes, where there is more than one."""
+    """Sizes, if there is more than one."""
     charts = []
-    for key, width, title in (
-        ("side", SIDE_BIN, "longer side in pixels"),
-        ("shape", 0.1, "width by height"),
-    ):
+    for key, width, title in (("side", SIDE_BIN, "longer side in pixels"), ("shape", 0.1, "width by height")):
         bins = {float(start): count for start, count in images[key].items()}
         if len(images["sizes"]) > 1 and bins:
             figure = new_figure(_WIDTH, 2.2)
             axes = figure.add_subplot()
-            # A side's key is its bin's lower edge, a shape's is its bin's middle.
+            # The key of a side is the lower edge of its bin, that of a shape the middle.
             middles = [start + width / 2 if key == "side" else start for start in bins]
             axes.bar(middles, list(bins.values()), width, color=_COLOURS[2])
-            _label(axes, title, "images")
+            axes.set(xlabel=title, ylabel="images")
             charts.append(svg(figure, f"Histogram of the images' {title}."))
     return charts
 
 
 def _prevalence(labels: Mapping[str, Any]) -> Markup:
-    """A dot for each split on one line for each condition: small differences look small."""
+    """A dot per split on a line per condition, so that small differences look small."""
     shares = {
         split: [row["share"] for row in rows.values()]
         for split, rows in labels["prevalence"].items()
@@ -133,12 +132,11 @@ def _prevalence(labels: Mapping[str, Any]) -> Markup:
         axes.plot([100 * value for value in values], range(len(conditions)), "o", label=split, color=colour, alpha=0.85)
     axes.set_yticks(range(len(conditions)), conditions)
     axes.invert_yaxis()
-    axes.set_xlim(left=0)
     axes.grid(axis="y", color="#7d8590", alpha=0.3)
-    axes.set_xlabel("% of reports, positive or uncertain")
+    axes.set(xlim=(0, None), xlabel="% of reports, positive or uncertain")
     if shares:
         _legend(axes)
-    return svg(figure, "How frequent each condition is in the reports of each split.")
+    return svg(figure, "Prevalence of each condition in the reports by split.")
 
 
 def _leakage(rows: Sequence[Mapping[str, Any]]) -> Markup:
@@ -147,40 +145,19 @@ def _leakage(rows: Sequence[Mapping[str, Any]]) -> Markup:
     names = [f"{row['split']} in {row['source']}" for row in rows]
     left = [0.0] * len(rows)
     for title, colour, counts in (
-        ("repeated, normal", _COLOURS[0], [row["folded"] - row["abnormal"]["folded"] for row in rows]),
-        ("repeated, not normal", _COLOURS[1], [row["abnormal"]["folded"] for row in rows]),
+        ("overlap, normal", _COLOURS[0], [row["folded"] - row["abnormal"]["folded"] for row in rows]),
+        ("overlap, abnormal", _COLOURS[1], [row["abnormal"]["folded"] for row in rows]),
     ):
         widths = [100 * count / row["num_studies"] for count, row in zip(counts, rows, strict=True)]
         axes.barh(names, widths, 0.6, left=left, color=colour, label=title)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of studies")
+    axes.set(xlim=(0, 100), xlabel="% of studies")
     _legend(axes)
-    return svg(figure, "Share of studies whose report stands in another split.")
-
-
-def _bars(axes: Axes, values: Mapping[str, Sequence[float]], names: Sequence[str]) -> None:
-    """Bars of all splits beside each other at each name."""
-    width = 0.8 / len(values)
-    for i, ((split, heights), colour) in enumerate(zip(values.items(), _COLOURS, strict=False)):
-        axes.bar(
-            [x + (i - (len(values) - 1) / 2) * width for x in range(len(names))],
-            heights,
-            width,
-            label=split,
-            color=colour,
-        )
-    axes.set_xticks(range(len(names)), names)
-    _legend(axes)
+    return svg(figure, "Percentage of studies whose report occurs in another split.")
 
 
 def _legend(axes: Axes) -> None:
-    """Above the axes, where it hides nothing."""
+    """Legend above the axes, where it hides nothing."""
     handles, names = axes.get_legend_handles_labels()
     axes.figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
-
-
-def _label(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)

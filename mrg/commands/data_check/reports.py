@@ -1,4 +1,4 @@
-"""Reports: how long they are, which are empty, which stand twice, and which of the test split stand in train."""
+"""Statistics of reports: lengths, empty and repeated ones, and leakage between splits."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from mrg.commands.data_check.facts import SplitFacts
+from mrg.commands.data_check.statistics import SplitStatistics
 from mrg.datamodules.study import Study
 from mrg.metrics.conditions import CONDITIONS, POSITIVE
 
 SHORT = 3
-"""Reports of fewer words are counted: they rarely describe an image, and MIMIC-CXR protocols leave them out."""
+"""Reports with fewer words are counted as short; protocols for MIMIC-CXR leave them out."""
 
 WORD_BIN = 10
 _NUM_REPEATED = 10
 _NO_FINDING = CONDITIONS.index("No Finding")
 
 
-def count_reports(facts: Mapping[str, SplitFacts]) -> dict[str, Any]:
-    """For each split: empty and short reports, and lengths in words as quantiles and as a histogram.
+def count_reports(statistics: Mapping[str, SplitStatistics]) -> dict[str, Any]:
+    """Count empty and short reports per split, and describe their lengths in words by quantiles and a histogram.
 
-    The histogram's keys are the lower edges of bins of `WORD_BIN` words; empty reports are left out of all lengths.
+    The keys of the histogram are the lower edges of bins of `WORD_BIN` words. Lengths are those of non-empty reports.
     """
-    return {split: _count_reports(part) for split, part in facts.items()}
+    return {split: _count_reports(part) for split, part in statistics.items()}
 
 
-def _count_reports(part: SplitFacts) -> dict[str, Any]:
+def _count_reports(part: SplitStatistics) -> dict[str, Any]:
     words = np.asarray(part.num_words)
     written = words[words > 0]
     bins = Counter((written // WORD_BIN * WORD_BIN).tolist())
@@ -48,12 +48,12 @@ def _count_reports(part: SplitFacts) -> dict[str, Any]:
     }
 
 
-def count_repeats(facts: Mapping[str, SplitFacts], splits: Mapping[str, Sequence[Study]]) -> dict[str, Any]:
-    """Equal reports within splits, and the most repeated ones; as written (exact), or case and spacing aside (folded).
+def count_repeats(statistics: Mapping[str, SplitStatistics], splits: Mapping[str, Sequence[Study]]) -> dict[str, Any]:
+    """Count repeated reports, as written (exact) or ignoring case and spacing (folded).
 
     Returns:
-        `within`: for each split the numbers of different reports, and of studies that share theirs with another one;
-        `most`: the reports that stand most often, case and spacing aside, with their text and numbers by split.
+        `within`: for each split, the numbers of distinct reports and of studies that share their report with another;
+        `most`: the most frequent folded reports, with their text and their numbers by split.
     """
     within = {
         split: {
@@ -61,20 +61,20 @@ def count_repeats(facts: Mapping[str, SplitFacts], splits: Mapping[str, Sequence
             **{f"distinct_{how}": len(set(_written(part, how))) for how in ("exact", "folded")},
             **{f"sharing_{how}": _num_sharing(_written(part, how)) for how in ("exact", "folded")},
         }
-        for split, part in facts.items()
+        for split, part in statistics.items()
     }
-    counts = {split: Counter(_written(part, "folded")) for split, part in facts.items()}
+    counts = {split: Counter(_written(part, "folded")) for split, part in statistics.items()}
     total: Counter[bytes] = sum(counts.values(), Counter())
     most = []
     for name, count in total.most_common(_NUM_REPEATED):
         if count > 1:
-            first = next(split for split in facts if counts[split][name])
-            report = splits[first][facts[first].folded.index(name)].report
-            most.append({"report": report, "count": count, **{split: counts[split][name] for split in facts}})
+            first = next(split for split in statistics if counts[split][name])
+            report = splits[first][statistics[first].folded.index(name)].report
+            most.append({"report": report, "count": count, **{split: counts[split][name] for split in statistics}})
     return {"within": within, "most": most}
 
 
-def _written(part: SplitFacts, how: str) -> list[bytes]:
+def _written(part: SplitStatistics, how: str) -> list[bytes]:
     names: list[bytes] = getattr(part, how)
     return [name for name, words in zip(names, part.num_words, strict=True) if words]
 
@@ -83,26 +83,26 @@ def _num_sharing(names: Sequence[bytes]) -> int:
     return sum(count for count in Counter(names).values() if count > 1)
 
 
-def measure_leakage(facts: Mapping[str, SplitFacts]) -> list[dict[str, Any]]:
-    """For each pair of splits, how many studies of the later one have a report, or a patient, of the earlier one.
+def measure_leakage(statistics: Mapping[str, SplitStatistics]) -> list[dict[str, Any]]:
+    """Count the studies of a split that share a report or a patient with an earlier split, for all pairs of splits.
 
     Returns:
-        Rows with `split` and `source`; `exact` and `folded`, studies whose report stands in `source`; `free`, studies
-        whose folded report does not; the first two again among the studies that the labeler does not call normal; and
-        `patients` and `patient_studies`, the shared patients and the studies of `split` they have, None where no study
-        of either side names its patient.
+        Rows with `split` and `source`; `exact` and `folded`, the numbers of studies whose report occurs in `source`;
+        `free`, the number of those whose folded report does not; `abnormal`, the same among the studies without No
+        Finding; and `patients` and `patient_studies`, the shared patients and their studies in `split`, None if either
+        side has no patient ids.
     """
-    names = list(facts)
+    names = list(statistics)
     pairs = [(split, source) for i, split in enumerate(names) for source in names[:i]]
     return [
-        {"split": split, "source": source, **_leakage(facts[split], facts[source])}
+        {"split": split, "source": source, **_leakage(statistics[split], statistics[source])}
         for split, source in pairs
-        if len(facts[split]) and len(facts[source])
+        if len(statistics[split]) and len(statistics[source])
     ]
 
 
-def _leakage(part: SplitFacts, source: SplitFacts) -> dict[str, Any]:
-    seen = {how: _stands_in(part, source, how) for how in ("exact", "folded")}
+def _leakage(part: SplitStatistics, source: SplitStatistics) -> dict[str, Any]:
+    seen = {how: _occurs_in(part, source, how) for how in ("exact", "folded")}
     abnormal = part.is_written & (part.labels[:, _NO_FINDING] != POSITIVE)
     patients, others = np.asarray(part.patients), np.asarray(source.patients)
     shared = np.isin(patients, others) & (patients >= 0)
@@ -120,8 +120,8 @@ def _leakage(part: SplitFacts, source: SplitFacts) -> dict[str, Any]:
     }
 
 
-def _stands_in(part: SplitFacts, source: SplitFacts, how: str) -> np.ndarray:
-    """(N,) bool: which reports of a split stand in another one; an empty report stands nowhere."""
+def _occurs_in(part: SplitStatistics, source: SplitStatistics, how: str) -> np.ndarray:
+    """(N,) bool: whether a non-empty report of a split occurs in another one."""
     known = set(getattr(source, how))
     flags = np.fromiter((name in known for name in getattr(part, how)), bool, len(part))
     result: np.ndarray = flags & part.is_written

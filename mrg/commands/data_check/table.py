@@ -1,20 +1,18 @@
-"""The check as tables, which the terminal and the page show alike."""
+"""The results of a check as tables, for the terminal and the page."""
 
 from __future__ import annotations
 
 import dataclasses
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mrg.commands.data_check.remarks import percent
+from mrg.commands.data_check.messages import percent
 from mrg.commands.data_check.reports import SHORT
 from mrg.metrics.evaluation import COLUMNS
 
 WIDTH = 100
-MARKS = {"error": "ERROR", "warning": "WARNING", "note": "note"}
-
 _NUM_VIEWS = 8
 _NUM_SIZES = 5
 
@@ -24,11 +22,11 @@ class Table:
     """One table.
 
     Args:
-        key: Its name in the page.
-        title: What it shows.
-        columns: Heads; the first column's is often empty.
-        rows: As many cells each as there are heads.
-        note: How to read it.
+        key: Anchor in the page.
+        title: Title of the table.
+        columns: Column heads; the first is often empty.
+        rows: Cells of each row.
+        note: Explanation below the title.
     """
 
     key: str
@@ -38,7 +36,7 @@ class Table:
     note: str = ""
 
     def __str__(self) -> str:
-        """The printed form: first column to the left, the others to the right."""
+        """The table as text, the first column left-aligned and the others right-aligned."""
         cells = [list(self.columns), *map(list, self.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(self.columns))]
         lines = [self.title, *textwrap.wrap(self.note, WIDTH)]
@@ -51,7 +49,7 @@ class Table:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """All tables of the result of `check_splits`; one that would be empty is left out."""
+    """All non-empty tables of the result of `check_splits`."""
     made = [
         _counts(result),
         _removed(result),
@@ -65,27 +63,25 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 
 def format_check(result: Mapping[str, Any], where: str) -> str:
-    """The printed form.
+    """The result of a check as text.
 
     Args:
-        result: Of `check_splits`.
-        where: The file that holds what is too long to print.
+        result: Result of `check_splits`.
+        where: File with the complete lists.
     """
-    blocks = [_remarks(result["remarks"]), *_first_images(result["images"], where), *map(str, tables(result))]
+    blocks = [_messages(result["messages"]), *_first_images(result["images"], where), *map(str, tables(result))]
     return "\n\n".join(blocks)
 
 
-def _remarks(remarks: Sequence[Mapping[str, str]]) -> str:
-    if not remarks:
-        return "Nothing to complain about."
+def _messages(messages: Sequence[Mapping[str, str]]) -> str:
     lines = []
-    for row in remarks:
-        lines += textwrap.wrap(f"{MARKS[row['kind']]}: {row['text']}", WIDTH, subsequent_indent="  ")
-    return "\n".join(lines)
+    for row in messages:
+        lines += textwrap.wrap(f"{row['kind'].capitalize()}: {row['text']}", WIDTH, subsequent_indent="  ")
+    return "\n".join(lines or ["No errors, warnings or notes."])
 
 
 def _first_images(images: Mapping[str, Any], where: str) -> list[str]:
-    """The first of the missing and unreadable images, one line each."""
+    """The first missing and unreadable images, one line each."""
     blocks = []
     for kind in ("missing", "unreadable"):
         rows = images[kind]
@@ -96,37 +92,35 @@ def _first_images(images: Mapping[str, Any], where: str) -> list[str]:
     return blocks
 
 
-def _by_split(title: str, values: Mapping[str, int]) -> list[str]:
-    return [title, *(f"{value:,}" for value in values.values())]
-
-
 def _counts(result: Mapping[str, Any]) -> Table:
     counts, reports, within = result["counts"], result["reports"], result["repeats"]["within"]
+
+    def row(title: str, values: Iterable[int | str]) -> list[str]:
+        return [title, *(value if isinstance(value, str) else f"{value:,}" for value in values)]
+
+    words = [part["words"]["quantiles"] for part in reports.values()]
     rows = [
-        _by_split("studies", {split: row["studies"] for split, row in counts.items()}),
-        _by_split("images", {split: row["images"] for split, row in counts.items()}),
-        ["patients", *(f"{row['patients']:,}" if row["patients"] else "-" for row in counts.values())],
-        _by_split("reports: empty", {split: len(row["empty"]) for split, row in reports.items()}),
-        _by_split(f"reports: under {SHORT} words", {split: row["num_short"] for split, row in reports.items()}),
-        _by_split("reports: different ones", {split: row["distinct_folded"] for split, row in within.items()}),
-        _by_split(
-            "studies with the report of another", {split: row["sharing_folded"] for split, row in within.items()}
+        row("studies", (part["studies"] for part in counts.values())),
+        row("images", (part["images"] for part in counts.values())),
+        row("patients", (part["patients"] or "-" for part in counts.values())),
+        row("reports: empty", (len(part["empty"]) for part in reports.values())),
+        row(f"reports: under {SHORT} words", (part["num_short"] for part in reports.values())),
+        row("reports: distinct", (part["distinct_folded"] for part in within.values())),
+        row("studies with a repeated report", (part["sharing_folded"] for part in within.values())),
+        row(
+            "words: median (5 % to 95 %)",
+            (f"{_number(q['median'])} ({_number(q['5%'])} to {_number(q['95%'])})" for q in words),
         ),
-        ["words: median (5 % to 95 %)", *(_words(row["words"]["quantiles"]) for row in reports.values())],
-        ["words: longest report", *(_number(row["words"]["quantiles"]["max"]) for row in reports.values())],
-        _by_split("with an indication", {split: row["num_indications"] for split, row in reports.items()}),
-        _by_split("with a prior study", {split: row["num_priors"] for split, row in reports.items()}),
+        row("words: longest report", (_number(q["max"]) for q in words)),
+        row("with an indication", (part["num_indications"] for part in reports.values())),
+        row("with a prior study", (part["num_priors"] for part in reports.values())),
     ]
-    note = "Reports count as equal with case and spacing aside. A study that names no patient is left out of patients."
+    note = "Reports are compared ignoring case and spacing. Studies without a patient id are not counted in patients."
     return Table("counts", "Studies", ["", *counts], rows, note)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:,.0f}"
-
-
-def _words(quantiles: Mapping[str, float | None]) -> str:
-    return f"{_number(quantiles['median'])} ({_number(quantiles['5%'])} to {_number(quantiles['95%'])})"
 
 
 def _removed(result: Mapping[str, Any]) -> Table:
@@ -139,10 +133,10 @@ def _images(images: Mapping[str, Any]) -> Table:
     total = sum(images["num_images"].values())
     rows = [["listed", f"{total:,}"], ["missing", f"{len(images['missing']):,}"]]
     if images["in_memory"]:
-        rows.insert(1, ["of these drawn or loaded, not files", f"{images['in_memory']:,}"])
+        rows.insert(1, ["of these in memory, not files", f"{images['in_memory']:,}"])
     if images["is_read"]:
         rows.append(["unreadable", f"{len(images['unreadable']):,}"])
-        rows.append(["groups of equal ones", f"{len(images['duplicates']):,}"])
+        rows.append(["groups of identical ones", f"{len(images['duplicates']):,}"])
         common = list(images["sizes"].items())[:_NUM_SIZES]
         rows += [[f"of {size} pixels", f"{count:,}"] for size, count in common]
         rest = total - len(images["missing"]) - len(images["unreadable"]) - sum(count for _, count in common)
@@ -163,13 +157,13 @@ def _views(counts: Mapping[str, Any]) -> Table:
     if len(total) > len(shown):
         rest = (sum(count for views, count in row["views"].items() if views not in shown) for row in counts.values())
         rows.append([f"{len(total) - len(shown)} others", *(f"{count:,}" for count in rest)])
-    note = "Views of a study in the order in which a policy sees them: F frontal, L lateral, ? not known."
+    note = "Views of a study in the order in which a policy sees them: F frontal, L lateral, ? unknown."
     return Table("views", "Views", ["", *counts], rows, note)
 
 
 def _leakage(result: Mapping[str, Any]) -> Table:
     def cell(part: int | None, whole: int) -> str:
-        return "not known" if part is None else f"{part:,} ({percent(part, whole)})"
+        return "unknown" if part is None else f"{part:,} ({percent(part, whole)})"
 
     rows = [
         [
@@ -182,12 +176,11 @@ def _leakage(result: Mapping[str, Any]) -> Table:
         ]
         for row in result["leakage"]
     ]
-    labeler = result["labels"]["labeler"]
     note = (
-        f"Studies of one split whose report, or patient, stands in another. Not normal: without No Finding "
-        f"(labeler {labeler}); another labeler or index gives other numbers."
+        "Studies of one split whose report, verbatim or ignoring case and spacing (folded), or whose patient occurs in "
+        f"another. Abnormal: without No Finding (labeler {result['labels']['labeler']})."
     )
-    columns = ["", "exact", "case, spacing aside", "of those not normal", "free of it", "same patient"]
+    columns = ["", "verbatim", "folded", "folded, abnormal", "no overlap", "same patient"]
     return Table("leakage", "Leakage between splits", columns, rows, note)
 
 
@@ -210,12 +203,12 @@ def _labels(labels: Mapping[str, Any]) -> Table:
         ]
         for condition in prevalence[splits[0]]
     ]
-    note = f"Percent of written reports that have a condition, positive or uncertain (labeler {labels['labeler']})."
+    note = f"Percent of non-empty reports with a condition, positive or uncertain (labeler {labels['labeler']})."
     if others:
         note += (
-            f" Differences in percent points; the {shift['num_comparisons']} intervals hold together at "
-            f"{100 * shift['level']:.0f} %. * marks a shift: the interval leaves out 0, and the difference is a point "
-            "or more, or half of the smaller share."
+            f" Differences in percentage points, with {shift['num_comparisons']} simultaneous "
+            f"{100 * shift['level']:.0f} % intervals. * marks a shift: the interval excludes 0, and the difference is "
+            "at least one point or half of the smaller percentage."
         )
     columns = ["", *splits, *(f"{split} - {shift['source']} " for split in others)]
     return Table("labels", "Findings", columns, rows, note)
@@ -229,11 +222,11 @@ def _baselines(baselines: Mapping[str, Any]) -> list[Table]:
         ]
         note = (
             f"{scores['num_studies']:,} studies, labeler {scores['labeler']}, MCCS margin {scores['margin']:g}, in "
-            "percent with 95 % bootstrap intervals. A model has to beat these."
+            "percent with 95 % bootstrap intervals."
         )
         if baselines["train_count"]:
-            note += f" The most frequent report stands {baselines['train_count']:,} times in train."
-        made.append(Table(f"baselines_{split}", f"What saying nothing earns on {split}", ["", *COLUMNS], rows, note))
+            note += f" The most frequent report occurs {baselines['train_count']:,} times in train."
+        made.append(Table(f"baselines_{split}", f"Baselines on the {split} split", ["", *COLUMNS], rows, note))
     return made
 
 

@@ -1,4 +1,4 @@
-"""The shape of a model, counted without its weights."""
+"""The shape of a model, counted without loading its weights."""
 
 from __future__ import annotations
 
@@ -39,81 +39,55 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""Qwen2.5-VL Instruct, from the config.json that Qwen publishes with each size (Bai et al., 2025)."""
+"""Qwen2.5-VL Instruct, from the published config.json of each size (Bai et al., 2025)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """What the memory of a model depends on. Counts are of parameters.
+    """What the memory of a model depends on."""
 
-    Args:
-        num_layers: Decoder layers.
-        num_heads: Heads of queries.
-        width: Of the hidden states.
-        query_width: Heads times their width.
-        kv_width: Heads of keys times their width.
-        inner_width: Of the MLP.
-        vocab_size: Rows of the head.
-        decoder: Parameters of all decoder layers, without adapters.
-        largest_layer: Parameters of the largest of them.
-        vision: Parameters of the vision tower and what projects from it.
-        total: Parameters of the model; tied ones once.
-        weights: Bytes of a number in the checkpoint.
-        num_tensors: Tensors of the model; tied ones once.
-        num_decoder_tensors: Those of the decoder layers.
-        num_vision_tensors: Those of the vision tower.
-        linears: Shapes (out, in) of all layers that LoRA adapts.
-        patch_pixels: Pixels that make one image token, 0 where images have one size.
-        image_tokens: Tokens of an image where images have one size.
-        patches_per_token: Patches that make one image token.
-        patch_values: Numbers that make one patch.
-        vision_depth: Layers of the vision tower.
-        vision_width: Its width.
-        vision_inner_width: Of its MLP.
-    """
-
-    num_layers: int
-    num_heads: int
-    width: int
-    query_width: int
-    kv_width: int
-    inner_width: int
-    vocab_size: int
-    decoder: int
-    largest_layer: int
-    vision: int
-    total: int
-    weights: int
-    num_tensors: int
-    num_decoder_tensors: int
-    num_vision_tensors: int
-    linears: tuple[tuple[int, int], ...]
-    patch_pixels: int
-    image_tokens: int
-    patches_per_token: int
-    patch_values: int
-    vision_depth: int
-    vision_width: int
-    vision_inner_width: int
+    num_layers: int  # number of decoder layers
+    num_heads: int  # number of query heads
+    width: int  # hidden size
+    query_width: int  # number of query heads times their width
+    kv_width: int  # number of key heads times their width
+    inner_width: int  # intermediate size of the MLP
+    vocab_size: int  # rows of the head
+    decoder: int  # parameters of all decoder layers, without adapters
+    largest_layer: int  # parameters of the largest decoder layer
+    vision: int  # parameters of the vision tower and projector
+    total: int  # parameters of the model, tied ones once
+    weights: int  # bytes of a number in the checkpoint
+    num_tensors: int  # tensors of the model, tied ones once
+    num_decoder_tensors: int  # tensors of the decoder layers
+    num_vision_tensors: int  # tensors of the vision tower and projector
+    linears: tuple[tuple[int, int], ...]  # shapes (out, in) of all layers that LoRA adapts
+    patch_pixels: int  # pixels per image token; 0 if images have a fixed size
+    image_tokens: int  # tokens per image; 0 if images have any size
+    patches_per_token: int  # patches per image token
+    patch_values: int  # numbers per patch
+    vision_depth: int  # layers of the vision tower
+    vision_width: int  # hidden size of the vision tower
+    vision_inner_width: int  # intermediate size of the vision tower's MLP
 
     def adapter(self, rank: int) -> int:
-        """Parameters of a LoRA adapter of this rank."""
+        """Parameters of a LoRA adapter of a rank."""
         return sum(rank * (rows + columns) for rows, columns in self.linears)
 
     @property
     def adapted(self) -> int:
-        """Parameters of the weights that LoRA adapts."""
+        """Parameters of the layers that LoRA adapts."""
         return sum(rows * columns for rows, columns in self.linears)
 
 
 def geometry(config: Any) -> Geometry:
-    """Count the parameters of a transformers configuration, as a model without storage.
+    """Count the parameters of a transformers configuration, on the meta device.
 
     Args:
-        config: A configuration object of one of `FAMILIES`, or its config.json as a dictionary.
+        config: Configuration object of one of `FAMILIES`, or the content of its config.json.
 
     Raises:
-        ValueError: If it is of no supported family.
+        ValueError: If the family is not supported.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -157,7 +131,7 @@ def geometry(config: Any) -> Geometry:
 
 
 def _images(config: Any) -> dict[str, int]:
-    """How many tokens an image makes, of how many patches, and the tower's shape."""
+    """Tokens and patches of an image, and the shape of the vision tower."""
     vision = config.vision_config
     if getattr(vision, "embed_dim", 0):  # Qwen2-VL names its width otherwise
         width, inner, depth = vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), vision.depth
@@ -186,10 +160,10 @@ def read_geometry(policy: str) -> Geometry:
     """The geometry of a checkpoint, from its config.json alone.
 
     Args:
-        policy: A key of `PUBLISHED`, a local folder or a hub id.
+        policy: Key of `PUBLISHED`, local folder or hub id.
 
     Raises:
-        ValueError: If it cannot be read, or is of no supported family.
+        ValueError: If the file cannot be read, or the family is not supported.
     """
     from transformers import AutoConfig
 
@@ -197,12 +171,12 @@ def read_geometry(policy: str) -> Geometry:
         return geometry(PUBLISHED[policy])
     local = policy.startswith((".", "/", "~", "runs/")) or Path(policy).exists()
     file = Path(policy).expanduser() / "config.json"
-    choice = f"or take a published shape by --geometry {', '.join(PUBLISHED)}"
+    choice = f"or pass --geometry {', '.join(PUBLISHED)}"
     if local and not file.is_file():
         raise UserError(
             f"Policy {policy!r} has no config.json: train it first, check model.init_args.policy, {choice}."
         )
-    # Each attempt to reach the hub would be a line of its own.
+    # It would warn about each failed request to the hub.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         config = AutoConfig.from_pretrained(str(file.parent) if local else policy)

@@ -1,4 +1,4 @@
-"""The demo's world: invented patients whose radiographs are drawn and whose reports are written, all from one seed."""
+"""Synthetic patients for the demo: radiographs and reports, all from one seed."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ PREVALENCE: dict[str, float] = {
     "Fracture": 0.2,
     "Support Devices": 0.34,
 }
-"""Share of each condition among the patients who are not healthy, as in an intensive care unit."""
+"""Prevalence of each condition among patients with findings, as in an intensive care unit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """How hard the demo is.
+    """Difficulty of the synthetic data.
 
     Args:
-        healthy: Share of patients without any finding.
-        weakest: A structure's strength is uniform in [weakest, 1].
-        mimic: Chance that an absent condition shows a structure all the same, so that an image alone never settles what
-            its report says: readers disagree, and some know more than the image shows.
-        hedge: Chance that a finding weaker than `hedged` is reported as uncertain.
-        hedged: Strength below which findings are hedged.
-        omission: Share of the normal statements that a report leaves out.
-        lateral: Share of the studies with a second, lateral view.
+        healthy: Fraction of patients without any finding.
+        weakest: Lower bound of the strength of a structure, which is uniform in [weakest, 1].
+        mimic: Probability that an absent condition is visible nevertheless, so that an image does not determine its
+            report: readers disagree, and some know more than the image shows.
+        hedge: Probability that a finding weaker than `hedged` is reported as uncertain.
+        hedged: Strength below which findings may be hedged.
+        omission: Fraction of the normal statements that a report omits.
+        lateral: Fraction of the studies with a second, lateral view.
     """
 
     healthy: float = 0.2
@@ -57,7 +57,7 @@ class World:
 
 
 def make_study(world: World, seed: int, split: str, index: int, image_size: int) -> Study:
-    """Invent one patient: truth, then strengths, then images and report; the same arguments give the same study."""
+    """Make a synthetic study: conditions, their strengths, then report and images. It depends only on the arguments."""
     rng = np.random.default_rng([seed, {"train": 0, "val": 1, "test": 2}[split], index])
     healthy = rng.random() < world.healthy
     strength: dict[str, float] = {}
@@ -86,22 +86,22 @@ def make_study(world: World, seed: int, split: str, index: int, image_size: int)
 
 
 @functools.lru_cache(maxsize=6)
-def draw_split(world: World, seed: int, split: str, count: int, image_size: int) -> tuple[Study, ...]:
-    """All studies of a split; kept, because the demo's stages read the same ones."""
+def make_split(world: World, seed: int, split: str, count: int, image_size: int) -> tuple[Study, ...]:
+    """Make all studies of a split; cached, because all stages of the demo read them."""
     return tuple(make_study(world, seed, split, index, image_size) for index in range(count))
 
 
 class DemoDataModule(ReportDataModule):
-    """The drawn world as a data module.
+    """Data module of synthetic studies.
 
     Args:
-        num_train: Training studies.
-        num_val: Validation studies.
-        num_test: Test studies.
-        seed: Of the world; studies of different splits never coincide.
-        image_size: Pixels.
-        world: How hard it is.
-        **kwargs: See `ReportDataModule`.
+        num_train: Number of training studies.
+        num_val: Number of validation studies.
+        num_test: Number of test studies.
+        seed: Random seed; studies of different splits never coincide.
+        image_size: Width and height in pixels.
+        world: Difficulty.
+        **kwargs: Arguments of `ReportDataModule`.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class DemoDataModule(ReportDataModule):
         self.seed, self.image_size, self.world = seed, image_size, world or World()
 
     def read(self) -> dict[str, list[Study]]:
-        """Draw and write all studies."""
+        """Make all studies."""
         return {
-            split: list(draw_split(self.world, self.seed, split, count, self.image_size))
+            split: list(make_split(self.world, self.seed, split, count, self.image_size))
             for split, count in self.sizes.items()
         }

@@ -1,8 +1,8 @@
-"""Drawn chest radiographs for the demo: anatomy first, then one visible structure per finding, then noise.
+"""Synthetic chest radiographs for the demo: anatomy, then one visible structure per finding, then noise.
 
-Nothing here comes from a patient. A radiograph is a sum of soft shapes on a grid of size x size pixels; every position,
-size and brightness varies from study to study, structures overlap, and a weak structure drowns in the noise. The image
-shows the *strength* of a structure only; whether a weak one is a finding is not in the pixels, as in a real radiograph.
+Nothing here comes from a patient. A radiograph is a sum of soft shapes on a grid of size x size pixels. Positions,
+sizes and brightness vary between studies, structures overlap, and weak structures are hard to see in the noise. As in a
+real radiograph, the image shows only the *strength* of a structure, not whether a weak one is a finding.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Grid = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """What varies between patients: shifts and scales in units of the image's half width, brightness in grey levels."""
+    """Variation between patients: shifts and scales in units of half the image width, and brightness."""
 
     shift: tuple[float, float]
     lung: tuple[float, float]
@@ -26,7 +26,7 @@ class Body:
 
 
 def sample_body(rng: np.random.Generator) -> Body:
-    """Draw a body with a heart and a mediastinum of normal size."""
+    """Sample a body with a heart and a mediastinum of normal size."""
     return Body(
         shift=(rng.normal(0, 0.03), rng.normal(0, 0.03)),
         lung=(rng.normal(1, 0.04), rng.normal(1, 0.05)),
@@ -37,7 +37,7 @@ def sample_body(rng: np.random.Generator) -> Body:
 
 
 def grid(size: int) -> Grid:
-    """Coordinates (x, y) of a size x size image in [-1, 1]; x grows to the right of the picture, y downwards."""
+    """Coordinates (x, y) of a size x size image in [-1, 1]; x increases to the right, y downwards."""
     axis = np.linspace(-1, 1, size, dtype=np.float32)
     return axis[None, :], axis[:, None]
 
@@ -49,12 +49,12 @@ def ellipse(at: Grid, x: float, y: float, width: float, height: float, softness:
 
 
 def blob(at: Grid, x: float, y: float, width: float, height: float) -> np.ndarray:
-    """A Gaussian cloud."""
+    """A Gaussian blob."""
     return np.exp(-(((at[0] - x) / width) ** 2) - ((at[1] - y) / height) ** 2)
 
 
 def line(at: Grid, start: tuple[float, float], end: tuple[float, float], width: float) -> np.ndarray:
-    """A straight soft line between two points."""
+    """A soft straight line between two points."""
     (x0, y0), (x1, y1) = start, end
     dx, dy = x1 - x0, y1 - y0
     along = np.clip(((at[0] - x0) * dx + (at[1] - y0) * dy) / (dx * dx + dy * dy), 0, 1)
@@ -63,22 +63,22 @@ def line(at: Grid, start: tuple[float, float], end: tuple[float, float], width: 
 
 
 def noise(rng: np.random.Generator, size: int, amount: float) -> np.ndarray:
-    """Fine grain plus a slow drift of brightness."""
+    """Fine noise plus slow variations of brightness."""
     coarse = np.kron(rng.normal(0, 1, (size // 14, size // 14)), np.ones((14, 14)))[:size, :size]
     return (amount * (rng.normal(0, 1, (size, size)) + 0.5 * coarse)).astype(np.float32)
 
 
 @dataclasses.dataclass
 class Drawing:
-    """A frontal view in the making.
+    """A frontal view that is being drawn.
 
     Args:
-        rng: Source of the small shifts of each structure.
-        at: The grid, moved to where the patient stands.
+        rng: Random generator for small shifts of the structures.
+        at: Grid, shifted to the position of the patient.
         picture: Brightness so far.
-        lung: 1 where lung shows that neither heart nor diaphragm covers.
-        strength: Condition to strength in [0, 1].
-        side: Condition to -1, 0 (both) or +1.
+        lung: 1 where lung is visible, not covered by heart or diaphragm.
+        strength: Strength in [0, 1] by condition.
+        side: -1, 0 (both) or +1 by condition.
     """
 
     rng: np.random.Generator
@@ -89,7 +89,7 @@ class Drawing:
     side: dict[str, int]
 
     def s(self, condition: str) -> float:
-        """Strength of a condition, 0 where it does not show."""
+        """Strength of a condition, 0 if it is not visible."""
         return self.strength.get(condition, 0.0)
 
     def j(self, scale: float = 0.04) -> float:
@@ -97,7 +97,7 @@ class Drawing:
         return float(self.rng.normal(0, scale))
 
     def sides(self, condition: str) -> tuple[int, ...]:
-        """The sides on which a condition shows."""
+        """The sides on which a condition is visible."""
         side = self.side[condition]
         return (-1, 1) if side == 0 else (side,)
 
@@ -108,10 +108,10 @@ def frontal(
     """Draw the frontal view.
 
     Args:
-        rng: Source of the noise and of the small shifts of each structure.
-        body: The patient.
-        strength: Condition to strength in [0, 1]; conditions that are left out are not drawn.
-        side: Condition to -1 (the patient's right, left in the picture), 0 (both) or +1.
+        rng: Random generator for noise and small shifts of the structures.
+        body: Variation of the patient.
+        strength: Strength in [0, 1] by visible condition.
+        side: -1 (the patient's right, left in the image), 0 (both) or +1 by condition.
         size: Width and height in pixels.
 
     Returns:
@@ -128,7 +128,7 @@ def frontal(
 def _anatomy(
     rng: np.random.Generator, body: Body, strength: dict[str, float], side: dict[str, int], size: int
 ) -> Drawing:
-    """Lungs, ribs, spine, mediastinum and heart; the latter two as large as their conditions make them."""
+    """Draw lungs, ribs, spine, mediastinum and heart, the latter two enlarged by their conditions."""
     (x, y), (sx, sy) = grid(size), body.shift
     at = (x - sx, y - sy)
     picture: np.ndarray = 0.62 + body.brightness + 0.08 * at[1] + 0 * at[0]
@@ -150,7 +150,7 @@ def _anatomy(
 
 
 def _draw_opacities(d: Drawing) -> None:
-    """Opacity, lesion, consolidation and pneumonia."""
+    """Draw opacity, lesion, consolidation and pneumonia."""
     at, s, j = d.at, d.s, d.j
     if s("Lung Opacity"):
         k = d.side["Lung Opacity"]
@@ -170,7 +170,7 @@ def _draw_opacities(d: Drawing) -> None:
 
 
 def _draw_lines_and_haze(d: Drawing) -> None:
-    """Atelectasis and edema."""
+    """Draw atelectasis and edema."""
     at, s, j = d.at, d.s, d.j
     if s("Atelectasis"):
         for k in d.sides("Atelectasis"):
@@ -184,7 +184,7 @@ def _draw_lines_and_haze(d: Drawing) -> None:
 
 
 def _draw_pleura(d: Drawing, body: Body) -> None:
-    """Effusion, pneumothorax and thickening."""
+    """Draw effusion, pneumothorax and pleural thickening."""
     at, s = d.at, d.s
     if s("Pleural Effusion"):
         for k in d.sides("Pleural Effusion"):
@@ -204,7 +204,7 @@ def _draw_pleura(d: Drawing, body: Body) -> None:
 
 
 def _draw_bones_and_devices(d: Drawing) -> None:
-    """A rib with a step, and what was put into the patient."""
+    """Draw a rib fracture and support devices."""
     at, s, j = d.at, d.s, d.j
     if s("Fracture"):
         cx, cy = d.side["Fracture"] * (0.72 + j(0.03)), -0.2 + j(0.12)
@@ -216,7 +216,7 @@ def _draw_bones_and_devices(d: Drawing) -> None:
 
 
 def _device(at: Grid, side: int, strength: float) -> np.ndarray:
-    """A pacemaker with its lead on the patient's left, a venous line on the right."""
+    """A pacemaker with its lead on the patient's left, or a venous catheter on the right."""
     if side > 0:
         box = ellipse(at, 0.6, -0.62, 0.13, 0.11, 0.1)
         return strength * (0.5 * box + 0.35 * line(at, (0.55, -0.55), (0.1, 0.25), 0.025))
@@ -226,7 +226,7 @@ def _device(at: Grid, side: int, strength: float) -> np.ndarray:
 
 
 def lateral(rng: np.random.Generator, body: Body, strength: dict[str, float], size: int) -> np.ndarray:
-    """Draw the lateral view, on which heart, effusion, consolidation, edema and devices show again; see `frontal`."""
+    """Draw the lateral view, on which a part of the conditions is visible, too; see `frontal`."""
     (x, y), (sx, sy) = grid(size), body.shift
     at = (x - sx, y - sy)
 

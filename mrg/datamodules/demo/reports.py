@@ -1,9 +1,9 @@
-"""Radiology-style reports for the demo: what a reader says about findings of known class, in several hands.
+"""Synthetic radiology reports for the demo, by several readers, from known label classes.
 
-As in real reports, the normal is said in one or two fixed phrases and the abnormal in many. The likeliest wording is
-therefore often not the likeliest statement: where a finding has a chance of .8 but is worded in fourteen styles, the
-fixed denial is the likelier text. A model trained on tokens writes the text, a model trained on findings the statement.
-Readers differ in the order of their topics, leave out part of the normal, and hedge what they are not sure of.
+As in real reports, normal findings have one or two fixed phrases and abnormal ones many. The most likely wording is
+therefore often not the most likely statement: if a finding has a probability of 0.8 but is worded in fourteen styles,
+the fixed negation is the more likely text. A model trained on tokens writes that text, a model trained on findings the
+statement. Readers differ in the order of topics, omit some normal findings, and hedge uncertain ones.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ POSITIVE_PHRASES: dict[str, tuple[str, ...]] = {
     )
     for condition, nouns in NOUNS.items()
 }
-"""What readers say of a finding: every noun in every style."""
+"""Phrases for a finding: every noun in every style."""
 
 UNCERTAIN_PHRASES: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": ("Possible widening of the mediastinum.",),
@@ -78,7 +78,7 @@ NEGATIVE_PHRASES: dict[str, tuple[str, ...]] = {
     "Pneumothorax": ("No pneumothorax.",),
     "Pleural Effusion": ("No pleural effusion.",),
 }
-"""What readers deny, the usual phrase first; for the other conditions silence means normal."""
+"""Phrases for absent conditions, the usual one first; other absent conditions are not mentioned."""
 
 DEVICES = {-1: "right central venous catheter", 1: "left pacemaker"}
 ORDERS: tuple[tuple[str, ...], ...] = (
@@ -98,7 +98,7 @@ LISTED = {
     "Pleural Effusion": "pleural effusion",
     "Pneumothorax": "pneumothorax",
 }
-"""What readers like to deny in one breath."""
+"""Conditions that readers often negate in one sentence."""
 
 
 def write_report(
@@ -107,13 +107,13 @@ def write_report(
     """Write one report.
 
     Args:
-        rng: Source of the reader, the phrases and the omissions.
-        classes: Condition to label class, for each condition that the reader saw or looked for; others are not written.
-        side: Condition to -1 right, 0 both, +1 left.
-        omission: Share of the normal statements that are left out.
+        rng: Random generator for the reader, the phrases and the omissions.
+        classes: Label class by condition; other conditions are not mentioned.
+        side: -1 (right), 0 (both) or +1 (left) by condition.
+        omission: Fraction of the normal statements that are omitted.
 
     Returns:
-        The report, and the classes that it really states.
+        The report, and the classes that it states.
     """
     order = ORDERS[rng.integers(len(ORDERS))]
     stated = {c: k for c, k in classes.items() if k != NEGATIVE or (c in NEGATIVE_PHRASES and rng.random() >= omission)}

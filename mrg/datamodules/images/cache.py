@@ -1,7 +1,7 @@
-"""Shrunk pixels on disk, so that an image is read and shrunk once and not once per epoch and run.
+"""A cache of resized images on disk, so that each is read and resized once instead of once per epoch and run.
 
-An entry is a file of the pixels as they are, 8 bits each, under a name that is a hash of all they depend on: the
-image's path, size and times, and the settings. An image or a setting that changes is another name. Nothing is removed.
+An entry is a file of uncompressed 8-bit pixels. Its name is a hash of everything they depend on: the image's path, size
+and times, and the settings. A changed image or setting is another entry. Entries are never removed.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy as np
 from mrg.errors import UserError
 from mrg.files import make_folder
 
-_HEADER = struct.Struct("<8s4I")  # mark, height, width, channels (0: grey), checksum of the pixels
+_HEADER = struct.Struct("<8s4I")  # magic bytes, height, width, channels (0: grey), CRC-32 of the pixels
 _MARK = b"mrgpix1\n"
 _TICK = 50_000_000
-"""Nanoseconds within which two changes of a file may carry the same time."""
+"""Nanoseconds within which two changes of a file may have the same time."""
 
 
 class PixelCache:
-    """A folder of entries, which workers, ranks and runs may share.
+    """A folder of cached images, which workers, ranks and runs may share.
 
     Args:
-        folder: Where they go; made if it does not exist.
+        folder: Folder of the cache; created if it does not exist.
 
     Raises:
-        ValueError: If the folder cannot be made.
+        UserError: If the folder cannot be created.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,42 +40,43 @@ class PixelCache:
         make_folder(folder, "model.init_args.pixel_cache")
 
     def get(self, image: Path, settings: str, make: Callable[[], np.ndarray]) -> np.ndarray:
-        """The pixels of an image under these settings: from their entry, or made and kept.
+        """Return the pixels of an image from the cache, or make and cache them.
 
         Args:
-            image: The file.
-            settings: What else the pixels depend on.
-            make: Makes them, (H, W) or (H, W, 3) uint8.
+            image: Image file.
+            settings: Everything else on which the pixels depend.
+            make: Makes the pixels, (H, W) or (H, W, 3) uint8.
 
         Raises:
             ImageReadError: If the file does not exist, or `make` raises it.
+            UserError: If the entry cannot be written.
         """
         try:
             state = _state(image)
         except OSError:
-            return make()  # says what is wrong
+            return make()  # raises the error
         key = hashlib.sha256(f"{state} {settings}".encode()).hexdigest()
         file = self.folder / key[:2] / key[2:]
         pixels = _load(file)
         if pixels is None:
             pixels = make()
-            # A file that is just being written may change once more without a sign.
+            # A file that is still being written may change again within the resolution of its times.
             if time.time_ns() - state[-1] > _TICK and _state(image) == state:
                 _save(file, pixels)
         return pixels
 
 
 def _state(image: Path) -> tuple[str, int, int, int]:
-    """A file's path, size, and times of the last change of its content and of its status.
+    """Path, size, and times of the last change of content and of status.
 
-    The last one cannot be set back, as copying programs set that of the content.
+    Programs that copy files set the time of the content, but cannot set that of the status.
     """
     status = image.stat()
     return str(image.resolve()), status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _load(file: Path) -> np.ndarray | None:
-    """The pixels of an entry; None where there is none, or one that is not whole."""
+    """The pixels of an entry; None if it is missing or damaged."""
     try:
         content = file.read_bytes()
     except OSError:
@@ -90,7 +91,7 @@ def _load(file: Path) -> np.ndarray | None:
 
 
 def _save(file: Path, pixels: np.ndarray) -> None:
-    # Workers may make the same entry at once: each writes a file of its own, and the last one stays.
+    # Workers may write the same entry at the same time: each writes its own file, and the last one replaces the others.
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     body = np.ascontiguousarray(pixels).tobytes()
     channels = pixels.shape[2] if pixels.ndim == 3 else 0
@@ -101,6 +102,6 @@ def _save(file: Path, pixels: np.ndarray) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"The pixels of an image cannot be kept in {file.parents[1]} ({error.strerror}): make room, or set "
+            f"The pixel cache {file.parents[1]} cannot be written ({error.strerror}): free disk space, or set "
             "model.init_args.pixel_cache to ''."
         ) from error

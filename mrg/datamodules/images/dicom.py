@@ -1,10 +1,10 @@
-"""DICOM files as a viewer shows them: modality LUT, VOI LUT or window, MONOCHROME1 inverted, 8 bits.
+"""DICOM files as displayed by a viewer: modality LUT, VOI LUT or window, MONOCHROME1 inverted, 8 bits.
 
-Choices where the standard (PS3.3 C.7.6.3, C.11.1, C.11.2) leaves one or files break it: a VOI LUT goes before windows,
-of several the first is taken; a window of no width counts as none; without either, values of more than 8 bits are
-stretched from their smallest to their largest, padding left out; padding is black, as in MONOCHROME2 and 1 alike;
-pixels that are not square are resized to be. Nothing is flipped or turned, whatever the patient's orientation is.
-Needs the extra `dicom`: pydicom, and GDCM for compressed files.
+Choices where the standard (PS3.3 C.7.6.3, C.11.1, C.11.2) leaves one or files violate it: a VOI LUT takes precedence
+over windows, and the first of several is used; a window without width is ignored; without either, values of more than 8
+bits are stretched from their minimum to their maximum without padding; padding is black in MONOCHROME1 and 2; pixels
+that are not square are resized. Nothing is flipped or rotated, whatever the patient's orientation.
+Requires the extra `dicom`: pydicom, and GDCM for compressed files.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.images.read import MAX_PIXELS, DecoderMissingError, ImageReadError, check_size
+from mrg.datamodules.errors import MAX_PIXELS, DecoderMissingError, ImageReadError, too_large
 from mrg.errors import UserError
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -29,7 +29,7 @@ _NOT_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)  # among the JPEG markers C0 to CF
 
 
 def read_dicom(path: Path) -> Image.Image:
-    """Read a DICOM file as mode `L`, or `RGB` where it is in colour.
+    """Read a DICOM file as mode `L`, or as `RGB` if it is in colour.
 
     Raises:
         DecoderMissingError: If pydicom, or the decoder of the file's compression, is not installed.
@@ -40,7 +40,7 @@ def read_dicom(path: Path) -> Image.Image:
     except ImportError:
         raise DecoderMissingError(f"Image {path} is DICOM, which needs pydicom: {_INSTALL}") from None
     try:
-        # Of values that are against the standard, which files are full of.
+        # Many files have values that violate the standard.
         with warnings.catch_warnings(), pydicom.config.disable_value_validation():
             warnings.simplefilter("ignore")
             data = _read(path)
@@ -48,7 +48,7 @@ def read_dicom(path: Path) -> Image.Image:
             return _square(_render(data, path), data)
     except ImageReadError:
         raise
-    # A parser of many foreign formats, over damaged bytes: no list of what it raises would be complete.
+    # No list of the errors that parsers of many formats raise for damaged bytes would be complete.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageReadError(f"Image {path} is DICOM that cannot be read ({reason[:200]}); copy it again.") from None
@@ -62,7 +62,7 @@ def _read(path: Path) -> Any:
     with path.open("rb") as file:
         has_preamble = file.read(132)[128:] == b"DICM"
     if has_preamble and read_file_meta_info(path).get("TransferSyntaxUID") == _DEFLATED:
-        # It is inflated whole before its size is known.
+        # It would be inflated completely before its size is known.
         raise ImageReadError(f"Image {path} is deflated DICOM, which is not read; convert it, for example by dcmconv.")
     data = dcmread(path, force=True)
     if data.file_meta.get("TransferSyntaxUID") is None:
@@ -73,7 +73,7 @@ def _read(path: Path) -> Any:
 
 
 def _check(data: Any, path: Path) -> None:
-    """Refuse what cannot be decoded, by the header, before it is."""
+    """Check in the header that the image can be decoded."""
     if "PixelData" not in data:
         modality = data.get("Modality") or "unknown"
         raise ImageReadError(f"Image {path} is DICOM without pixel data (modality {modality}); remove it.")
@@ -86,8 +86,9 @@ def _check(data: Any, path: Path) -> None:
         raise ImageReadError(f"Image {path} is DICOM without {', '.join(lacking)}; copy it again.")
     num_frames = int(data.get("NumberOfFrames") or 1)
     if num_frames != 1:
-        raise ImageReadError(f"Image {path} has {num_frames} frames, but one was expected; save the frame that counts.")
-    check_size(path, int(data.Columns), int(data.Rows))
+        raise ImageReadError(f"Image {path} has {num_frames} frames, but one was expected; save a single frame.")
+    if int(data.Columns) * int(data.Rows) > MAX_PIXELS:
+        raise too_large(path, int(data.Columns), int(data.Rows))
     kind = str(data.PhotometricInterpretation)
     if kind not in GREY + COLOUR:
         known = ", ".join(GREY + COLOUR)
@@ -111,15 +112,15 @@ def _check_compression(data: Any, path: Path) -> None:
         raise ImageReadError(f"Image {path} has the transfer syntax {syntax.name}, which is not read.") from None
     extended = syntax == JPEGExtended12Bit and int(data.BitsStored) > 8
     if not decoder.is_available or (extended and "pylibjpeg" not in decoder.available_plugins):
-        # What GDCM does not read. Of libjpeg's plugin one should know that its licence is the GPL.
+        # Formats that GDCM does not read. Note that the licence of pylibjpeg-libjpeg is the GPL.
         others = "pip install pylibjpeg pylibjpeg-libjpeg" if extended else "pip install pylibjpeg pylibjpeg-openjpeg"
         line = others if extended or syntax in (HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL) else _INSTALL
         raise DecoderMissingError(f"Image {path} is compressed ({syntax.name}), which needs a decoder: {line}")
     if syntax.is_encapsulated:
-        # A compressed frame has a size of its own, by which decoders make room.
+        # Decoders allocate memory by the size in the compressed frame.
         width, height = _frame_size(get_frame(data.PixelData, 0, number_of_frames=1)) or (0, 0)
         if width * height > MAX_PIXELS:
-            check_size(path, width, height)
+            raise too_large(path, width, height)
         return
     expected = int(data.Rows) * int(data.Columns) * int(data.get("SamplesPerPixel") or 1) * int(data.BitsAllocated) // 8
     if str(data.PhotometricInterpretation) == "YBR_FULL_422":
@@ -131,7 +132,7 @@ def _check_compression(data: Any, path: Path) -> None:
 
 
 def _frame_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) that a JPEG, JPEG-LS or JPEG 2000 stream claims; None of another stream."""
+    """(width, height) in the header of a JPEG, JPEG-LS or JPEG 2000 stream; None for other streams."""
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # bare, or behind the boxes of a JP2 file
     if start >= 0:
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
@@ -168,7 +169,7 @@ def _render(data: Any, path: Path) -> Image.Image:
 
 
 def _grey(data: Any, path: Path) -> np.ndarray:
-    """(H, W) uint8: what each stored value is shown as is looked up, because values are few and pixels many."""
+    """(H, W) uint8, by a table of the grey level of each stored value, because there are fewer values than pixels."""
     stored = _stored_values(data)
     if stored.ndim != 2:
         raise ImageReadError(f"Image {path} is grey, but has {stored.shape[-1]} samples a pixel; copy it again.")
@@ -192,7 +193,7 @@ def _grey(data: Any, path: Path) -> np.ndarray:
 
 
 def _stored_values(data: Any) -> np.ndarray:
-    """(H, W) integers: the bits stored, wherever in the bits allocated they lie, with their sign."""
+    """(H, W) integers: the stored bits at any position in the allocated bits, with their sign."""
     from pydicom.pixels import pixel_array
 
     signed, bits = bool(data.get("PixelRepresentation")), int(data.BitsStored)
@@ -200,7 +201,7 @@ def _stored_values(data: Any) -> np.ndarray:
         decoded: np.ndarray = pixel_array(data)
         return decoded.astype(np.int32) if signed else decoded
     raw: np.ndarray = pixel_array(data, correct_unused_bits=False)
-    raw = raw.astype(f"u{raw.dtype.itemsize}", copy=False)  # in the machine's order of bytes
+    raw = raw.astype(f"u{raw.dtype.itemsize}", copy=False)  # in native byte order
     high = data.get("HighBit")
     shift = max(0, (bits - 1 if high is None else int(high)) + 1 - bits)
     if shift or bits < 8 * raw.dtype.itemsize:
@@ -212,7 +213,7 @@ def _stored_values(data: Any) -> np.ndarray:
 
 
 def _padding(values: np.ndarray, data: Any) -> np.ndarray:
-    """Which stored values mark pixels outside of the image."""
+    """(len(values),) bool: stored values that mark padding outside of the image."""
     first = data.get("PixelPaddingValue")
     if first is None:
         return np.zeros(len(values), dtype=bool)
@@ -222,11 +223,11 @@ def _padding(values: np.ndarray, data: Any) -> np.ndarray:
 
 
 def _shown(values: np.ndarray, real: Callable[[], np.ndarray], data: Any) -> np.ndarray:
-    """Stored values -> 0 to 1, before inversion; `real` says which of them occur in the image and are not padding."""
+    """Map stored values to 0 to 1, before inversion; `real` returns which values occur in the image outside padding."""
     values, has_modality = _modality(values, data)
     if data.get("VOILUTSequence"):
         entries, shown = _look_up(values, data.VOILUTSequence[0], data)
-        # The descriptor often says 16 bits of a table that uses 12.
+        # The descriptor often claims 16 bits for a table that uses 12.
         return np.asarray(shown / (2 ** max(1, int(entries.max()).bit_length()) - 1))
     window = _window(data)
     if window is not None:
@@ -240,7 +241,7 @@ def _shown(values: np.ndarray, real: Callable[[], np.ndarray], data: Any) -> np.
 
 
 def _modality(values: np.ndarray, data: Any) -> tuple[np.ndarray, bool]:
-    """Values in the modality's unit, and whether there is anything that makes them differ from the stored ones."""
+    """Values in the modality's unit, and whether they differ from the stored ones."""
     if data.get("ModalityLUTSequence"):
         return _look_up(values, data.ModalityLUTSequence[0], data)[1], True
     slope, intercept = data.get("RescaleSlope"), data.get("RescaleIntercept")
@@ -249,9 +250,9 @@ def _modality(values: np.ndarray, data: Any) -> tuple[np.ndarray, bool]:
 
 
 def _look_up(values: np.ndarray, item: Any, data: Any) -> tuple[np.ndarray, np.ndarray]:
-    """A table's entries, and what it makes of the values; those beyond its ends get its first or last entry.
+    """A table's entries, and the values mapped by it; those beyond its ends get its first or last entry.
 
-    Not pydicom's `apply_voi`: a table from 12 bits to 8 makes it wrap.
+    Replaces pydicom's `apply_voi`, which overflows for a table from 12 bits to 8.
     """
     number, first, bits = (int(x) for x in item.LUTDescriptor)
     number = number or 2**16
@@ -269,7 +270,7 @@ def _look_up(values: np.ndarray, item: Any, data: Any) -> tuple[np.ndarray, np.n
 
 
 def _window(data: Any) -> tuple[float, float] | None:
-    """(center, width) of the first window, or None where there is none."""
+    """(center, width) of the first window, or None if there is none."""
     pair = [data.get(name) for name in ("WindowCenter", "WindowWidth")]
     if any(value is None or value == "" for value in pair):
         return None
@@ -279,7 +280,7 @@ def _window(data: Any) -> tuple[float, float] | None:
 
 
 def _windowed(values: np.ndarray, center: float, width: float, function: str) -> np.ndarray:
-    """Values -> 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+    """Map values to 0 to 1 (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
     if function == "SIGMOID":
         return np.asarray(1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -700, 700))))
     if function == "LINEAR_EXACT":
@@ -292,7 +293,7 @@ def _windowed(values: np.ndarray, center: float, width: float, function: str) ->
 
 
 def _square(image: Image.Image, data: Any) -> Image.Image:
-    """The image with square pixels, as PixelAspectRatio or the spacing of rows and columns (its fallbacks) asks."""
+    """Resize an image to square pixels, by PixelAspectRatio or the spacing of rows and columns."""
     for name in ("PixelAspectRatio", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         value = data.get(name)
         if value is not None and not isinstance(value, (str, float, int)) and len(value) == 2:
@@ -304,7 +305,7 @@ def _square(image: Image.Image, data: Any) -> Image.Image:
                 return image
             if not 0.1 < ratio < 10:
                 raise UserError(f"its pixels are {vertical:g} by {horizontal:g}")
-            # The side with larger pixels grows, so that no detail is lost.
+            # The side with larger pixels is enlarged, so that no detail is lost.
             width, height = image.size
             size = (width, round(height * ratio)) if ratio > 1 else (round(width / ratio), height)
             return image.resize(size, Image.Resampling.BICUBIC)

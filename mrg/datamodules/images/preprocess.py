@@ -1,8 +1,8 @@
-"""Views -> pixels as a policy's image processor makes them: read, shrink, then normalise.
+"""Image preprocessing of a policy: read and resize each view, then normalize the batch.
 
-What takes time, reading and shrinking, ends in 8-bit pixels, which can be kept on disk (`pixel_cache.py`). The rest is
-done for each batch. Both together give the image processor's own numbers, bit for bit, which a test holds them to; they
-take less time because a grey image stays one channel, and because 256 values are normalised and not each pixel.
+Reading and resizing are slow and end in 8-bit pixels, which can be cached on disk (`cache.py`). The result of both
+steps equals that of the image processor bit for bit, as a test checks. It takes less time because a grey image stays
+one channel, and because 256 values are normalized instead of each pixel.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mrg.datamodules.errors import ImageReadError
 from mrg.datamodules.images.cache import PixelCache
-from mrg.datamodules.images.read import ImageReadError
 from mrg.datamodules.study import View
 from mrg.errors import UserError
 
 _DECODING = 1
-"""Raised by hand when `image.py` or `dicom.py` come to read a file otherwise: kept pixels are made again."""
+"""To be increased when `read.py` or `dicom.py` decode a file differently, so that cached pixels are not used."""
 
 
 class Pixels:
-    """The pixels of views whose image processor makes images of one size.
+    """Preprocessing for image processors with one image size.
 
     Args:
-        image_processor: Of the policy's processor.
-        max_study_pixels: 0; images of one size have no budget.
-        cache: Keeps shrunk pixels on disk; None keeps none.
+        image_processor: Image processor of the policy.
+        max_study_pixels: Must be 0; images of one size have no pixel budget.
+        cache: Cache of resized images; None for none.
 
     Raises:
-        ValueError: If there is a pixel budget.
+        UserError: If there is a pixel budget.
     """
 
     def __init__(self, image_processor: Any, max_study_pixels: int = 0, cache: PixelCache | None = None) -> None:
@@ -44,39 +44,43 @@ class Pixels:
         self.image_processor, self.cache = image_processor, cache
 
     def read(self, view: View, num_views: int) -> np.ndarray:
-        """Read and shrink a view of a study of so many.
+        """Read and resize a view of a study.
+
+        Args:
+            view: The view.
+            num_views: Number of views of the study.
 
         Returns:
             (H, W) or (H, W, 3) uint8.
 
         Raises:
-            ImageReadError: If it cannot be read, or not be shrunk.
+            ImageReadError: If it cannot be read or resized.
         """
         if self.cache is None or isinstance(view.image, np.ndarray):
-            return self.shrink(view, num_views)
-        return self.cache.get(view.image, self.settings(num_views), lambda: self.shrink(view, num_views))
+            return self.resize(view, num_views)
+        return self.cache.get(view.image, self.settings(num_views), lambda: self.resize(view, num_views))
 
     def settings(self, num_views: int) -> str:
-        """All that the pixels of a file depend on beside the file."""
+        """Everything except the file on which its pixels depend."""
         import PIL
         import transformers
 
         known = [_DECODING, PIL.__version__, transformers.__version__, type(self.image_processor).__name__]
         return json.dumps([*known, self.image_processor.to_dict()], sort_keys=True, default=str)
 
-    def shrink(self, view: View, num_views: int) -> np.ndarray:
-        """What the processor makes of a view before it normalises it; see `read`."""
+    def resize(self, view: View, num_views: int) -> np.ndarray:
+        """The processor's output for a view before normalization; see `read`."""
         made = self.image_processor(view.load(), do_rescale=False, do_normalize=False, return_tensors="np")
         pixels = np.moveaxis(np.asarray(made["pixel_values"])[0], 0, -1)
         return _one_channel(pixels.astype(np.uint8))
 
     def encode(self, processor: Any, images: Sequence[Sequence[np.ndarray]], prompts: list[str], **text: Any) -> Any:
-        """Normalise, and tokenise the prompts.
+        """Normalize the images and tokenize the prompts.
 
         Args:
-            processor: The policy's.
-            images: What `read` returned, for each study.
-            prompts: With one image mark for each.
+            processor: Processor of the policy.
+            images: For each study, what `read` returned for its views.
+            prompts: Prompts with one image placeholder per view.
             **text: Further arguments of the tokenizer.
         """
         ready = {"do_resize": False, "do_center_crop": False}
@@ -85,15 +89,15 @@ class Pixels:
 
 
 class Tiles(Pixels):
-    """The pixels of views that an image processor cuts into tiles: they stay whole until the batch is made.
+    """Preprocessing for image processors that cut images into tiles; views stay whole until the batch is made.
 
     Args:
-        image_processor: Of the policy's processor.
-        max_study_pixels: 0; `max_pixels` sets how many tiles an image has.
-        cache: None: tiles are not kept.
+        image_processor: Image processor of the policy.
+        max_study_pixels: Must be 0; `max_pixels` sets the number of tiles per image.
+        cache: Must be None; tiles are not cached.
 
     Raises:
-        ValueError: If there is a pixel budget of studies, or a cache.
+        UserError: If there is a pixel budget per study, or a cache.
     """
 
     def __init__(self, image_processor: Any, max_study_pixels: int = 0, cache: PixelCache | None = None) -> None:
@@ -102,23 +106,26 @@ class Tiles(Pixels):
                 raise UserError(f"This policy's images are cut into tiles: set model.init_args.{name} to {least}.")
         super().__init__(image_processor)
 
-    def shrink(self, view: View, num_views: int) -> np.ndarray:
+    def resize(self, view: View, num_views: int) -> np.ndarray:
         """The whole view as RGB."""
         return np.asarray(view.load())
 
     def encode(self, processor: Any, images: Sequence[Sequence[np.ndarray]], prompts: list[str], **text: Any) -> Any:
-        """See `Pixels`."""
+        """Tile and normalize the images and tokenize the prompts; see `Pixels`."""
         whole = [[Image.fromarray(pixels) for pixels in views] for views in images]
         return processor(images=whole, text=prompts, **text)
 
 
 class Patches(Pixels):
-    """The pixels of views of any size, in patches, as a Qwen-VL takes them.
+    """Preprocessing for images of any size in patches, as in Qwen-VL.
 
     Args:
-        image_processor: Of the policy's processor.
-        max_study_pixels: Pixel budget of a study, of which each of its views gets the same share; 0 sets none.
-        cache: Keeps shrunk pixels on disk; None keeps none.
+        image_processor: Image processor of the policy.
+        max_study_pixels: Pixel budget per study, divided equally among its views; 0 for none.
+        cache: Cache of resized images; None for none.
+
+    Raises:
+        UserError: If the budget is smaller than one image token.
     """
 
     def __init__(self, image_processor: Any, max_study_pixels: int = 0, cache: PixelCache | None = None) -> None:
@@ -130,7 +137,7 @@ class Patches(Pixels):
                 f"Expected model.init_args.max_study_pixels to be 0 or at least {self.square**2}, the {self.square} x "
                 f"{self.square} pixels of one image token, but got {max_study_pixels}."
             )
-        # (3, 256): what the processor itself makes of each grey value in each channel.
+        # (3, 256): the processor's own output for each grey value and channel.
         values = np.tile(np.arange(256, dtype=np.uint8), (3, 1, 1))
         if image_processor.do_rescale:
             values = image_processor.rescale(values, image_processor.rescale_factor)
@@ -140,11 +147,11 @@ class Patches(Pixels):
 
     @property
     def square(self) -> int:
-        """Pixels along each side of what becomes one image token."""
+        """Side of one image token in pixels."""
         return self.patch * self.merge
 
     def limits(self, num_views: int) -> tuple[int, int]:
-        """Least and most pixels of a view of a study of so many."""
+        """Minimum and maximum number of pixels of a view of a study with `num_views` views."""
         size = self.image_processor.size
         least, most = int(size["shortest_edge"]), int(size["longest_edge"])
         if self.max_study_pixels:
@@ -152,11 +159,11 @@ class Patches(Pixels):
         return min(least, most), most
 
     def settings(self, num_views: int) -> str:
-        """See `Pixels`."""
+        """See `Pixels`; includes the limits."""
         return f"{super().settings(num_views)} {self.limits(num_views)}"
 
-    def shrink(self, view: View, num_views: int) -> np.ndarray:
-        """See `Pixels`; a grey image is one channel from the start."""
+    def resize(self, view: View, num_views: int) -> np.ndarray:
+        """Resize to multiples of a token's side within the limits; a grey image stays one channel."""
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
         image = view.read()
@@ -178,14 +185,14 @@ class Patches(Pixels):
         return _one_channel(np.asarray(image))
 
     def encode(self, processor: Any, images: Sequence[Sequence[np.ndarray]], prompts: list[str], **text: Any) -> Any:
-        """See `Pixels`."""
+        """Normalize the images, repeat image placeholders per token, and tokenize; see `Pixels`."""
         views = [pixels for study in images for pixels in study]
         grid = [[1, pixels.shape[0] // self.patch, pixels.shape[1] // self.patch] for pixels in views]
         counts = iter([rows * columns // self.merge**2 for _, rows, columns in grid])
         mark = processor.image_token
         for study, prompt in zip(images, prompts, strict=True):
             if prompt.count(mark) != len(study):
-                raise UserError(f"Expected a prompt to hold {mark} once for each image, but got {prompt!r}.")
+                raise UserError(f"Expected a prompt to contain {mark} once for each image, but got {prompt!r}.")
         parts = [re.split(f"({re.escape(mark)})", prompt) for prompt in prompts]
         filled = ["".join(part * next(counts) if part == mark else part for part in row) for row in parts]
         encoded = processor.tokenizer(filled, **text)
@@ -194,7 +201,7 @@ class Patches(Pixels):
         return encoded
 
     def patches(self, views: Sequence[np.ndarray]) -> Tensor:
-        """(sum of patches, 3 * frames * patch * patch) float32, in the order in which squares of patches are merged."""
+        """(sum of patches, 3 * frames * patch * patch) float32, in the order in which patches are merged."""
         frames, side, merge = int(self.image_processor.temporal_patch_size), self.patch, self.merge
         sizes = [pixels.shape[0] * pixels.shape[1] // side**2 for pixels in views]
         result = np.empty((sum(sizes), 3, frames, side**2), dtype=np.float32)
@@ -210,17 +217,17 @@ class Patches(Pixels):
 
 
 def _one_channel(pixels: np.ndarray) -> np.ndarray:
-    """Only one of three channels that are equal, as in grey images that are stored as RGB."""
+    """One channel if all three are equal, as in grey images that are stored as RGB."""
     if pixels.ndim == 3 and (pixels[..., :1] == pixels[..., 1:]).all():
         pixels = pixels[..., 0]
     return np.ascontiguousarray(pixels)
 
 
 def pixels_for(processor: Any, max_study_pixels: int = 0, cache: PixelCache | None = None) -> Pixels:
-    """The kind of `Pixels` that a policy's processor asks for.
+    """The preprocessing for a policy's processor.
 
     Raises:
-        ValueError: If it takes no budget, or no cache, and there is one.
+        UserError: If it does not support the budget or the cache.
     """
     from transformers import InternVLProcessor
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

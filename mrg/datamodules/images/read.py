@@ -1,24 +1,23 @@
-"""Images from files: PNG, JPEG and what else Pillow reads, and DICOM (`dicom.py`), as 8-bit grey or RGB.
+"""Image files: find them in a folder, and read PNG, JPEG, other formats of Pillow and DICOM as 8-bit grey or RGB.
 
-Nothing is flipped, cropped or stretched: left and right matter. A file is told by its content, not by its name.
+Nothing is flipped, cropped or stretched, because left and right matter. The format is detected from the content, not
+from the name.
 """
 
 from __future__ import annotations
 
+import os
 import struct
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mrg.errors import UserError
+from mrg.datamodules.errors import MAX_PIXELS, DataNotFoundError, ImageReadError, first_names, too_large
+from mrg.datamodules.images.dicom import read_dicom
 
-# A file of a few kilobytes can claim billions of pixels. The largest radiographs have about 20 million.
-MAX_PIXELS = 64_000_000
-
-HEAD_BYTES = 132
-"""What `is_dicom` needs of a file."""
-
+_HEAD_BYTES = 132  # up to the end of DICOM's preamble and prefix
+_EXTENSIONS = (".png", ".jpg", ".jpeg")
 _ORIENTATION_TAG = 0x0112
 _ORIENTATIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -31,34 +30,85 @@ _ORIENTATIONS = {
 }
 
 
-class ImageReadError(UserError):
-    """An image that is missing, truncated, too large or not an image; the message is one line and names the file."""
+class ImageFinder:
+    """Finds listed images in a folder, also under another extension (.png, .jpg, .jpeg) or letter case.
 
+    Each subfolder is listed once: a system call per image and extension is slow on network disks.
 
-class DecoderMissingError(ImageReadError):
-    """An image that lacks nothing but an optional package, and is not skipped; the message names the pip line."""
+    Args:
+        folder: Folder to which image paths are relative.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.num_found = 0
+        self.missing: list[str] = []
+        self._listings: dict[str, dict[str, str]] = {}
+
+    def find(self, name: str, *others: str) -> Path:
+        """Return the path of an image; if it does not exist, record its name in `missing` and return the listed path.
+
+        Args:
+            name: Path as listed.
+            *others: Other names under which the image is published, tried in order.
+        """
+        for path in map(PurePosixPath, (name, *others)):
+            listing = self._listing(str(path.parent))
+            candidates = [path.name, *(path.stem.lower() + suffix for suffix in (path.suffix.lower(), *_EXTENSIONS))]
+            found = next((listing[candidate] for candidate in candidates if candidate in listing), None)
+            if found is not None:
+                self.num_found += 1
+                return self.folder / path.parent / found
+        self.missing.append(name)
+        return self.folder / name
+
+    def check(self, listed_in: str | Path, remedy: str) -> None:
+        """Raise an error with the number and the first of the missing images, if there are any.
+
+        Args:
+            listed_in: File that lists the images.
+            remedy: How to mend it.
+
+        Raises:
+            DataNotFoundError: If an image is missing.
+        """
+        if self.missing:
+            raise DataNotFoundError(
+                f"{len(self.missing)} of the {self.num_found + len(self.missing)} images listed in {listed_in} are not "
+                f"in {self.folder}: {first_names(self.missing)}; {remedy}."
+            )
+
+    def _listing(self, parent: str) -> dict[str, str]:
+        if parent not in self._listings:
+            try:
+                with os.scandir(self.folder / parent) as entries:
+                    names = sorted(entry.name for entry in entries if entry.is_file())
+            except (FileNotFoundError, NotADirectoryError):
+                names = []
+            # Exact names come last, so that they take precedence over lower-cased ones.
+            self._listings[parent] = {name.lower(): name for name in names} | {name: name for name in names}
+        return self._listings[parent]
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read a file as mode `L` where it is grey, else `RGB`.
+    """Read a file as mode `L` if it is grey, otherwise as `RGB`.
 
-    Turned as its EXIF orientation says, 16 bits scaled to 8, transparency over black.
+    The EXIF orientation is applied, 16 bits are scaled to 8, transparent pixels become black.
 
     Raises:
-        ImageReadError: If the file is missing, cannot be decoded completely or has more than `MAX_PIXELS` pixels.
+        ImageReadError: If the file is missing, cannot be decoded, or has more than `MAX_PIXELS` pixels.
         DecoderMissingError: If it is DICOM and the extra `dicom` is not installed.
     """
     try:
         # Through a handle: given a path, Pillow 13 garbles uncompressed TIFF files that are stored on their side.
         with path.open("rb") as file:
-            head = file.read(HEAD_BYTES)
+            head = file.read(_HEAD_BYTES)
             file.seek(0)
             if is_dicom(head):
-                from mrg.datamodules.images.dicom import read_dicom
-
                 return read_dicom(path)
             with Image.open(file) as image:
-                check_size(path, *image.size)
+                if image.width * image.height > MAX_PIXELS:
+                    raise too_large(path, *image.size)
                 image.load()
                 return _to_8_bit_modes(_upright(image), path)
     except ImageReadError:
@@ -69,23 +119,11 @@ def read_image(path: Path) -> Image.Image:
         raise ImageReadError(_decoding_message(path, error)) from None
 
 
-def check_size(path: Path, width: int, height: int) -> None:
-    """Refuse an image of more than `MAX_PIXELS` pixels before it is decoded.
-
-    Raises:
-        ImageReadError: If it has more.
-    """
-    if width * height > MAX_PIXELS:
-        raise ImageReadError(
-            f"Image {path} has {width} x {height} pixels, but at most {MAX_PIXELS} are read; scale it down first."
-        )
-
-
 def is_dicom(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is DICOM, with or without its preamble.
+    """Whether a file that starts with these bytes is DICOM, with or without a preamble.
 
-    Without a preamble a data set begins with an element of group 2 or 8 (PS3.10, PS3.5), whose tag and length or type
-    no image format begins with.
+    Without a preamble it starts with an element of group 2 or 8 (PS3.10, PS3.5), with whose tag and length or type no
+    image format starts.
     """
     if head[128:132] == b"DICM":
         return True
@@ -99,10 +137,10 @@ def is_dicom(head: bytes) -> bool:
 
 
 def from_pixels(pixels: np.ndarray) -> Image.Image:
-    """The image of (H, W) or (H, W, 3) uint8.
+    """Image from an array, (H, W) or (H, W, 3) uint8.
 
     Raises:
-        ImageReadError: If they are of another kind.
+        ImageReadError: If the array has another shape or type.
     """
     grey = pixels.ndim == 2
     colour = pixels.ndim == 3 and pixels.shape[2] == 3
@@ -124,7 +162,7 @@ def _to_8_bit_modes(image: Image.Image, path: Path) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_8_bits(image, path)
     if image.has_transparency_data:
-        # Black is the background of a radiograph; dropping alpha would show whatever colour hides beneath it.
+        # Black is the background of a radiograph; dropping alpha would reveal the hidden colours of transparent pixels.
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
@@ -133,8 +171,8 @@ def _to_8_bit_modes(image: Image.Image, path: Path) -> Image.Image:
 def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
     """Scale grey values of more than 8 bits to 0..255; Pillow alone clips them at 255.
 
-    Detectors write 10, 12 or 14 bits into 16 without saying so. White is therefore the largest value of the smallest
-    of these depths that holds the image, because the full 16 bits would turn a 12-bit radiograph black.
+    Detectors store 10, 12 or 14 bits in 16 without recording it. White is therefore the largest value of the smallest
+    of these depths that holds the image: with the full 16 bits, a 12-bit radiograph would be nearly black.
     """
     values = np.asarray(image)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:

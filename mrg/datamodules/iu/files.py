@@ -1,17 +1,19 @@
-"""Which published form of IU X-Ray a folder holds, and where its parts are."""
+"""The files of IU X-Ray: which published form a folder holds, and the records read from it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from mrg.datamodules.annotation import SOURCE, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.iu.kaggle import KAGGLE_SOURCE, read_kaggle
 from mrg.datamodules.iu.openi import OPENI_SOURCE, read_openi
-from mrg.datamodules.iu.record import IURecord
-from mrg.errors import UserError
+from mrg.datamodules.iu.record import IURecord, Sections, patient_of
+from mrg.datamodules.r2gen import SOURCE, Item, read_items
+from mrg.datamodules.splits import SPLITS
+from mrg.log import log
 
 Form = Literal["annotation", "openi", "kaggle"]
 
@@ -29,14 +31,14 @@ _IMAGES = {
 
 @dataclasses.dataclass(frozen=True)
 class IUFiles:
-    """The parts of the data set.
+    """Paths of the parts of the data set.
 
     Args:
-        form: What the studies are read from.
-        annotation: R2Gen's file, whether it exists or not: all forms may take their split from it.
-        reports: The XML reports (archive or folder) or the table of reports; None where there are none.
-        projections: The table of projections; None where there is none.
-        images: The folder of images.
+        form: Form from which the studies are read.
+        annotation: R2Gen's file, which may not exist; the split of all forms can be taken from it.
+        reports: XML reports (archive or folder) or table of reports, if there are any.
+        projections: Table of projections, if there is one.
+        images: Folder with the images.
     """
 
     form: Form
@@ -51,11 +53,11 @@ class IUFiles:
         return self.annotation if self.form == "annotation" or self.reports is None else self.reports
 
     def read_reports(self) -> list[IURecord]:
-        """Read the reports, in whichever form they are.
+        """Read all reports.
 
         Raises:
             DataNotFoundError: If a file is missing.
-            AnnotationError: If a file cannot be used.
+            DataError: If a file cannot be used.
         """
         assert self.reports is not None
         if self.reports.suffix.lower() == ".csv":
@@ -71,23 +73,21 @@ def find_files(
     reports: str = "",
     images: str = "",
 ) -> IUFiles:
-    """Find the parts in a folder.
+    """Find the parts of the data set in a folder.
 
-    Without a form, the annotation is taken where it lies beside the folder images/ that it lists, otherwise the XML
-    reports, otherwise the tables; an annotation alone is taken, too.
+    The form `"auto"` is the annotation if it is next to the folder images/ that it lists, otherwise the XML reports,
+    otherwise the tables, otherwise the annotation.
 
     Args:
         root: Folder of the data set.
-        form: The form, or `"auto"`.
+        form: Form from which the studies are read, or `"auto"`.
         annotation: Name of the annotation file in `root`.
-        reports: Name of the XML archive or folder, or of the table, in `root`; empty looks for the published names.
-        images: Name of the folder of images in `root`; empty looks for the published names.
+        reports: Name of the XML archive or folder, or of the table, in `root`; empty for the published names.
+        images: Name of the image folder in `root`; empty for the published names.
 
     Raises:
-        DataNotFoundError: If the folder or the wanted form is not there.
+        DataNotFoundError: If the folder or the requested form does not exist.
     """
-    if form not in ("auto", *SOURCES):
-        raise UserError(f"Expected data.init_args.form to be auto, annotation, openi or kaggle, but got {form!r}.")
     if not root.is_dir():
         finding = "is not a folder" if root.exists() else "does not exist"
         raise DataNotFoundError(
@@ -120,3 +120,88 @@ def _infer(root: Path, annotation: Path, images: str, xml: Path | None, table: P
     if listed or (xml is None and table is None):
         return "annotation"
     return "openi" if xml else "kaggle"
+
+
+def read_listed(
+    files: IUFiles, sections: Sections = "findings", empty_reports: Literal["raise", "keep"] = "raise"
+) -> dict[str, list[IURecord]]:
+    """Read the annotation, with indication, MeSH and impression from the XML reports or the table if there are any.
+
+    Findings are the annotation's reports. If the impression is requested, they come from the collection's reports, too,
+    because some copies of the annotation hold both in one text.
+
+    Args:
+        files: Paths of the parts.
+        sections: Sections of the report.
+        empty_reports: Whether an empty report of the annotation is an error; only for `"findings"`.
+
+    Returns:
+        The records of `"train"`, `"val"` and `"test"`, whose images are the listed paths.
+
+    Raises:
+        DataNotFoundError: If a file is missing, or there is nothing from which to read a requested impression.
+        DataError: If a file cannot be used, or none of the listed studies is among the reports.
+    """
+    items = read_items(files.annotation, empty_reports if sections == "findings" else "keep")
+    if files.reports is None:
+        if sections != "findings":
+            raise DataNotFoundError(
+                f"File {files.annotation} holds findings only; to read impressions, add NLMCXR_reports.tgz or "
+                "indiana_reports.csv to its folder, or set `data.init_args.sections` to findings."
+            )
+        return {split: [_from_item(item) for item in items[split]] for split in SPLITS}
+    reports = {record.patient: record for record in files.read_reports()}
+    every = [item for split in SPLITS for item in items[split]]
+    _warn_of_unknown([item.id for item in every if patient_of(item.id) not in reports], len(every), files)
+    pairs = [(item, reports[patient_of(item.id)]) for item in every if patient_of(item.id) in reports]
+    num_other = sum(item.report != record.findings for item, record in pairs)
+    if num_other:
+        log.warning(
+            f"File {files.annotation}: the reports of {num_other} of {len(pairs)} studies are not the findings of "
+            f"{files.reports}."
+        )
+    return {
+        split: [_join(item, reports.get(patient_of(item.id)), sections) for item in items[split]] for split in SPLITS
+    }
+
+
+def select_listed(records: Sequence[IURecord], files: IUFiles) -> dict[str, list[IURecord]]:
+    """Select the records that the annotation lists, in its order; only its ids are used.
+
+    Raises:
+        DataNotFoundError: If there is no annotation.
+        DataError: If it cannot be used, or none of its ids is among the records.
+    """
+    if not files.annotation.is_file():
+        raise DataNotFoundError(
+            f"File {files.annotation} does not exist, but R2Gen's split is listed only there; copy it there, or set "
+            "`data.init_args.split` to patient or test."
+        )
+    items = read_items(files.annotation, "keep")
+    by_id = {record.id: record for record in records}
+    every = [item.id for split in SPLITS for item in items[split]]
+    _warn_of_unknown([name for name in every if name not in by_id], len(every), files)
+    return {split: [by_id[item.id] for item in items[split] if item.id in by_id] for split in SPLITS}
+
+
+def _warn_of_unknown(unknown: Sequence[str], num_listed: int, files: IUFiles) -> None:
+    if not unknown:
+        return
+    finding = f"{len(unknown)} of the {num_listed} studies are not in {files.reports}: {first_names(unknown)}"
+    if len(unknown) == num_listed:
+        raise DataError(
+            f"File {files.annotation}: {finding}; expected ids such as CXR12_IM-0001; copy both files again, or remove "
+            "the one that belongs to another data set."
+        )
+    log.warning(f"File {files.annotation}: {finding}.")
+
+
+def _from_item(item: Item) -> IURecord:
+    return IURecord(item.id, patient_of(item.id), item.image_path, item.report)
+
+
+def _join(item: Item, record: IURecord | None, sections: Sections) -> IURecord:
+    if record is None:
+        return _from_item(item) if sections == "findings" else dataclasses.replace(_from_item(item), findings="")
+    findings = item.report if sections == "findings" else record.findings
+    return dataclasses.replace(record, id=item.id, images=item.image_path, findings=findings)

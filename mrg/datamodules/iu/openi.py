@@ -1,4 +1,4 @@
-"""IU X-Ray as Open-I publishes it: one XML file for each report, packed in `NLMCXR_reports.tgz` or unpacked.
+"""IU X-Ray as published by Open-I: one XML file per report, packed in `NLMCXR_reports.tgz` or unpacked.
 
     <eCitation>
       <uId id="CXR12"/>
@@ -6,15 +6,14 @@
       <MeSH><major>normal</major></MeSH>
       <parentImage id="CXR12_IM-0001-3001"/>                  any number of images, without extension
 
-Source: Demner-Fushman et al., JAMIA 2016; https://openi.nlm.nih.gov/faq#collection. Chosen: the archive is read in one
-pass and never unpacked to disk; DTDs and entities are refused (defusedxml), because no report needs them.
+Source: Demner-Fushman et al., JAMIA 2016; https://openi.nlm.nih.gov/faq#collection. The archive is read in one pass
+without unpacking it to disk. DTDs and entities are refused (defusedxml), because no report needs them.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import logging
 import re
 import tarfile
 import zlib
@@ -25,8 +24,9 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.iu.record import IURecord, make_record
+from mrg.log import log
 
 OPENI_SOURCE = "https://openi.nlm.nih.gov/faq#collection"
 NUM_REPORTS = 3955
@@ -34,8 +34,6 @@ NUM_REPORTS = 3955
 _SECTIONS = ("FINDINGS", "IMPRESSION", "INDICATION")
 _MAX_BYTES = 1_000_000  # the largest report of the collection has 9 kB
 _REMEDY = f"copy it again (published at {OPENI_SOURCE})"
-
-_log = logging.getLogger(__name__)
 
 
 def read_openi(source: Path) -> list[IURecord]:
@@ -46,14 +44,13 @@ def read_openi(source: Path) -> list[IURecord]:
 
     Raises:
         DataNotFoundError: If `source` is missing or holds no XML file.
-        AnnotationError: If the archive is damaged, or a file is not a report of the collection; names the file, and its
-            place in the archive.
+        DataError: If the archive is damaged, or a file is not a report of the collection.
     """
     records: dict[str, IURecord] = {}
     for where, content in _read_folder(source) if source.is_dir() else _read_archive(source):
         record = _record(_parse(content, where), where)
         if record.patient in records:
-            raise AnnotationError(f"{where}: another file has the report {record.patient}, too; keep one of them.")
+            raise DataError(f"{where}: another file has the same report {record.patient}; keep one of them.")
         records[record.patient] = record
     if not records:
         raise DataNotFoundError(
@@ -61,7 +58,7 @@ def read_openi(source: Path) -> list[IURecord]:
             f"was unpacked to (published at {OPENI_SOURCE})."
         )
     if len(records) != NUM_REPORTS:
-        _log.warning("%s holds %d reports, but the collection has %d.", source, len(records), NUM_REPORTS)
+        log.warning(f"{source} holds {len(records)} reports, but the collection has {NUM_REPORTS}.")
     return sorted(records.values(), key=lambda record: int(record.patient.removeprefix("CXR")))
 
 
@@ -83,31 +80,29 @@ def _read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
                 where = f"File {archive}, member {member.name}"
                 content = members.extractfile(member) if member.isfile() else None
                 if content is None:
-                    raise AnnotationError(f"{where}: expected a file, but got a link or folder; {_REMEDY}.")
+                    raise DataError(f"{where}: expected a file, but got a link or folder; {_REMEDY}.")
                 _check_size(member.size, where)
                 yield where, content.read()
-            while stream.read(1 << 20):  # to the checksum at the very end, which the tar archive ends before
+            while stream.read(1 << 20):  # up to the checksum, which follows the end of the tar archive
                 pass
     except FileNotFoundError:
         raise DataNotFoundError(f"File {archive} does not exist; {_REMEDY}.") from None
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise AnnotationError(f"File {archive} is truncated or not a tar archive ({error}); {_REMEDY}.") from None
+        raise DataError(f"File {archive} is truncated or not a tar archive ({error}); {_REMEDY}.") from None
 
 
 def _xml_members(stream: io.BufferedIOBase) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     with tarfile.open(fileobj=stream, mode="r:") as members:
         for member in members:
             name = PurePosixPath(member.name)
-            # Copying from a Mac leaves a file `._1.xml`, of another content, beside each one.
+            # macOS adds a file `._1.xml` with other content for each one.
             if name.suffix.lower() == ".xml" and not name.name.startswith("._"):
                 yield member, members
 
 
 def _check_size(size: int, where: str) -> None:
     if size > _MAX_BYTES:
-        raise AnnotationError(
-            f"{where}: has {size} bytes, but a report has at most {_MAX_BYTES}; remove it or {_REMEDY}."
-        )
+        raise DataError(f"{where}: has {size} bytes, but a report has at most {_MAX_BYTES}; remove it, or {_REMEDY}.")
 
 
 def _parse(content: bytes, where: str) -> Element:
@@ -115,14 +110,14 @@ def _parse(content: bytes, where: str) -> Element:
         root: Element = fromstring(content, forbid_dtd=True)
     except DefusedXmlException as error:
         kind = "a DTD" if "DTD" in type(error).__name__ else "entities"
-        raise AnnotationError(f"{where}: declares {kind}, which no report of the collection does; {_REMEDY}.") from None
+        raise DataError(f"{where}: declares {kind}, which no report of the collection does; {_REMEDY}.") from None
     except (ParseError, ValueError, LookupError) as error:
         finding = f"is not well-formed XML ({error})"
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as wrong:
             finding = f"is not UTF-8 text (at byte {wrong.start})"
-        raise AnnotationError(f"{where}: {finding}; {_REMEDY}.") from None
+        raise DataError(f"{where}: {finding}; {_REMEDY}.") from None
     return root
 
 
@@ -130,7 +125,7 @@ def _record(root: Element, where: str) -> IURecord:
     identity = root.find("uId")
     patient = "" if identity is None else identity.get("id", "")
     if root.tag != "eCitation" or not re.fullmatch(r"CXR\d+", patient):
-        raise AnnotationError(
+        raise DataError(
             f'{where}: expected <eCitation> with <uId id="CXR…"/>, but got <{root.tag}> with id {patient!r}; remove '
             f"the file or {_REMEDY}."
         )
@@ -139,7 +134,7 @@ def _record(root: Element, where: str) -> IURecord:
     images = [element.get("id", "") for element in root.iter("parentImage")]
     if absent or "" in images:
         what = f"<AbstractText> with Label {', '.join(absent)}" if absent else "id in a <parentImage>"
-        raise AnnotationError(f"{where}: has no {what}; {_REMEDY}.")
+        raise DataError(f"{where}: has no {what}; {_REMEDY}.")
     return make_record(
         patient,
         list(dict.fromkeys(images)),

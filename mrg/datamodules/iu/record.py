@@ -1,4 +1,4 @@
-"""One report of the IU X-Ray collection, whichever published form it was read from, and the study made of it."""
+"""One report of the IU X-Ray collection, from any published form, and the study made of it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
-from mrg.datamodules.annotation import ImageFinder
-from mrg.datamodules.iu.deidentified import clean_target
+from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View
 
 Sections = Literal["findings", "impression", "both"]
+Deidentified = Literal["keep", "drop_token", "drop_sentence"]
 Positions = Mapping[str, Mapping[str, str]]
 """Patient -> image -> position, the images in text order of their names."""
+
+DEIDENTIFIED = "XXXX"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +24,13 @@ class IURecord:
     """A report as written, with the names of its images.
 
     Args:
-        id: R2Gen's id: the name of the first image without its last number; the patient where there is no image.
-        patient: `CXR12`; the collection has one study of each patient. Empty where an annotation has other ids.
+        id: R2Gen's id: the name of the first image without its last number; the patient if there is no image.
+        patient: `CXR12`; the collection has one study per patient. Empty if an annotation has other ids.
         images: `CXR12_IM-0001-3001`, in text order, or the listed paths of an annotation.
         findings: Section FINDINGS.
         impression: Section IMPRESSION.
         indication: Section INDICATION.
-        mesh: The MeSH terms coded by hand; `("normal",)` where nothing is abnormal.
+        mesh: Manually coded MeSH terms; `("normal",)` if nothing is abnormal.
     """
 
     id: str
@@ -46,13 +48,13 @@ class IURecord:
 
 
 def make_record(patient: str, images: Sequence[str], sections: Mapping[str, str], mesh: Sequence[str]) -> IURecord:
-    """A record with the id that R2Gen gives it.
+    """Make a record with the id that R2Gen gives it.
 
     Args:
         patient: `CXR12`.
         images: Names without extension, in any order.
-        sections: Texts by the names of the record's fields.
-        mesh: The MeSH terms.
+        sections: Texts by field of the record.
+        mesh: MeSH terms.
     """
     ordered = tuple(sorted(images))
     name = re.sub(r"-\d+$", "", ordered[0]) if ordered else patient
@@ -60,7 +62,7 @@ def make_record(patient: str, images: Sequence[str], sections: Mapping[str, str]
 
 
 def patient_of(study_id: str) -> str:
-    """`CXR12` of `CXR12_IM-0001`, empty where the id is of another kind."""
+    """`CXR12` from `CXR12_IM-0001`; empty for an id of another form."""
     found = re.match(r"CXR\d+(?=_|$)", study_id)
     return found[0] if found else ""
 
@@ -68,42 +70,74 @@ def patient_of(study_id: str) -> str:
 def listed_first(record: IURecord, positions: Positions) -> IURecord:
     """Put images that the table of projections does not list last.
 
-    Four of the images in the original reports are missing from the table, and R2Gen passes over them: both its views of
-    CXR2084 and CXR3809 are seen to be listed ones.
+    Four images of the original reports are missing from the table, and R2Gen does not use them: both of its views of
+    CXR2084 and CXR3809 are listed ones.
     """
     listed = positions.get(record.patient, {})
     return dataclasses.replace(record, images=tuple(sorted(record.images, key=lambda image: image not in listed)))
 
 
 def section_texts(record: IURecord, sections: Sections) -> tuple[str, ...]:
-    """The wanted sections as written."""
+    """The requested sections as written."""
     if sections == "both":
         return record.findings, record.impression
     return (record.findings if sections == "findings" else record.impression,)
 
 
-def join_sections(texts: Sequence[str], deidentified: Literal["keep", "drop_token", "drop_sentence"] = "keep") -> str:
-    """Sections as one report, a space between them; each is treated by `clean_target` on its own.
+def join_sections(texts: Sequence[str], deidentified: Deidentified = "keep") -> str:
+    """Join sections with a space, each cleaned by `clean_target`.
 
-    A section of nothing but de-identified sentences keeps them: an empty target would teach silence.
+    A section that consists only of de-identified sentences is kept as written: an empty target would teach the policy
+    to write nothing.
     """
     return " ".join(clean_target(text, deidentified) or text for text in texts)
+
+
+def clean_target(report: str, deidentified: Deidentified = "keep") -> str:
+    """Remove the de-identification token `XXXX` from a training target.
+
+    For training targets only: a reference with removed text is no longer the reference of other papers.
+
+    Args:
+        report: A report as written; without the token it is returned unchanged.
+        deidentified: `"keep"`; `"drop_token"` removes the words with the token and superfluous punctuation;
+            `"drop_sentence"` removes the sentences with the token.
+
+    Returns:
+        The target; empty if nothing else was written.
+    """
+    if deidentified == "keep" or DEIDENTIFIED not in report:
+        return report
+    if deidentified == "drop_sentence":
+        # A full stop also ends a sentence if the space after it is missing, but not after the number of a list.
+        sentences = re.split(r"(?<=[.!?])(?<!\b\d\.)\s+|(?<=[a-zX]\.)(?=[A-Z][a-z])", report.strip())
+        return " ".join(sentence for sentence in sentences if DEIDENTIFIED not in sentence)
+    text = re.sub(rf"[\w'-]*{DEIDENTIFIED}[\w'-]*", "", report)
+    text = re.sub(r"(?<!\w)/|/(?!\w)|\(\W*\)", "", text)
+    text = re.sub(r"\s+(?=[.,;:!?)](\D|$))|(?<=\()\s+", "", text)
+    text = re.sub(r"[.,;:!?](\s*[.,;:!?])+(?=\s|$)", _strongest, text)
+    return " ".join(text.split()).lstrip(".,;:!? ")
+
+
+def _strongest(run: re.Match[str]) -> str:
+    return next((mark for mark in run[0] if mark in ".!?"), run[0][0])
 
 
 def to_study(
     record: IURecord, sections: Sections, positions: Positions | None, finder: ImageFinder, kaggle: bool = False
 ) -> Study:
-    """Look the images up and make the study; its report is as written.
+    """Make a study, with its report as written.
 
-    An indication of nothing but the token `XXXX` says nothing and is left out; any other stays as written, in all
-    splits alike, because it is read and not learned.
+    An indication that consists only of the token `XXXX` is left out. Any other stays as written in all splits, because
+    it is an input.
 
     Args:
-        record: The record with the images that are wanted.
-        sections: What the report is made of.
-        positions: From the table of projections; None takes the first view for frontal and the second for lateral.
-        finder: Finds the images and notes the missing ones.
-        kaggle: Look for Kaggle's names of the images first, and then for those of Open-I.
+        record: Record with the requested images.
+        sections: Sections of the report.
+        positions: Positions from the table of projections; None assumes that the first view is frontal and the second
+            lateral.
+        finder: Finds the images and records missing ones.
+        kaggle: Look for Kaggle's names of the images before those of Open-I.
     """
     listed = None if positions is None else positions.get(record.patient, {})
     views = tuple(
@@ -120,7 +154,7 @@ def to_study(
 
 
 def _file_names(image: str, kaggle: bool) -> tuple[str, ...]:
-    """The names under which an image is published: `CXR12_IM-0001-3001.png` (Open-I), `12_IM-0001-3001.dcm.png`."""
+    """Published file names of an image: `CXR12_IM-0001-3001.png` (Open-I), `12_IM-0001-3001.dcm.png` (Kaggle)."""
     if PurePosixPath(image).suffix:
         return (image,)  # a listed path
     short = image.removeprefix("CXR")
@@ -131,7 +165,7 @@ def _file_names(image: str, kaggle: bool) -> tuple[str, ...]:
 
 
 def _position(image: str, index: int, listed: Mapping[str, str] | None) -> str:
-    """Position of an image named as in the collection or numbered within its study (`<id>/0.png`)."""
+    """Position of an image that is named as in the collection or numbered within its study (`<id>/0.png`)."""
     if listed is None:
         return ("frontal", "lateral", "")[min(index, 2)]
     path = PurePosixPath(image)

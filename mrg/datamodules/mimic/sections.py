@@ -1,15 +1,15 @@
-"""The sections of a radiology report as MIMIC-CXR has them: free text under headers, most of them in capitals.
+"""The sections of a MIMIC-CXR report: free text under headers, most of them in capitals.
 
-Two steps: find the headers and cut the text there, then choose what is findings, impression and indication. Follows the
-parser published with the data set (github.com/MIT-LCP/mimic-cxr, Johnson et al., 2019) in what counts as a header, in
-taking the last of several sections of one name, in a joint section being the impression, and in falling back on the
-last paragraphs. Departs from it where it loses text; every departure is a rule of `RULES`, so that it can be counted:
+In two steps: split the text at its headers, then choose the findings, impression and indication. Follows the parser
+published with the data set (github.com/MIT-LCP/mimic-cxr, Johnson et al., 2019) in what counts as a header, in using
+the last of several sections with one name, in treating a joint section as the impression, and in falling back to the
+last paragraphs. It differs where that parser loses text; each difference is a rule in `RULES`, so that it is counted:
 
-- a header may be misspelt, in small letters, without its colon, or in the middle of a line;
-- a header of no known name inside findings or impression ("LINES AND TUBES:") stays there as part of the text;
-- findings named as such win over those named after the views ("CHEST, TWO VIEWS:");
-- a preliminary reading is left aside where the final report follows;
-- "NDICATION" is an indication; no study is set aside by its id; a report of one paragraph is kept.
+- a header may be misspelled, in lower case, without a colon, or in the middle of a line;
+- an unknown header within findings or impression ("LINES AND TUBES:") is part of their text;
+- findings named as such take precedence over those named after the views ("CHEST, TWO VIEWS:");
+- a preliminary reading is ignored if the final report follows;
+- "NDICATION" is an indication; no study is excluded by its id; a report of one paragraph is used.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SOURCES = (
     "whole report",
     "empty",
 )
-"""What the text of a report was taken from: each report has exactly one."""
+"""Where the text of a report was found; each report has exactly one source."""
 
 RULES = (
-    "misspelt header",
-    "small letters",
+    "misspelled header",
+    "lower case",
     "no colon",
     "within a line",
     "longer header",
@@ -43,7 +43,7 @@ RULES = (
     "wet read",
     "addendum",
 )
-"""What else had a hand in reading a report: each may have none or several."""
+"""Rules that were applied to a report; each may have none or several."""
 
 _SPELLINGS = {
     "findings": "findings, finding",
@@ -63,8 +63,8 @@ _SPELLINGS = {
 _NAMES = {name: section for section, names in _SPELLINGS.items() for name in names.split(", ")}
 _LONG_NAMES = [name for name in _NAMES if len(name) > 6]
 _CONTAINED = ("impression", "findings", "history", "comparison", "addendum")
-# "Date:" or "Comment:" in small letters is more often text than a header.
-_IN_SMALL_LETTERS = set(_SPELLINGS) - {"date", "comment", "recommendations", "notification"}
+# "Date:" or "Comment:" in lower case is more often text than a header.
+_IN_LOWER_CASE = set(_SPELLINGS) - {"date", "comment", "recommendations", "notification"}
 _ENDING = ("notification", "recommendations", "date", "comment", "addendum", "wet read")
 
 _VIEWS = re.compile(
@@ -78,21 +78,21 @@ _HEADER = re.compile(
     r"|(?<=[.?!_])[ \t]+(?P<inline>[A-Z][A-Z /]{4,30}?):(?=\s)",
     re.MULTILINE,
 )
-# The token `___` of de-identification has three of them and may stand alone on a line.
+# The de-identification token `___` has three underscores and may be alone on a line.
 _DIVIDER = re.compile(r"^[ \t]*(_{10,}|(?P<final>FINAL REPORT))[ \t]*$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sections:
-    """What a report says, by section; white space is folded to single spaces.
+    """The sections of a report, with white space folded to single spaces.
 
     Args:
-        findings: Empty where the report has no such section.
-        impression: Likewise; a section of findings and impression in one is here.
-        indication: Why the examination was made, or else the clinical history.
-        body: What else can pass for the report where it has neither findings nor impression; otherwise empty.
+        findings: Findings; empty if there are none.
+        impression: Impression, or a joint section of findings and impression; empty if there is none.
+        indication: Reason for the examination, or else the clinical history.
+        body: Remaining text if there are neither findings nor impression; otherwise empty.
         source: One of `SOURCES`.
-        rules: Some of `RULES`, in their order.
+        rules: Applied rules, in the order of `RULES`.
     """
 
     findings: str
@@ -105,7 +105,7 @@ class Sections:
 
 @dataclasses.dataclass
 class _Part:
-    """A stretch of text under one header, `name` "" where there is none; `how` is the rule by which it was found."""
+    """Text under one header; `name` is its section ("" if unknown), `how` the rule that recognized it."""
 
     name: str
     how: str
@@ -115,16 +115,16 @@ class _Part:
 
 
 def parse_sections(report: str) -> Sections:
-    """Cut a report into sections; whatever it looks like, it has exactly one `source`.
+    """Split a report into sections.
 
     Args:
-        report: The text of a file of MIMIC-CXR.
+        report: Text of a report file of MIMIC-CXR.
     """
     text = report.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     parts, rules = _cut(text)
     final = [part for part in parts if part.final]
     if any(part.text and part.name in ("findings", "impression") for part in final) or (
-        # Where the final report is free text, a preliminary reading under headers must not pass for it.
+        # If the final report is free text, a preliminary reading under headers must not be used instead.
         final and any(part.name == "wet read" for part in parts) and any(part.text for part in final)
     ):
         parts = final
@@ -152,38 +152,38 @@ def parse_sections(report: str) -> Sections:
 
 @functools.lru_cache(maxsize=4096)
 def section_name(header: str) -> tuple[str, str]:
-    """The section that a header names, and the rule by which: ("", "") for a header of no known name.
+    """The section that a header names, and the rule that recognized it; ("", "") for an unknown header.
 
     Example:
         >>> section_name("REASON FOR EXAM"), section_name("NDICATION"), section_name("CHEST, TWO VIEWS")
-        (('indication', ''), ('indication', 'misspelt header'), ('findings', 'view header'))
+        (('indication', ''), ('indication', 'misspelled header'), ('findings', 'view header'))
     """
     name = " ".join(header.lower().split()).strip(" ,-")
     if name in _NAMES:
         return _NAMES[name], ""
     if "finding" in name and "impression" in name:
         return "impression", "joint"
-    # A sentence in capitals that mentions a history is no header.
+    # A sentence in capitals that mentions a history is not a header.
     if len(name.split()) <= 6:
         for section in _CONTAINED:
             if section in name:
                 return section, "longer header"
     near = difflib.get_close_matches(name, _LONG_NAMES, n=1, cutoff=0.85)
     if near:
-        return _NAMES[near[0]], "misspelt header"
+        return _NAMES[near[0]], "misspelled header"
     if _VIEWS.search(name):
         return "findings", "view header"
     return "", ""
 
 
 def _cut(text: str) -> tuple[list[_Part], set[str]]:
-    """Cut at headers and dividers; says as well which rules were used."""
+    """Split at headers and dividers; also returns the applied rules."""
     marks = sorted([*_HEADER.finditer(text), *_DIVIDER.finditer(text)], key=lambda mark: (mark.start(), mark.end()))
     parts, rules, final = [_Part("", "", 0)], set(), False
     for mark in marks:
         last = parts[-1]
         if mark.start() < last.start:
-            continue  # a divider was read as a header without a colon, or the other way round
+            continue  # a divider was also matched as a header without a colon, or vice versa
         if mark.re is _DIVIDER:
             final = final or mark["final"] is not None
             name, how = "", ""
@@ -198,7 +198,7 @@ def _cut(text: str) -> tuple[list[_Part], set[str]]:
             if last.name in ("wet read", "addendum") and how == "unknown header":
                 continue
         last.text = text[last.start : mark.start()].strip()
-        # A header of no known name may be the report's first words, so it stays in the text.
+        # An unknown header may be the first words of the report, so it is part of the text.
         parts.append(_Part(name, how, mark.start() if how == "unknown header" else mark.end(), final=final))
         rules |= {how, name} & set(RULES)
     parts[-1].text = text[parts[-1].start :].strip()
@@ -206,15 +206,15 @@ def _cut(text: str) -> tuple[list[_Part], set[str]]:
 
 
 def _is_subheading(how: str, before: str) -> bool:
-    """Whether a header is one within findings or impression: of no known name, or a view after some text."""
+    """Whether a header within findings or impression is part of them: an unknown one, or a view after some text."""
     return how == "unknown header" or (how == "view header" and bool(before.strip()))
 
 
 def _header(mark: re.Match[str], text: str) -> tuple[str, str] | None:
-    """The section and the rule of something that may be a header; None where it is none."""
+    """The section and the rule of a possible header; None if it is not a header."""
     if mark["capitals"]:
         name, how = section_name(mark["capitals"])
-        # 10:30 or a score is no header, but "FINDINGS:The" is one.
+        # 10:30 or a score is not a header, but "FINDINGS:The" is.
         known = name and how != "view header"
         if (mark["space"] is None or ";" in mark[0]) and not known:
             return None
@@ -224,21 +224,21 @@ def _header(mark: re.Match[str], text: str) -> tuple[str, str] | None:
     joint = not name and section_name(header)[1] == "joint"
     if joint:
         return "impression", "joint"
-    if not name or name not in _IN_SMALL_LETTERS:
+    if not name or name not in _IN_LOWER_CASE:
         return None
     if mark["small"]:
-        return (name, "small letters") if _starts_afresh(text[: mark.start()]) else None
+        return (name, "lower case") if _starts_sentence(text[: mark.start()]) else None
     return name, "no colon" if mark["alone"] else "within a line"
 
 
-def _starts_afresh(before: str) -> bool:
-    """Whether no sentence goes on: after a blank line, a title in capitals, or the end of a sentence."""
+def _starts_sentence(before: str) -> bool:
+    """Whether a new sentence starts: after a blank line, a title in capitals, or the end of a sentence."""
     last = before[:-1].rpartition("\n")[2].strip()
     return not any(letter.islower() for letter in last) or last.endswith((".", ":", ";", "?", "!", "_", ")"))
 
 
 def _choose(parts: list[_Part], name: str, rules: set[str]) -> str:
-    """The last section of a name that is not empty; one named after views only where no other is."""
+    """The last non-empty section with a name; one named after views only if there is no other."""
     named = [part for part in parts if part.name == name and part.text]
     plain = [part for part in named if part.how != "view header"]
     if len(plain or named) > 1:
@@ -251,7 +251,7 @@ def _last(parts: list[_Part], name: str) -> str:
 
 
 def _body(parts: list[_Part]) -> tuple[str, str]:
-    """The report of a text with neither findings nor impression, and its source."""
+    """The text of a report with neither findings nor impression, and its source."""
     filled = [part for part in parts if part.text]
     last = next((part for part in reversed(filled) if part.name not in _ENDING), filled[-1] if filled else None)
     if last is None:

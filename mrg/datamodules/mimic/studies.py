@@ -1,4 +1,4 @@
-"""From rows of the MIMIC-CXR index to studies: which views, which sections, and which studies are left out."""
+"""Studies from rows of the MIMIC-CXR index: filters, views, sections and prior studies."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mrg.datamodules.mimic.index import NO_FILE, report_path
+from mrg.datamodules.mimic.rows import NO_FILE, report_path
 from mrg.datamodules.study import Study, View
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 LATERAL = ("LATERAL", "LL")
-"""The positions of lateral views; XTABLE LATERAL and SWIMMERS, three images in all, are neither these nor frontal."""
+"""Positions of lateral views; XTABLE LATERAL and SWIMMERS (three images) count neither as lateral nor as frontal."""
 
 Section = Literal["findings", "impression", "both"]
 
 
 @dataclasses.dataclass(frozen=True)
 class MIMICReader:
-    """Makes studies of rows of the index.
+    """Makes studies from rows of the index.
 
     Args:
-        images: The folder to which image paths are relative.
-        positions: Positions of frontal views that are taken, in the order in which they are preferred; empty takes all
-            images in the order of the index.
-        laterals: Take lateral views as well.
-        sections: What the report is.
-        headerless: Take the text of a report that has neither findings nor impression.
-        keep_missing: Take images whether they are there or not.
+        images: Folder to which image paths are relative.
+        positions: Positions of the frontal views to use, in order of preference; empty for all images in the order of
+            the index.
+        laterals: Use lateral views, too.
+        sections: Sections of the report.
+        headerless: Use the text of reports that have neither findings nor impression.
+        keep_missing: Use images that do not exist, too.
+        report_columns: Columns that `report` needs.
     """
 
     images: Path
@@ -46,49 +47,39 @@ class MIMICReader:
     report_columns: tuple[str, ...] = ("findings", "impression", "body", "source")
 
     def wanted(self, position: str) -> bool:
-        """Whether a view of this position is taken."""
+        """Whether views of a position are used."""
         return not self.positions or position in self.positions or (self.laterals and position in LATERAL)
 
     def has_frontal(self, row: Mapping[str, Any]) -> bool:
-        """Whether one of the images that are there is a view around which a study is made."""
+        """Whether a row has an image in one of the frontal positions."""
         return any(not self.positions or position in self.positions for _, position in self.images_of(row))
 
     def images_of(self, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """Path and position of the images that can be taken."""
+        """Path and position of the available images."""
         found = zip(row["images"], row["positions"], row["present"], strict=True)
         return [(image, position) for image, position, there in found if there or self.keep_missing]
 
     def parts(self, source: str) -> tuple[str, ...]:
-        """The columns of which a report is made, given what the whole report was taken from."""
+        """The columns that make up a report with the given source (see `mrg.datamodules.mimic.sections`)."""
         if source in ("last paragraphs", "last section", "whole report"):
             return ("body",) if self.headerless else ()
         if self.sections != "both":
             return (self.sections,)
-        # A joint section is both already.
+        # A joint section already contains both.
         return ("impression",) if source == "joint section" else ("findings", "impression")
 
     def report(self, row: Mapping[str, Any]) -> str:
-        """The wanted sections, with a space between them."""
+        """The requested sections, joined by a space."""
         return " ".join(row[part] for part in self.parts(row["source"]) if row[part])
 
     def study(self, row: Mapping[str, Any]) -> Study:
-        """The study of a row: one frontal view first, then a lateral one, and so on in turn."""
+        """The study of a row; frontal and lateral views alternate, starting with a frontal one."""
         found = self.images_of(row)
         views = [View(self.images / image, _side(position)) for image, position in found]
         if self.positions:
-            frontal = [
-                View(self.images / image, "frontal")
-                for wanted in self.positions
-                for image, position in found
-                if position == wanted
-            ]
-            lateral = [
-                View(self.images / image, "lateral")
-                for image, position in found
-                if self.laterals and position in LATERAL
-            ]
-            in_turn = itertools.zip_longest(frontal, lateral)
-            views = [view for pair in in_turn for view in pair if view is not None]
+            frontal = [View(self.images / i, "frontal") for wanted in self.positions for i, p in found if p == wanted]
+            lateral = [View(self.images / i, "lateral") for i, p in found if self.laterals and p in LATERAL]
+            views = [view for pair in itertools.zip_longest(frontal, lateral) for view in pair if view is not None]
         return Study(
             id=row["id"],
             views=tuple(views),
@@ -104,16 +95,17 @@ def _side(position: str) -> str:
 
 @dataclasses.dataclass
 class Selection:
-    """What is left of an index after its filters, and what was not.
+    """Rows of an index that pass its filters, and counts of the others.
 
     Args:
-        rows: For each split the numbers of its rows.
-        priors: For each split the row of each study's prior, -1 where there is none.
-        listed: How many studies each split had before.
-        removed: For each split what each filter took away; a study counts for the first that it fails.
-        missing: Files that are not there, of those that are wanted, relative to their folder.
-        sections: How many reports were read from what source, and by what rules.
-        most_images: Of any row.
+        rows: Rows of each split.
+        priors: Row of each study's prior by split, -1 if there is none.
+        listed: Number of studies per split before the filters.
+        removed: Number of studies per split that each filter removed; a study counts for the first filter that it
+            fails.
+        missing: Required files that do not exist, relative to their folder.
+        sections: Number of reports by source and rule of `mrg.datamodules.mimic.sections`.
+        most_images: Largest number of images of a row.
     """
 
     rows: dict[str, np.ndarray]
@@ -149,15 +141,8 @@ def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence
             priors[split].append(next((place for time, place in reversed(earlier) if time < row["datetime"]), -1))
         if row["datetime"] and reader.has_frontal(row):
             earlier.append((row["datetime"], number))
-    return Selection(
-        {split: np.array(numbers, dtype=np.int64) for split, numbers in rows.items()},
-        {split: np.array(numbers, dtype=np.int64) for split, numbers in priors.items()},
-        listed,
-        removed,
-        missing,
-        sections,
-        most_images,
-    )
+    rows_of, priors_of = ({s: np.array(n, dtype=np.int64) for s, n in part.items()} for part in (rows, priors))
+    return Selection(rows_of, priors_of, listed, removed, missing, sections, most_images)
 
 
 def _rows(table: Dataset) -> Iterator[dict[str, Any]]:
@@ -175,7 +160,7 @@ def _missing(row: Mapping[str, Any], reader: MIMICReader) -> Iterator[str]:
 
 
 def _reason(row: Mapping[str, Any], reader: MIMICReader, min_words: int) -> str:
-    """The first filter that a study fails; empty where it passes all."""
+    """The first filter that a study fails; empty if it passes all."""
     if row["source"] == NO_FILE:
         return "report file missing"
     if reader.positions and not any(position in reader.positions for position in row["positions"]):

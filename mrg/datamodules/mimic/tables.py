@@ -1,4 +1,4 @@
-"""The tables of MIMIC-CXR-JPG: which image is of which study, its split, its view and its time."""
+"""The tables of MIMIC-CXR-JPG: study, split, view position and time of each image."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 PUBLISHED_AT = "https://physionet.org/content/mimic-cxr-jpg/"
-SPLITS = {"train": "train", "validate": "val", "test": "test"}
+_SPLITS = {"train": "train", "validate": "val", "test": "test"}
 _SHARD_STUDIES = 4096
-_NUM_LISTED = 5
 
 
 def find_table(folders: Sequence[Path], kind: str) -> Path:
-    """Find `mimic-cxr-2.0.0-<kind>.csv.gz`, or another release's, packed or not, in the first folder that has it.
+    """Find `mimic-cxr-2.0.0-<kind>.csv.gz` of any release, compressed or not, in the first folder that has it.
 
     Raises:
         DataNotFoundError: If no folder has one.
@@ -36,10 +35,10 @@ def find_table(folders: Sequence[Path], kind: str) -> Path:
 
 
 def read_table(file: Path, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a CSV, packed or not, as strings.
+    """Read columns of a CSV file, compressed or not, as strings.
 
     Raises:
-        AnnotationError: If it is truncated, no CSV, empty, or lacks a column.
+        DataError: If it is truncated, not CSV, empty, or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.csv
@@ -53,31 +52,31 @@ def read_table(file: Path, columns: Sequence[str]) -> pa.Table:
         with pa.csv.open_csv(file) as reader:
             found = reader.schema.names
         absent = [column for column in columns if column not in found]
-        raise AnnotationError(
+        raise DataError(
             f"File {file} has no column {', '.join(absent)}, only {', '.join(found[:20])}; copy it again from "
             f"{PUBLISHED_AT}."
         ) from None
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise AnnotationError(f"File {file} cannot be read ({reason}); copy it again from {PUBLISHED_AT}.") from None
+        raise DataError(f"File {file} cannot be read ({reason}); copy it again from {PUBLISHED_AT}.") from None
     if not len(table):
-        raise AnnotationError(f"File {file} has no rows; copy it again from {PUBLISHED_AT}.")
+        raise DataError(f"File {file} has no rows; copy it again from {PUBLISHED_AT}.")
     return table
 
 
 class ImageList:
-    """All images of the split table with their view and time, ordered by patient and study.
+    """All images of the split table with their view position and time, sorted by patient and study.
 
     Args:
         split_file: `mimic-cxr-2.0.0-split.csv.gz`.
         metadata_file: `mimic-cxr-2.0.0-metadata.csv.gz`.
 
     Attributes:
-        num_studies: How many studies there are.
-        num_shards: Into how many shards of some thousand studies they are cut; a patient is in one shard.
+        num_studies: Number of studies.
+        num_shards: Number of shards, of a few thousand studies each; no patient is in two shards.
 
     Raises:
-        AnnotationError: If a table cannot be used, or the two do not belong together.
+        DataError: If a table cannot be used, or the two are of different releases.
     """
 
     def __init__(self, split_file: Path, metadata_file: Path) -> None:
@@ -86,18 +85,18 @@ class ImageList:
 
         split = read_table(split_file, ("subject_id", "study_id", "dicom_id", "split"))
         names = set(pc.unique(split["split"]).to_pylist())
-        if not names <= set(SPLITS):
-            raise AnnotationError(
+        if not names <= set(_SPLITS):
+            raise DataError(
                 f"File {split_file}: expected the splits train, validate and test, but got {sorted(names)}; copy it "
                 f"again from {PUBLISHED_AT}."
             )
         metadata = read_table(metadata_file, ("dicom_id", "ViewPosition", "StudyDate", "StudyTime"))
         places = pc.index_in(split["dicom_id"], value_set=metadata["dicom_id"].combine_chunks())
         if places.null_count:
-            absent = split["dicom_id"].filter(pc.is_null(places)).slice(0, _NUM_LISTED).to_pylist()
-            raise AnnotationError(
+            absent = split["dicom_id"].filter(pc.is_null(places)).to_pylist()
+            raise DataError(
                 f"{places.null_count} of the {len(split)} images of {split_file} are not in {metadata_file}: "
-                f"{', '.join(absent)}; take both files from one release ({PUBLISHED_AT})."
+                f"{first_names(absent)}; take both files from one release ({PUBLISHED_AT})."
             )
         for column in ("ViewPosition", "StudyDate", "StudyTime"):
             split = split.append_column(column, metadata[column].take(places))
@@ -107,12 +106,12 @@ class ImageList:
         self._cut()
 
     def _cut(self) -> None:
-        """Find where patients and studies begin, and where to cut into shards."""
+        """Find where patients, studies and shards begin."""
         patients, studies = (
             np.concatenate([[0], 1 + np.flatnonzero(np.diff(_codes(self._table[name]))), [len(self._table)]])
             for name in ("subject_id", "study_id")
         )
-        # Two patients never share a study, but a damaged table may say so; a patient's first image begins a study.
+        # In a damaged table two patients may share a study id; a patient's first image always begins a study.
         studies = np.union1d(studies, patients)
         self.num_studies = len(studies) - 1
         wanted = np.searchsorted(studies, patients)  # studies before each patient
@@ -125,9 +124,9 @@ class ImageList:
         self.num_shards = len(self._cuts) - 1
 
     def studies(self, shard: int) -> Iterator[dict[str, Any]]:
-        """The studies of a shard, by patient and, within a patient, by time.
+        """The studies of a shard, sorted by patient and time.
 
-        Each has `patient`, `id`, `split`, `datetime`, and for its images in the order of the table `dicom_ids` and
+        Each has `patient`, `id`, `split`, `datetime`, and, for its images in the order of the table, `dicom_ids` and
         `positions`.
         """
         start, end = self._cuts[shard], self._cuts[shard + 1]
@@ -138,7 +137,7 @@ class ImageList:
                 {
                     "patient": row["subject_id"],
                     "id": row["study_id"],
-                    "split": SPLITS[row["split"]],
+                    "split": _SPLITS[row["split"]],
                     "datetime": study_time(row["StudyDate"], row["StudyTime"]),
                     "dicom_ids": [],
                     "positions": [],
@@ -150,9 +149,9 @@ class ImageList:
 
 
 def study_time(date: str, time: str) -> str:
-    """A text that sorts as the time does: `21800506 094005.515` of the date 21800506 and the time `94005.515`.
+    """Date and time as a sortable text: `21800506 094005.515` for the date 21800506 and the time `94005.515`.
 
-    The table holds times as numbers, which lack the noughts of the early morning. Empty where there is no date.
+    The table has times as numbers, without leading zeros. Empty if there is no date.
     """
     whole, _, fraction = time.partition(".")
     return f"{date} {whole.zfill(6)}.{fraction.ljust(3, '0')}" if date else ""

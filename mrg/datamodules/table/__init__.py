@@ -1,7 +1,7 @@
-"""Any table of images and reports as studies: a column map says which column is what.
+"""Any table of images and reports as studies, by a map of its columns.
 
-One row is one study, or one row is one image and rows of the same id make a study. See `table_source.py` for the kinds
-of tables, `configs/data/table.yaml` for an example of every setting, and the other files there for published data sets.
+A row is a study, or an image, of which those with the same id are a study. See `formats.py` for the supported formats,
+`configs/data/table.yaml` for an example of every setting, and the other files there for published data sets.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.annotation import AnnotationError
-from mrg.datamodules.base import ReportDataModule
+from mrg.datamodules.base import ReportDataModule, check_choices
+from mrg.datamodules.errors import DataError, first_names
 from mrg.datamodules.splits import SPLITS, all_as_test, split_by_patient
 from mrg.datamodules.study import Study
-from mrg.datamodules.table.rows import Columns, Draft, TableReader, first
-from mrg.datamodules.table.source import open_table
+from mrg.datamodules.table.formats import open_table
+from mrg.datamodules.table.rows import Columns, Draft, TableReader
 from mrg.errors import UserError
 
 SPLIT_NAMES = {
@@ -22,35 +22,36 @@ SPLIT_NAMES = {
     "val": "val", "valid": "val", "validate": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""What published data sets call their splits."""
+"""Names of splits in published data sets."""
 
 
 class TableDataModule(ReportDataModule):
-    """A table as a data module.
+    """Data module of a table.
 
     Args:
-        root: Folder of the data set.
-        table: A file or folder in `root`, or the id of a data set of the hub (see `open_table`); or a file for each of
+        table: File or folder in `root`, or id of a data set on the hub (see `open_table`); or a file for each of
             `train`, `val` and `test`.
-        columns: Which column is what.
+        columns: Columns by role.
+        root: Folder of the data set.
         images: Folder in `root` to which image paths are relative; empty for `root` itself.
-        row: What a row of the table is: a `"study"`, or an `"image"`, of which those with the same id are a study.
-        split: `"given"` takes the splits that the table comes in (a file for each, or those of a data set of the hub),
-            `"column"` reads them from a column, `"random"` makes them by patient, `"test"` takes all studies as test.
-        split_names: Value of the split column, or name of a given split -> `train`, `val`, `test`, or `skip` to leave
-            its studies out; the usual names are known.
-        seed: Of a random split.
-        fractions: Shares of the patients in train, val and test of a random split.
-        val_fraction: Share of the training patients whose studies become val, for a table without such a split.
-        empty_reports: `"drop"` leaves studies without a report out, `"raise"` makes them an error, `"keep"` keeps them.
-        min_words: Studies whose report has fewer words are left out.
-        positions: Use only views of these positions (`frontal`, `lateral`, or an empty text for unknown ones); empty
-            uses all. A study without any is left out.
+        row: Whether a row is a `"study"`, or an `"image"`, of which those with the same id are a study.
+        split: `"given"` for the splits of the table (a file for each, or those of a data set on the hub), `"column"`
+            for those in a column, `"random"` for a random split by patient, `"test"` to use all studies for test.
+        split_names: Map from a value of the split column, or a given split, to `train`, `val`, `test`, or `skip` to
+            leave its studies out; the usual names are known.
+        seed: Random seed of a random split.
+        fractions: Fractions of the patients in train, val and test of a random split.
+        val_fraction: Fraction of the training patients whose studies become val, for a table without validation split.
+        empty_reports: Whether studies without a report are left out (`"drop"`), an error (`"raise"`), or kept
+            (`"keep"`).
+        min_words: Minimum number of words of a report; studies with shorter ones are left out.
+        positions: Positions of the views to use (`frontal`, `lateral`, or an empty text for unknown ones); empty for
+            all. A study without such a view is left out.
         missing_images: Whether a missing image is an error (`"raise"`) or left out (`"drop"`).
-        encoding: Of a text file.
-        delimiter: Of the columns of a CSV; empty: a tab for .tsv, otherwise a comma.
-        cache_dir: Where `datasets` keeps its copy of the table; empty: where it always does.
-        **kwargs: See `ReportDataModule`.
+        encoding: Encoding of a text file.
+        delimiter: Delimiter of a CSV file; empty for a tab in .tsv, otherwise a comma.
+        cache_dir: Cache folder of `datasets`; empty for its default.
+        **kwargs: Arguments of `ReportDataModule`.
     """
 
     def __init__(
@@ -75,18 +76,11 @@ class TableDataModule(ReportDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        for name, value, known in (
-            ("row", row, ("study", "image")),
-            ("split", split, ("given", "column", "random", "test")),
-            ("empty_reports", empty_reports, ("drop", "raise", "keep")),
-            ("missing_images", missing_images, ("raise", "drop")),
-        ):
-            if value not in known:
-                raise UserError(f"Expected data.init_args.{name} to be one of {', '.join(known)}, but got {value!r}.")
+        check_choices(TableDataModule.__init__, locals())
         if row == "image" and not columns.id:
-            raise UserError("Rows that are images need data.init_args.columns.id, which says what study they are of.")
+            raise UserError("Rows that are images need data.init_args.columns.id, the column that names their study.")
         if split == "column" and not columns.split:
-            raise UserError("A split by column needs data.init_args.columns.split, the name of the column.")
+            raise UserError("A split by column needs data.init_args.columns.split, the column that names the split.")
         if set(positions or ()) - {"frontal", "lateral", ""}:
             raise UserError(f"Expected data.init_args.positions to be of frontal, lateral and '', but got {positions}.")
         if not 0 <= val_fraction < 1:
@@ -106,7 +100,7 @@ class TableDataModule(ReportDataModule):
 
     @property
     def title(self) -> str:
-        """The table's name, for messages."""
+        """Name of the table, for messages."""
         return ", ".join(self.table.values())
 
     def read(self) -> dict[str, list[Study]]:
@@ -114,7 +108,7 @@ class TableDataModule(ReportDataModule):
 
         Raises:
             DataNotFoundError: If the table or an image is missing.
-            AnnotationError: If the table cannot be used, or no study is left.
+            DataError: If the table cannot be used, or no study is left.
         """
         reader = TableReader(self.columns, self.root / self.images, self.row, self.title, keep_repeats=self.checking)
         self.num_rows = 0
@@ -129,18 +123,23 @@ class TableDataModule(ReportDataModule):
             self.dropped["missing_images drop"] = [str(reader.finder.folder / name) for name in reader.finder.missing]
         studies = {name: self._filtered(part) for name, part in self._by_split(drafts).items()}
         if not any(studies.values()):
-            raise AnnotationError(self._nothing_left(len(drafts)))
+            raise DataError(
+                f"Table {self.title}: none of its {len(drafts)} studies is left: {self._removed()}. Check "
+                "data.init_args.columns and the filters."
+            )
         return self._split(studies)
 
     def describe(self) -> str:
-        """See `ReportDataModule`; also which table, and what was left out."""
+        """Describe in one line the table, its splits, and what was left out."""
         self.setup()
-        left_out = ", ".join(f"{count} with {what}" for what, count in self.removed.items() if count)
         text = f"{super().describe()} from {self.title}, {self.num_rows} rows"
-        return f"{text}; left out: {left_out}" if left_out else text
+        return f"{text}; left out: {self._removed()}" if any(self.removed.values()) else text
+
+    def _removed(self) -> str:
+        return ", ".join(f"{count} with {what}" for what, count in self.removed.items() if count)
 
     def _by_split(self, drafts: list[Draft]) -> dict[str, list[Draft]]:
-        """Drafts by train, val and test, or all of them under "" where the table does not say."""
+        """Drafts by train, val and test, or all of them under "" if the split is made later."""
         if self.split in ("random", "test"):
             return {"": drafts}
         names = {**SPLIT_NAMES, **self.split_names}
@@ -151,19 +150,19 @@ class TableDataModule(ReportDataModule):
             parts[names.get(draft.split.lower(), "skip")].append(draft)
         unknown = {value: count for value, count in found.items() if value.lower() not in names}
         if unknown == {"": len(drafts)} and self.split == "given":
-            raise AnnotationError(
-                f"Table {self.title} comes in no splits: set data.init_args.split to column, random or test, or "
+            raise DataError(
+                f"Table {self.title} has no splits: set data.init_args.split to column, random or test, or "
                 "data.init_args.table to a file for each of train, val and test."
             )
         if unknown:
             listed = ", ".join(f"{value!r} ({count} studies)" for value, count in list(unknown.items())[:5])
-            raise AnnotationError(
-                f"Table {self.title}: the splits {listed} are not known; map them to train, val, test or skip in "
+            raise DataError(
+                f"Table {self.title}: the splits {listed} are unknown; map them to train, val, test or skip in "
                 "data.init_args.split_names."
             )
         idle = [value for value in self.split_names if value not in {name.lower() for name in found}]
         if idle:
-            raise AnnotationError(
+            raise DataError(
                 f"Table {self.title}: data.init_args.split_names maps {idle[0]!r}, which no study has; it has "
                 f"{', '.join(map(repr, found))}."
             )
@@ -190,18 +189,11 @@ class TableDataModule(ReportDataModule):
         empty = self.removed.get("an empty report", 0)
         if empty and self.empty_reports == "raise":
             names = [draft.id for draft in drafts if not draft.report]
-            raise AnnotationError(
-                f"Table {self.title}: {empty} studies have an empty report: {first(names)}; set "
-                "data.init_args.empty_reports to drop in order to leave them out."
+            raise DataError(
+                f"Table {self.title}: {empty} studies have an empty report: {first_names(names)}; set "
+                "data.init_args.empty_reports to drop to leave them out."
             )
         return studies
-
-    def _nothing_left(self, num_read: int) -> str:
-        reasons = ", ".join(f"{count} with {what}" for what, count in self.removed.items() if count)
-        return (
-            f"Table {self.title}: none of its {num_read} studies is left: {reasons}. Check data.init_args.columns and "
-            "the filters beside it."
-        )
 
     def _split(self, studies: dict[str, list[Study]]) -> dict[str, list[Study]]:
         if self.split == "random":

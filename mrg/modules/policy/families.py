@@ -1,7 +1,8 @@
-"""What differs between families of vision-language models: images, positions, who sees whom, special tokens.
+"""Differences between families of vision-language models: images, positions, attention masks, special tokens.
 
-A family is supported if its prompt can be read once for all completions: explicit positions, and attention that is
-causal outside of the prompt. `FAMILIES` lists those whose tests compare both ways with the model's own forward pass.
+A family can be supported if it takes explicit positions and its attention is causal after the prompt, so that a prompt
+can be read once for all of its completions. `FAMILIES` lists those that tests compare with the model's own forward
+pass.
 """
 
 from __future__ import annotations
@@ -10,42 +11,43 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
-from mrg.modules.policy.processor import load_fixed_size_processor, load_processor, load_tile_processor
-from mrg.modules.prefix.layout import sees
+from mrg.modules.policy.processor import load_fixed_size_processor, load_qwen_processor, load_tile_processor
+from mrg.modules.prefix.packing import attention_mask
 
 LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-"""The layers that LoRA adapts; every family's language model has them under these names."""
+"""Regular expression for the layers that LoRA adapts, whose names are the same in all families."""
 
 
 class Family:
-    """Images through a tower of a fixed size and a projector, a token's place as its position, causal attention.
+    """A family with images of a fixed size, one-dimensional positions and causal attention.
 
     Args:
         config: The model's configuration.
 
     Raises:
-        ValueError: If its language model computes something that is not supported.
+        ValueError: If the language model has a feature that is not supported.
     """
 
     vision: tuple[str, ...] = ("vision_tower", "multi_modal_projector")
-    """Modules of the model that make image embeddings; frozen unless the vision tower is trained."""
+    """Names of the modules that compute image embeddings; frozen unless `train_vision` is set."""
     texts: tuple[str, ...] = ()
-    """Types of language models under this family that are supported; empty where there is only one."""
+    """Supported types of the language model; empty if the family has only one."""
     special: tuple[str, ...] = ()
-    """Tokens that are never sampled, beside the image token and what the tokenizer itself calls special."""
+    """Tokens that are never sampled, in addition to the image token and the tokenizer's special tokens."""
     end = ""
-    """The token that ends a completion where it is not the tokenizer's own."""
+    """The token that ends a completion, if it is not the tokenizer's `eos_token`."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
         text = config.text_config
         if self.texts and text.model_type not in self.texts:
             raise UserError(
-                f"A {config.model_type} whose language model is of type {text.model_type!r} is not supported; "
-                f"expected {' or '.join(self.texts)}."
+                f"Expected the language model of a {config.model_type} to be of type {' or '.join(self.texts)}, but "
+                f"got {text.model_type!r}."
             )
         for name in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
             if getattr(text, name, None):
@@ -53,18 +55,18 @@ class Family:
 
     @staticmethod
     def load_processor(path: str, max_pixels: int) -> Any:
-        """Load the processor of a checkpoint; see `load_processor`."""
+        """Load the processor of a checkpoint, with a pixel budget of one image; 0 uses the checkpoint's own."""
         return load_fixed_size_processor(path, max_pixels)
 
     def end_id(self, tokenizer: Any) -> int:
-        """The token that ends a completion."""
+        """Id of the token that ends a completion."""
         return int(tokenizer.get_vocab().get(self.end, tokenizer.eos_token_id))
 
     def banned_ids(self, tokenizer: Any) -> set[int]:
-        """Ids that are never sampled: an image token in a completion breaks the next forward pass.
+        """Ids that are never sampled: an image token in a completion would break the next forward pass.
 
-        Nor is any special token but the end: it is left out of the text that is rewarded, and the row goes on after it.
-        A Qwen's `<|endoftext|>` is one of these where `<|im_end|>` ends a completion, and the other way round.
+        Neither are special tokens other than the end, which would be missing from the decoded text that is rewarded.
+        For a Qwen this includes `<|endoftext|>` if completions end with `<|im_end|>`, and vice versa.
         """
         vocabulary = tokenizer.get_vocab()
         named = {vocabulary[name] for name in self.special if name in vocabulary}
@@ -74,67 +76,67 @@ class Family:
 
     @property
     def window(self) -> int | None:
-        """How many tokens one sees, itself included, in layers of sliding-window attention; None without them."""
+        """Sliding-window size in tokens, including the token itself; None without sliding-window layers."""
         text = self.config.text_config
         kinds = getattr(text, "layer_types", None)
         window: int | None = getattr(text, "sliding_window", None)
         return window if kinds is None or "sliding_attention" in kinds else None
 
     def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Image embeddings (V, D) of all images in a row, and what is added to them after the first layers."""
+        """Image embeddings (V, D) of all images, concatenated, and the deepstack embeddings, see `Prompts`."""
         features = base.get_image_features(batch.pixel_values, return_dict=True)
         return torch.cat(list(features.pooler_output)), ()
 
     def positions(self, base: Any, batch: Batch, visual: Tensor) -> Tensor:
-        """(A, B, P) int64 positions of the prompts' tokens; see `Prompts`."""
+        """Positions (A, B, P) of the prompts, see `Prompts`; `visual` is (B, P) bool, True at image tokens."""
         return (batch.prompt_mask.long().cumsum(1) - 1).clamp(min=0)[None]
 
     def blocks(self, visual: Tensor) -> Tensor | None:
-        """(B, P) int64 which image a token is of; see `Prompts`."""
+        """Images (B, P) to which the tokens belong, see `Prompts`; None for causal prompts."""
         return None
 
     def position_ids(self, positions: Tensor) -> Tensor:
-        """What the language model takes for (A, R, L) positions."""
+        """Positions (A, R, L) in the form that the language model takes."""
         return positions[0]
 
     def no_mask(self, embeds: Tensor) -> Any:
-        """The mask for a pass over shared prompts, whose attention reads none.
+        """Mask argument for a pass over shared prompts, whose attention ignores it.
 
-        One of four dimensions is handed on as it is; without one, a mask as large as the square of a row would be made.
+        transformers passes on a mask of four dimensions, and would otherwise build one of the squared row length.
         """
         return embeds.new_zeros(1, 1, 1, 1)
 
     def row_mask(self, real: Tensor, blocks: Tensor | None) -> Any:
-        """The mask for rows of a prompt and a completion each.
+        """Mask argument for rows of one prompt and one completion.
 
         Args:
-            real: (R, L) bool.
+            real: (R, L) bool, True at real tokens.
             blocks: (R, L), see `Prompts`.
         """
         return real.long()
 
 
 class QwenVL(Family):
-    """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size, and positions in time, height and width."""
+    """Qwen2-VL, Qwen2.5-VL and Qwen3-VL: images of any size, positions in time, height and width."""
 
     vision = ("visual",)
     special = ("<|vision_start|>", "<|vision_end|>", "<|im_start|>")
 
     @staticmethod
+    @override
     def load_processor(path: str, max_pixels: int) -> Any:
-        """See `Family`."""
-        return load_processor(path, max_pixels)
+        return load_qwen_processor(path, max_pixels)
 
+    @override
     def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Family`."""
         features = base.get_image_features(batch.pixel_values, batch.image_grid_thw, return_dict=True)
         deepstack = getattr(features, "deepstack_features", None) or ()
-        # Cut by image, or whole in the oldest releases of transformers that are supported.
+        # A list with one tensor per image, or one tensor in the oldest supported releases of transformers.
         layers = (layer if isinstance(layer, Tensor) else torch.cat(list(layer)) for layer in deepstack)
         return torch.cat(list(features.pooler_output)), tuple(layers)
 
+    @override
     def positions(self, base: Any, batch: Batch, visual: Tensor) -> Tensor:
-        """See `Family`."""
         positions: Tensor = base.get_rope_index(
             batch.prompt_ids,
             mm_token_type_ids=visual.int(),
@@ -143,55 +145,56 @@ class QwenVL(Family):
         )[0]
         return positions
 
+    @override
     def position_ids(self, positions: Tensor) -> Tensor:
-        """See `Family`."""
         return positions
 
+    @override
     def no_mask(self, embeds: Tensor) -> Any:
-        """See `Family`."""
         return None
 
 
 class Llava(Family):
-    """LLaVA-1.5 and what is published in its format: a CLIP or SigLIP tower before a language model."""
+    """LLaVA-1.5 and models in its format, which have a CLIP or SigLIP vision tower."""
 
     texts = ("llama", "mistral", "qwen2")
     special = ("<s>", "<unk>", "<pad>", "<|im_start|>")
 
 
 class InternVL(Family):
-    """InternVL in the format of transformers (the checkpoints whose names end in -hf): images in tiles of one size."""
+    """InternVL in the format of transformers (checkpoints whose names end in -hf): images in tiles of one size."""
 
     texts = ("qwen2", "qwen3")
     special = ("<s>", "<unk>", "<|im_start|>", "<img>", "</img>", "<video>")
 
     @staticmethod
+    @override
     def load_processor(path: str, max_pixels: int) -> Any:
-        """See `Family`."""
         return load_tile_processor(path, max_pixels)
 
 
 class Gemma3(Family):
-    """Gemma 3 with images, and MedGemma: an image's tokens see each other; most layers have a window."""
+    """Gemma 3 and MedGemma: tokens of an image attend to each other; most layers have a sliding window."""
 
     special = ("<pad>", "<bos>", "<eos>", "<unk>", "<start_of_turn>", "<start_of_image>", "<end_of_image>")
     end = "<end_of_turn>"
 
+    @override
     def blocks(self, visual: Tensor) -> Tensor:
-        """See `Family`: the text between two images parts them."""
+        # Images are separated by text.
         first = visual & ~torch.nn.functional.pad(visual, (1, 0))[:, :-1]
         return (first.long().cumsum(1) - 1).masked_fill(~visual, -1)
 
+    @override
     def no_mask(self, embeds: Tensor) -> Any:
-        """See `Family`: a dictionary is taken as it is."""
-        return {"full_attention": None, "sliding_attention": None}
+        return {"full_attention": None, "sliding_attention": None}  # transformers uses a dictionary as it is
 
+    @override
     def row_mask(self, real: Tensor, blocks: Tensor | None) -> Any:
-        """See `Family`."""
         assert blocks is not None
-        # A padded token sees itself, so that its row of the softmax is not empty.
+        # A padded token attends to itself, so that its softmax is not empty.
         itself = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
-        full, sliding = ((sees(blocks, w) & real[:, None] | itself)[:, None] for w in (None, self.window))
+        full, sliding = ((attention_mask(blocks, w) & real[:, None] | itself)[:, None] for w in (None, self.window))
         return {"full_attention": full, "sliding_attention": sliding}
 
 
@@ -203,4 +206,4 @@ FAMILIES: dict[str, type[Family]] = {
     "llava": Llava,
     "internvl": InternVL,
 }
-"""Types of checkpoints that are supported."""
+"""Supported families by `model_type`."""

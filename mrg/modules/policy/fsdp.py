@@ -1,60 +1,71 @@
-"""A policy whose decoder layers are shared out over ranks (FSDP2; Zhao et al., PyTorch FSDP, 2023).
+"""A policy whose decoder layers are sharded over ranks (FSDP2; Zhao et al., "PyTorch FSDP", 2023), and its gradients.
 
-Choices: only the weights of the decoder layers are sharded, which is most of a large model; adapters, embedding, head,
-norms and the vision tower stay whole on every rank, and their gradients are averaged by us. So what is sharded is
-gathered by the layers' own forward and backward passes alone, which every rank must make equally often; rollouts, whose
-lengths differ by rank, gather all layers once and then need nobody.
+Choices: only the weights of the decoder layers are sharded, which are most of a large model. Adapters, embedding, head,
+norms and vision tower are replicated, and their gradients are averaged here. Sharded weights are gathered by the
+forward and backward passes of the layers alone, of which every rank must make the same number; a rollout, whose length
+differs between ranks, gathers all layers once and then needs no communication.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mrg.modules.policy.lora import is_adapter
+
 if TYPE_CHECKING:
     from lightning import Trainer
     from torch.distributed.device_mesh import DeviceMesh
 
-    from mrg.modules.policy.policy import Policy
-
 
 BUCKET = 2**25
-"""Numbers that are averaged at once, as a copy beside the gradients."""
+"""Number of elements averaged in one all-reduce, which copies them."""
 
 
-def shard(policy: Policy, mesh: DeviceMesh) -> None:
-    """Share the decoder layers' weights out over the ranks of a mesh.
+class Shardable(Protocol):
+    """What this file needs of a policy."""
+
+    sharded: bool
+    gathered: bool
+
+    @property
+    def base(self) -> Any:
+        """The transformers model."""
+
+
+def shard(policy: Shardable, mesh: DeviceMesh) -> None:
+    """Shard the weights of the decoder layers over the ranks of a mesh.
 
     Args:
-        policy: Equal on all ranks.
-        mesh: One dimension.
+        policy: The policy, equal on all ranks.
+        mesh: Device mesh of one dimension.
     """
     from torch.distributed.fsdp import fully_shard
 
     model = policy.base.model.language_model
     inside = {name for name, _ in model.layers.named_parameters()}
-    # Adapters stay whole: they are small, and a checkpoint of them is the same whatever the strategy.
-    whole = {p for name, p in model.layers.named_parameters() if ".lora_" in name}
+    # Adapters are replicated: they are small, and their checkpoint is the same under every strategy.
+    adapters = {p for name, p in model.layers.named_parameters() if is_adapter(name)}
     outside = {p for name, p in model.named_parameters() if name.removeprefix("layers.") not in inside}
     for layer in model.layers:
-        fully_shard(layer, mesh=mesh, ignored_params=whole)
-    # The root holds no weights; it lets the next layer be gathered while one computes.
-    fully_shard(model, mesh=mesh, ignored_params=whole | outside, reshard_after_forward=False)
+        fully_shard(layer, mesh=mesh, ignored_params=adapters)
+    # The root has no weights of its own; it lets the next layer be gathered while one computes.
+    fully_shard(model, mesh=mesh, ignored_params=adapters | outside, reshard_after_forward=False)
     policy.sharded = True
 
 
 @contextlib.contextmanager
-def gathered(policy: Policy) -> Iterator[None]:
-    """Within this context every rank holds all weights, and computes without the others; all ranks enter and leave.
+def gathered(policy: Shardable) -> Iterator[None]:
+    """Context in which every rank holds all weights and computes independently; all ranks must enter and leave it.
 
-    Takes the memory of the whole model in its own precision on every rank. Inside of another one it does nothing, so
-    that ranks may enter it there as often as each needs.
+    Needs memory for the whole model in its own precision on every rank. Nested contexts do nothing, so that ranks may
+    enter an inner one any number of times.
     """
     if not policy.sharded or policy.gathered:
         yield
@@ -74,44 +85,44 @@ def gathered(policy: Policy) -> Iterator[None]:
 
 
 def full(value: Tensor) -> Tensor:
-    """The whole of a tensor; where it is sharded, all ranks must ask for it."""
+    """The whole tensor. If it is sharded, all ranks must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 @torch.no_grad()
 def exchange(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """Put a value in a parameter's place; returns what was there.
+    """Replace the value of a parameter and return its previous value.
 
     Args:
-        parameter: Sharded or not.
-        value: Of its shape, and sharded as it is.
+        parameter: Parameter, sharded or not.
+        value: New value of the same shape and sharding.
     """
     if not is_sharded(parameter):
         old, parameter.data = parameter.data, value.to(parameter.device)
         return old
-    # A shard's storage belongs to FSDP: what is in it changes, but not the storage.
+    # FSDP owns the storage of a shard, so that it is written in place.
     old = parameter.detach().clone()
     parameter.copy_(value)
     return old
 
 
 def is_sharded(value: Tensor) -> bool:
-    """Whether each rank holds a part."""
+    """Whether each rank holds a part of the tensor."""
     return isinstance(value, DTensor)
 
 
 def most_of_ranks(count: int, device: torch.device) -> int:
-    """The largest count of all ranks."""
+    """Maximum of a count over all ranks."""
     most = torch.tensor(count, device=device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return int(most)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> None:
-    """Average over ranks what no strategy does: a parameter without a gradient has one of 0.
+    """Average the gradients of replicated parameters over ranks; a missing gradient counts as 0.
 
     Args:
-        parameters: Those of sharded layers are left out: FSDP has averaged them.
+        parameters: Parameters; sharded ones are skipped, because FSDP averages their gradients.
         world_size: Number of ranks.
     """
     gradients: list[Tensor] = []
@@ -131,11 +142,11 @@ def average_gradients(parameters: Iterable[nn.Parameter], world_size: int) -> No
 
 @contextlib.contextmanager
 def local_gradients(trainer: Trainer, parameters: Callable[[], Iterable[nn.Parameter]]) -> Iterator[None]:
-    """Ranks make as many backward passes as their own groups need, and average their gradients once, at the end.
+    """Context in which ranks may make different numbers of backward passes; gradients are averaged once, at its end.
 
     Args:
-        trainer: Whose processes these are.
-        parameters: Whose gradients.
+        trainer: The Lightning trainer.
+        parameters: Function that returns the parameters whose gradients are averaged.
     """
     if trainer.world_size == 1:
         yield
@@ -148,7 +159,7 @@ def local_gradients(trainer: Trainer, parameters: Callable[[], Iterable[nn.Param
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one precision, `BUCKET` numbers or a larger one at a time: an adapter has hundreds of gradients."""
+    """Consecutive gradients of one type with at most `BUCKET` elements together, or a single larger one."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         if bucket and (
@@ -164,7 +175,7 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale gradients down to a norm over all parameters, sharded or not; returns the norm before."""
+    """Clip gradients by their norm over all parameters, sharded or not; returns the norm before clipping."""
     trained = [p for p in parameters if p.requires_grad and p.grad is not None]
     parts = [[p for p in trained if is_sharded(p)], [p for p in trained if not is_sharded(p)]]
     if not parts[0]:
@@ -178,11 +189,11 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def optimizer_groups(parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Parameters that one kernel can update together: sharded and whole ones apart, and those that do not decay.
+    """Parameter groups for an optimizer: sharded and replicated ones apart, and those without weight decay.
 
     Args:
-        parameters: Those that are frozen are left out.
-        weight_decay: Of matrices (and kernels of convolutions); vectors, which are norms and biases, do not decay.
+        parameters: Parameters; frozen ones are skipped.
+        weight_decay: Weight decay of matrices and convolution kernels. Vectors (norms and biases) have none.
     """
     trained = [p for p in parameters if p.requires_grad]
     groups = []
@@ -191,6 +202,6 @@ def optimizer_groups(parameters: Iterable[nn.Parameter], weight_decay: float = 0
         matrices, vectors = ([p for p in part if (p.ndim > 1) == decays] for decays in (True, False))
         if weight_decay:
             groups += [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        else:  # in their order, as in checkpoints
+        else:  # in the order of the parameters, as in checkpoints
             groups.append({"params": part, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]

@@ -1,88 +1,81 @@
-"""Loading a checkpoint as a policy: what is supported, what is missing, what is trained."""
+"""Loading a checkpoint as a policy, and checking that a run's checkpoint belongs to it."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from mrg.errors import UserError
 from mrg.modules.policy.families import FAMILIES, LANGUAGE_LINEARS
-from mrg.modules.policy.policy import Policy
+from mrg.modules.policy.lora import LoRA, add_adapter
+from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.precision import hold_trained
-from mrg.modules.policy.quantization import four_bits, settle
-from mrg.modules.prefix.attention import install
+from mrg.modules.policy.quantization import prepare_quantized, quantization_config
+from mrg.modules.prefix.language_model import install_attention
 
-
-@dataclasses.dataclass
-class LoRA:
-    """Low-rank adapters on every linear layer of the language model (Hu et al., 2021).
-
-    Args:
-        rank: Rank of the update.
-        alpha: Scale; the update is multiplied by alpha / rank.
-        dropout: Dropout on the adapter's input. 0 keeps rollout and training distributions equal.
-    """
-
-    rank: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
+DType = Literal["auto", "float32", "bfloat16"]
+"""Type of frozen weights; `"auto"` is that of the checkpoint."""
 
 
 def load_policy(
     path: str,
     lora: LoRA | None = None,
     train_vision: bool = False,
-    dtype: str = "auto",
+    dtype: DType = "auto",
     max_pixels: int = 0,
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
-    shared_prefix: str = "auto",
+    shared_prefix: SharedPrefix = "auto",
 ) -> Policy:
     """Load a checkpoint of one of `FAMILIES`.
 
     Args:
         path: Hub id or local folder.
-        lora: Train adapters of this shape on the language model; `None` trains the language model itself.
+        lora: Shape of the adapter to train; None trains the weights of the language model.
         train_vision: Train the vision tower as well.
-        dtype: Of the frozen weights: `"float32"`, `"bfloat16"` or `"auto"` for the checkpoint's own. What is trained is
-            held in float32, see `mrg.modules.policy.precision`.
-        max_pixels: Pixel budget of one image, for a Qwen-VL or an InternVL; 0 keeps the checkpoint's own. The images of
-            others have one size.
-        gradient_checkpointing: Recompute the language model's activations in the backward pass: less memory, more time.
-        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023), see `four_bits`; needs
-            `lora` and `pip install 'mrg[qlora]'`. It is meant for a CUDA GPU; a CPU is slow and good for trying out.
+        dtype: Type of the frozen weights: `"float32"`, `"bfloat16"` or `"auto"` for that of the checkpoint. Trained
+            weights are held in float32.
+        max_pixels: Pixel budget of one image, for Qwen-VL and InternVL; 0 uses the checkpoint's own. Images of the
+            other families have a fixed size.
+        gradient_checkpointing: Recompute the language model's activations in the backward pass, which needs less memory
+            and more time.
+        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023). Requires `lora` and
+            `pip install 'mrg[qlora]'`. Meant for CUDA GPUs; slow on a CPU.
         shared_prefix: See `Policy`.
 
     Raises:
-        ValueError: If the checkpoint cannot be found, is not of a supported family, is quantised itself, or lacks
-            weights: a tower of random weights would train silently.
+        ValueError: If the checkpoint cannot be found or read, is not of a supported family, is already quantized, or
+            lacks weights, which would otherwise be trained from random values.
     """
     from transformers import AutoModelForImageTextToText
 
-    if dtype not in ("auto", "float32", "bfloat16"):
-        raise UserError(f"Expected model.init_args.dtype to be 'auto', 'float32' or 'bfloat16', but got {dtype!r}.")
-    check_shared_prefix(shared_prefix)
+    for name, value, choices in (("dtype", dtype, DType), ("shared_prefix", shared_prefix, SharedPrefix)):
+        if value not in get_args(choices):
+            *most, last = map(repr, get_args(choices))
+            raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
     check_frozen(train_vision, "", load_in_4bit, lora)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
-    kind = _kind(path)
-    options: dict[str, Any] = {"quantization_config": four_bits(kind)} if load_in_4bit else {}
+    kind = _family(path)
+    options: dict[str, Any] = {"quantization_config": quantization_config(kind)} if load_in_4bit else {}
     with _readable(path):
         processor = FAMILIES[kind].load_processor(path, max_pixels)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
     if load_in_4bit:
-        settle(model)
+        prepare_quantized(model)
     missing = sorted(info["missing_keys"])
     if missing:
         raise UserError(
-            f"Policy {path!r} lacks {len(missing)} weights, {missing[0]} first: the checkpoint is incomplete."
+            f"The checkpoint {path!r} is incomplete: it lacks {len(missing)} weights, the first of which is "
+            f"{missing[0]}. Check model.init_args.policy."
         )
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
@@ -90,30 +83,46 @@ def load_policy(
     return prepare(model, processor, lora, train_vision, shared_prefix)
 
 
-def check_shared_prefix(value: str) -> None:
-    """Refuse what is not a setting of `Policy`.
+def prepare(
+    model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: SharedPrefix = "auto"
+) -> Policy:
+    """Make a policy of a transformers model: add an adapter, freeze what is not trained, hold the rest in float32.
 
-    Raises:
-        ValueError: If it is unknown.
+    Args:
+        model: A transformers model of one of `FAMILIES`.
+        processor: Its processor.
+        lora: Shape of the adapter; None trains the weights of the language model.
+        train_vision: Train the vision tower as well.
+        shared_prefix: See `Policy`.
     """
-    if value not in ("auto", "required", "off"):
-        raise UserError(f"Expected model.init_args.shared_prefix to be 'auto', 'required' or 'off', but got {value!r}.")
+    model.config.use_cache = False
+    install_attention(model.model.language_model)
+    if lora is not None:
+        model = add_adapter(model, lora, LANGUAGE_LINEARS)
+    policy = Policy(model, processor, train_vision, shared_prefix)
+    for name, parameter in policy.named_parameters():
+        if any(f".{module}." in name for module in policy.family.vision):
+            parameter.requires_grad_(train_vision)
+    hold_trained(policy.parameters())
+    # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning does not change it.
+    policy.train()
+    return policy
 
 
 def check_frozen(train_vision: bool, vision_cache: str, load_in_4bit: bool, lora: LoRA | None) -> None:
-    """Refuse settings that need frozen weights where these are trained.
+    """Reject settings that require frozen weights if these are trained.
 
     Raises:
         ValueError: If there are any.
     """
     if vision_cache and train_vision:
-        raise UserError("A trained vision tower has nothing to keep: set model.init_args.vision_cache to ''.")
+        raise UserError("vision_cache requires a frozen vision tower: set model.init_args.vision_cache to ''.")
     if load_in_4bit and lora is None:
-        raise UserError("Weights in 4 bits cannot be trained: set model.init_args.lora, or load_in_4bit to false.")
+        raise UserError("4-bit weights cannot be trained: set model.init_args.lora, or load_in_4bit to false.")
 
 
-def _kind(path: str) -> str:
-    """The family of a checkpoint, a key of `FAMILIES`."""
+def _family(path: str) -> str:
+    """Type of a checkpoint, a key of `FAMILIES`."""
     if path.startswith((".", "/", "runs/")) or Path(path).exists():
         config = Path(path) / "config.json"
         if not config.is_file():
@@ -131,15 +140,15 @@ def _kind(path: str) -> str:
         raise UserError(f"Policy {path!r} is of type {kind!r}; supported are {', '.join(FAMILIES)}.")
     if found.get("quantization_config"):
         raise UserError(
-            f"Policy {path!r} holds quantised weights, into which no adapter can be merged: name the checkpoint that "
-            "they were made from, and set model.init_args.load_in_4bit to true."
+            f"Policy {path!r} is quantized, so that no adapter can be merged into it. Set model.init_args.policy to "
+            "the checkpoint that it was made from, and load_in_4bit to true."
         )
     return str(kind)
 
 
 @contextlib.contextmanager
 def _readable(path: str) -> Iterator[None]:
-    """Turn what transformers says of a checkpoint into one line."""
+    """Turn errors of transformers about a checkpoint into one line."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -147,22 +156,51 @@ def _readable(path: str) -> Iterator[None]:
         raise UserError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
 
 
-def prepare(model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: str = "auto") -> Policy:
-    """Wrap a model: add the adapter where there is one, freeze what is not trained, hold the rest in float32."""
-    model.config.use_cache = False
-    install(model.model.language_model)
-    if lora is not None:
-        from peft import LoraConfig, get_peft_model
+def policy_digest(parameters: Iterable[tuple[str, nn.Parameter]], tokenizer: Any) -> str:
+    """Digest of what a run's checkpoint depends on but does not contain: the tokenizer and the frozen weights.
 
-        shape = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=LANGUAGE_LINEARS
+    Args:
+        parameters: All parameters of the module, with their names.
+        tokenizer: The policy's tokenizer.
+    """
+    digest = hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode())
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            start = parameter.detach().flatten()[:64].float().cpu()
+            digest.update(name.encode() + start.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_checkpoint(
+    checkpoint: Mapping[str, Any], source: str, shapes: Mapping[str, torch.Size], digest: str, lora: LoRA | None
+) -> None:
+    """Reject a run's checkpoint that belongs to another policy.
+
+    Args:
+        checkpoint: The loaded checkpoint.
+        source: The policy's name in the settings.
+        shapes: Shapes of the policy's trained weights.
+        digest: The policy's `policy_digest`.
+        lora: Shape of the policy's adapter.
+
+    Raises:
+        ValueError: If trained weights are missing or unexpected, or the tokenizer, base or adapter differs.
+    """
+    start = f"The checkpoint does not fit the policy {source!r}:"
+    alpha = lora and lora.alpha
+    if alpha and (written := checkpoint.get("lora_alpha", alpha)) != alpha:  # older checkpoints lack it
+        raise UserError(
+            f"{start} its adapter has alpha {written}, but model.init_args.lora.alpha is {alpha}. "
+            "Use the run's own configuration and data."
         )
-        model = get_peft_model(model, shape)
-    policy = Policy(model, processor, train_vision, shared_prefix)
-    for name, parameter in policy.named_parameters():
-        if any(f".{module}." in name for module in policy.family.vision):
-            parameter.requires_grad_(train_vision)
-    hold_trained(policy.parameters())
-    # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning leaves it there.
-    policy.train()
-    return policy
+    # A sharded checkpoint has its weights in separate files.
+    given: Mapping[str, Any] = checkpoint.get("state_dict", shapes)
+    wrong = sorted(set(shapes) ^ set(given)) or sorted(
+        name for name, shape in shapes.items() if "state_dict" in checkpoint and shape != given[name].shape
+    )
+    if wrong or checkpoint.get("identity") != digest:
+        name = wrong[0] if wrong else "its tokenizer or frozen base"
+        if name in shapes and name in given and ".lora_A." in name:
+            rank = shapes[name][0]
+            name = f"its adapter has rank {len(given[name])}, but model.init_args.lora.rank is {rank}: {name}"
+        raise UserError(f"{start} {name} differs. Use the run's own configuration and data.")

@@ -1,8 +1,8 @@
-"""Log-probabilities of chosen tokens without the vocabulary's logits for all of them at once.
+"""Log-probabilities of given tokens, without holding the logits of the whole vocabulary at all of them.
 
 `log p(y) = z_y - logsumexp(z)` with `z = W h / temperature`; its gradient is `(W_y - sum_v p_v W_v) / temperature`.
-This direction is computed in the forward pass, tile by tile, so that the backward pass of a frozen head costs one
-multiplication per element, and what is kept is (T, D), never (T, V). A trained head recomputes its tiles.
+The gradient is computed in the forward pass, tile by tile, so that the backward pass through a frozen head is one
+multiplication per element, and (T, D) values are stored, never (T, V). A trained head recomputes its tiles.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE = 2**25
-"""Logits held at a time, 128 MB in float32."""
+"""Number of logits held at a time: 128 MB in float32."""
 
 
 class TokenLogps(NamedTuple):
-    """T tokens.
+    """Log-probabilities of T tokens, and entropies of the distributions that they were sampled from.
 
     Args:
-        logps: (T,) float32 or float64, with gradient.
-        entropy: (T,) of the distribution each token came from, in nats, without gradient.
+        logps: (T,) float32 or float64, in nats, with gradient.
+        entropy: (T,) in nats, without gradient.
     """
 
     logps: Tensor
@@ -35,10 +35,10 @@ def token_logps(
     """Log-probability of each token under the tempered distribution over the allowed tokens.
 
     Args:
-        hidden: (T, D) states that predict the tokens.
-        weight: (V, D) of the head, in the states' type; a bias is not supported.
-        ids: (T,) tokens.
-        temperature: Logits are divided by it.
+        hidden: (T, D) hidden states that predict the tokens.
+        weight: (V, D) weight of the head, in the type of the hidden states; a bias is not supported.
+        ids: (T,) token ids.
+        temperature: Sampling temperature, by which logits are divided.
         banned: Ids that are never sampled.
     """
     kind = hidden.device.type

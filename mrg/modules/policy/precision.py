@@ -1,34 +1,28 @@
-"""In which precision a run computes, what it trains is held, and what it leaves behind is read again.
+"""Precision of a run: what is computed in bfloat16, and what is held in float32.
 
-Choices: what is trained is held in float32 (master weights; Micikevicius et al., "Mixed precision training", 2018),
-because most steps of an optimiser are too small for bfloat16, in which the neighbour of 1 is 1 + 1/128; so are its
-gradients and Adam's moments. Frozen weights stay in `dtype`. Products are computed in bfloat16 under `bf16-mixed`.
-Left out: float16, whose gradients must be scaled, and pure bfloat16.
+Choices: trained weights are held in float32 (master weights; Micikevicius et al., "Mixed precision training", 2018),
+because most optimizer steps are too small for bfloat16, in which the neighbour of 1 is 1 + 1/128; so are their
+gradients and Adam's moments. Frozen weights keep `dtype`. Under `bf16-mixed`, matrix products are computed in bfloat16.
+Left out: float16, whose gradients have to be scaled, and pure bfloat16.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mrg.errors import UserError
-from mrg.files import write_json
-
-if TYPE_CHECKING:
-    from mrg.modules.policy.policy import Policy
 
 PRECISIONS = {"32-true": False, "32": False, "bf16-mixed": True, "bf16": True}
-"""What `trainer.precision` may be, also by Lightning's short names -> whether products are computed in bfloat16."""
+"""Supported values of `trainer.precision`, including Lightning's short names -> whether bfloat16 autocast is on."""
 
 
 def check_precision(precision: Any) -> None:
-    """Refuse a precision in which a run fails, or in which its small steps round away.
+    """Reject a precision that fails, or in which small optimizer steps are rounded away.
 
     Raises:
         ValueError: If it is none of `PRECISIONS`.
@@ -38,46 +32,50 @@ def check_precision(precision: Any) -> None:
 
 
 def hold_trained(parameters: Iterable[nn.Parameter]) -> None:
-    """Hold what is trained in float32 at least; what is frozen stays as it is."""
+    """Convert trained parameters to float32, unless they are wider; frozen ones do not change."""
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
 
 
-def rounding(policy: Policy) -> str:
-    """What to add to the line that names a merged policy, where it is not quite the one that was scored.
+class CastAdapter:
+    """An adapter cast to autocast's type once per rollout instead of once per decoding step.
 
-    Args:
-        policy: That was merged, with the adapter still beside its base.
-
-    Returns:
-        A remark in brackets; empty where nothing was rounded.
+    Without gradients, autocast does not cache its casts: every step casts every float32 matrix, which for an adapter
+    means two small kernels per linear layer that take a GPU longer to launch than to run. The casts keep their
+    addresses between rollouts, because captured CUDA graphs read them there.
     """
-    if not policy.has_adapter:
-        return ""
-    half = policy.base.lm_head.weight.dtype in (torch.bfloat16, torch.float16)  # the head is never trained beside LoRA
-    if not half and not getattr(policy.base, "is_loaded_in_4bit", False):
-        return ""
-    exact = "" if policy.train_vision else "; exact: export --adapter true"
-    return f" (merged by rounding, not quite what was scored{exact})"
 
+    def __init__(self) -> None:
+        self.casts: dict[nn.Linear, nn.Parameter] = {}
 
-def name_precision(base: Any, folder: Path) -> None:
-    """Name the widest precision of a saved model's weights in its config.json, by which it is loaded again.
+    @contextlib.contextmanager
+    def within(self, matrices: Iterable[nn.Linear]) -> Iterator[None]:
+        """Context in which matrices have autocast's type; the originals are restored afterwards.
 
-    transformers names the first weight's, which may be a frozen one's, and would round the others.
+        Without autocast this does nothing.
 
-    Args:
-        base: The transformers model.
-        folder: Where it is saved.
-    """
-    dtypes = {p.dtype for name, p in base.named_parameters() if ".lora_" not in name and p.is_floating_point()}
-    if len(dtypes) < 2:
-        return
-    widest = str(functools.reduce(torch.promote_types, dtypes)).removeprefix("torch.")
-    file = folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        if "dtype" in part:
-            part["dtype"] = widest
-    write_json(file, config)
+        Args:
+            matrices: The adapter's matrices A and B.
+        """
+        replaced: dict[nn.Linear, Tensor] = {}
+        try:
+            for linear in matrices:
+                weight, device = linear.weight, linear.weight.device.type
+                if weight.dtype == torch.float32 and torch.is_autocast_enabled(device):
+                    cast = self._cast(linear, torch.get_autocast_dtype(device))
+                    replaced[linear] = weight
+                    linear.weight = cast
+            yield
+        finally:
+            for linear, weight in replaced.items():
+                linear.weight = weight
+
+    def _cast(self, linear: nn.Linear, dtype: torch.dtype) -> nn.Parameter:
+        cast, weight = self.casts.get(linear), linear.weight
+        # Evaluation runs in inference mode, training does not: a tensor that both write to must not be made in it.
+        with torch.inference_mode(False), torch.no_grad():
+            if cast is None or (cast.dtype, cast.device) != (dtype, weight.device):
+                cast = self.casts[linear] = nn.Parameter(torch.empty_like(weight, dtype=dtype), requires_grad=False)
+            cast.copy_(weight)
+        return cast

@@ -1,4 +1,4 @@
-"""Processors for still images, loaded or built without torchvision."""
+"""Processors for still images, loaded or built without torchvision, and every private part of transformers' own."""
 
 from __future__ import annotations
 
@@ -33,10 +33,9 @@ CHAT_TEMPLATE = (
 
 
 class StillImageProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
-    """The Qwen-VL processor without its video part.
+    """The Qwen-VL processor without its video processor, which requires torchvision.
 
-    transformers reads a processor's parts off the signature of `__init__`; the video processor needs torchvision, which
-    still images do not.
+    transformers derives the parts of a processor from the signature of `__init__`.
     """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, **_: Any):
@@ -46,7 +45,7 @@ class StillImageProcessor(Qwen2_5_VLProcessor):  # type: ignore[misc]
 
 
 class StillInternVLProcessor(InternVLProcessor):  # type: ignore[misc]
-    """The InternVL processor without its video part, for the same reason."""
+    """The InternVL processor without its video processor, which requires torchvision."""
 
     def __init__(
         self,
@@ -67,7 +66,7 @@ class StillInternVLProcessor(InternVLProcessor):  # type: ignore[misc]
         self.multimodal_pattern = re.compile(f"(?P<image>{re.escape(self.image_token)})")
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> Any:
-        """Write what loads as an `InternVLProcessor` as well."""
+        """Save files that also load as an `InternVLProcessor`."""
         result = super().save_pretrained(save_directory, **kwargs)
         for file in Path(save_directory).glob("*_config.json"):
             text = file.read_text(encoding="utf-8")
@@ -76,12 +75,12 @@ class StillInternVLProcessor(InternVLProcessor):  # type: ignore[misc]
 
 
 def load_tile_processor(path: str, max_pixels: int = 0) -> StillInternVLProcessor:
-    """Load the processor of an InternVL, which cuts an image into tiles of one size.
+    """Load the processor of an InternVL, which splits an image into tiles of one size.
 
     Args:
         path: Hub id or local folder.
-        max_pixels: Pixel budget of one image, in whole tiles, the small picture of the whole not counted; 0 keeps the
-            checkpoint's own.
+        max_pixels: Pixel budget of one image, rounded down to whole tiles (at least one), not counting the thumbnail;
+            0 uses the checkpoint's own.
     """
     processor: StillInternVLProcessor = StillInternVLProcessor.from_pretrained(path, backend="pil")
     if max_pixels:
@@ -92,17 +91,17 @@ def load_tile_processor(path: str, max_pixels: int = 0) -> StillInternVLProcesso
 
 
 def load_fixed_size_processor(path: str, max_pixels: int = 0) -> ProcessorMixin:
-    """Load the processor of a checkpoint whose images have one size.
+    """Load the processor of a checkpoint with images of a fixed size.
 
     Args:
         path: Hub id or local folder.
-        max_pixels: 0.
+        max_pixels: Has to be 0.
 
     Raises:
-        ValueError: If there is a pixel budget.
+        ValueError: If `max_pixels` is not 0, or the checkpoint has no patch size.
     """
     if max_pixels:
-        raise UserError("its images have one size: set model.init_args.max_pixels to 0")
+        raise UserError("its images have a fixed size: set model.init_args.max_pixels to 0")
     processor = AutoProcessor.from_pretrained(path, backend="pil")
     if getattr(processor, "patch_size", 0) is None:
         raise UserError("its processor_config.json lacks patch_size")
@@ -111,7 +110,7 @@ def load_fixed_size_processor(path: str, max_pixels: int = 0) -> ProcessorMixin:
 
 
 def _complete(processor: Any) -> None:
-    """Settle what checkpoints leave open.
+    """Set padding and chat template if the checkpoint does not.
 
     Raises:
         ValueError: If there is no chat template.
@@ -126,9 +125,9 @@ def _complete(processor: Any) -> None:
 
 
 def save_processor(processor: Any, folder: str | Path) -> None:
-    """Write what `load_policy` and transformers load a processor from."""
+    """Save a processor so that `load_policy` and transformers can load it."""
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # it remembers how its last texts were padded, which would be written, too
+    if backend is not None:  # it would save how its last texts were padded
         backend.no_padding()
         backend.no_truncation()
     if isinstance(processor, StillImageProcessor):
@@ -138,12 +137,12 @@ def save_processor(processor: Any, folder: str | Path) -> None:
     processor.image_processor.save_pretrained(folder)
 
 
-def load_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
+def load_qwen_processor(path: str, max_pixels: int = 0) -> StillImageProcessor:
     """Load the processor of a Qwen-VL.
 
     Args:
         path: Hub id or local folder.
-        max_pixels: Pixel budget of one image; 0 keeps the checkpoint's own.
+        max_pixels: Pixel budget of one image; 0 uses the checkpoint's own.
     """
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     image_processor = Qwen2VLImageProcessorPil.from_pretrained(path)
@@ -166,16 +165,16 @@ def build_processor(
     merge_size: int = 2,
     patch_size: int = 14,
 ) -> StillImageProcessor:
-    """Train a byte-level BPE tokenizer on reports and put it beside an image processor.
+    """Build a Qwen-VL processor with a byte-level BPE tokenizer trained on reports.
 
     The same corpus in the same order gives the same tokenizer, so that a run can be rebuilt from its configuration.
 
     Args:
-        corpus: The training reports.
-        vocab_size: Upper bound of the vocabulary, special tokens included.
+        corpus: Training reports.
+        vocab_size: Maximum size of the vocabulary, including special tokens.
         max_pixels: Pixel budget of one image.
-        merge_size: Patches along each side of the square that becomes one image token.
-        patch_size: Pixels along each side of a patch: 14 for a Qwen2-VL or Qwen2.5-VL, 16 for a Qwen3-VL.
+        merge_size: Side of the square of patches that becomes one image token.
+        patch_size: Side of a patch in pixels: 14 for Qwen2-VL and Qwen2.5-VL, 16 for Qwen3-VL.
     """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -187,7 +186,7 @@ def build_processor(
         show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
-    # Whole tags keep a tiny policy's completions short; they are ordinary text, not special tokens.
+    # Tags are one token each, which keeps the completions of a tiny policy short, but not special: they are text.
     bpe.add_tokens([AddedToken(tag, normalized=False, special=False) for tag in TAGS])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left"

@@ -1,8 +1,8 @@
-"""QLoRA: the frozen language model in 4 bits, an adapter beside it (Dettmers et al., 2023).
+"""QLoRA: an adapter on a frozen language model in 4 bits (Dettmers et al., 2023); every access to bitsandbytes.
 
-Choices: NF4 with double quantisation; the layers that LoRA adapts are quantised and no others, so that the vision
-tower, its projector, the embedding and the head stay whole; a layer computes in the precision that its weights had.
-Nothing is ever merged into 4 bits: what is saved is the whole base with the adapter's update added.
+Choices: NF4 with double quantization. The layers that LoRA adapts are quantized, and no others: vision tower,
+projector, embedding and head are not. A layer computes in the precision of its original weights. Nothing is merged into
+4-bit weights: what is saved is the unquantized base with the adapter's update added.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ import torch
 from packaging.version import Version
 from torch import nn
 
-from mrg.errors import UserError
+from mrg.errors import MissingPackageError, UserError
 from mrg.modules.policy.families import FAMILIES, LANGUAGE_LINEARS
+from mrg.modules.policy.lora import is_adapter
 
 OLDEST = "0.46.1"
-"""The first release of bitsandbytes that transformers takes and that has NF4 on a CPU; also in the extra `qlora`."""
+"""Oldest release of bitsandbytes that transformers supports and that has NF4 on a CPU; also in the extra `qlora`."""
 
 
-def four_bits(kind: str) -> Any:
-    """Settings with which transformers quantises a checkpoint's language model as it loads it.
+def quantization_config(kind: str) -> Any:
+    """Configuration with which transformers quantizes the language model of a checkpoint on loading.
 
     Args:
         kind: A key of `FAMILIES`.
@@ -33,28 +34,28 @@ def four_bits(kind: str) -> Any:
         ValueError: If bitsandbytes is missing or too old.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("model.init_args.load_in_4bit needs bitsandbytes: pip install 'mrg[qlora]'")
+        raise MissingPackageError("model.init_args.load_in_4bit needs bitsandbytes: pip install 'mrg[qlora]'")
     version = importlib.metadata.version("bitsandbytes")
     if Version(version) < Version(OLDEST):
-        raise UserError(
+        raise MissingPackageError(
             f"model.init_args.load_in_4bit needs bitsandbytes {OLDEST} or newer, but {version} is installed: "
             "pip install -U 'mrg[qlora]'"
         )
     from transformers import BitsAndBytesConfig
 
-    # transformers takes these for patterns that a module's whole path starts with, so that a bare name skips nothing.
+    # Patterns that transformers matches at the start of a module's full path: a bare name would skip nothing.
     whole = [rf"model\.{name}" for name in FAMILIES[kind].vision]
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,  # until `settle`
+        bnb_4bit_compute_dtype=torch.bfloat16,  # until `prepare_quantized`
         llm_int8_skip_modules=[*whole, "lm_head"],
     )
 
 
 def check_device(device: torch.device) -> None:
-    """Refuse to train weights in 4 bits where that has not been seen to work.
+    """Reject devices on which QLoRA has not been tested.
 
     Raises:
         ValueError: If the device is neither a CUDA GPU nor a CPU.
@@ -66,14 +67,14 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def settle(model: Any) -> None:
-    """Check which layers of a loaded model are in 4 bits, and make them fit for training.
+def prepare_quantized(model: Any) -> None:
+    """Check which layers of a loaded model are in 4 bits, and prepare them for training.
 
     Args:
-        model: As transformers has loaded it with `four_bits`.
+        model: Model loaded with `quantization_config`.
 
     Raises:
-        ValueError: If other layers than those that LoRA adapts are in 4 bits, or some of these are not.
+        ValueError: If the layers in 4 bits are not exactly those that LoRA adapts.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -82,43 +83,49 @@ def settle(model: Any) -> None:
     wrong = sorted({name for name in linears if re.fullmatch(LANGUAGE_LINEARS, name)} ^ set(quantised))
     if wrong:
         raise UserError(
-            f"Expected the layers that LoRA adapts to be in 4 bits, and no others, but {len(wrong)} differ, {wrong[0]} "
-            "first: this release of transformers is not supported with model.init_args.load_in_4bit, set it to false."
+            f"Expected the layers that LoRA adapts to be in 4 bits, and no others, but {len(wrong)} differ, such as "
+            f"{wrong[0]}. This release of transformers is not supported with model.init_args.load_in_4bit: set it to "
+            "false."
         )
     for module in quantised.values():
-        # In another precision than the weights', a layer would also round its bias for good.
+        # With another compute type than the weights had, a layer would also round its bias permanently.
         module.compute_dtype, module.compute_type_is_set = module.weight.quant_state.dtype, True
-        # On a CPU with AVX512-BF16, a forward pass in eval mode would rearrange the weights for a kernel that has no
-        # backward pass and rounds their scales: after the first rollout, gradients would end at the last layer.
+        # On a CPU with AVX512-BF16, a forward pass in eval mode would repack the weights for a kernel without a
+        # backward pass that rounds their scales: after the first rollout, gradients would stop at the last layer.
         module.support_avx512bf16_for_cpu = False
 
 
-def whole_base(base: Any) -> Any:
-    """The checkpoint that a model in 4 bits was loaded from, in the model's precision, on the CPU.
+def is_quantized(base: Any) -> bool:
+    """Whether a transformers model was loaded in 4 bits."""
+    return bool(getattr(base, "is_loaded_in_4bit", False))
 
-    Weights that are trained beside the adapter, such as the vision tower's, are the model's own.
+
+def load_whole_base(base: Any) -> Any:
+    """Load the checkpoint of a model in 4 bits without quantization, on the CPU.
+
+    Weights that are trained besides the adapter, such as those of the vision tower, are taken from the model.
 
     Args:
         base: A transformers model in 4 bits.
 
     Raises:
-        ValueError: If the checkpoint is no longer there.
+        ValueError: If the checkpoint cannot be loaded.
     """
     from transformers import AutoModelForImageTextToText
 
     source = base.name_or_path
     try:
-        # By its head, which is never trained in 4 bits: the model's own `dtype` may be a trained vision tower's.
+        # The type of the head, which is never trained here: the model's `dtype` may be that of a trained vision tower.
         dtype = base.lm_head.weight.dtype
         whole = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, device_map="cpu")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"The base {source!r}, into which the adapter is merged, cannot be loaded again ({reason}): put it back, "
-            "or write the adapter alone (export --adapter true)."
+            f"The base {source!r}, into which the adapter is merged, cannot be loaded ({reason}): restore it, or write "
+            "the adapter alone with export --adapter true."
         ) from None
-    trained = {n: p.detach().cpu() for n, p in base.named_parameters() if p.requires_grad and ".lora_" not in n}
+    trained = {n: p.detach().cpu() for n, p in base.named_parameters() if p.requires_grad and not is_adapter(n)}
     for name, parameter in whole.named_parameters():
-        if name in trained:  # in the precision in which it was trained
+        if name in trained:  # in float32
             parameter.data = trained[name]
     return whole

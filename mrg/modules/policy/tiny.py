@@ -1,4 +1,4 @@
-"""A tiny policy: the architecture of Qwen2.5-VL with a few million random weights, for demos and tests on a CPU."""
+"""A tiny policy: a Qwen2.5-VL with a few million random weights, for demos and tests on a CPU."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Tiny:
 
     Args:
         hidden_size: Width of the language model and of the vision tower, a multiple of 32.
-        num_layers: Depth of the language model.
-        vision_depth: Depth of the vision tower.
-        vocab_size: Upper bound of the vocabulary.
-        merge_size: A square of so many by so many patches of 14 pixels becomes one image token. Large squares make few
-            tokens, each of which knows its place, which a small model learns far sooner than many.
-        init_std: Standard deviation of the initial weights; about 1 / sqrt(hidden_size).
-        rope_theta: Base of the rotary positions; small, because prompts and reports are short.
+        num_layers: Number of layers of the language model.
+        vision_depth: Number of layers of the vision tower.
+        vocab_size: Maximum size of the vocabulary.
+        merge_size: Side of the square of patches, of 14 pixels each, that becomes one image token. A small model learns
+            much faster from few, large tokens than from many.
+        init_std: Standard deviation of the initial weights, about 1 / sqrt(hidden_size).
+        rope_theta: Base of the rotary positions, small because prompts and reports are short.
     """
 
     hidden_size: int = 96
@@ -36,14 +36,17 @@ class Tiny:
 
 
 def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: int = 112 * 112) -> Policy:
-    """Build a Qwen2.5-VL of random weights, with a tokenizer trained on the corpus; all of it is trained.
+    """Build a Qwen2.5-VL with random weights, all of them trained, and a tokenizer trained on a corpus.
 
-    Weights come from torch's global generator.
+    Weights are drawn from torch's global generator.
 
     Args:
-        corpus: The texts that the policy will read and write.
-        shape: Its shape.
+        corpus: Texts that the policy will read and write.
+        shape: Shape of the policy; `Tiny()` by default.
         max_pixels: Pixel budget of one image.
+
+    Raises:
+        ValueError: If the width is not a multiple of 32.
     """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 

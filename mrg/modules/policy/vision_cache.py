@@ -1,4 +1,4 @@
-"""Image embeddings of a frozen vision tower on disk, so that an image is encoded once and not once per epoch."""
+"""Cache on disk of the image embeddings of a frozen vision tower, so that an image is encoded once, not every epoch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from mrg.files import make_folder
 from mrg.modules.policy.families import Family
 
 Embeddings = tuple[Tensor, tuple[Tensor, ...]]
-"""Of V image tokens (V, D), and what is added to them after the first layers."""
+"""Image embeddings (V, D), and the deepstack embeddings, see `Prompts`."""
 
 
 class VisionCache:
-    """Keeps what a frozen tower makes of an image in a file named by the image, its size and the tower.
+    """Cache with one file per image and vision tower.
 
-    An image's key is a hash of its pixels as the processor made them, which its pixel budget has shaped, and of the
-    tower's weights; another image, budget, model or precision is another file. Nothing is ever removed.
+    A file is named by a hash of the image's processed pixels, which depend on the pixel budget, of the tower's weights
+    and of the precision. Files are never removed.
 
     Args:
-        folder: Where the files go.
-        family: How the model encodes images.
-        base: The model with its tower.
+        folder: Folder with the files.
+        family: The model's family.
+        base: The transformers model.
 
     Raises:
-        ValueError: If the folder cannot be made.
+        ValueError: If the folder cannot be created.
     """
 
     def __init__(self, folder: Path, family: Family, base: Any) -> None:
@@ -41,13 +41,13 @@ class VisionCache:
         digest = hashlib.sha256()
         for name in family.vision:
             for key, value in getattr(base, name).state_dict().items():
-                # In float64 and on the CPU the sum does not depend on the machine's way to add.
+                # In float64 on the CPU, so that the sum does not depend on the order of summation.
                 start = value.detach().flatten()[:1024].cpu().double()
                 digest.update(f"{key} {value.dtype} {tuple(value.shape)} {start.sum().item()!r}".encode())
         self.tower = digest.digest()
 
     def images(self, batch: Batch) -> Embeddings:
-        """See `Family.images`; only images without a file are encoded."""
+        """Image embeddings as in `Family.images`; only images without a file are encoded."""
         units, sizes = self._units(batch)
         grids: list[Any] = [()] * len(units) if batch.image_grid_thw is None else batch.image_grid_thw.tolist()
         files = [self.folder / f"{self._key(unit, grid)}.pt" for unit, grid in zip(units, grids, strict=True)]
@@ -70,7 +70,7 @@ class VisionCache:
         return image, tuple(deepstack_rows)
 
     def _units(self, batch: Batch) -> tuple[list[Tensor], list[int]]:
-        """Pixels of each image or tile; and how many tokens it makes where that differs."""
+        """Pixels of each image or tile, and its number of tokens if that differs between images."""
         if batch.image_grid_thw is None:
             return list(batch.pixel_values.split(1)), []  # type: ignore[no-untyped-call]
         patches = batch.image_grid_thw.prod(1).tolist()
@@ -78,7 +78,7 @@ class VisionCache:
         return list(torch.split(batch.pixel_values, patches)), [count // merged for count in patches]
 
     def _key(self, unit: Tensor, grid: Any) -> str:
-        # What autocast computes in is not seen in the weights.
+        # The precision of autocast is not a property of the weights.
         kind = unit.device.type
         precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         pixels = unit.detach().cpu().float().contiguous().numpy().tobytes()
@@ -92,12 +92,12 @@ def _load(file: Path) -> list[Tensor] | None:
         return parts
     except FileNotFoundError:
         return None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # torn by a crash: made again, and written over
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # truncated by a crash: will be replaced
         return None
 
 
 def _save(file: Path, parts: list[Tensor]) -> None:
-    # Ranks may make the same file at once: each writes its own and the last one stays.
+    # Ranks may write the same file at once: each writes a temporary file of its own, and the last one wins.
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     torch.save([part.detach().cpu() for part in parts], temporary)
     temporary.replace(file)

@@ -1,4 +1,4 @@
-"""The prompts of studies, images in place, as the language model reads them."""
+"""Prompts as the language model reads them: embeddings with those of the images in place."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 
 @dataclasses.dataclass
 class Prompts:
-    """The prompts of B studies, ready for the language model.
+    """The prompts of B studies.
 
     Args:
         embeds: (B, P, D) with image embeddings in place.
-        mask: (B, P) bool.
-        positions: (A, B, P) int64: time, height and width of each token, A 3, or its place alone, A 1.
-        visual: (B, P) bool, the image tokens.
-        deepstack: For each of the first layers of a Qwen3-VL (V, D), what is added at the V image tokens after it.
-        blocks: (B, P) int64, which image of its prompt a token is of, -1 at text, where the model reads the tokens of
-            an image in both directions; None where it reads causally.
+        mask: (B, P) bool, True at real tokens.
+        positions: (A, B, P) int64: time, height and width of each token (A 3), or its index (A 1).
+        visual: (B, P) bool, True at image tokens.
+        deepstack: For each of the first layers of a Qwen3-VL (V, D), which is added at the V image tokens after it.
+        blocks: (B, P) int64 index of the image that a token belongs to, -1 at text, for models in which the tokens of
+            an image attend to each other in both directions; None for causal models.
     """
 
     embeds: Tensor
@@ -31,7 +31,7 @@ class Prompts:
     blocks: Tensor | None = None
 
     def rows(self, index: Tensor) -> Prompts:
-        """The prompts of some studies, in the order of the index; one may come several times."""
+        """The prompts at these indices, which may repeat."""
         deepstack = self.deepstack
         if deepstack:
             sizes = self.visual.sum(1).tolist()
@@ -44,12 +44,12 @@ class Prompts:
         )
 
     def detached(self) -> Prompts:
-        """The same as leaves, at which gradients are collected where they are wanted."""
+        """A copy whose tensors are leaves, in which several passes accumulate the gradients of the prompts."""
         embeds, *deepstack = (x.detach().requires_grad_(x.requires_grad) for x in (self.embeds, *self.deepstack))
         return dataclasses.replace(self, embeds=embeds, deepstack=tuple(deepstack))
 
     def send_back(self, leaves: Prompts, backward: Callable[[Tensor], None]) -> None:
-        """Send the gradients collected at `detached` leaves on to what these prompts were made by."""
+        """Backpropagate the gradients accumulated in `detached` leaves into what the prompts were computed from."""
         pairs = zip((self.embeds, *self.deepstack), (leaves.embeds, *leaves.deepstack), strict=True)
         parts = [(own * leaf.grad).sum() for own, leaf in pairs if leaf.grad is not None]
         if parts:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mrg.cli import main as mrg
-from mrg.commands.ablate.command import Ablation, Arm, load_ablation, main, run_all
+from mrg.commands.ablate.command import main, run_all
+from mrg.commands.ablate.configuration import Ablation, Arm, load_ablation
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHIPPED = load_ablation(CONFIGS / "demo_ablation.yaml")
@@ -153,7 +154,7 @@ def test_report_of_what_is_there(ran, tmp_path, capsys):
     file.write_text(json.dumps(text))
     main([f"--config={file}", f"--folder={ran.folder}", "--report"])
     out = capsys.readouterr().out
-    assert "Runs that are missing or failed: seed 2, sft; seed 2, mccs." in out
+    assert "Missing or failed runs: seed 2, sft; seed 2, mccs." in out
     assert (ran.folder / "ablation.md").read_text() in out
     assert not (ran.folder / "seed2").exists()
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from mrg.commands.ablate.command import Ablation, Arm
+from mrg.commands.ablate.configuration import Ablation, Arm
 from mrg.commands.ablate.report import format_summary, plot_summary, summarize, t_interval, write_report
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -53,7 +53,7 @@ def test_table_names_what_is_missing():
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     assert cells[0] == ["arm", "MCCS", "CE-F1 micro-13+", "MCCS - SFT", "CE-F1 micro-13+ - SFT", "distinct", "format"]
     assert cells[-1] == ["MCCS reward", "55.0 ± 63.5", "50.0 ± 0.0", "+10.0 ± 0.0", "+15.0 ± 63.5", "50", "90"]
-    assert "Runs that are missing or failed: seed 2, mccs." in text
+    assert "Missing or failed runs: seed 2, mccs." in text
     assert "mean over 3 seeds; ± is the 95 % interval of Student's t over seeds" in text
     one = format_summary(ABLATION, summarize(ABLATION, {0: SEEDS[0]}))
     assert "mean over 1 seed; no intervals" in one

@@ -1,4 +1,4 @@
-"""Seven invented studies in three splits, small enough to count by hand."""
+"""Seven synthetic studies in three splits, small enough to count by hand."""
 
 from __future__ import annotations
 

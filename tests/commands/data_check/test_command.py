@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from mrg.cli import main
-from mrg.commands.data_check.facts import collect
 from mrg.commands.data_check.reports import measure_leakage
+from mrg.commands.data_check.statistics import collect_statistics
 from mrg.datamodules.iu import IUXRayDataModule
 from mrg.metrics import CONDITIONS, POSITIVE, RulesLabeler
 from tests.trees import REPORTS, write_annotation, write_iu_tree, write_mimic_tree
@@ -45,10 +45,10 @@ def failure(capsys, argv):
 def test_table_json_and_page(root, capsys):
     main(arguments(root))
     out, err = capsys.readouterr()
-    assert err == ""  # a bar of progress is for terminals
+    assert all(line.startswith("Warning: IU") for line in err.splitlines())  # a bar of progress is for terminals
     assert "\x1b" not in out
     folder = Path("data_check/iu_tiny")
-    assert out.endswith(f"Page: {folder / 'data_check.html'}\nAll of it: {folder / 'data_check.json'}\n")
+    assert out.endswith(f"Page: {folder / 'data_check.html'}\nResults: {folder / 'data_check.json'}\n")
     result = json.loads((folder / "data_check.json").read_text())
     assert {split: (row["studies"], row["images"]) for split, row in result["counts"].items()} == {
         "train": (8, 16),
@@ -81,7 +81,7 @@ def test_all_bad_images_are_listed_and_exit_code_is_1(root, capsys):
         main(arguments(root, "--output=out"))
     assert stop.value.code == 1
     out = capsys.readouterr().out
-    assert "ERROR: Missing images: 7 of 26." in out
+    assert "Error: Missing images: 7 of 26." in out
     assert "… all 7 in out/data_check.json" in out
     assert "1.png is truncated at 300 bytes" in out
     result = json.loads(Path("out/data_check.json").read_text())
@@ -97,7 +97,7 @@ def test_all_bad_images_are_listed_and_exit_code_is_1(root, capsys):
 def test_unread_images(root, capsys):
     (root / "images" / "test1" / "1.png").write_bytes(b"no image")
     main(arguments(root, "--images=false"))
-    assert "note: Images were not read" in capsys.readouterr().out
+    assert "Note: Images were not read" in capsys.readouterr().out
 
 
 def test_reports_are_compared_as_written(root):
@@ -156,16 +156,13 @@ def test_images_that_a_setting_leaves_out_are_a_warning_and_their_studies_not_co
     assert result["counts"]["train"]["studies"] == 1
     assert result["data"]["dropped"] == {"missing_images drop": [str(root / "lost.png")]}
     out = " ".join(capsys.readouterr().out.split())
-    assert (
-        f"WARNING: Files that are not there, left out as in a run (data.init_args.missing_images drop): 1: {root}"
-        in out
-    )
-    assert "ERROR" not in out
+    assert f"Warning: Missing files are left out, as in a run (data.init_args.missing_images drop): 1: {root}" in out
+    assert "Error" not in out
     with pytest.raises(SystemExit) as stop:
         main(table_arguments(root, rows))
     assert stop.value.code == 1
     assert checked()["counts"]["train"]["studies"] == 2
-    assert "ERROR: Missing images: 1 of 3." in capsys.readouterr().out
+    assert "Error: Missing images: 1 of 3." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("row", ["study", "image"])
@@ -181,9 +178,9 @@ def test_an_id_that_stands_twice_does_not_hide_what_else_is_wrong(root, capsys, 
         main(table_arguments(root, rows, f"--data.init_args.row={row}", "--data.init_args.empty_reports=keep"))
     assert stop.value.code == 1
     out = " ".join(capsys.readouterr().out.split())
-    assert "ERROR: Missing images: 1 of 4." in out
-    assert "ERROR: Studies of test with an id that another study has: 1." in out
-    assert "WARNING: Patients of test who are also in train: 1" in out
+    assert "Error: Missing images: 1 of 4." in out
+    assert "Error: Studies of test with the id of another study: 1." in out
+    assert "Warning: Patients in both test and train: 1" in out
     assert checked()["counts"]["test"]["repeated_ids"] == ["1"]
     assert checked()["counts"]["train"]["studies"] == 2
 
@@ -192,13 +189,13 @@ def test_a_patient_in_val_and_test_is_a_warning(root, capsys):
     there = "images/train0/0.png"
     main(table_arguments(root, [f"1,p1,{there},Edema.,train", f"2,p2,{there},Mass.,val", f"3,p2,{there},Clear.,test"]))
     out = " ".join(capsys.readouterr().out.split())
-    assert "WARNING: Patients of test who are also in val: 1, with 1 of its 1 studies." in out
+    assert "Warning: Patients in both test and val: 1, with 1 of the 1 test studies." in out
 
 
 def test_limits_are_said(root, capsys):
     main(arguments(root, "--images=false", "--data.init_args.limit_train=2"))
     out = " ".join(capsys.readouterr().out.split())
-    assert "takes a part of a split, drawn at random (limit_train 2)" in out
+    assert "Only a random subset of the studies was checked (limit_train 2)" in out
 
 
 def test_a_configuration_with_keys_of_its_own(root, capsys):
@@ -228,8 +225,9 @@ def test_only_an_earlier_check_is_written_over(root, capsys):
         (page.parent / name).write_text(text)
         code, message = failure(capsys, arguments(root, "--output=own"))
         assert code == 2
-        assert message == (
-            "mrg: own holds a data_check.json or data_check.html that no check wrote: choose another --output."
+        assert message.splitlines()[-1] == (
+            "mrg: own contains a data_check.json or data_check.html that `data check` did not write: choose another "
+            "--output."
         )
     assert page.read_text() == "mine"
 
@@ -245,14 +243,14 @@ def test_usage_is_one_line(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "No data to check: name a configuration with a `data` section by --config."),
+        ([], "There is no data to check: pass a configuration with a `data` section by --config."),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--config=broken.yaml"], "Problems parsing config"),
-        (["--config=empty.yaml"], "No data to check"),
+        (["--config=empty.yaml"], "There is no data to check"),
         ([f"--config={CONFIGS / 'iu.yaml'}"], "Folder data/iu_xray does not exist"),
         ([f"--config={CONFIGS / 'demo.yaml'}", "--data.init_args.numtrain=3"], "Option 'numtrain' is not accepted"),
         ([f"--config={CONFIGS / 'demo.yaml'}", "--pictures=false"], "unrecognized arguments: --pictures=false"),
-        ([f"--config={CONFIGS / 'demo.yaml'}", "--output=file/x"], "file/x cannot be made (Not a directory)"),
+        ([f"--config={CONFIGS / 'demo.yaml'}", "--output=file/x"], "file/x cannot be created (Not a directory)"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
@@ -309,14 +307,14 @@ def test_iu_leakage_of_those_indexed_as_not_normal():
         is_normal = {f"CXR{row['uid']}": row["MeSH"].strip().lower() == "normal" for row in csv.DictReader(lines)}
     data = IUXRayDataModule(str(IU_ROOT))
     data.setup()
-    facts = collect(data.splits, RulesLabeler())
+    statistics = collect_statistics(data.splits, RulesLabeler())
     shares = {}
     for split, studies in data.splits.items():
         flags = np.array([is_normal[study.id.split("_")[0]] for study in studies])
-        facts[split].labels[:, CONDITIONS.index("No Finding")] = np.where(flags, POSITIVE, 0)
+        statistics[split].labels[:, CONDITIONS.index("No Finding")] = np.where(flags, POSITIVE, 0)
         shares[split] = round(100 * flags.mean(), 1)
     assert shares == {"train": 33.0, "val": 33.1, "test": 52.0}
-    row = next(row for row in measure_leakage(facts) if (row["split"], row["source"]) == ("test", "train"))
+    row = next(row for row in measure_leakage(statistics) if (row["split"], row["source"]) == ("test", "train"))
     assert row["abnormal"]["num_studies"] == 283
     assert row["abnormal"]["folded"] == 31
 

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from mrg.commands.data_check.facts import SplitFacts, collect
 from mrg.commands.data_check.labels import (
     _difference,
     _share_and_size,
@@ -11,6 +10,7 @@ from mrg.commands.data_check.labels import (
     score_baselines,
     wilson_interval,
 )
+from mrg.commands.data_check.statistics import SplitStatistics, collect_statistics
 from mrg.metrics import CONDITIONS, RulesLabeler
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems, most_frequent_report
@@ -22,12 +22,12 @@ Z = norm.ppf(0.975)
 
 def part(num, num_found, patients=None):
     """A split of `num` written reports, the first `num_found` of them with Edema."""
-    facts = SplitFacts()
-    facts.num_words.extend([5] * num)
-    facts.patients.extend([-1] * num if patients is None else patients)
-    facts.labels = np.zeros((num, 14), np.uint8)
-    facts.labels[:num_found, EDEMA] = POSITIVE
-    return facts
+    statistics = SplitStatistics()
+    statistics.num_words.extend([5] * num)
+    statistics.patients.extend([-1] * num if patients is None else patients)
+    statistics.labels = np.zeros((num, 14), np.uint8)
+    statistics.labels[:num_found, EDEMA] = POSITIVE
+    return statistics
 
 
 def shift(train, test):
@@ -35,10 +35,10 @@ def shift(train, test):
 
 
 def test_prevalence_counts_classes_over_written_reports():
-    facts = part(4, 1)
-    facts.labels[1:3, EDEMA] = UNCERTAIN, NEGATIVE
-    facts.num_words[3] = 0
-    found = measure_prevalence({"train": facts, "val": SplitFacts()})
+    statistics = part(4, 1)
+    statistics.labels[1:3, EDEMA] = UNCERTAIN, NEGATIVE
+    statistics.num_words[3] = 0
+    found = measure_prevalence({"train": statistics, "val": SplitStatistics()})
     assert found["train"]["Edema"] == {"positive": 1, "uncertain": 1, "negative": 1, "share": 2 / 3}
     assert found["train"]["Fracture"] == {"positive": 0, "uncertain": 0, "negative": 0, "share": 0}
     assert found["val"]["Edema"]["share"] is None
@@ -71,8 +71,8 @@ def test_equal_splits_differ_by_chance_only_and_intervals_widen_with_comparisons
     flagged = 0
     for _ in range(60):
         drawn = {split: part(300, 0) for split in ("train", "val", "test")}
-        for facts in drawn.values():
-            facts.labels[:] = rng.random((300, 14)) < 0.2
+        for statistics in drawn.values():
+            statistics.labels[:] = rng.random((300, 14)) < 0.2
         found = measure_shift(drawn)
         assert found["num_comparisons"] == 28
         flagged += any(row["is_shift"] for rows in found["differences"].values() for row in rows.values())
@@ -93,13 +93,13 @@ def test_studies_of_one_patient_count_less():
 
 
 def test_no_train_or_nothing_else_gives_no_shift():
-    for facts in ({"train": part(5, 1)}, {"train": SplitFacts(), "test": part(5, 1)}, {"test": part(5, 1)}):
-        assert measure_shift(facts)["differences"] == {}
+    for statistics in ({"train": part(5, 1)}, {"train": SplitStatistics(), "test": part(5, 1)}, {"test": part(5, 1)}):
+        assert measure_shift(statistics)["differences"] == {}
 
 
 def test_baselines_are_those_of_the_test_command():
     studies, labeler = splits(), RulesLabeler()
-    found = score_baselines(collect(studies, labeler), studies, labeler, margin=0.3)
+    found = score_baselines(collect_statistics(studies, labeler), studies, labeler, margin=0.3)
     train = [study.report for study in studies["train"]]
     assert found["reports"] == {"constant normal": CONSTANT_NORMAL, "most frequent report": most_frequent_report(train)}
     assert (found["reports"]["most frequent report"], found["train_count"]) == (NORMAL, 2)
@@ -116,13 +116,13 @@ def test_of_equally_frequent_reports_it_is_that_of_the_test_command_whatever_the
     reports = [study.report for study in studies["train"]]
     assert len(set(reports)) == 3
     labeler = RulesLabeler()
-    found = score_baselines(collect(studies, labeler), studies, labeler, 0.5)
+    found = score_baselines(collect_statistics(studies, labeler), studies, labeler, 0.5)
     assert found["reports"]["most frequent report"] == most_frequent_report(reports) == min(reports)
     assert found["train_count"] == 1
 
 
 def test_without_train_only_the_constant_report_is_scored():
     studies, labeler = {**splits(), "train": []}, RulesLabeler()
-    found = score_baselines(collect(studies, labeler), studies, labeler, 0.5)
+    found = score_baselines(collect_statistics(studies, labeler), studies, labeler, 0.5)
     assert list(found["scores"]["val"]["systems"]) == ["constant normal"]
     assert found["train_count"] == 0

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mrg.commands.data_check.facts import RememberingLabeler, collect, composition, fold
 from mrg.commands.data_check.reports import count_repeats, count_reports, measure_leakage
-from mrg.datamodules.iu import leakage_free
+from mrg.commands.data_check.statistics import CachingLabeler, collect_statistics, composition
+from mrg.datamodules.splits import fold, leakage_free
 from mrg.datamodules.study import Study
 from mrg.metrics import RulesLabeler
 from tests.commands.data_check.studies import FLUID, LARGE, NORMAL, splits, view
@@ -18,8 +18,8 @@ def studies():
 
 
 @pytest.fixture
-def facts(studies):
-    return collect(studies, RulesLabeler())
+def statistics(studies):
+    return collect_statistics(studies, RulesLabeler())
 
 
 class OneByOne(Sequence[Study]):
@@ -46,8 +46,8 @@ def test_composition():
     assert composition(()) == "none"
 
 
-def test_collect(facts):
-    train = facts["train"]
+def test_collect(statistics):
+    train = statistics["train"]
     assert list(train.num_words) == [4, 4, 4, 0]
     assert train.is_written.tolist() == [True, True, True, False]
     assert train.empty == ["d"]
@@ -55,18 +55,18 @@ def test_collect(facts):
     assert train.num_views == {2: 2, 1: 2}
     assert (train.num_indications, train.num_priors) == (1, 0)
     # Patients have one number in all splits: f of test is the patient of c in train.
-    assert facts["test"].patients[0] == train.patients[2]
-    assert list(facts["test"].patients)[2] == -1
+    assert statistics["test"].patients[0] == train.patients[2]
+    assert list(statistics["test"].patients)[2] == -1
     texts = [study.report for study in splits()["train"]]
     np.testing.assert_array_equal(train.labels, RulesLabeler()(texts).numpy())
 
 
 def test_a_large_split_is_read_once_and_in_batches(monkeypatch):
-    monkeypatch.setattr("mrg.commands.data_check.facts._BATCH", 2)
+    monkeypatch.setattr("mrg.commands.data_check.statistics._BATCH", 2)
     lazy = {split: OneByOne(part) for split, part in splits().items()}
-    found = collect(lazy, RulesLabeler())
+    found = collect_statistics(lazy, RulesLabeler())
     assert all(part.asked == [1] * len(part) for part in lazy.values())
-    whole = collect(splits(), RulesLabeler())
+    whole = collect_statistics(splits(), RulesLabeler())
     for split, part in whole.items():
         assert part.exact == found[split].exact
         np.testing.assert_array_equal(part.labels, found[split].labels)
@@ -74,9 +74,9 @@ def test_a_large_split_is_read_once_and_in_batches(monkeypatch):
 
 def test_repeated_ids_are_found_across_splits():
     part = [Study("a", (view(),), NORMAL), Study("b", (view(),), NORMAL)]
-    facts = collect({"train": part, "test": [*part[:1], Study("c", (), NORMAL)]}, RulesLabeler())
-    assert facts["train"].repeated_ids == []
-    assert facts["test"].repeated_ids == ["a"]
+    statistics = collect_statistics({"train": part, "test": [*part[:1], Study("c", (), NORMAL)]}, RulesLabeler())
+    assert statistics["train"].repeated_ids == []
+    assert statistics["test"].repeated_ids == ["a"]
 
 
 def test_each_text_is_labelled_once():
@@ -86,17 +86,17 @@ def test_each_text_is_labelled_once():
         asked.extend(texts)
         return RulesLabeler()(texts)
 
-    remembering = RememberingLabeler(labeler)
+    caching = CachingLabeler(labeler)
     texts = [FLUID, NORMAL, FLUID, ""]
     for _ in range(2):
-        assert remembering(texts).equal(RulesLabeler()(texts))
+        assert caching(texts).equal(RulesLabeler()(texts))
     assert sorted(asked) == sorted({FLUID, NORMAL, ""})
-    assert remembering([]).shape == (0, 14)
-    assert RememberingLabeler(RulesLabeler()).name == "rules"
+    assert caching([]).shape == (0, 14)
+    assert CachingLabeler(RulesLabeler()).name == "rules"
 
 
-def test_count_reports(facts):
-    train = count_reports(facts)["train"]
+def test_count_reports(statistics):
+    train = count_reports(statistics)["train"]
     assert train["empty"] == ["d"]
     assert train["num_short"] == 0
     assert train["words"] == {
@@ -108,7 +108,7 @@ def test_count_reports(facts):
 def test_lengths_are_binned_by_ten_words_and_quantiles_are_of_written_reports():
     reports = ["", "w w", "w " * 9, "w " * 10, "w " * 29]
     part = [Study(str(i), (view(),), report) for i, report in enumerate(reports)]
-    found = count_reports(collect({"train": part, "val": []}, RulesLabeler()))
+    found = count_reports(collect_statistics({"train": part, "val": []}, RulesLabeler()))
     assert found["train"]["words"]["histogram"] == {"0": 2, "10": 1, "20": 1}
     assert found["train"]["words"]["quantiles"]["median"] == 9.5
     assert found["train"]["num_short"] == 1
@@ -118,8 +118,8 @@ def test_lengths_are_binned_by_ten_words_and_quantiles_are_of_written_reports():
     }
 
 
-def test_count_repeats(facts, studies):
-    found = count_repeats(facts, studies)
+def test_count_repeats(statistics, studies):
+    found = count_repeats(statistics, studies)
     assert found["within"]["train"] == {
         "num_written": 3,
         "distinct_exact": 2,
@@ -133,8 +133,8 @@ def test_count_repeats(facts, studies):
     ]
 
 
-def test_measure_leakage(facts, studies):
-    rows = {(row["split"], row["source"]): row for row in measure_leakage(facts)}
+def test_measure_leakage(statistics, studies):
+    rows = {(row["split"], row["source"]): row for row in measure_leakage(statistics)}
     assert list(rows) == [("val", "train"), ("test", "train"), ("test", "val")]
     assert rows["test", "train"] == {
         "split": "test",
@@ -154,7 +154,7 @@ def test_measure_leakage(facts, studies):
 def test_empty_reports_and_studies_without_a_patient_are_no_leak():
     part = [Study("a", (view(),), ""), Study("b", (view(),), LARGE)]
     other = [Study("c", (view(),), " "), Study("d", (view(),), NORMAL)]
-    (row,) = measure_leakage(collect({"train": part, "val": [], "test": other}, RulesLabeler()))
+    (row,) = measure_leakage(collect_statistics({"train": part, "val": [], "test": other}, RulesLabeler()))
     assert (row["exact"], row["folded"], row["free"]) == (0, 0, 2)
     assert row["abnormal"]["num_studies"] == 0
     assert row["patients"] is None

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from mrg.commands.size.activations import (
-    Numbers,
+    Training,
     cast_weights,
     forward_work,
-    kept_by_pass,
     kv_cache,
     policy_pass,
     reference_pass,
     sampling_work,
+    saved_by_pass,
     vision_pass,
 )
 from mrg.commands.size.geometry import geometry
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.prefix.attention import PackedPrompts, concatenated
-from mrg.modules.prefix.layout import Masks
+from mrg.modules.prefix.packing import Masks
 from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.sampling import sample
 from tests.commands.size.measure import Live, saved_bytes
@@ -36,9 +36,9 @@ SHAPES = [(256, 1376, 4, 1), (384, 2016, 6, 2), (320, 1720, 5, 5)]
 """Width, the MLP's, heads of queries and of keys: ratios as in the published models."""
 
 
-def numbers_of(precision, rank, checkpointing):
+def training_of(precision, rank, checkpointing):
     dtype, autocast = PRECISIONS[precision]
-    return Numbers(dtype.itemsize, autocast, rank, checkpointing)
+    return Training(dtype.itemsize, autocast, rank, checkpointing)
 
 
 def tokens_of(num_prompts=2, prompt=150, group_size=4, completion=33):
@@ -71,12 +71,12 @@ def one_pass(policy, precision, num_prompts=2, prompt=150, group_size=4, complet
 def test_what_autograd_keeps(precision, rank, checkpointing):
     """Within 1 %, and what else is kept does not grow with the model: masks and indices."""
     policy = build(*SHAPES[1], rank=rank, dtype=PRECISIONS[precision][0], checkpointing=checkpointing)
-    shape, numbers = geometry(policy.base.config), numbers_of(precision, rank, checkpointing)
+    shape, training = geometry(policy.base.config), training_of(precision, rank, checkpointing)
     kept, _ = one_pass(policy, precision, backward=False)
-    copies = cast_weights(shape, numbers)
+    copies = cast_weights(shape, training)
     if checkpointing:  # made again with the layers, but for the head's
-        copies = 2 * shape.vocab_size * shape.width if numbers.autocast and not rank else 0
-    expected = kept_by_pass(shape, numbers, *tokens_of()) + copies
+        copies = 2 * shape.vocab_size * shape.width if training.autocast and not rank else 0
+    expected = saved_by_pass(shape, training, *tokens_of()) + copies
     assert kept == pytest.approx(expected, rel=0.01)
 
 
@@ -85,9 +85,9 @@ def test_what_autograd_keeps(precision, rank, checkpointing):
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_peak_of_a_forward_and_backward_pass(shape_of, rank, precision, checkpointing):
     policy = build(*shape_of, rank=rank, dtype=PRECISIONS[precision][0], checkpointing=checkpointing)
-    shape, numbers = geometry(policy.base.config), numbers_of(precision, rank, checkpointing)
+    shape, training = geometry(policy.base.config), training_of(precision, rank, checkpointing)
     _, peak = one_pass(policy, precision)
-    expected = policy_pass(shape, numbers, *tokens_of())
+    expected = policy_pass(shape, training, *tokens_of())
     assert 0.85 <= peak / expected <= 1.03
 
 
@@ -98,10 +98,10 @@ def test_gradient_of_a_trained_head(precision, completion):
     policy = build(*SHAPES[0], rank=0, dtype=PRECISIONS[precision][0])
     head = policy.base.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().repeat(100, 1))
-    shape, numbers = geometry(policy.base.config), numbers_of(precision, 0, False)
+    shape, training = geometry(policy.base.config), training_of(precision, 0, False)
     shape = dataclasses.replace(shape, vocab_size=len(head.weight))
     _, peak = one_pass(policy, precision, prompt=20, completion=completion)
-    expected = policy_pass(shape, numbers, *tokens_of(prompt=20, completion=completion))
+    expected = policy_pass(shape, training, *tokens_of(prompt=20, completion=completion))
     assert peak == pytest.approx(expected, rel=0.02)
 
 
@@ -117,7 +117,7 @@ def test_peak_of_a_reference_pass_with_a_large_vocabulary(rank, precision):
     live = Live([*policy.parameters(), *policy.buffers(), given.embeds, given.positions, ids])
     with live, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, PRECISIONS[precision][1], cache_enabled=False):
         policy.logps(given, ids, torch.ones_like(ids, dtype=torch.bool))
-    assert 0.95 <= live.peak / reference_pass(shape, numbers_of(precision, rank, False), *tokens_of()) <= 1.05
+    assert 0.95 <= live.peak / reference_pass(shape, training_of(precision, rank, False), *tokens_of()) <= 1.05
 
 
 def test_copies_of_keys_on_other_devices_are_small(monkeypatch):
@@ -139,14 +139,14 @@ def test_keys_and_values_of_a_rollout(precision, shape_of):
     """Those of the prompts once and of every row behind them exactly; the work of reading the prompts nearly."""
     dtype, autocast = PRECISIONS[precision]
     policy = build(*shape_of, dtype=dtype).eval()
-    shape, numbers = geometry(policy.base.config), numbers_of(precision, 4, False)
+    shape, training = geometry(policy.base.config), training_of(precision, 4, False)
     given = prompts(policy, 3, 200)
     live = Live([*policy.parameters(), *policy.buffers(), given.embeds, given.positions, given.mask])
     with torch.no_grad(), live, torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):
         cache = KVCache(prefill(policy, given)[1], group_size=2, max_new_tokens=8)
     held = [x for part in (cache.prompts, cache.rows) for pair in part.values() for x in pair]
-    assert sum(x.untyped_storage().nbytes() for x in held) == kv_cache(shape, numbers, 3, 200, 6, 8)
-    expected = kv_cache(shape, numbers, 3, 200, 0, 0) + forward_work(shape, numbers, 600)
+    assert sum(x.untyped_storage().nbytes() for x in held) == kv_cache(shape, training, 3, 200, 6, 8)
+    expected = kv_cache(shape, training, 3, 200, 0, 0) + forward_work(shape, training, 600)
     assert 0.85 <= live.peak / expected <= 1.05
 
 
@@ -176,5 +176,5 @@ def test_work_of_the_vision_tower(precision, trained):
     live = Live([*policy.parameters(), *policy.buffers(), grid, pixels])
     with live, torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):
         policy.base.model.get_image_features(pixels, grid, return_dict=True)
-    expected = vision_pass(geometry(policy.base.config), numbers_of(precision, 4, False), 960, trained)
+    expected = vision_pass(geometry(policy.base.config), training_of(precision, 4, False), 960, trained)
     assert 0.85 <= live.peak / expected <= 1.1

@@ -42,7 +42,7 @@ def test_a_folder_needs_no_weights(tmp_path):
 
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ValueError, match=r"nobody/nothing' cannot be read .*: check .*, or take a published shape by"):
+    with pytest.raises(ValueError, match=r"nobody/nothing' cannot be read .*: check .*, or pass --geometry"):
         read_geometry("nobody/nothing")
     with pytest.raises(ValueError, match=r"has no config\.json: train it first"):
         read_geometry(str(tmp_path / "lost"))

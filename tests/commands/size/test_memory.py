@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from mrg.cli import main
-from mrg.commands.size.activations import Numbers
+from mrg.commands.size.activations import Training
 from mrg.commands.size.geometry import PUBLISHED, geometry, read_geometry
 from mrg.commands.size.memory import Plan, memory, trained_state
 from mrg.modules.policy.fsdp import optimizer_groups
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.prefix.prompts import Prompts
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder
 from tests.commands.size.models import build
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 GIB = 2**30
 
 
@@ -40,12 +41,12 @@ def test_weights_adapter_gradients_and_adam_to_the_byte(dtype, rank, train_visio
     optimizer.step()
     moments = [x for state in optimizer.state.values() for name, x in state.items() if name != "step"]
     named = dict(policy.named_parameters())
-    numbers = Numbers(dtype.itemsize, dtype == torch.bfloat16, rank, False)
-    state = trained_state(geometry(policy.base.config), Plan(numbers, train_vision=train_vision))
+    training = Training(dtype.itemsize, dtype == torch.bfloat16, rank, False)
+    state = trained_state(geometry(policy.base.config), Plan(training, train_vision=train_vision))
     base = [p for name, p in named.items() if "lora_" not in name]
     assert state["decoder layers"] + state["embedding, head, vision"] == size(base)
     assert state.get("adapter", 0) == size(p for name, p in named.items() if "lora_" in name)
-    assert state.get("copied reference", 0) == size(policy.kept.values())
+    assert state.get("copied reference", 0) == size(policy.reference_weights.values())
     assert state["gradients"] == size(p.grad for p in trained)
     assert state["AdamW"] == size(moments)
 
@@ -61,17 +62,17 @@ def test_compiled_decoding_keeps_its_tensors_to_the_byte():
     kept = size(x for storage in decoder.storages.values() for parts in storage.flat.values() for x in parts)
     shape = geometry(policy.base.config)
     plan = Plan(
-        Numbers(4, False, 4), compile_decode=True, batch_size=3, group_size=4, eval_batch_size=5, max_new_tokens=6,
+        Training(4, False, 4), compile_decode=True, batch_size=3, group_size=4, eval_batch_size=5, max_new_tokens=6,
         text_tokens=longest, images=0,
     )  # fmt: skip
-    assert memory(shape, plan).stays["keys and values"] == kept
-    assert "keys and values" not in memory(shape, dataclasses.replace(plan, compile_decode=False)).stays
-    assert "keys and values" not in memory(shape, dataclasses.replace(plan, four_bits=True)).stays
+    assert memory(shape, plan).resident["KV cache"] == kept
+    assert "KV cache" not in memory(shape, dataclasses.replace(plan, compile_decode=False)).resident
+    assert "KV cache" not in memory(shape, dataclasses.replace(plan, quantized=True)).resident
 
 
 def test_what_a_compiled_rollout_writes_is_counted_once():
     shape = read_geometry("3b")
-    compiled = Plan(Numbers(), compile_decode=True, batch_size=64, text_tokens=64, images=0)
+    compiled = Plan(Training(), compile_decode=True, batch_size=64, text_tokens=64, images=0)
     eager = dataclasses.replace(compiled, compile_decode=False)
     written = 64 * 8 * 256 * 2 * shape.num_layers * shape.kv_width * 2
     assert memory(shape, eager).phases["rollout"] - memory(shape, compiled).phases["rollout"] == written
@@ -79,12 +80,12 @@ def test_what_a_compiled_rollout_writes_is_counted_once():
 
 def test_only_decoder_layers_are_shared_out():
     shape = read_geometry("7b")
-    plan = Plan(Numbers(), strategy="fsdp", world_size=8)
+    plan = Plan(Training(), strategy="fsdp", world_size=8)
     state = trained_state(shape, plan)
     assert state["decoder layers"] == shape.decoder * 2 // 8
     assert state["embedding, head, vision"] == 2 * (shape.total - shape.decoder)
     assert state["AdamW"] == 2 * 4 * shape.adapter(16)
-    whole = trained_state(shape, dataclasses.replace(plan, numbers=Numbers(rank=0)))
+    whole = trained_state(shape, dataclasses.replace(plan, training=Training(rank=0)))
     outside = shape.total - shape.decoder - shape.vision
     assert whole["gradients"] == whole["copied reference"] == 4 * (shape.decoder // 8 + outside)
     assert whole["embedding, head, vision"] == 4 * outside + 2 * shape.vision  # the tower is frozen
@@ -92,10 +93,10 @@ def test_only_decoder_layers_are_shared_out():
 
 def test_a_rollout_gathers_what_was_shared_out_and_servers_spare_it_only_where_nothing_is_validated():
     shape = read_geometry("32b")
-    one, shared = (memory(shape, Plan(Numbers(), strategy=s, world_size=8)) for s in ("ddp", "fsdp"))
+    one, shared = (memory(shape, Plan(Training(), strategy=s, world_size=8)) for s in ("ddp", "fsdp"))
     missing = shape.decoder * 2 * 7 // 8
     assert shared.phases["rollout"] - one.phases["rollout"] == missing
-    served = memory(shape, Plan(Numbers(), strategy="fsdp", world_size=8, servers=True))
+    served = memory(shape, Plan(Training(), strategy="fsdp", world_size=8, servers=True))
     assert served.phases["rollout"] == 0
     assert served.largest == "validation"
 
@@ -103,14 +104,14 @@ def test_a_rollout_gathers_what_was_shared_out_and_servers_spare_it_only_where_n
 def test_monotonous_in_its_settings():
     """More of anything never takes less memory; checkpointing takes less."""
     shape = read_geometry("3b")
-    base = Plan(Numbers(checkpointing=False))
+    base = Plan(Training(checkpointing=False))
     total = memory(shape, base).total
     for name in ("batch_size", "group_size", "max_new_tokens", "micro_batch_tokens", "images", "eval_batch_size"):
         more = dataclasses.replace(base, **{name: 2 * getattr(base, name)})
         assert memory(shape, more).total >= total, name
-    assert memory(shape, dataclasses.replace(base, numbers=Numbers())).total < total
-    four = memory(shape, dataclasses.replace(base, four_bits=True))
-    assert four.stays["decoder layers"] < 0.28 * memory(shape, base).stays["decoder layers"]
+    assert memory(shape, dataclasses.replace(base, training=Training())).total < total
+    four = memory(shape, dataclasses.replace(base, quantized=True))
+    assert four.resident["decoder layers"] < 0.28 * memory(shape, base).resident["decoder layers"]
 
 
 def test_weights_in_4_bits_are_those_that_are_loaded(tmp_path):
@@ -126,16 +127,16 @@ def test_weights_in_4_bits_are_those_that_are_loaded(tmp_path):
     for state in quantised:
         scales = (state.absmax, state.state2.absmax, state.code, state.state2.code, state.offset)
         real += sum(part.numel() * part.element_size() for part in scales)
-    plan = Plan(Numbers(rank=4), four_bits=True)
+    plan = Plan(Training(rank=4), quantized=True)
     predicted = trained_state(read_geometry(str(tmp_path)), plan)["decoder layers"]
     assert len(quantised) == 14
     assert predicted + 14 * 4 * (16 + 256 + 1) == pytest.approx(real, rel=1e-4)
 
 
 def test_nothing_is_merged_into_4_bits_in_a_rollout():
-    plan = Plan(Numbers(weights=4, autocast=False))
+    plan = Plan(Training(weights=4, autocast=False))
     shape = read_geometry("3b")
-    whole, four = (memory(shape, dataclasses.replace(plan, four_bits=four)) for four in (False, True))
+    whole, four = (memory(shape, dataclasses.replace(plan, quantized=four)) for four in (False, True))
     assert whole.phases["rollout"] - four.phases["rollout"] == 4 * shape.adapted
 
 
@@ -154,7 +155,7 @@ def test_command_prints_a_column_for_each_number_of_gpus(capsys):
     out = table(capsys, "--geometry=7b").out
     assert "7b: 8,292,166,656 weights, LoRA of rank 16, bfloat16 weights, autocast, ddp, with" in out
     rows = {line[:36].strip(): line[36:].split() for line in out.splitlines()[3:]}
-    assert rows["GiB on each GPU, by number of GPUs"] == ["1", "2", "4", "8", "64"]
+    assert rows["GiB per GPU, by number of GPUs"] == ["1", "2", "4", "8", "64"]
     shape = geometry(PUBLISHED["7b"])
     assert float(rows["decoder layers"][0]) == round(2 * shape.decoder / GIB, 2)
     assert rows["fits in 90% of 80 GiB"] == ["yes"] * 5
@@ -168,7 +169,7 @@ def told(out):
 
 def test_command_says_what_to_lower(capsys):
     out = table(capsys, "--geometry=7b", "--memory=12", "--devices=4", code=1).out
-    assert "It does not fit: the largest phase is policy. One change alone gives on 4 GPUs:" in out
+    assert "It does not fit: the largest phase is policy. Peak after a single change on 4 GPUs:" in out
     ways = told(out)
     assert list(ways.values()) == sorted(ways.values())
     assert not any("gradient_checkpointing" in text for text in ways)  # it is on already
@@ -181,14 +182,14 @@ def test_command_says_what_to_lower(capsys):
     assert "8,292,166,656 weights, all weights" in out
     assert {
         "model.init_args.lora (an adapter instead of all weights)",
-        "model.init_args.kl.coef 0 (no copy as reference)",
+        "model.init_args.kl.coef 0 (no copied reference)",
     } <= set(told(out))
 
 
 def test_command_says_what_free_memory_may_be_spent_on(capsys):
     out = table(capsys, "--geometry=7b", "--devices=1").out
     ways = told(out)
-    once = "model.init_args.gradient_checkpointing false (layers are computed once)"
+    once = "model.init_args.gradient_checkpointing false (no recomputation)"
     out = table(capsys, "--geometry=7b", "--devices=1", "--model.init_args.gradient_checkpointing=false").out
     peak = float(next(line for line in out.splitlines() if line.startswith("peak")).split()[-1])
     assert ways[once] == round(peak, 1) > 60
@@ -198,7 +199,7 @@ def test_command_says_what_free_memory_may_be_spent_on(capsys):
 
 def test_command_takes_the_keys_of_fit(capsys):
     few = table(capsys, "--geometry=3b", "--devices=1", "--model.init_args.micro_batch_tokens=1").out
-    assert "passes of 2,793 tokens at most" in few
+    assert "passes of at most 2,793 tokens" in few
     fsdp = f"--config={CONFIGS / 'strategy' / 'fsdp.yaml'}"
     assert "autocast, fsdp" in table(capsys, "--geometry=3b", fsdp).out
 
@@ -208,8 +209,8 @@ def test_command_takes_the_keys_of_fit(capsys):
     [
         (["--geometry=7b", "--devices=0"], "Expected --devices to be above 0, but got 0."),
         (["--geometry=7b", "--trainer.precision=bf16-true"], "'bf16-mixed' or '32-true', but got 'bf16-true'."),
-        (["--model.init_args.policy=tiny"], "A tiny policy fits everywhere: set model.init_args.policy"),
-        (["--geometry=7b", "--model.init_args.max_pixels=0"], "model.init_args.max_pixels to be set"),
+        (["--model.init_args.policy=tiny"], "A tiny policy fits any GPU: set model.init_args.policy"),
+        (["--geometry=7b", "--model.init_args.max_pixels=0"], "model.init_args.max_pixels to be above 0"),
         (["--model.init_args.policy=/no/where"], "'/no/where' has no config.json"),
     ],
 )
@@ -223,7 +224,7 @@ def test_bad_input_is_one_line(capsys, options, message):
 def test_no_configuration_and_no_training(capsys):
     baseline = CONFIGS / "baselines" / "constant_normal.yaml"
     for argv, message in (
-        (["size"], "No run to size"),
+        (["size"], "requires a configuration"),
         (["size", f"--config={CONFIGS / 'iu.yaml'}", f"--config={baseline}", "--geometry=3b"], "is not trained"),
     ):
         with pytest.raises(SystemExit):

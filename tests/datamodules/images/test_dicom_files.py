@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.images.read import MAX_PIXELS, DecoderMissingError, ImageReadError
+from mrg.datamodules.errors import MAX_PIXELS, DecoderMissingError, ImageReadError
 from mrg.datamodules.study import View
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.images.read import MAX_PIXELS, ImageReadError
+from mrg.datamodules.errors import MAX_PIXELS, DataNotFoundError, ImageReadError
+from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import View
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -227,3 +228,70 @@ def test_pixels_in_memory() -> None:
 def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
     with pytest.raises(ImageReadError, match=r"Expected the pixels of a view to be uint8 of shape"):
         View(pixels).load()
+
+
+@pytest.mark.parametrize(
+    ("present", "listed", "found"),
+    [
+        (["0.png"], "0.png", "0.png"),
+        (["0.jpg"], "0.png", "0.jpg"),
+        (["0.jpeg"], "0.jpg", "0.jpeg"),
+        (["0.JPG"], "0.png", "0.JPG"),
+        (["0.png"], "0.JPG", "0.png"),
+        (["A-1.PNG"], "a-1.png", "A-1.PNG"),
+        (["0.jpg", "0.png"], "0.jpg", "0.jpg"),  # as listed before any other
+        (["0.jpeg", "0.jpg", "0.png"], "0.bmp", "0.png"),
+        (["a.png", "A.png"], "A.png", "A.png"),
+        (["0.tif"], "0.tif", "0.tif"),
+    ],
+)
+def test_an_image_is_found_under_another_extension_or_case(
+    tmp_path: Path, present: list[str], listed: str, found: str
+) -> None:
+    (tmp_path / "s").mkdir()
+    for name in present:
+        (tmp_path / "s" / name).touch()
+    finder = ImageFinder(tmp_path)
+    assert finder.find(f"s/{listed}") == tmp_path / "s" / found
+    finder.check("annotation.json", "")
+
+
+def test_images_may_lie_in_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").touch()
+    assert ImageFinder(tmp_path).find("x.png") == tmp_path / "x.jpg"
+
+
+def test_an_image_may_have_several_published_names(tmp_path: Path) -> None:
+    (tmp_path / "1_a.dcm.jpg").touch()
+    (tmp_path / "CXR2_a.png").touch()
+    finder = ImageFinder(tmp_path)
+    assert finder.find("CXR1_a.png", "1_a.dcm.png") == tmp_path / "1_a.dcm.jpg"
+    assert finder.find("CXR2_a.png", "2_a.dcm.png") == tmp_path / "CXR2_a.png"
+    assert finder.find("CXR3_a.png", "3_a.dcm.png") == tmp_path / "CXR3_a.png"
+    assert (finder.num_found, finder.missing) == (2, ["CXR3_a.png"])
+
+
+@pytest.mark.parametrize("listed", ["s/0.png", "s/1.txt", "t/1.png", "s", "s/link.png", ""])
+def test_what_is_not_there_is_not_found(tmp_path: Path, listed: str) -> None:
+    (tmp_path / "s" / "0.png").mkdir(parents=True)
+    (tmp_path / "s" / "1.tif").touch()
+    (tmp_path / "t").touch()
+    (tmp_path / "s" / "link.png").symlink_to(tmp_path / "gone.png")
+    finder = ImageFinder(tmp_path)
+    finder.find(listed)
+    assert finder.missing == [listed]
+
+
+def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    (images / "s").mkdir(parents=True)
+    (images / "s" / "0.png").touch()
+    finder = ImageFinder(images)
+    for index in range(8):
+        finder.find(f"s/{index}.png")
+    with pytest.raises(DataNotFoundError) as caught:
+        finder.check(tmp_path / "annotation.json", "copy them again")
+    assert str(caught.value).startswith(
+        f"7 of the 8 images listed in {tmp_path}/annotation.json are not in {images}: "
+        "s/1.png, s/2.png, s/3.png, s/4.png, s/5.png, …; copy them again."
+    )

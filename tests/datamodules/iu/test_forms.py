@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.iu import IUXRayDataModule
 from mrg.datamodules.iu.files import find_files
 from tests.iu_collection import (
@@ -27,7 +27,7 @@ from tests.refusals import refused
 
 @pytest.fixture
 def roots(tmp_path: Path) -> dict[str, Path]:
-    """The invented collection in each form, each with R2Gen's annotation; XML reports lie beside the first, too."""
+    """The synthetic collection in each form, each with R2Gen's annotation; XML reports lie beside the first, too."""
     for form, write in zip(FORMS, (write_r2gen, write_openi, write_kaggle), strict=True):
         write(tmp_path / form)
         write_annotation(tmp_path / form)
@@ -114,7 +114,7 @@ def test_numbers_of_images_are_settings(roots: dict[str, Path]) -> None:
     assert str(by_patient["CXR6"].views[2].image).endswith("CXR6_IM-0060-1001-0002.png")
     one = data_of(roots["openi"], max_images=1)
     assert {len(study.views) for studies in one.splits.values() for study in studies} == {1}
-    assert _refused(AnnotationError, roots["annotation"], min_images=3) == (
+    assert _refused(DataError, roots["annotation"], min_images=3) == (
         f"No study of split 'train', 'val', 'test' in {roots['annotation'] / 'annotation.json'} is left: 5 with fewer "
         "than 3 images; change `data.init_args.sections` or `data.init_args.min_images`, or set `data.init_args.root` "
         "to other data."
@@ -149,8 +149,8 @@ def test_sections(roots: dict[str, Path], form: str) -> None:
 def test_the_impression_needs_the_reports(roots: dict[str, Path]) -> None:
     (roots["annotation"] / "NLMCXR_reports.tgz").unlink()
     assert _refused(DataNotFoundError, roots["annotation"], sections="impression") == (
-        f"File {roots['annotation'] / 'annotation.json'} holds findings alone: to have the impression, put "
-        "NLMCXR_reports.tgz or indiana_reports.csv beside it, or set `data.init_args.sections` to findings."
+        f"File {roots['annotation'] / 'annotation.json'} holds findings only; to read impressions, add "
+        "NLMCXR_reports.tgz or indiana_reports.csv to its folder, or set `data.init_args.sections` to findings."
     )
     assert {study.indication for study in data_of(roots["annotation"]).splits["train"]} == {""}
     write_tables(roots["annotation"])
@@ -159,7 +159,7 @@ def test_the_impression_needs_the_reports(roots: dict[str, Path]) -> None:
 
 
 def test_a_section_that_empties_a_split_is_said(roots: dict[str, Path]) -> None:
-    message = _refused(AnnotationError, roots["openi"], sections="both")
+    message = _refused(DataError, roots["openi"], sections="both")
     assert message.startswith(f"No study of split 'test' in {roots['openi'] / 'NLMCXR_reports.tgz'} is left: 3 with ")
     assert "3 with no place in the split of annotation.json, 1 with no impression; change" in message
 
@@ -199,15 +199,15 @@ def test_split_by_patient_is_the_same_for_all_forms(roots: dict[str, Path], form
     assert sum(map(len, ids.values())) == 5
     assert f"form {form}: by patient, seed 0 (train {len(ids['train'])}, val " in data.describe()
     assert "Split 'val' has no study: 5 studies are too few for data.init_args.split_fractions [0.999, 0.001, 0" in (
-        _refused(AnnotationError, roots[form], split="patient", split_fractions=(0.999, 0.001, 0.0))
+        _refused(DataError, roots[form], split="patient", split_fractions=(0.999, 0.001, 0.0))
     )
 
 
 def test_r2gens_split_needs_its_list(roots: dict[str, Path]) -> None:
     (roots["openi"] / "annotation.json").unlink()
     assert _refused(DataNotFoundError, roots["openi"]) == (
-        f"File {roots['openi'] / 'annotation.json'} does not exist, but it alone lists R2Gen's split; copy it there, "
-        "or set `data.init_args.split` to patient or test."
+        f"File {roots['openi'] / 'annotation.json'} does not exist, but R2Gen's split is listed only there; copy it "
+        "there, or set `data.init_args.split` to patient or test."
     )
 
 
@@ -221,15 +221,15 @@ def test_ids_that_match_nothing(roots: dict[str, Path], form: str, caplog: pytes
         if form == "annotation":
             assert data_of(roots[form]).splits["test"][0].indication == ""
         else:
-            assert "No study of split 'test'" in _refused(AnnotationError, roots[form])
+            assert "No study of split 'test'" in _refused(DataError, roots[form])
     assert "1 of the 5 studies are not in" in caplog.text
     for items in content.values():
         for item in items:
             item["id"] = f"s{item['id']}"
     file.write_text(json.dumps(content))
-    message = _refused(AnnotationError, roots[form])
+    message = _refused(DataError, roots[form])
     assert f"File {file}: 5 of the 5 studies are not in {roots[form]}/" in message
-    assert "expected ids such as CXR12_IM-0001; copy both files again, or remove the one that is of another" in message
+    assert "expected ids such as CXR12_IM-0001; copy both files again, or remove the one that belongs to" in message
 
 
 def test_an_annotation_with_other_reports_is_said(roots: dict[str, Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -245,7 +245,7 @@ def test_an_annotation_with_other_reports_is_said(roots: dict[str, Path], caplog
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_variant_is_insisted_on(roots: dict[str, Path], form: str) -> None:
-    message = _refused(AnnotationError, roots[form], variant="r2gen")
+    message = _refused(DataError, roots[form], variant="r2gen")
     assert "unknown variant with counts train 3, val 1, test 1, but the R2Gen split has train 2069" in message
 
 
@@ -254,11 +254,11 @@ def test_empty_reports_of_an_annotation(roots: dict[str, Path]) -> None:
     content = json.loads(file.read_text())
     content["train"][0]["report"] = " "
     file.write_text(json.dumps(content))
-    assert "1 studies have an empty report: CXR10_IM-0100; set" in _refused(AnnotationError, roots["annotation"])
+    assert "1 studies have an empty report: CXR10_IM-0100; set" in _refused(DataError, roots["annotation"])
     data = data_of(roots["annotation"], empty_reports="drop")
     assert data.removed == {"no findings": 1}
     assert data.describe().startswith(
-        "IU X-Ray, form annotation: unknown variant with counts train 3, val 1, test 1, of which are left train 2, "
+        "IU X-Ray, form annotation: unknown variant with counts train 3, val 1, test 1, of which train 2, "
     )
 
 
@@ -270,8 +270,8 @@ def test_test_subset_and_limits(roots: dict[str, Path]) -> None:
     file.write_text(json.dumps(content))
     data = data_of(roots["annotation"], test_subset="leakage_free", limit_train=1)
     assert ids_of(data)["test"] == ["CXR3_IM-0030"]
-    assert data.removed == {"report that stands in train": 1}
-    assert data.describe().endswith("; left out: 1 with report that stands in train; drawn: train 1 of 3")
+    assert data.removed == {"report that occurs in train": 1}
+    assert data.describe().endswith("; left out: 1 with report that occurs in train; random subset: train 1 of 3")
 
 
 def test_missing_images_are_named_with_their_source(roots: dict[str, Path]) -> None:
@@ -308,12 +308,14 @@ def test_a_check_keeps_missing_images_and_texts_as_written(roots: dict[str, Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"form": "xml"}, "data.init_args.form to be auto, annotation, openi or kaggle, but got 'xml'"),
-        ({"sections": "all"}, "data.init_args.sections to be 'findings', 'impression' or 'both', but got 'all'"),
-        ({"split": "r2gen"}, "data.init_args.split to be 'annotation', 'patient' or 'test', but got 'r2gen'"),
+        ({"form": "xml"}, "argument `form` to be one of 'auto', 'annotation', 'openi', 'kaggle', but got 'xml'"),
+        ({"sections": "all"}, "argument `sections` to be one of 'findings', 'impression', 'both', but got 'all'"),
+        ({"split": "r2gen"}, "argument `split` to be one of 'annotation', 'patient', 'test', but got 'r2gen'"),
+        ({"variant": "paper"}, "argument `variant` to be one of 'r2gen', 'any', but got 'paper'"),
+        ({"empty_reports": "no"}, "argument `empty_reports` to be one of 'raise', 'drop', but got 'no'"),
         ({"min_images": 0}, "data.init_args.min_images to be at least 1, but got 0"),
         ({"max_images": -1}, "data.init_args.max_images to be at least 0, but got -1"),
-        ({"deidentified": "x"}, "data.init_args.deidentified to be 'keep', 'drop_token' or 'drop_sentence', but got"),
+        ({"deidentified": "x"}, "argument `deidentified` to be one of 'keep', 'drop_token', 'drop_sentence', but got"),
     ],
 )
 def test_settings_that_do_not_exist(roots: dict[str, Path], settings: dict[str, Any], message: str) -> None:

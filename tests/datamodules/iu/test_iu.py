@@ -1,5 +1,6 @@
 import hashlib
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
-from mrg.datamodules.iu import read_annotation
-from mrg.datamodules.iu.deidentified import DEIDENTIFIED, clean_target
-from mrg.datamodules.iu.variant import check_variant
-from mrg.datamodules.leakage import leakage_free
+from mrg.datamodules.errors import DataError, DataNotFoundError
+from mrg.datamodules.iu import IUXRayDataModule, check_variant, describe_variant
+from mrg.datamodules.iu.record import DEIDENTIFIED, clean_target
+from mrg.datamodules.splits import leakage_free
 from mrg.datamodules.study import ImageReadError, Study, View
+
+
+def read_annotation(root: Path, **settings: Any) -> dict[str, list[Study]]:
+    return IUXRayDataModule(str(root), "annotation", variant="any", **settings).read()
 
 
 def _entry(name: str, *images: str, report: str = "Lungs are clear.") -> dict[str, Any]:
@@ -22,7 +26,7 @@ def _entry(name: str, *images: str, report: str = "Lungs are clear.") -> dict[st
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Four invented studies with one to three views in the published layout, stored as .jpg but listed as .png."""
+    """Four synthetic studies with one to three views in the published layout, stored as .jpg but listed as .png."""
     content = {
         "train": [_entry("CXR1_IM-0001", "0.png", "1.png"), _entry("CXR2_IM-0002", "0.png", "1.png", "2.png")],
         "val": [_entry("CXR3_IM-0003", "0.png", report="No effusion.")],
@@ -99,21 +103,19 @@ def test_positions_of_images_under_their_own_names(root: Path) -> None:
 
 def test_projections_that_cannot_be_used(root: Path) -> None:
     _write_projections(root, header="uid,file,projection")
-    with pytest.raises(
-        AnnotationError, match=r"indiana_projections\.csv has no column filename, only .*; copy it again"
-    ):
+    with pytest.raises(DataError, match=r"indiana_projections\.csv has no column filename, only .*; copy it again"):
         read_annotation(root)
     (root / "indiana_projections.csv").write_bytes(b"uid,filename,projection\n1,\xff,Frontal\n")
-    with pytest.raises(AnnotationError, match=r"indiana_projections\.csv is not a CSV table .*, or remove it"):
+    with pytest.raises(DataError, match=r"indiana_projections\.csv is not a CSV table .*, or remove it"):
         read_annotation(root)
 
 
 def test_projections_of_other_studies(root: Path) -> None:
     _write_projections(root, "99,99_IM-0001-1001.dcm.png,Frontal")
     with pytest.raises(
-        AnnotationError,
+        DataError,
         match=r"indiana_projections\.csv lists none of the 4 studies of .*annotation\.json \(it has CXR99, they are "
-        r"CXR1_IM-0001, .*\); copy it again, or remove it to go on without view positions\.$",
+        r"CXR1_IM-0001, .*\); copy it again, or remove it to continue without view positions\.$",
     ):
         read_annotation(root)
 
@@ -138,10 +140,35 @@ def test_empty_reports(root: Path) -> None:
     content = json.loads((root / "annotation.json").read_text())
     content["train"][0]["report"] = " "
     (root / "annotation.json").write_text(json.dumps(content))
-    with pytest.raises(AnnotationError, match="1 studies have an empty report: CXR1_IM-0001; set"):
+    with pytest.raises(DataError, match="1 studies have an empty report: CXR1_IM-0001; set"):
         read_annotation(root)
     splits = read_annotation(root, empty_reports="drop")
     assert [study.id for study in splits["train"]] == ["CXR2_IM-0002"]
+
+
+def _studies(num: int) -> list[Study]:
+    return [Study(str(index), (), "") for index in range(num)]
+
+
+def test_the_published_variant_is_known_by_its_counts(caplog: pytest.LogCaptureFixture) -> None:
+    splits = {"train": _studies(2069), "val": _studies(296), "test": _studies(590)}
+    assert describe_variant(splits) == "R2Gen split (train 2069, val 296, test 590)"
+    check_variant(splits, "r2gen")
+    check_variant(splits, "any")
+    assert not caplog.records
+
+
+def test_another_variant_is_warned_of_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    splits = {"train": _studies(3062), "val": _studies(382), "test": _studies(382)}
+    assert describe_variant(splits) == "unknown variant with counts train 3062, val 382, test 382"
+    with caplog.at_level(logging.WARNING):
+        check_variant(splits)
+    assert [record.getMessage() for record in caplog.records] == [
+        "IU X-Ray is an unknown variant with counts train 3062, val 382, test 382, but the R2Gen split has train 2069, "
+        "val 296, test 590: results cannot be compared with published ones."
+    ]
+    with pytest.raises(DataError, match=r"unknown variant .* `data\.init_args\.variant` to any"):
+        check_variant(splits, "r2gen")
 
 
 @pytest.fixture(scope="module")

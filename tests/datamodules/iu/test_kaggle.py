@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.iu.kaggle import read_kaggle, read_projections
 from mrg.datamodules.iu.openi import read_openi
 from mrg.datamodules.iu.record import IURecord
@@ -22,7 +22,7 @@ def _read(root: Path) -> list[IURecord]:
     return read_kaggle(root / "indiana_reports.csv", root / "indiana_projections.csv")
 
 
-def _refused(root: Path, error: type[Exception] = AnnotationError) -> str:
+def _refused(root: Path, error: type[Exception] = DataError) -> str:
     return refused(lambda: _read(root), error, root)
 
 
@@ -37,7 +37,7 @@ def test_records_are_those_of_the_xml_files(root: Path, caplog: pytest.LogCaptur
     with caplog.at_level(logging.WARNING):
         records = {record.patient: record for record in _read(root)}
     assert [record.getMessage().split(": ", 1)[1] for record in caplog.records] == [
-        "1 fields that a spreadsheet has spoilt are taken as empty."
+        "1 fields that a spreadsheet has overwritten are read as empty."
     ]
     xml = {record.patient: record for record in read_openi(root / "NLMCXR_reports.tgz")}
     assert xml.keys() - records.keys() == {"CXR5"}  # the one without images

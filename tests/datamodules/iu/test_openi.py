@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.iu.openi import NUM_REPORTS, read_openi
 from mrg.datamodules.iu.record import IURecord
 from tests.iu_collection import COLLECTION, Report, write_archive, write_openi, write_xml
@@ -16,7 +16,7 @@ ONE = COLLECTION[0]
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
-def _refused(source: Path, error: type[Exception] = AnnotationError) -> str:
+def _refused(source: Path, error: type[Exception] = DataError) -> str:
     return refused(lambda: read_openi(source), error, source)
 
 
@@ -124,7 +124,7 @@ def test_damaged_bytes_in_an_archive(tmp_path: Path) -> None:
         ),
         (write_xml(ONE).replace('Label="FINDINGS"', 'Label="FINDING"').encode(), "with Label FINDINGS; copy it again"),
         (write_xml(ONE).replace('<parentImage id="', '<parentImage name="').encode(), "has no id in a <parentImage>;"),
-        (b" " * 1_000_001, "has 1000001 bytes, but a report has at most 1000000; remove it or copy it again"),
+        (b" " * 1_000_001, "has 1000001 bytes, but a report has at most 1000000; remove it, or copy it again"),
     ],
 )
 def test_a_file_that_is_no_report(tmp_path: Path, content: bytes, finding: str) -> None:
@@ -172,7 +172,7 @@ def test_links_in_an_archive_are_refused(tmp_path: Path) -> None:
 def test_the_same_report_twice(tmp_path: Path) -> None:
     content = write_xml(ONE).encode()
     message = _refused(_archive(tmp_path, content, content))
-    assert "member ecgen-radiology/2.xml: another file has the report CXR1, too; keep one of them." in message
+    assert "member ecgen-radiology/2.xml: another file has the same report CXR1; keep one of them." in message
 
 
 def test_text_beyond_ascii_and_within_elements(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from mrg.datamodules import mimic
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.mimic import MIMICDataModule
 from mrg.datamodules.mimic.sections import parse_sections
 from mrg.datamodules.study import View
@@ -82,7 +82,7 @@ def test_describe_names_the_protocol_and_what_deviates(roots, monkeypatch):
     text = read(roots, laterals=True, sections="both", headerless="use", prior=True, limit_train=2).describe()
     assert text.startswith(
         "MIMIC-CXR, official split, findings and impression, views PA or AP and laterals, at least 3 words, reports "
-        "without headers as they are, with prior studies: train 2, val 1, test 2; drawn: train 2 of 4; left out: "
+        "without headers unchanged, with prior studies: train 2, val 1, test 2; random subset: train 2 of 4; left out: "
     )
     assert "published" not in text
 
@@ -104,13 +104,12 @@ def test_filters(roots, settings, train, test):
 
 
 def test_a_split_that_filters_empty_says_which_took_how_many(roots):
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(DataError) as caught:
         read(roots, min_words=5)
     assert str(caught.value) == (
-        "No study of split 'val' is left of 1: 'fewer than 5 words' took 1; change the settings in data.init_args that "
-        "these filters come from."
+        "No study of split 'val' is left of 1: 'fewer than 5 words' removed 1; change these filters in data.init_args."
     )
-    with pytest.raises(AnnotationError, match=r"No study of split 'train' is left of 7: 'no view in LPO' took 7;"):
+    with pytest.raises(DataError, match=r"No study of split 'train' is left of 7: 'no view in LPO' removed 7;"):
         read(roots, positions=["LPO"])
 
 
@@ -176,7 +175,7 @@ def test_missing_files_are_counted_named_and_by_option_skipped(roots, tmp_path, 
         read(roots, laterals=True)
     with caplog.at_level(logging.WARNING):
         data = read(roots, missing="skip")
-    assert "goes on without 3 image files and 1 report file that are not there: p10/" in caplog.text
+    assert "leaving out 3 image files and 1 report file that do not exist: p10/" in caplog.text
     assert ids(data) == ["50000003"]
     assert names(data.splits["train"][0]) == ["a3"]
     assert (data.removed["report file missing"], data.removed["image files missing"]) == (1, 1)
@@ -194,7 +193,7 @@ def test_a_check_keeps_studies_whose_images_are_missing(roots, tmp_path):
     assert data.removed["report file missing"] == 1
 
 
-def test_files_that_arrive_later_are_found(roots, tmp_path, capsys):
+def test_files_that_arrive_later_are_found(roots, tmp_path, caplog):
     image = tmp_path / "mimic-cxr-jpg/files/p10/p10000032/s50000003/a2.jpg"
     report = tmp_path / "mimic-cxr/files/p10/p10000032/s50000001.txt"
     kept = image.read_bytes(), report.read_bytes()
@@ -205,24 +204,23 @@ def test_files_that_arrive_later_are_found(roots, tmp_path, capsys):
     assert names(read(roots, missing="skip").splits["train"][0]) == ["a3", "a2"]
     report.write_bytes(kept[1])
     assert len(read(roots).splits["train"]) == 3
-    capsys.readouterr()
-    read(roots)
-    assert capsys.readouterr().out == f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.\n"
+    with caplog.at_level(logging.INFO, "mrg"):
+        read(roots)
+    assert caplog.messages[-1:] == [f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}."]
 
 
-def test_a_changed_table_makes_the_index_anew_and_says_so_but_a_filter_does_not(roots, tmp_path, capsys):
+def test_a_changed_table_rebuilds_the_index_and_is_logged_but_a_filter_does_not(roots, tmp_path, caplog):
     read(roots)
-    capsys.readouterr()
-    read(roots, sections="impression", min_words=2, laterals=True, prior=True)
-    assert capsys.readouterr().out == f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.\n"
+    with caplog.at_level(logging.INFO, "mrg"):
+        read(roots, sections="impression", min_words=2, laterals=True, prior=True)
+    assert caplog.messages == [f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}."]
     file = tmp_path / "mimic-cxr-jpg/mimic-cxr-2.0.0-split.csv.gz"
     rows = gzip.decompress(file.read_bytes()).decode().splitlines(keepends=True)
     file.write_bytes(gzip.compress("".join(rows[:-2]).encode()))
-    with pytest.raises(AnnotationError, match="No study of split 'test' is left"):
+    with caplog.at_level(logging.INFO, "mrg"), pytest.raises(DataError, match="No study of split 'test' is left"):
         read(roots)
-    out = capsys.readouterr().out
-    assert f"the index in {tmp_path / 'index'} was made from another split table; it is made anew." in out
-    assert "index of 9 rows" in out
+    assert f"rebuilding the index in {tmp_path / 'index'}, which was made from another split table." in caplog.text
+    assert "index of 9 rows" in caplog.text
 
 
 def test_roots_may_be_one_or_the_inner_folders_and_tables_elsewhere(tmp_path, monkeypatch):
@@ -249,9 +247,9 @@ def test_windows_text_is_read_and_counted(roots, tmp_path):
 
 def test_bad_settings_and_folders_are_one_line_each(roots, tmp_path):
     for settings, message in (
-        ({"sections": "all"}, r"data\.init_args\.sections to be 'findings' or 'impression' or 'both', but got 'all'"),
-        ({"missing": "ignore"}, r"data\.init_args\.missing to be 'raise' or 'skip'"),
-        ({"headerless": True}, r"data\.init_args\.headerless to be 'drop' or 'use', but got True"),
+        ({"sections": "all"}, "argument `sections` to be one of 'findings', 'impression', 'both', but got 'all'"),
+        ({"missing": "ignore"}, "argument `missing` to be one of 'raise', 'skip'"),
+        ({"headerless": True}, "argument `headerless` to be one of 'drop', 'use', but got True"),
         ({"min_words": 0}, r"data\.init_args\.min_words to be at least 1"),
         ({"positions": []}, r"data\.init_args\.positions to be a list such as \[PA, AP\]"),
         (
@@ -284,7 +282,7 @@ def test_published_labels_in_the_order_of_the_split(roots, tmp_path):
     assert found == {"Cardiomegaly": "positive", "Edema": "negative", "Pneumonia": "uncertain"}
     assert labels[1:].sum() == 0
     file.write_bytes(gzip.compress("\n".join(rows).replace("1.0", "2.0").encode()))
-    with pytest.raises(AnnotationError, match=r"column Cardiomegaly: expected 1, 0, -1 or nothing, but got '2\.0'"):
+    with pytest.raises(DataError, match=r"column Cardiomegaly: expected 1, 0, -1 or nothing, but got '2\.0'"):
         read(roots).chexpert_labels("train")
 
 
@@ -322,9 +320,9 @@ def test_errors_of_the_annotation_name_its_setting(annotated, tmp_path):
     with pytest.raises(DataNotFoundError, match=r"does not exist; set `data\.init_args\.annotation` to the folder"):
         read(annotated, annotation=str(tmp_path / "none"))
     (tmp_path / "annotation.json").write_text('{"train": []')
-    with pytest.raises(AnnotationError, match=r"not valid JSON .*set `data\.init_args\.annotation`"):
+    with pytest.raises(DataError, match=r"not valid JSON .*set `data\.init_args\.annotation`"):
         read(annotated, annotation=str(tmp_path))
-    with pytest.raises(ValueError, match="takes reports as they are, and has no times: remove prior"):
+    with pytest.raises(ValueError, match="has findings only and no times: remove prior"):
         read(annotated, prior=True)
 
 
@@ -347,7 +345,7 @@ def test_a_killed_build_goes_on(roots, monkeypatch):
             raise KeyboardInterrupt
         return parse_sections(text)
 
-    monkeypatch.setattr("mrg.datamodules.mimic.index.parse_sections", parse)
+    monkeypatch.setattr("mrg.datamodules.mimic.rows.parse_sections", parse)
     with pytest.raises(KeyboardInterrupt):
         read(roots)
     assert len(read(roots).splits["train"]) == 3

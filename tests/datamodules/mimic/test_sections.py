@@ -56,12 +56,12 @@ def test_line_ends_and_a_byte_order_mark_change_nothing(end):
         ("RECOMMENDATION(S)", "recommendations", ""),
         ("REFERENCE EXAM", "comparison", ""),
         ("WETREAD", "wet read", ""),
-        ("FINDIGNS", "findings", "misspelt header"),
-        ("FINDNGS", "findings", "misspelt header"),
-        ("IMPRESION", "impression", "misspelt header"),
-        ("MPRESSION", "impression", "misspelt header"),
-        ("NDICATION", "indication", "misspelt header"),
-        ("COMPARRISON", "comparison", "misspelt header"),
+        ("FINDIGNS", "findings", "misspelled header"),
+        ("FINDNGS", "findings", "misspelled header"),
+        ("IMPRESION", "impression", "misspelled header"),
+        ("MPRESSION", "impression", "misspelled header"),
+        ("NDICATION", "indication", "misspelled header"),
+        ("COMPARRISON", "comparison", "misspelled header"),
         ("FINDINGS AND IMPRESSION", "impression", "joint"),
         ("FINDINGS/IMPRESSION", "impression", "joint"),
         ("IMPRESSION / FINDINGS", "impression", "joint"),
@@ -77,10 +77,10 @@ def test_the_section_that_a_header_names(header, section, rule):
     assert section_name(header) == (section, rule)
 
 
-def test_a_misspelt_header_counts():
+def test_a_misspelled_header_counts():
     sections = parse_sections(report("INDICATION: Cough.", "", "FINDIGNS: Clear lungs.", "", "IMPRESION: Normal."))
     assert (sections.findings, sections.impression) == ("Clear lungs.", "Normal.")
-    assert sections.rules == ("misspelt header",)
+    assert sections.rules == ("misspelled header",)
     sections = parse_sections(report("NDICATION: Cough.", "", "FINDINGS: Clear lungs."))
     assert (sections.indication, sections.impression) == ("Cough.", "")
 
@@ -88,7 +88,7 @@ def test_a_misspelt_header_counts():
 def test_small_letters_at_the_start_of_a_line_after_a_sentence():
     sections = parse_sections(report("Indication: Cough.", "Findings: Clear lungs.", "impression:", "No pneumonia."))
     assert (sections.indication, sections.findings, sections.impression) == ("Cough.", "Clear lungs.", "No pneumonia.")
-    assert sections.rules == ("small letters",)
+    assert sections.rules == ("lower case",)
 
 
 def test_the_word_within_a_sentence_is_no_header():

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.mimic import tables as mimic_tables
 from mrg.datamodules.mimic.tables import ImageList, find_table, read_table, study_time
 from tests.trees import MIMIC_STUDIES, write_mimic_tree
@@ -68,7 +68,7 @@ def test_bad_tables_are_one_line_each(files, tmp_path):
 
     def message(text=None, raw=None, file=split):
         file.write_bytes(gzip.compress(text.encode()) if raw is None else raw)
-        with pytest.raises(AnnotationError) as caught:
+        with pytest.raises(DataError) as caught:
             ImageList(split, metadata)
         assert "\n" not in str(caught.value)
         assert str(file) in str(caught.value)

@@ -1,4 +1,4 @@
-"""The shipped column maps on invented studies in the exact published layouts, through the command line."""
+"""The shipped column maps on synthetic studies in the exact published layouts, through the command line."""
 
 import contextlib
 import csv
@@ -14,8 +14,7 @@ from PIL import Image
 
 from mrg.cli import main
 from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.table import TableDataModule
-from mrg.datamodules.table.rows import Columns
+from mrg.datamodules.table import Columns, TableDataModule
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.study import ImageReadError, View
-from mrg.datamodules.table import TableDataModule
-from mrg.datamodules.table.rows import Columns
+from mrg.datamodules.table import Columns, TableDataModule
 
 ROWS = [
     {"uid": "007", "patient": "p1", "a": "a.png", "f": "Heart large.", "i": "Edema.", "why": "Cough", "set": "train"},
@@ -216,13 +215,13 @@ def test_filters_say_what_they_remove(root):
     kept = module(root, columns=Columns("a", "f"), split="test", empty_reports="keep").read()["test"]
     assert [study.report for study in kept] == ["Heart is large.", "", "Clear."]
     with pytest.raises(
-        AnnotationError,
+        DataError,
         match=r"^Table t\.csv: none of its 4 studies is left: 2 with fewer than 9 words in the report, 1 with an empty "
         r"report, 1 with no image\. Check data\.init_args\.columns",
     ) as caught:
         module(root, columns=Columns("a", "f"), split="test", min_words=9).read()
     assert "\n" not in str(caught.value)
-    with pytest.raises(AnnotationError, match=r"1 studies have an empty report: row 2; set .*empty_reports to drop"):
+    with pytest.raises(DataError, match=r"1 studies have an empty report: row 2; set .*empty_reports to drop"):
         module(root, columns=Columns("a", "f"), split="test", empty_reports="raise").read()
 
 
@@ -250,16 +249,16 @@ def test_missing_images_are_counted_or_dropped(root):
 
 def test_splits_that_are_not_known(root):
     write_csv(root / "t.csv", [{**row, "set": "fold 1" if k else "train"} for k, row in enumerate(ROWS)])
-    with pytest.raises(AnnotationError, match=r"the splits 'fold 1' \(2 studies\) are not known; .*split_names"):
+    with pytest.raises(DataError, match=r"the splits 'fold 1' \(2 studies\) are unknown; .*split_names"):
         module(root).read()
     splits = module(root, split_names={"fold 1": "test"}).read()
     assert [len(part) for part in splits.values()] == [1, 0, 2]
     skipping = module(root, split_names={"Fold 1": "skip"})
     assert [len(part) for part in skipping.read().values()] == [1, 0, 0]
     assert skipping.removed == {"a split that is skipped": 2}
-    with pytest.raises(AnnotationError, match=r"split_names maps 'fold 2', which no study has; it has 'train', 'fold"):
+    with pytest.raises(DataError, match=r"split_names maps 'fold 2', which no study has; it has 'train', 'fold"):
         module(root, split_names={"fold 1": "test", "fold 2": "val"}).read()
-    with pytest.raises(AnnotationError, match=r"comes in no splits: set data\.init_args\.split to column, random or"):
+    with pytest.raises(DataError, match=r"has no splits: set data\.init_args\.split to column, random or"):
         module(root, columns=Columns("a", "f"), split="given").read()
 
 
@@ -278,13 +277,13 @@ def write_bytes(content):
         (b'uid,a,f\n1,a.png,"x\n', ("cannot be read", "EOF inside string")),
         (b"uid,a,f\n", ("has no rows",)),
         (b"", ("has no rows",)),
-        (b"uid,a,f\n1,a.png,x\n1,b.png,x\n", ("1 of its studies stand in more than one row", "row to image")),
+        (b"uid,a,f\n1,a.png,x\n1,b.png,x\n", ("1 of its studies occur in more than one row", "row to image")),
         (b"uid,a,f\n,a.png,x\n", ("1 of its studies have no 'uid': row 1",)),
     ],
 )
 def test_a_bad_csv_is_one_line(root, content, parts):
     (root / "t.csv").write_bytes(content)
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(DataError) as caught:
         module(root, columns=Columns("a", "f", id="uid"), split="test").read()
     line = str(caught.value)
     assert "t.csv" in line
@@ -303,12 +302,12 @@ def test_a_bad_csv_is_one_line(root, content, parts):
         ("t.jsonl", b'{"b": 1}\n', "no column 'a' and no column 'f', only b"),
         ("t.parquet", b"PAR1", "cannot be read"),
         ("t.csv.gz", b"not gzip", "cannot be read"),
-        ("t.xlsx", b"", "a name that ends in .csv"),
+        ("t.xlsx", b"", "a file name that ends in .csv"),
     ],
 )
 def test_other_bad_tables_are_one_line(root, name, content, part):
     (root / name).write_bytes(content)
-    with pytest.raises(AnnotationError) as caught:
+    with pytest.raises(DataError) as caught:
         module(root, name, Columns("a", "f"), "test").read()
     assert name in str(caught.value)
     assert part in str(caught.value)
@@ -329,8 +328,8 @@ def test_a_table_that_does_not_exist(root):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"row": "view"}, "data.init_args.row to be one of study, image, but got 'view'"),
-        ({"split": "fold"}, "data.init_args.split to be one of given, column, random, test"),
+        ({"row": "view"}, "argument `row` to be one of 'study', 'image', but got 'view'"),
+        ({"split": "fold"}, "argument `split` to be one of 'given', 'column', 'random', 'test'"),
         ({"row": "image", "columns": Columns("a")}, "need data.init_args.columns.id"),
         ({"split": "column", "columns": Columns("a")}, "needs data.init_args.columns.split"),
         ({"split_names": {"x": "dev"}}, "map to train, val, test or skip, not dev"),
@@ -347,7 +346,7 @@ def test_patterns(root):
     write_csv(root / "t.csv")
     with pytest.raises(ValueError, match=r"columns\.id_pattern '\(' is not a regular expression"):
         module(root, columns=Columns("a", "f", id="uid", id_pattern="("), split="test").read()
-    with pytest.raises(AnnotationError, match=r"3 of its studies have a 'uid' that .*id_pattern does not match: 007"):
+    with pytest.raises(DataError, match=r"3 of its studies have a 'uid' that .*id_pattern does not match: 007"):
         module(root, columns=Columns("a", "f", id="uid", id_pattern="x"), split="test").read()
 
 
@@ -369,7 +368,7 @@ def test_a_report_that_only_one_row_of_a_study_has(root):
 def test_a_table_without_rows(root):
     features = datasets.Features({"a": datasets.Value("string"), "f": datasets.Value("string")})
     datasets.Dataset.from_dict({"a": [], "f": []}, features=features).to_parquet(root / "t.parquet")
-    with pytest.raises(AnnotationError, match=r"t\.parquet cannot be read \(.*corresponds to no data"):
+    with pytest.raises(DataError, match=r"t\.parquet cannot be read \(.*corresponds to no data"):
         module(root, "t.parquet", Columns("a", "f"), "test").read()
 
 

@@ -7,7 +7,8 @@ import torch
 from tokenizers import AddedToken
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.kv_cache import prefill
 from mrg.modules.rollout.sampling import sample
 from tests.families import QWEN, family_policy, unequal_studies

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mrg.modules.policy import logps as head
+from mrg.modules.policy import logps as logps_module
 from mrg.modules.policy.logps import token_logps
 
 T, D, V = 11, 6, 23
@@ -30,7 +30,7 @@ def plain(hidden, weight, ids, temperature=1.0, banned=None):
 
 @pytest.fixture(params=[1, 4 * V, 2**25], ids=["one token", "four tokens", "all"])
 def tile(request, monkeypatch):
-    monkeypatch.setattr(head, "TILE", request.param)
+    monkeypatch.setattr(logps_module, "TILE", request.param)
 
 
 @pytest.mark.parametrize("banned", [None, BANNED])
@@ -116,7 +116,7 @@ def test_gradient_of_a_bfloat16_head_does_not_lose_with_every_tile(monkeypatch, 
     (exact[0] @ exact[1].T).log_softmax(-1).gather(1, ids[:, None]).sum().backward()
     errors = []
     for tokens in (400, 40, 4):
-        monkeypatch.setattr(head, "TILE", tokens * 50)
+        monkeypatch.setattr(logps_module, "TILE", tokens * 50)
         low = weight.to(torch.float32 if autocast else torch.bfloat16, copy=True).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             token_logps(hidden, low, ids).logps.sum().backward()

@@ -10,7 +10,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.processor import StillInternVLProcessor
 from mrg.modules.rollout.sampling import sample
@@ -151,7 +152,9 @@ def test_completion_longer_than_the_window(folders, four, kind):
     policy.shared_prefix = "off"
     assert torch.equal(got, policy.logps(policy.embed(batch), ids, mask).logps)
     policy.shared_prefix = "required"
-    with pytest.raises(ValueError, match=r"longer than the policy's window of attention, 24.*max_new_tokens"):
+    with pytest.raises(
+        ValueError, match=r"cannot share a prompt, because the policy's attention window has 24 tokens.*max_new_tokens"
+    ):
         policy.logps(policy.embed(batch), ids, mask)
     assert policy.logps(policy.embed(batch), ids[:, :WINDOW], mask[:, :WINDOW]).logps.isfinite().all()
 
@@ -233,7 +236,7 @@ def test_a_round_of_grpo_moves_the_adapter_alone(folders, studies, kind):
 def test_bad_settings(folders, tmp_path):
     with pytest.raises(ValueError, match=r"Expected model\.init_args\.shared_prefix to be 'auto', 'required' or 'off'"):
         load_policy(folders["llava"], shared_prefix="always")
-    with pytest.raises(ValueError, match=r"one size: set model\.init_args\.max_pixels to 0"):
+    with pytest.raises(ValueError, match=r"fixed size: set model\.init_args\.max_pixels to 0"):
         load_policy(folders["llava"], max_pixels=100)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "idefics3"}))
     with pytest.raises(ValueError, match=r"type 'idefics3'; supported are qwen2_vl, .*gemma3, llava") as error:

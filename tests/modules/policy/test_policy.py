@@ -2,9 +2,10 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy import fsdp as sharding
+from mrg.modules.policy import fsdp
 from mrg.modules.policy import policy as policy_module
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.kv_cache import prefill
 from mrg.modules.rollout.sampling import sample
 
@@ -159,7 +160,7 @@ def test_weights_come_back_where_a_reference_does_not_fit(policy, monkeypatch):
         calls.append(parameter)
         if len(calls) == 3:
             raise torch.OutOfMemoryError
-        return sharding.exchange(parameter, value)
+        return fsdp.exchange(parameter, value)
 
     monkeypatch.setattr(policy_module, "exchange", exchange)
     with pytest.raises(torch.OutOfMemoryError), policy.reference():

@@ -1,19 +1,26 @@
-"""What is trained is held in float32, and moves as it would there; what is frozen is not, and what is saved says so."""
+"""Trained weights are held in float32 and move as they would there, frozen ones are not; adapters are cast once."""
 
+import contextlib
 import json
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForImageTextToText
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
-from mrg.modules.policy.precision import rounding
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.policy.precision import CastAdapter
+from mrg.modules.rollout.kv_cache import KVCache
 from mrg.modules.rollout.sampling import sample
+from mrg.modules.rollout.static_cache import StaticDecoder
 from mrg.modules.sft import SFTModule
 from tests.families import QWEN, unequal_studies
 from tests.family_checkpoints import BUILDERS, save_checkpoint
+from tests.modules.rollout.test_kv_cache import GROUP, NUM_TOKENS, ending_policy
+from tests.modules.rollout.test_static_cache import assert_same, prompts_for, write
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, trainer, weights
 from tests.nested import nested
 
@@ -113,7 +120,7 @@ def test_small_steps_of_a_checkpoint_in_bfloat16_are_those_of_float32(half, stud
 
 def test_a_copied_reference_is_float32_too(half, studies):
     module, _ = trained(half, studies, 2, reference="copy", kl_coef=0.5)
-    assert {value.dtype for value in module.policy.kept.values()} == {WHOLE}
+    assert {value.dtype for value in module.policy.reference_weights.values()} == {WHOLE}
 
 
 def test_a_checkpoint_that_was_held_in_bfloat16_is_taken_up_in_float32(half, studies, tmp_path):
@@ -137,15 +144,16 @@ def test_a_checkpoint_that_was_held_in_bfloat16_is_taken_up_in_float32(half, stu
     assert 0 < moved.abs().max() < 1.1e-6  # a third step, from where the second had ended
 
 
-def test_what_is_said_of_a_merged_policy(policy, half, tmp_path):
-    exact = " (merged by rounding, not quite what was scored; exact: export --adapter true)"
-    assert rounding(load_policy(half, LoRA(4))) == exact
-    assert rounding(load_policy(half, LoRA(4), load_in_4bit=True)) == exact
-    assert rounding(load_policy(half, LoRA(4), dtype="float32", load_in_4bit=True)) == exact
+def test_note_on_a_merged_policy(policy, half, tmp_path):
+    rounded = " (merged weights are rounded: not exactly the policy that was scored"
+    exact = f"{rounded}; for an exact copy use export --adapter true)"
+    assert load_policy(half, LoRA(4)).merge_note() == exact
+    assert load_policy(half, LoRA(4), load_in_4bit=True).merge_note() == exact
+    assert load_policy(half, LoRA(4), dtype="float32", load_in_4bit=True).merge_note() == exact
     # An adapter alone does not hold the tower.
-    assert rounding(load_policy(half, LoRA(4), True)) == " (merged by rounding, not quite what was scored)"
-    assert rounding(load_policy(half, LoRA(4), dtype="float32")) == ""
-    assert rounding(load_policy(half)) == rounding(policy) == ""
+    assert load_policy(half, LoRA(4), True).merge_note() == f"{rounded})"
+    assert load_policy(half, LoRA(4), dtype="float32").merge_note() == ""
+    assert load_policy(half).merge_note() == policy.merge_note() == ""
 
 
 def test_merged_from_4_bits_keeps_a_trained_tower_as_it_is(half, tmp_path):
@@ -164,3 +172,102 @@ def test_merged_from_4_bits_keeps_a_trained_tower_as_it_is(half, tmp_path):
     assert {value.dtype for key, value in written.items() if "visual" not in key} == {HALF}
     again = dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "merged").named_parameters())
     assert all(torch.equal(again[name], parameter) for name, parameter in tower.items())
+
+
+# The adapter is cast once: this computes what autocast computes by casting it in every step, bit for bit.
+
+
+def adapted(dtype, adapter=torch.float32):
+    """A policy of these types; peft makes an adapter float32 whatever the base is."""
+    policy = ending_policy(dtype=dtype)
+    for name, parameter in policy.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(adapter)
+    return policy
+
+
+def matrices(policy):
+    return {name: p for name, p in policy.named_parameters() if "lora_" in name}
+
+
+def autocast(**kwargs):
+    return torch.autocast("cpu", torch.bfloat16, cache_enabled=False, **kwargs)
+
+
+class Casts(TorchDispatchMode):
+    """Counts casts of the adapter's matrices, by their shapes."""
+
+    def __init__(self, policy):
+        super().__init__()
+        self.shapes, self.count = {p.shape for p in matrices(policy).values()}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func._schema.name in ("aten::_to_copy", "aten::copy_"):
+            self.count += result.shape in self.shapes and result.dtype == torch.bfloat16
+        return result
+
+
+@pytest.mark.parametrize("decoder", [None, StaticDecoder], ids=["shrinking", "fixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rollouts_are_the_same_bit_for_bit_and_each_matrix_is_cast_once(dtype, decoder, monkeypatch):
+    policy = adapted(dtype)
+    casts = []
+
+    def counted():
+        with autocast(), Casts(policy) as seen:
+            rollout = write(policy, prompts_for(policy), decoder and decoder(), temperature=1.0)
+        casts.append(seen.count)
+        return rollout
+
+    once = counted()
+    monkeypatch.setattr(CastAdapter, "within", lambda self, matrices: contextlib.nullcontext())
+    assert_same(once, counted(), 0.0)
+    num_passes = once.completion_mask.shape[1]  # the prompts, and every token but the last
+    assert casts == [len(matrices(policy)), num_passes * len(matrices(policy))]
+
+
+def test_the_adapter_comes_back_itself(monkeypatch):
+    policy = adapted(torch.bfloat16)
+    before, values = matrices(policy), {name: p.detach().clone() for name, p in matrices(policy).items()}
+    addresses = []
+    for _ in range(2):
+        with autocast(), policy.merged():
+            inside = matrices(policy)
+            assert all(p.dtype == torch.bfloat16 and not p.requires_grad for p in inside.values())
+            assert all(torch.equal(p, values[name].bfloat16()) for name, p in inside.items())
+        addresses.append([p.data_ptr() for p in inside.values()])
+        assert all(p is before[name] and torch.equal(p, values[name]) for name, p in matrices(policy).items())
+        with torch.no_grad():  # a step of training
+            for name, parameter in before.items():
+                values[name] = parameter.add_(0.1).detach().clone()
+    assert addresses[0] == addresses[1]
+
+    def fail(self, going):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(KVCache, "compact", fail)
+    with pytest.raises(KeyboardInterrupt), autocast():
+        write(policy, prompts_for(policy))
+    assert all(p is before[name] for name, p in matrices(policy).items())
+
+
+def test_evaluation_in_inference_mode_comes_first():
+    policy = adapted(torch.bfloat16)
+    with torch.inference_mode(), autocast():
+        expected = write(policy, prompts_for(policy), None, GROUP, 0.0)
+    with autocast():
+        prompts = prompts_for(policy)
+        assert_same(write(policy, prompts, None, GROUP, 0.0), expected, 0.0)
+        ids, mask = expected.completion_ids.clone(), expected.completion_mask.clone()
+        assert ids.shape[1] <= NUM_TOKENS
+        policy.logps(prompts, ids, mask).logps.sum().backward()
+    assert all(p.grad.dtype == torch.float32 and p.grad.abs().sum() > 0 for p in matrices(policy).values())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_only_what_autocast_would_cast_is_cast(enabled):
+    policy = adapted(torch.bfloat16, torch.bfloat16 if enabled else torch.float32)
+    before = matrices(policy)
+    with autocast(enabled=enabled), policy.merged():
+        assert all(p is before[name] for name, p in matrices(policy).items())

@@ -14,8 +14,9 @@ from transformers import AutoModelForImageTextToText
 
 from mrg.cli import main
 from mrg.commands.lightning import run
-from mrg.modules.policy.load import LoRA, load_policy
-from mrg.modules.policy.quantization import four_bits
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.policy.quantization import quantization_config
 from tests.callbacks.resuming import Lengths, differences
 from tests.checkpoints import save_published_format
 from tests.families import model_inputs
@@ -135,7 +136,7 @@ def test_an_exported_adapter_loads_beside_the_whole_base_and_beside_one_in_4_bit
     inputs = model_inputs(module.policy, batch)
     own = module.policy.model.eval()
     outputs = {}
-    for name, options in ("whole", {}), ("4 bits", {"quantization_config": four_bits("qwen2_5_vl")}):
+    for name, options in ("whole", {}), ("4 bits", {"quantization_config": quantization_config("qwen2_5_vl")}):
         base = AutoModelForImageTextToText.from_pretrained(tmp_path / "base", dtype=torch.float32, **options)
         for layer in base.modules():
             if isinstance(layer, Linear4bit):

@@ -63,7 +63,7 @@ def test_a_torn_file_is_made_again(tmp_path):
 
 
 def test_a_trained_tower_keeps_nothing(tmp_path):
-    with pytest.raises(ValueError, match="trained vision tower"):
+    with pytest.raises(ValueError, match="requires a frozen vision tower"):
         family_policy("qwen2_vl", train_vision=True).keep_images(tmp_path)
 
 
@@ -83,5 +83,5 @@ def test_another_precision_is_another_file(tmp_path):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file.cache cannot be made \(Not a directory\).*vision_cache"):
+    with pytest.raises(ValueError, match=r"file.cache cannot be created \(Not a directory\).*vision_cache"):
         family_policy("qwen2_5_vl").keep_images(tmp_path / "file" / "cache")

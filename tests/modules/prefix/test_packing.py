@@ -60,7 +60,7 @@ def test_padding_is_not_looked_at():
 
 
 def test_bad_completions():
-    with pytest.raises(ValueError, match="behind each of 2 prompts, but got 3"):
+    with pytest.raises(ValueError, match="for each of 2 prompts, but got 3"):
         pack(prompts(), IDS[:3], MASK[:3], embed)
     with pytest.raises(ValueError, match="row 2 has none"):
         pack(prompts(), IDS, MASK & (torch.arange(4) != 2)[:, None], embed)

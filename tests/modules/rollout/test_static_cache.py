@@ -6,7 +6,7 @@ import torch
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.policy.load import LoRA, load_policy
 from mrg.modules.prefix.attention import PackedPrompts
-from mrg.modules.prefix.layout import Layout
+from mrg.modules.prefix.packing import Layout
 from mrg.modules.rollout import static_cache
 from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.sampling import sample
