@@ -281,7 +281,7 @@ def test_only_so_many_sizes_are_compiled(monkeypatch):
     monkeypatch.setattr(compiled_decoding, "MAX_SIZES", 1)
     policy, decoder = small_policy(), CompiledDecoder("eager")
     prompts = prompts_for(policy)
-    with warned("Decoding is compiled for 1 sizes; others are computed without"):
+    with warned("Decoding is compiled for 1 sizes; other sizes use the eager step"):
         rollouts = [write(policy, prompts, decoder, size) for size in (4, 2)]
     for size, rollout in zip((4, 2), rollouts, strict=True):
         assert_same(rollout, write(policy, prompts, None, size), 1e-3)
