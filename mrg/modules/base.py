@@ -230,12 +230,13 @@ class ReportModule(L.LightningModule):
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
         self.num_scored += batch.num_counted
-        # Each report is labeled once per batch for all CE scores and the record; other metrics take the texts.
         labels = label_together(self.labeler, reports, batch.target) if batch.counts else []
+        # Each report is labeled once per batch, for the scores as for the record. MCCS of an empty report is 0 by text.
+        known = (CEF1, MCCS) if all(text.strip() for text in (*reports, *batch.target)) else (CEF1,)
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
             if batch.counts:
-                metric.update(*(labels if isinstance(metric, CEF1) else (reports, batch.target)))
+                metric.update(*(labels if isinstance(metric, known) else (reports, batch.target)))
             # Logged in any case: all ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
         self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)

@@ -20,7 +20,7 @@ from mrg.log import log
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.rollout.kv_cache import KVCache
-from mrg.modules.rollout.static_cache import CacheView, StaticDecoder, StaticKVCache, static_step
+from mrg.modules.rollout.static_cache import CacheView, StaticDecoder, StaticKVCache, skipped_graphs, static_step
 
 NUM_CHECKED = 3
 """Checked steps per size: CUDA graphs warm up in the first, record in the second and replay in the third."""
@@ -130,11 +130,6 @@ def unsupported(policy: Policy) -> str:
         return "the policy's base is in 4 bits"
     kind = policy.base.lm_head.weight.device.type
     return "" if kind in ("cpu", "cuda") else f"device {kind} is neither a CPU nor a CUDA GPU"
-
-
-def skipped_graphs() -> int:
-    """Number of graphs that inductor has compiled without the requested CUDA graphs."""
-    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
 
 
 class Expected:

@@ -188,6 +188,11 @@ def _begin(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
     return view
 
 
+def skipped_graphs() -> int:
+    """Number of graphs that inductor has compiled without the requested CUDA graphs."""
+    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
+
+
 class StaticDecoder:
     """Makes static KV caches, and reuses their memory from rollout to rollout."""
 
