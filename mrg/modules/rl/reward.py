@@ -128,7 +128,10 @@ class Reward:
         scorers: Sequence[WeightedScorer] = (),
     ) -> None:
         self.labeler, self.think = labeler, think
-        self.metrics = {"mccs": MCCS(margin=margin), "ce_f1": CEF1(average="example", zero_division=1)}
+        self.metrics: dict[str, MCCS | CEF1] = {
+            "mccs": MCCS(margin=margin),
+            "ce_f1": CEF1(average="example", zero_division=1),
+        }
         self.weights = {"mccs": mccs_weight, "ce_f1": ce_f1_weight, "format": format_weight}
         self.scorers = []
         self.warned: set[str] = set()
