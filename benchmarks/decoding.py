@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from grpo_step import GEOMETRIES, Clock, build, machine
 
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.prefix.prompts import Prompts
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample

@@ -124,7 +124,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from mrg.datamodules.base import ReportDataModule
     from mrg.datamodules.study import Study, View
     from mrg.modules.grpo import GRPOModule
-    from mrg.modules.policy.load import LoRA
+    from mrg.modules.policy.lora import LoRA
     from mrg.modules.rl.reward import Rewards
     from mrg.modules.settings import OptimizerSettings, RolloutSettings
 

@@ -39,7 +39,7 @@ OWN = {
     "compare": "mrg.commands.compare",
     "page": "mrg.pages.run",
     "ablate": "mrg.commands.ablate.command",
-    "data": "mrg.commands.data_check.command",
+    "data": "mrg.commands.data",
     "size": "mrg.commands.size.command",
 }
 """Command -> module whose `main` takes the remaining arguments."""

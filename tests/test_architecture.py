@@ -19,7 +19,7 @@ GRAPH = {name: house.imports(name, path, MODULES) for name, path in MODULES.item
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()}
 
 MOST_LINES = 24_600
-MOST_FILE_LINES = 368
+MOST_FILE_LINES = 374
 MOST_FUNCTION_LINES = 83
 
 # Where private parts of other libraries are used: one file for each library.

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +61,14 @@ def test_version_and_usage(capsys):
         main([])
     assert stop.value.code == 2
     assert "demo" in capsys.readouterr().out
+
+
+def test_mrg_is_a_command_too(capsys):
+    """The entry point in pyproject.toml is `main`."""
+    text = (CONFIGS.parent / "pyproject.toml").read_text()
+    module, _, function = re.search(r'^mrg = "(.+)"$', text, re.MULTILINE)[1].partition(":")
+    pkgutil.resolve_name(f"{module}:{function}")(["--version"])
+    assert capsys.readouterr().out == f"mrg {mrg.__version__}\n"
 
 
 def test_light_commands_do_not_import_lightning():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mrg.metrics import CONDITIONS, RulesLabeler
+from mrg.metrics.evaluation import evaluate_systems, format_table
 from mrg.modules.policy.families import FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +52,23 @@ def test_links_and_files_exist(page):
         assert (ROOT / config).exists(), config
     for file in re.findall(r"`((?:mrg|tests|docs|benchmarks|configs)/[\w./-]+\.\w+)", text):
         assert (ROOT / file).exists(), file
+
+
+TABLE = re.compile(r"^(\d+) studies, labeler rules, MCCS margin ([\d.]+);.*?^\n", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if TABLE.search(page.read_text(encoding="utf-8"))], ids=lambda page: page.name
+)
+def test_lines_above_tables_are_as_printed(page):
+    results = evaluate_systems({"model": ["Edema."]}, ["Edema."], RulesLabeler(), num_resamples=2)
+    for shown in TABLE.finditer(page.read_text(encoding="utf-8")):
+        num_studies, margin = int(shown[1]), float(shown[2])
+        counts = re.sub(r"\s+", " ", shown[0])
+        support = {name: int(re.search(rf"\b{name} (\d+)", counts)[1]) for name in CONDITIONS}
+        empty = float(re.search(r"([\d.]+) %\.\s*$", shown[0])[1]) / 100
+        stated = {"num_studies": num_studies, "margin": margin, "support": support, "empty_references": empty}
+        assert format_table({**results, **stated}).partition("\n\n")[0] == shown[0].rstrip("\n")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

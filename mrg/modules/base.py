@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import lightning as L
 import torch
@@ -39,8 +39,11 @@ from mrg.modules.settings import (
     check_lora,
     check_text_inputs,
     check_trainer,
-)
+)  # fmt: skip
 from mrg.strategy import check_ranks, check_strategy
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class ReportModule(L.LightningModule):
@@ -84,6 +87,8 @@ class ReportModule(L.LightningModule):
     """Whether there are weights to train, to save in checkpoints and to export."""
     policy: Policy
     """The policy; `setup` and `load_from_checkpoint` load it."""
+    intact = False
+    """Whether a round that failed has changed nothing on any rank, so that the state before it can be saved."""
 
     def __init__(
         self,
@@ -118,21 +123,13 @@ class ReportModule(L.LightningModule):
         check_frozen(train_vision, vision_cache, load_in_4bit, lora)
         check_counts(max_views=max_views, max_new_tokens=max_new_tokens, patience=patience)
         check_counts(0, max_study_pixels=max_study_pixels)
-        check_lora(lora)
-        if policy == "tiny" and lora is not None:
-            raise UserError(
-                "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a "
-                "trained folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO "
-                "kl.reference to 'copy', or kl.coef to 0)."
-            )
+        check_lora(lora, policy)
         self.source, self.tiny, self.lora = policy, tiny, lora
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
-        self.vision_cache = vision_cache
-        self.max_study_pixels, self.pixel_cache = max_study_pixels, pixel_cache
-        self.shared_prefix = shared_prefix
-        self.prompt, self.think, self.use_indication, self.max_views = prompt, think, use_indication, max_views
-        self.use_prior = use_prior
+        self.vision_cache, self.shared_prefix = vision_cache, shared_prefix
+        self.max_study_pixels, self.pixel_cache, self.max_views = max_study_pixels, pixel_cache, max_views
+        self.prompt, self.think, self.use_indication, self.use_prior = prompt, think, use_indication, use_prior
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.decoder = CompiledDecoder() if compile_decode else None
         self.optimizer_settings, self.margin = optimizer, margin
@@ -141,21 +138,14 @@ class ReportModule(L.LightningModule):
         self.strict_loading = False
         # Not a submodule: a labeler's weights are not the policy's.
         object.__setattr__(self, "labeler", RulesLabeler() if labeler is None else labeler)
-        self.identity = ""
-        self.scores = nn.ModuleDict(
-            {
-                "mccs": MCCS(margin=margin, labeler=self.labeler),
-                "ce_f1": CEF1(labeler=self.labeler),
-                "ce_f1_macro": CEF1(average="macro", labeler=self.labeler),
-            }
-        )
+        micro, macro = CEF1(labeler=self.labeler), CEF1(average="macro", labeler=self.labeler)
+        mccs = MCCS(margin=margin, labeler=self.labeler)
+        self.scores = nn.ModuleDict({"mccs": mccs, "ce_f1": micro, "ce_f1_macro": macro})
         # Means over studies. Lightning's means of logged floats are wrong if ranks have different numbers of studies,
         # because it rounds the mean of their counts to an integer.
         self.means = nn.ModuleDict({"format": MeanMetric()})
-        # Whether a round that failed has changed nothing on any rank, so that the state before it can be saved.
-        self.intact = False
         self.predictions: list[dict[str, Any]] = []
-        self.num_scored = 0
+        self.num_scored, self.identity = 0, ""
 
     def setup(self, stage: str) -> None:
         """Load the policy and give the data module its collator."""
@@ -185,15 +175,9 @@ class ReportModule(L.LightningModule):
 
     def _collator(self) -> StudyCollator:
         return StudyCollator(
-            self.policy.processor,
-            self.prompt,
-            self.use_indication,
-            self.max_views,
-            self.max_prompt_length,
-            self.use_prior,
-            self.max_study_pixels,
-            self.pixel_cache,
-        )
+            self.policy.processor, self.prompt, self.use_indication, self.max_views, self.max_prompt_length,
+            self.use_prior, self.max_study_pixels, self.pixel_cache,
+        )  # fmt: skip
 
     def configure_model(self) -> None:
         """Shard the policy over ranks if the strategy is FSDP2."""
@@ -225,15 +209,9 @@ class ReportModule(L.LightningModule):
                 )
             return load_policy(str(saved), train_vision=True, shared_prefix=self.shared_prefix)
         return load_policy(
-            self.source,
-            self.lora,
-            self.train_vision,
-            self.dtype_name,
-            self.max_pixels,
-            self.gradient_checkpointing,
-            self.load_in_4bit,
-            self.shared_prefix,
-        )
+            self.source, self.lora, self.train_vision, self.dtype_name, self.max_pixels, self.gradient_checkpointing,
+            self.load_in_4bit, self.shared_prefix,
+        )  # fmt: skip
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:
         """Completions that supervised training teaches for these reference reports."""
@@ -257,12 +235,13 @@ class ReportModule(L.LightningModule):
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
         self.num_scored += batch.num_counted
-        # Each report is labeled once per batch for all CE scores and the record; other metrics take the texts.
         labels = label_together(self.labeler, reports, batch.target) if batch.counts else []
+        # Each report is labeled once per batch, for the scores as for the record. MCCS of an empty report is 0 by text.
+        known = (CEF1, MCCS) if all(text.strip() for text in (*reports, *batch.target)) else (CEF1,)
         for name, metric in self.scores.items():
             assert isinstance(metric, Metric)
             if batch.counts:
-                metric.update(*(labels if isinstance(metric, CEF1) else (reports, batch.target)))
+                metric.update(*(labels if isinstance(metric, known) else (reports, batch.target)))
             # Logged in any case: all ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
         self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)
@@ -313,10 +292,8 @@ class ReportModule(L.LightningModule):
         texts = self._write(batch)
         if not batch.counts:
             return []
-        return [
-            predicted(study, text, parse_completion(text, self.think))
-            for study, text in zip(batch.studies, texts, strict=True)
-        ]
+        pairs = zip(batch.studies, texts, strict=True)
+        return [predicted(study, text, parse_completion(text, self.think)) for study, text in pairs]
 
     @torch.no_grad()
     def write_reports(self, studies: Sequence[Study]) -> list[str]:
@@ -363,14 +340,13 @@ class ReportModule(L.LightningModule):
         self.patience.load_state_dict(checkpoint.get("patience", {}))
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def load_from_checkpoint(cls, checkpoint_path: Any, map_location: Any = None, *args: Any, **kwargs: Any) -> Self:
         """Load a checkpoint of a run as a module that writes reports.
 
         Args:
-            checkpoint_path: File such as `runs/NAME/checkpoints/best.ckpt`. A tiny policy is read from the folder
-                `policy` of its run.
+            checkpoint_path: File such as `runs/NAME/checkpoints/best.ckpt`; a tiny policy needs `runs/NAME/policy`.
             map_location: Device of the module; the CPU by default.
-            *args: Ignored.
+            *args: Not used.
             **kwargs: Arguments that differ from those in the checkpoint, and the labeler if it is not the default one.
 
         Raises:

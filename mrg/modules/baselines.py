@@ -1,9 +1,9 @@
-"""What needs no training, in the place of a model: the same predictions, results and table.
+"""Baselines without training, in place of a model: the same predictions, results and table.
 
     python -m mrg test --config configs/iu.yaml --config configs/baselines/nearest_image.yaml
 
-A report that is the same for every image, and the report of the training study whose image is most alike, are what a
-policy that looks at images must beat (Boag et al., 2020: nearest neighbours come close to trained networks).
+A policy that looks at images must beat a report that is the same for every image, and the report of the training study
+with the most similar image (Boag et al., 2020: nearest neighbors come close to trained networks).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from mrg.modules.settings import check_trainer
 
 
 class Baseline(ReportModule):
-    """A `ReportModule` without a policy; a subclass says in `prepare` what it takes from the training split.
+    """A `ReportModule` without a policy; a subclass takes what it needs from the training split in `prepare`.
 
     Args:
-        margin: Of MCCS.
-        labeler: See `ReportModule`.
+        margin: Margin of MCCS.
+        labeler: Labeler for scores; `RulesLabeler` by default.
     """
 
     title = "baseline"
-    """What it is called in results.json in the place of a policy."""
+    """Name in results.json, in place of a policy."""
     trained = False
 
     def __init__(self, margin: float = 0.5, labeler: Labeler | None = None) -> None:
@@ -52,7 +52,7 @@ class Baseline(ReportModule):
         """Read the data and give the data module its collator.
 
         Raises:
-            ValueError: If it is to be trained.
+            UserError: If it is to be trained.
         """
         if stage == "fit":
             raise UserError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
@@ -64,27 +64,27 @@ class Baseline(ReportModule):
         data.collator = self.collator()
 
     def prepare(self, data: ReportDataModule) -> None:
-        """Take what is needed from the training split, once the module is on its device."""
+        """Take what is needed from the training split; the module is on its device."""
 
     def collator(self) -> Callable[[list[Study]], Any]:
-        """What makes a batch of studies; one without images here."""
+        """Collator of studies; by default one without images."""
         return Features
 
     def on_validation_start(self) -> None:
-        """Prepare."""
+        """Call `prepare`."""
         self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_test_start(self) -> None:
-        """Prepare; see also `ReportModule`."""
+        """Reset the predictions, and call `prepare`."""
         super().on_test_start()
         self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_predict_start(self) -> None:
-        """Prepare."""
+        """Call `prepare`."""
         self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def reports(self, batch: Features) -> list[str]:
-        """The report of each study."""
+        """Reports of a batch, one per study."""
         raise NotImplementedError(f"{type(self).__name__} must define reports().")  # abstract
 
     def _write(self, batch: Any) -> list[str]:
@@ -92,47 +92,47 @@ class Baseline(ReportModule):
 
 
 class ConstantNormal(Baseline):
-    """Says that all is normal, whatever the image shows; see `Baseline`."""
+    """Writes a constant normal report; takes the arguments of `Baseline`."""
 
     title = "constant normal"
 
     def reports(self, batch: Features) -> list[str]:
-        """The same for every study."""
+        """The same report for every study."""
         return [CONSTANT_NORMAL] * len(batch)
 
 
 class MostFrequentReport(Baseline):
-    """Writes the training split's commonest report; see `Baseline`."""
+    """Writes the most frequent report of the training split; takes the arguments of `Baseline`."""
 
     title = "most frequent report"
 
     def prepare(self, data: ReportDataModule) -> None:
-        """Find it.
+        """Find the most frequent report.
 
         Raises:
-            ValueError: If there are no training studies.
+            UserError: If there are no training studies.
         """
         self.report = most_frequent_report(_training(data, self.title, data.train_reports()))
 
     def reports(self, batch: Features) -> list[str]:
-        """The same for every study."""
+        """The same report for every study."""
         return [self.report] * len(batch)
 
 
 class NearestImage(Baseline):
-    """Writes the report of the training study whose image is most alike, by the cosine of image features.
+    """Writes the report of the training study with the most similar image, by the cosine of image features.
 
-    Of each study one image is looked at, the first frontal one, or the first where none is known to be frontal. Only
-    features are kept, in 16 bits: 2 kB for each training study at 32 by 32 pixels.
+    One image per study is used: the first frontal one, or the first one if none is known to be frontal. Features are
+    stored in 16 bits: 2 kB per training study at 32 by 32 pixels.
 
     Args:
-        size: The features are grey copies of the images of so many pixels along each side, less their mean.
-        tower: Hub id or folder of a policy: the features are what its vision tower makes of the images, averaged over
-            an image's tokens. Empty takes pixels.
-        dtype: Of that policy, see `load_policy`.
-        max_pixels: Pixel budget of one image of that policy; 0 keeps the checkpoint's own.
-        margin: Of MCCS.
-        labeler: See `ReportModule`.
+        size: Side length in pixels of the grayscale copies that serve as features, after subtraction of their mean.
+        tower: Hub id or folder of a policy whose vision tower computes the features, as means over image tokens. Empty
+            uses pixels.
+        dtype: Precision of that policy: `"auto"` takes the checkpoint's.
+        max_pixels: Pixel budget of an image for that policy; 0 keeps the checkpoint's.
+        margin: Margin of MCCS.
+        labeler: Labeler for scores; `RulesLabeler` by default.
     """
 
     title = "nearest image"
@@ -156,7 +156,7 @@ class NearestImage(Baseline):
         self.training_reports: list[str] = []
 
     def collator(self) -> Callable[[list[Study]], Any]:
-        """Reads the one image of each study; loads the tower's policy the first time."""
+        """Collator of the single image of each study; loads the policy of the tower at first."""
         if not self.tower:
             return PixelCollator(self.size)
         if not hasattr(self, "policy"):
@@ -165,10 +165,10 @@ class NearestImage(Baseline):
         return TowerCollator(self.policy.processor)
 
     def prepare(self, data: ReportDataModule) -> None:
-        """Compute the features of the training split, batch by batch.
+        """Compute the features of the training split.
 
         Raises:
-            ValueError: If there are no training studies.
+            UserError: If there are no training studies.
         """
         _training(data, self.title, data.train_reports())
         self.training_reports, known = [], []
@@ -181,11 +181,11 @@ class NearestImage(Baseline):
 
     @torch.no_grad()
     def embed(self, batch: Any) -> Tensor:
-        """Features (B, D) of length 1."""
+        """(B, D) features of unit length."""
         return tower_features(self.policy, batch) if self.tower else pixel_rows(batch)
 
     def reports(self, batch: Features) -> list[str]:
-        """Those of the nearest training studies; the first one among equals."""
+        """Reports of the nearest training studies; of equally near ones, the first."""
         return [self.training_reports[i] for i in nearest(self.embed(batch).half().cpu(), self.known).tolist()]
 
 

@@ -170,9 +170,8 @@ class GRPOModule(ReportModule):
             seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
             return self.vllm.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
         generator = torch.Generator(self.device).manual_seed(seed)
-        return sample(
-            self.policy, prompts, self.group_size, self.max_new_tokens, self.temperature, generator, self.decoder
-        )
+        options = self.group_size, self.max_new_tokens, self.temperature
+        return sample(self.policy, prompts, *options, generator, self.decoder)
 
     def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
         """Rewards of the completions of some groups, see `rollout`."""
@@ -312,9 +311,8 @@ class GRPOModule(ReportModule):
         old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
         weights = beyond = None
         if servers := self.rollout_settings.servers:
-            weights, beyond = correction_weights(
-                old_logps, sampled, part.mask, servers.correction, servers.ratio_limit
-            )  # (n, c) each
+            options = servers.correction, servers.ratio_limit
+            weights, beyond = correction_weights(old_logps, sampled, part.mask, *options)  # (n, c) each
         counted = part.take(step.rollout.counted(self.loss_settings.mask_truncated))  # (n,)
         loss, sums = grpo_loss(
             tokens.logps,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mrg.errors import UserError
+from mrg.log import log
 from mrg.modules.policy.precision import check_precision
 from mrg.modules.rl.advantage import Scale
 from mrg.modules.rl.corpus_f1 import CorpusF1
@@ -176,10 +176,9 @@ class LossSettings:
             num_steps: Optimizer steps per round.
         """
         if num_steps == 1 and (self.clip_low, self.clip_high, self.dual_clip) != (0.2, 0.2, None):
-            warnings.warn(
+            log.warning(
                 "model.init_args.loss.clip_low, clip_high and dual_clip have no effect: a round makes one step, whose "
-                "ratios are all 1 (num_minibatches and num_iterations are 1).",
-                stacklevel=2,
+                "ratios are all 1 (num_minibatches and num_iterations are 1)."
             )
 
 
@@ -270,15 +269,22 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
 
 
-def check_lora(lora: Any) -> None:
-    """Check the shape of an adapter; `lora` may be None.
+def check_lora(lora: Any, policy: str = "") -> None:
+    """Check the shape of an adapter and that the policy takes one; `lora` may be None.
 
     Raises:
-        UserError: If one of its numbers is out of range.
+        UserError: If one of its numbers is out of range, or the policy is `"tiny"`.
     """
-    if lora is not None:
-        check_counts(1, "lora.", rank=lora.rank, alpha=lora.alpha)
-        check_range("lora.dropout", lora.dropout, "at least 0 and below 1", 0 <= lora.dropout < 1)
+    if lora is None:
+        return
+    check_counts(1, "lora.", rank=lora.rank, alpha=lora.alpha)
+    check_range("lora.dropout", lora.dropout, "at least 0 and below 1", 0 <= lora.dropout < 1)
+    if policy == "tiny":
+        raise UserError(
+            "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a trained "
+            "folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO kl.reference to "
+            "'copy', or kl.coef to 0)."
+        )
 
 
 def check_trainer(trainer: Any, stage: str) -> None:

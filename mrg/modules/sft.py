@@ -1,4 +1,4 @@
-"""Token-level supervision: the paper's baseline, and the warm start of GRPO."""
+"""Supervised training at the token level: the paper's baseline, and the start of GRPO."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class SupervisedStep(ReportModule):
     """Optimizer steps of automatic optimization: clipped, and skipped if the gradient is not finite."""
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip to `optimizer.max_grad_norm`, and leave out a step whose gradient is not finite, as GRPO does."""
+        """Clip gradients to `optimizer.max_grad_norm`, and skip a step without a finite gradient, as GRPO does."""
         norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
         if not self.patience.takes(norm, self.trainer.fit_loop.total_batch_idx):
-            # AdamW passes over what has no gradient: neither weights nor moments change.
+            # AdamW skips parameters without a gradient: neither weights nor moments change.
             optimizer.zero_grad()
 
     def on_after_backward(self) -> None:
-        """Average what a strategy of sharded layers leaves to us."""
+        """Average the gradients that a strategy with sharded layers does not average."""
         if self.policy.sharded:
             average_gradients(self.parameters(), self.trainer.world_size)
 
@@ -58,7 +58,7 @@ class SFTModule(SupervisedStep):
         """Target completions (B, C), padded on the right, and their mask."""
         tokenizer = self.policy.processor.tokenizer
         texts = self.target_texts(batch.target)
-        # A target that is too long loses its end, and with it the end token: the policy must not learn to stop early.
+        # A target that is too long loses its end and the end token: the policy must not learn to stop early.
         rows = [
             [*tokenizer(text, add_special_tokens=False)["input_ids"], self.policy.eos_id][: self.max_new_tokens]
             for text in texts
@@ -99,7 +99,7 @@ class SFTModule(SupervisedStep):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Held-out likelihood, then reports."""
+        """Log the held-out loss, then write and score reports."""
         loss, findings_loss = self._losses(batch)
         self._log_mean("val", "loss", loss, batch, prog_bar=True)
         if findings_loss is not None:

@@ -9,7 +9,7 @@ import torch
 
 from mrg.datamodules.demo import World, make_study
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.strategy import FSDP2
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
 from tests.nested import nested

@@ -23,7 +23,7 @@ from mrg.datamodules.demo import DemoDataModule
 from mrg.log import configure
 from mrg.metrics.trl import RewardError
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2

@@ -9,7 +9,7 @@ import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.files import count_lines
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.run.checkpoints import CheckpointFolder, checkpoint_name
 from tests.callbacks.resuming import Stop, StopAt, differences, fit, newest, on_ranks
 

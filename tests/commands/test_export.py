@@ -7,7 +7,8 @@ from safetensors.torch import load_file
 from mrg.commands.export import Trainer
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.sft import SFTModule
 from tests.families import model_inputs

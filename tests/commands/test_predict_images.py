@@ -159,7 +159,7 @@ def test_an_image_that_cannot_be_read_does_not_cost_the_other_reports(home, tmp_
     with pytest.raises(SystemExit):
         main(["predict", *argv, "--data.init_args.on_error=raise"])
     text = capsys.readouterr()
-    assert text.err.strip().endswith("To leave out such studies: --data.init_args.on_error skip.")
+    assert text.err.strip().endswith("To skip such studies, set --data.init_args.on_error skip.")
     assert [row["images"][0] for row in lines(tmp_path / "o.jsonl")] == written["first"]
     assert "Stopped after 2 of 5 studies." in text.out
     assert text.out.endswith(f"2 reports: {tmp_path / 'o.jsonl'}\n")

@@ -9,7 +9,7 @@ import torch
 
 from mrg.callbacks.results import ResultWriter
 from mrg.log import configure
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
 from tests.datamodules.test_loading import SETTINGS, Splits, write_studies

@@ -19,7 +19,7 @@ from mrg.datamodules.loading import BatchDataset, RankBatches, SkippingCollator,
 from mrg.datamodules.study import Study, View
 from mrg.modules.baselines import ConstantNormal, NearestImage
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from tests.nested import nested
 

@@ -8,7 +8,7 @@ from mrg.datamodules.collate import StudyCollator
 from mrg.metrics import parse_completion
 from mrg.modules.arguments import plain_arguments
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.reward import WeightedScorer
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.settings import RewardSettings, RolloutSettings

@@ -7,7 +7,7 @@ import torch
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.batch import MicroBatch, Step
 from mrg.modules.rl.loss import LOSS_TYPES
 from mrg.modules.rl.reward import RewardError, Rewards

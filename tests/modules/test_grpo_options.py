@@ -11,7 +11,8 @@ import torch
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rl.reward import Rewards
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights

@@ -9,7 +9,7 @@ import tests.second_device
 from mrg.datamodules.collate import StudyCollator
 from mrg.metrics import CEF1, MCCS, CheXbertLabeler, RulesLabeler
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.static_cache import StaticDecoder
 from mrg.modules.sft import SFTModule
 from tests.families import QWEN, family_policy, unequal_studies

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from mrg.modules.policy.load import LoRA
+from mrg.metrics import CEF1, MCCS, RulesLabeler
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer, weights
 from tests.nested import nested
@@ -97,3 +98,27 @@ def test_matrices_decay_and_vectors_do_not(saved, studies):
         assert torch.allclose(after, expected, rtol=1e-6), name
         sizes[min(after.ndim, 2)] += 1
     assert min(sizes.values()) > 5
+
+
+def test_each_report_of_a_test_is_labeled_once(saved, studies):
+    class Counting(RulesLabeler):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def __call__(self, texts):
+            self.calls.append(list(texts))
+            return super().__call__(texts)
+
+    labeler = Counting()
+    module = SFTModule(policy=saved, lora=LoRA(4), labeler=labeler, **SETTINGS)
+    module._write = lambda batch: [f"<report>{study.report[:40]}</report>" for study in batch.studies]
+    scores = trainer(0).test(module, FixedData(studies, eval_batch_size=2), verbose=False)[0]
+    assert [len(texts) for texts in labeler.calls] == [4, 2]  # batches of two and of one, each with its references
+    reports = [row["prediction"] for row in module.predictions]
+    assert torch.equal(torch.stack([row["labels"] for row in module.predictions]), RulesLabeler()(reports))
+    target = [study.report for study in studies[:3]]
+    assert torch.equal(torch.stack([row["target_labels"] for row in module.predictions]), RulesLabeler()(target))
+    expected = MCCS(margin=0.5, labeler=RulesLabeler())(reports, target)
+    assert scores["test/mccs"] == pytest.approx(float(expected))
+    assert scores["test/ce_f1"] == pytest.approx(float(CEF1(labeler=RulesLabeler())(reports, target)))

@@ -7,7 +7,8 @@ from torch.utils.data import DataLoader
 
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.families import LANGUAGE_LINEARS
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.rollout.sampling import Rollout
 from tests.families import QWEN, family_policy, unequal_studies

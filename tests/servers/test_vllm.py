@@ -17,7 +17,8 @@ from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.collate import StudyCollator
 from mrg.log import configure
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.vllm import VLLMClient
 from mrg.modules.rollout.vllm_servers import ServerError, Servers

@@ -28,28 +28,11 @@ from mrg.files import make_folder, write_json
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.rules import RulesLabeler
 
-USAGE = "usage: python -m mrg data check --config FILE (`python -m mrg data check --help` lists every key)"
-
 _KEYS = "[--data.init_args.KEY VALUE ...] [--output FOLDER] [--images true|false]"
 _JSON, _PAGE = "data_check.json", "data_check.html"
 
 
-def main(args: Sequence[str]) -> None:
-    """Run `data check`; exits with 1 if there are errors.
-
-    Raises:
-        UserError: If the first argument is not `check`, or the data set cannot be checked.
-    """
-    if list(args) in (["-h"], ["--help"]):
-        print(USAGE)
-        return
-    if list(args[:1]) != ["check"]:
-        raise UserError(USAGE)
-    if _check(args[1:]):
-        raise SystemExit(1)
-
-
-def _check(argv: Sequence[str]) -> bool:
+def check(argv: Sequence[str]) -> bool:
     """Check, print, and write the JSON file and the page; returns whether there are errors."""
     quiet()
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)

@@ -1,7 +1,7 @@
 """Rewards -> advantages: pure functions.
 
-A missing reward (one that does not apply to a completion) is marked in a bool tensor `present`, never by NaN: NaN is
-what a reward that failed looks like, and is refused.
+A missing reward (one that does not apply to a completion) is marked in a bool tensor `present`, never by nan: nan means
+that a reward failed, and is an error.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ def combine_rewards(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the parts of a reward, `sum_k w_k r_k` over the parts that are present.
 
-    Weights are not rescaled where a part is missing, as in TRL (`nansum`): a part should be missing for a whole group
-    or not at all, because beside others that have it, missing counts like 0.
+    Weights are not rescaled if a part is missing, as in TRL (`nansum`): a part should be missing for a whole group or
+    not at all, because compared with completions that have it, a missing part counts as 0.
 
     Args:
-        parts: (N,) for each part.
-        weights: A weight for each part.
-        present: (N,) bool for parts that may be missing; what stands in `parts` where it is False is not read.
+        parts: Name -> (N,) scores.
+        weights: Name -> weight.
+        present: Name -> (N,) bool for parts that may be missing; `parts` is ignored where it is False.
 
     Returns:
-        (N,) float64, 0 where all is missing, and (N,) bool, True where a part with a weight other than 0 is present.
+        (N,) float64, 0 if all parts are missing, and (N,) bool, True if a part with a weight other than 0 is present.
+
+    Raises:
+        UserError: If the names differ.
     """
     present = present or {}
     if not parts or set(parts) != set(weights) or not set(present) <= set(parts):
@@ -51,17 +54,17 @@ def combine_rewards(
 
 
 def num_missing(present: Tensor | None) -> int:
-    """How many completions have no reward at all; `None` says that all have one."""
+    """Number of completions without any reward; None if all have one."""
     return 0 if present is None else int((~present).sum())
 
 
 def dead_groups(rewards: Tensor, group_size: int, present: Tensor | None = None) -> Tensor:
-    """Which groups carry no signal: all rewards exactly equal, or fewer than two of them.
+    """Groups without a signal: all rewards are exactly equal, or there are fewer than two.
 
     Args:
-        rewards: (N,), row n belongs to study n // group_size.
+        rewards: (N,) rewards; row n belongs to study n // group_size.
         group_size: Completions per study.
-        present: (N,) bool, True where a reward exists; `None` says everywhere.
+        present: (N,) bool, True where a reward exists; None if all exist.
 
     Returns:
         (N // group_size,) bool.
@@ -71,7 +74,7 @@ def dead_groups(rewards: Tensor, group_size: int, present: Tensor | None = None)
 
 
 def equal_groups(rewards: Tensor, group_size: int, present: Tensor | None = None) -> Tensor:
-    """Which groups have at least two rewards, all exactly equal; see `dead_groups`."""
+    """Groups with at least two rewards, all of them exactly equal; see `dead_groups`."""
     groups, here = _groups(rewards, group_size, present)
     equal = groups.where(here, -torch.inf).amax(1) == groups.where(here, torch.inf).amin(1)
     return equal & (here.sum(1) >= 2)
@@ -89,22 +92,22 @@ def group_advantages(
 
     `(R - mean) / (std + eps)` with Bessel's correction for `scale="group"`; the standard deviation of the whole batch
     for `"batch"` (Liu et al., "Tricks or traps?", 2025); no division for `"none"` (Liu et al., Dr. GRPO, 2025). A dead
-    group gets exactly 0: the residue of a floating-point mean divided by a tiny deviation would otherwise be an
-    advantage of thousands. Mean and deviation are those of the rewards present; a missing one gets exactly 0.
+    group gets exactly 0: otherwise the residue of a floating-point mean, divided by a tiny deviation, would be an
+    advantage of thousands. Missing rewards do not enter mean and deviation, and their advantage is exactly 0.
 
     Args:
-        rewards: (N,), row n belongs to study n // group_size.
+        rewards: (N,) rewards; row n belongs to study n // group_size.
         group_size: Completions per study, at least 2.
         scale: `"group"`, `"batch"` or `"none"`.
-        eps: Added to the deviation.
-        present: (N,) bool, True where a reward exists; `None` says everywhere.
+        eps: Number added to the deviation.
+        present: (N,) bool, True where a reward exists; None if all exist.
         deviation: Standard deviation of the rewards of all ranks, for `"batch"`; by default that of `rewards`.
 
     Returns:
         (N,) float64, summing to 0 in each group.
 
     Raises:
-        ValueError: If an argument is out of range, or a reward that is present is not finite.
+        UserError: If an argument is out of range, or a reward is not finite.
     """
     if group_size < 2:
         raise UserError(

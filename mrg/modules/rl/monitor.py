@@ -1,4 +1,4 @@
-"""What tells a healthy round of GRPO from a collapse, and where its time goes."""
+"""Numbers that tell a healthy round of GRPO from a collapse, and the time of its phases."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ LOWER = {
     "reference": "lower model.init_args.micro_batch_tokens",
     "policy": "lower model.init_args.micro_batch_tokens, or set gradient_checkpointing to true",
 }
-"""Phase -> what to do where its memory does not suffice."""
+"""Phase -> remedy if it runs out of memory."""
 BY_STEP = {"loss", "grad_norm"}
-"""What is a mean over steps already, and on each rank."""
+"""Values that are means over steps already, on each rank."""
 BY_COMPLETION = {"logp_gap", "entropy", "corrected"}
-"""What is summed over all completions that were computed; the rest over those of them that send a gradient."""
+"""Sums over all completions that were computed; all other sums are over those that enter the loss."""
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What a rank knows of its part of a round.
+    """Outcome of a round, or of the part of a rank.
 
     Args:
-        rewards: Of N completions.
-        length: (N,) tokens of each, on the CPU.
+        rewards: Rewards of N completions.
+        length: (N,) tokens of the completions, on the CPU.
         truncated: (N,) bool, on the CPU.
-        num_distinct: Distinct texts of each group, summed.
-        num_tokens: Prompts once, and completions.
-        teaches: Whether a completion that counts has an advantage.
-        sums: Of the optimiser steps, see `GRPOModule.update`.
-        advantages: (N,) advantage of each completion, on the CPU; None where they are not watched.
+        num_distinct: Number of distinct texts per group, summed over groups.
+        num_tokens: Number of tokens: prompts once, and completions.
+        teaches: Whether any completion that enters the loss has an advantage.
+        sums: Sums of the optimizer steps, see `GRPOModule.update`.
+        advantages: (N,) advantages of the completions, on the CPU; None if they are not logged.
     """
 
     rewards: Rewards
@@ -70,16 +70,16 @@ class Outcome:
         sums: Mapping[str, Tensor],
         advantages: Tensor | None = None,
     ) -> Outcome:
-        """Of a rank's part, on the CPU.
+        """Outcome of the part of a rank, on the CPU.
 
         Args:
             rollout: N completions.
-            rewards: Theirs.
+            rewards: Rewards of the completions.
             group_size: Completions per study.
-            num_tokens: See `Outcome`.
-            teaches: (N,) bool, completions that count and have an advantage.
-            sums: See `Outcome`.
-            advantages: (N,) advantage of each completion.
+            num_tokens: Number of tokens: prompts once, and completions.
+            teaches: (N,) bool, True for completions that enter the loss and have an advantage.
+            sums: Sums of the optimizer steps.
+            advantages: (N,) advantages of the completions.
         """
         groups = [rollout.texts[i : i + group_size] for i in range(0, len(rollout.texts), group_size)]
         return Outcome(
@@ -95,7 +95,7 @@ class Outcome:
 
     @staticmethod
     def joined(parts: Sequence[Outcome]) -> Outcome:
-        """The whole round, ranks after each other."""
+        """Outcome of the whole round, in the order of ranks."""
         sums: dict[str, float] = {}
         for part in parts:
             for name, value in part.sums.items():
@@ -114,7 +114,7 @@ class Outcome:
 
 
 class Monitor:
-    """Numbers of one round at a time.
+    """Numbers of a round, and the times of its phases.
 
     Args:
         group_size: Completions per study.
@@ -126,7 +126,7 @@ class Monitor:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to a phase of the round."""
+        """Context whose time is added to a phase of the round."""
         start = _now()
         try:
             yield
@@ -138,18 +138,17 @@ class Monitor:
         self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 
     def round(self, outcome: Outcome) -> dict[str, float]:
-        """Numbers of a round; forgets its times.
+        """Numbers of a round; resets the times.
 
         Args:
-            outcome: Of the whole round.
+            outcome: Outcome of the whole round.
 
         Returns:
-            Log keys -> values: rewards and their parts (mean, standard deviation, of those present), shares of
-            completions without any reward (`train/missing`), of dead groups, of distinct completions in a group, of
-            truncated ones and of those that find nothing, lengths, mean advantage of completions with a correct
-            finding, with hallucinated findings alone, and without findings (`advantage/right`, `/wrong`, `/silent`),
-            recall of each condition in the round's references, means of what the optimiser steps summed up, seconds of
-            each phase on this rank, and tokens per second of all.
+            Log key -> value: mean and standard deviation of the reward and its parts; shares of completions without any
+            reward (`train/missing`), of dead groups, and of distinct, truncated and findings-free completions; lengths;
+            mean advantage of completions with a correct finding, with hallucinated findings only, and without findings
+            (`advantage/right`, `/wrong`, `/silent`); recall of each condition in the references; means over the optimizer steps; seconds of each phase on this
+            rank, and tokens per second of all ranks.
         """
         rewards, length = outcome.rewards, outcome.length.double()
         found, wanted = (stated(x[:, :13]) for x in rewards.labels)
@@ -183,10 +182,11 @@ class Monitor:
 
 
 class Patience:
-    """Ends a run that goes nowhere.
+    """Ends a run that no longer learns.
 
     Args:
-        limit: Steps in a row without a finite gradient, or rounds in a row that can teach nothing, after which it ends.
+        limit: Number of consecutive steps without a finite gradient, or of consecutive rounds without a signal, after
+            which the run ends.
     """
 
     def __init__(self, limit: int) -> None:
@@ -194,35 +194,35 @@ class Patience:
         self.bad_steps = self.dead_rounds = 0
 
     def state_dict(self) -> dict[str, int]:
-        """What is counted."""
+        """Current counts."""
         return {"bad_steps": self.bad_steps, "dead_rounds": self.dead_rounds}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on counting; an empty state starts anew."""
+        """Restore the counts; an empty state resets them."""
         self.bad_steps, self.dead_rounds = state.get("bad_steps", 0), state.get("dead_rounds", 0)
 
-    def takes(self, norm: Tensor, number: int) -> bool:
+    def takes(self, norm: Tensor, round_index: int) -> bool:
         """Whether to take a step with a gradient of this norm.
 
         Raises:
-            RuntimeError: If too many in a row were not finite.
+            RunError: If too many consecutive gradients were not finite.
         """
         self.bad_steps = 0 if bool(norm.isfinite()) else self.bad_steps + 1
         if self.bad_steps >= self.limit:
             raise RunError(
                 f"The gradient's norm was {float(norm)} in {self.bad_steps} steps in a row, the last in round "
-                f"{number}: lower model.init_args.optimizer.learning_rate."
+                f"{round_index}: lower model.init_args.optimizer.learning_rate."
             )
         return not self.bad_steps
 
     def watch(self, dead: bool) -> None:
-        """Count rounds in which no completion that counts has an advantage, and no KL term is left to learn from.
+        """Count consecutive rounds without a signal: neither an advantage nor a KL term.
 
         Args:
-            dead: Whether this was one, on all ranks.
+            dead: Whether this round had none, on all ranks.
 
         Raises:
-            RuntimeError: If there are too many in a row.
+            RunError: If there are too many.
         """
         self.dead_rounds = self.dead_rounds + 1 if dead else 0
         if self.dead_rounds >= self.limit:
@@ -233,11 +233,13 @@ class Patience:
             )
 
 
-def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: int, number: int) -> list[dict[str, Any]]:
-    """What the policy wrote for the first study of a round, with its rewards: one dict per completion."""
+def first_group(
+    rollout: Rollout, rewards: Rewards, batch: Batch, group_size: int, round_index: int
+) -> list[dict[str, Any]]:
+    """Completions of the first study of a round with their rewards: one dict per completion."""
     return [
         {
-            "round": number,
+            "round": round_index,
             "id": batch.study_id[0],
             "completion": rollout.texts[row],
             "reward": _number(rewards.total, rewards.scored, row),
@@ -250,7 +252,7 @@ def first_group(rollout: Rollout, rewards: Rewards, batch: Batch, group_size: in
 
 
 def _means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Means over completions and steps; none of what no completion was computed for."""
+    """Means over completions and steps; a value without completions is left out."""
     means = {}
     for name, value in sums.items():
         if name in BY_STEP:
@@ -270,7 +272,7 @@ def _advantages(advantages: Tensor, found: Tensor, true: Tensor) -> dict[str, fl
 
 
 def _mean_and_std(name: str, values: Tensor, present: Tensor | None) -> dict[str, float]:
-    """Log keys of a reward, none where it is missing everywhere."""
+    """Log keys of a reward; none if it is missing everywhere."""
     here = values if present is None else values[present]
     if not len(here):
         return {}
@@ -286,5 +288,5 @@ def _number(values: Tensor, present: Tensor | None, row: int) -> float | None:
 
 def _now() -> float:
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # work is queued: without this a phase would end before it is done
+        torch.cuda.synchronize()  # work is queued: otherwise a phase would end before its work does
     return time.perf_counter()

@@ -139,7 +139,10 @@ class Reward:
         self.corpus = corpus_rewards(corpus_f1, [name for name, weight in corpus.items() if weight])
         if self.corpus and labeler is None:
             raise UserError("Corpus F1 compares findings: set model.init_args.labeler.")
-        self.metrics = {"mccs": MCCS(margin=margin), "ce_f1": CEF1(average="example", zero_division=1)}
+        self.metrics: dict[str, MCCS | CEF1] = {
+            "mccs": MCCS(margin=margin),
+            "ce_f1": CEF1(average="example", zero_division=1),
+        }
         self.weights = {"mccs": mccs_weight, "ce_f1": ce_f1_weight, "format": format_weight}
         self.weights |= {name: corpus[name] for name in self.corpus}
         self.scorers = []

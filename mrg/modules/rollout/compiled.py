@@ -1,51 +1,51 @@
-"""Decoding steps through `torch.compile`, with the eager step as their check and their replacement.
+"""Decoding steps compiled by `torch.compile`, checked against the eager step, which replaces them on failure.
 
-Choices: a step is compiled as one graph, without breaks, for each size of a state of fixed shapes
-(`static_decoding.py`): with CUDA graphs on a GPU, where a step is bound by launches, with plain inductor on a CPU. The
-first step of every rollout, and the first ones of every size, are computed by the eager step as well: logits, the keys
-and values written, and all others, which must stay as they were, are compared. What cannot be compiled, or differs, is
-said in one line, and the eager step goes on from there; later rollouts use `decoding.py`.
+Choices: a step is compiled as one graph without breaks for each size of a static KV cache (`static_cache.py`): with
+CUDA graphs on a GPU, where kernel launches dominate, and with plain inductor on a CPU. The first step of every rollout
+and the first steps of every size are also computed by the eager step, and compared: logits, the keys and values
+written, and all others, which must not change. If a step cannot be compiled or differs, one warning says so, the eager
+step continues, and later rollouts use `kv_cache.py`.
 """
 
 from __future__ import annotations
 
 import types
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mrg.log import log
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.rollout.kv_cache import KVCache
-from mrg.modules.rollout.static_cache import CacheView, StaticDecoder, StaticKVCache, static_step
+from mrg.modules.rollout.static_cache import CacheView, StaticDecoder, StaticKVCache, skipped_graphs, static_step
 
 NUM_CHECKED = 3
-"""Steps of a size that are checked: CUDA graphs warm up in the first, record in the second and replay in the third."""
+"""Checked steps per size: CUDA graphs warm up in the first, record in the second and replay in the third."""
 MAX_SIZES = 24
-"""Steps that are compiled at most; other sizes are computed by the eager step."""
+"""Largest number of compiled steps; other sizes use the eager step."""
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3}
-"""Largest relative difference, by type; rotations are computed in float32 in any case."""
+"""Largest relative difference by precision; rotations are always computed in float32."""
 HALF_TOLERANCE = 0.1
-"""The same for types of half precision, in which fused operations round less often than eager ones: a small random
-model of two layers is itself 4 to 10 % from its float32 copy."""
+"""The same in half precision, in which fused operations round less often than eager ones: a small random model of two
+layers differs from its float32 copy by 4 to 10 %."""
 ROW_FACTOR = 5.0
-"""A single row may differ by so many times more."""
+"""A single row may differ by this factor more."""
 
 Step = Callable[[Policy, CacheView, Tensor, Tensor, Tensor], Tensor]
 
 
 class DifferentError(Exception):
-    """A compiled step that is not the eager one."""
+    """A compiled step differs from the eager one."""
 
 
 class CompiledDecoder(StaticDecoder):
-    """Compiles the steps of rollouts and checks them.
+    """Compiles decoding steps, and checks them.
 
     Args:
-        backend: Of `torch.compile`.
+        backend: Backend of `torch.compile`.
     """
 
     def __init__(self, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -60,7 +60,7 @@ class CompiledDecoder(StaticDecoder):
     def start(
         self, policy: Policy, reading: PackedPrompts, group_size: int, max_new_tokens: int
     ) -> StaticKVCache | KVCache:
-        """See `StaticDecoder`; where steps are not compiled, the state shrinks as it can."""
+        """KV cache of a rollout: a static one, or `KVCache` if steps are not compiled."""
         reason = self.refused or unsupported(policy)
         if reason:
             self.memories.clear()
@@ -70,10 +70,10 @@ class CompiledDecoder(StaticDecoder):
         return super().start(policy, reading, group_size, max_new_tokens)
 
     def step(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
-        """See `static_step`."""
+        """One decoding step, see `static_step`."""
         key = (view.key, token.shape, position.shape)
         if not self.refused and key not in self.steps and len(self.steps) == MAX_SIZES:
-            self._say(f"Decoding is compiled for {MAX_SIZES} sizes; others are computed without.")
+            self._say(f"Decoding is compiled for {MAX_SIZES} sizes; other sizes use the eager step.")
         elif not self.refused:
             if key not in self.steps:
                 self.steps[key] = self._compile(view)
@@ -91,7 +91,7 @@ class CompiledDecoder(StaticDecoder):
                 if skipped_graphs() > num_skipped and view.lengths.device.type == "cuda":
                     self._say("Decoding is compiled, but without CUDA graphs: TORCH_LOGS=perf_hints says why.")
                 return logits
-            except Exception as error:  # whatever a compiler may raise: the eager step needs none
+            except Exception as error:  # compilers raise errors of any type; the eager step needs none
                 self._refuse(error, view)
                 if expected is not None:
                     expected.restore()
@@ -99,7 +99,7 @@ class CompiledDecoder(StaticDecoder):
         return static_step(policy, view, token, position, step)
 
     def _compile(self, view: CacheView) -> Step:
-        # Compiled code is kept with the code it was made from: a copy for each size keeps them apart, and their limits.
+        # Compiled code is cached per code object: a copy for each size keeps caches and their limits apart.
         code = static_step.__code__.replace(co_name=f"static_step_{view.num_prompts}x{view.num_places}")
         function = types.FunctionType(code, static_step.__globals__)
         mode = "reduce-overhead" if view.lengths.device.type == "cuda" else None
@@ -108,7 +108,7 @@ class CompiledDecoder(StaticDecoder):
 
     def _refuse(self, error: Exception, view: CacheView) -> None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        # A first line that ends in a colon announces the second.
+        # A first line that ends with a colon introduces the second.
         reason = " ".join(lines[: 2 if lines[0].endswith(":") else 1])[:300].rstrip(".")
         if not isinstance(error, DifferentError):
             reason = f"torch.compile failed with {type(error).__name__}: {reason}"
@@ -119,11 +119,11 @@ class CompiledDecoder(StaticDecoder):
     def _say(self, line: str) -> None:
         if line not in self.said:
             self.said.add(line)
-            warnings.warn(line, stacklevel=3)
+            log.warning(line)
 
 
 def unsupported(policy: Policy) -> str:
-    """Why a policy's steps cannot be compiled; nothing where they can."""
+    """Reason why the steps of a policy cannot be compiled; empty if they can."""
     if policy.sharded:
         return "the policy's layers are sharded over ranks"
     if getattr(policy.base, "is_loaded_in_4bit", False):
@@ -132,22 +132,15 @@ def unsupported(policy: Policy) -> str:
     return "" if kind in ("cpu", "cuda") else f"device {kind} is neither a CPU nor a CUDA GPU"
 
 
-def skipped_graphs() -> int:
-    """How often inductor has compiled without the CUDA graphs that it was asked for."""
-    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
-
-
 class Expected:
-    """What a step must give, computed by the eager step, and what it must leave alone.
-
-    A copy of all keys and values is made meanwhile.
+    """Result of the eager step, and a copy of the cache, to compare a compiled step with.
 
     Args:
-        policy: Who writes.
-        view: As the step finds it.
-        token: See `static_step`.
-        position: See `static_step`.
-        step: See `static_step`.
+        policy: The policy.
+        view: Cache before the step.
+        token: (R,) int64 last token of each row.
+        position: (A, R) position of each row's first token.
+        step: (1,) int64 number of tokens before the last one.
     """
 
     def __init__(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> None:
@@ -158,10 +151,10 @@ class Expected:
         self.kept_prompts, self.kept_rows = ([x.clone() for x in tensors] for tensors in (self.prompts, self.rows))
 
     def compare(self, logits: Tensor) -> None:
-        """Compare after the step; the view is as the eager step left it afterwards, whatever the step has done.
+        """Compare after the step; the cache ends as the eager step left it, whatever the step has done.
 
         Raises:
-            DifferentError: If the step is another.
+            DifferentError: If the step differs.
         """
         pairs = [(logits, self.logits)]
         for mine, kept in zip(self.rows, self.kept_rows, strict=True):
@@ -172,7 +165,7 @@ class Expected:
         if not kept_alone:
             self.restore()
         if not bool(self.logits.isfinite().all()):
-            return  # a policy that has diverged, which compiling does not change
+            return  # the policy has diverged, which is no fault of the compiler
         if not kept_alone:
             raise DifferentError("the compiled step changes keys or values of other tokens")
         most = TOLERANCE.get(self.logits.dtype, HALF_TOLERANCE)
@@ -183,7 +176,7 @@ class Expected:
             )
 
     def restore(self) -> None:
-        """Make the view what the eager step left."""
+        """Restore the cache that the eager step left."""
         for mine, kept in self._pairs():
             mine.copy_(kept)
 
@@ -192,15 +185,15 @@ class Expected:
 
 
 def relative_difference(tensor: Tensor, expected: Tensor) -> float:
-    """|tensor - expected| / |expected| in the Euclidean norm, of all rows; or the worst row's, see `ROW_FACTOR`.
+    """|tensor - expected| / |expected| in the Euclidean norm: over all rows, or of the worst row, see `ROW_FACTOR`.
 
     Args:
-        tensor: (R, …).
-        expected: (R, …).
+        tensor: (R, …) values to compare.
+        expected: (R, …) expected values.
     """
     exact = torch.promote_types(expected.dtype, torch.float32)
     own, other = (x.to(exact).flatten(1) for x in (tensor, expected))
     of_rows = (own - other).norm(dim=1) / other.norm(dim=1).clamp(min=1e-12)
     of_all = (own - other).norm() / other.norm().clamp(min=1e-12)
-    # The maximum of numbers that are none is none, and so not small enough.
+    # The maximum with nan is nan, which is never small enough.
     return float(torch.maximum(of_all, of_rows.max() / ROW_FACTOR))

@@ -1,7 +1,7 @@
-"""Decoding of groups that share a prompt: its keys and values are kept once, and read once a step for all of its rows.
+"""KV cache of groups that share a prompt: its keys and values exist once and are read once per step for all rows.
 
-A step's query attends to the prompt and to what its own row has written; the two are merged by their log-sum-exp, as in
-`attention.py` (cascade attention; Juravsky et al., Hydragen, 2024).
+The query of a step attends to the prompt and to the tokens of its own row; the two parts are merged by their
+log-sum-exp, as in `attention.py` (cascade attention; Juravsky et al., Hydragen, 2024).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mrg.modules.prefix.packing import pack
 from mrg.modules.prefix.prompts import Prompts
 
 CUDA_INTERVAL = 4
-"""Steps from one look at which rows still write to the next on a GPU, which has to wait for each look."""
+"""Steps between two checks for finished rows on a GPU, which has to synchronize for each check."""
 
 
 def prefill(policy: Policy, prompts: Prompts) -> tuple[Tensor, PackedPrompts]:
-    """Read the prompts, without padding: the last hidden states (B, D), and what decoding needs of the pass."""
+    """Read the prompts without padding; returns their last hidden states (B, D), and their keys and values."""
     nothing = torch.zeros(0, 1, dtype=torch.long, device=prompts.mask.device)
     packed = pack(prompts, nothing, nothing.bool(), policy.base.get_input_embeddings())
     reading = PackedPrompts(packed.layout, keep=True)
@@ -32,14 +32,14 @@ def prefill(policy: Policy, prompts: Prompts) -> tuple[Tensor, PackedPrompts]:
 def next_logits(
     policy: Policy, token: Tensor, position: Tensor, step: int | Tensor, attention: SharedAttention
 ) -> Tensor:
-    """Logits (R, V) of what follows each row's token number `step`.
+    """Logits (R, V) of the next token of each row.
 
     Args:
-        policy: Who writes.
-        token: (R,).
-        position: (A, R) of each row's first token, see `Prompts`.
-        step: How many tokens come before this one; the same in all rows.
-        attention: Of this step.
+        policy: The policy.
+        token: (R,) int64 last token of each row.
+        position: (A, R) position of each row's first token, see `Prompts`.
+        step: Number of tokens before the last one; the same in all rows.
+        attention: Attention of this step.
     """
     embeds = policy.base.get_input_embeddings()(token)[:, None]
     logits: Tensor = policy.base.lm_head(policy.hidden(embeds, (position + step)[..., None], None, attention)[:, -1])
@@ -47,12 +47,12 @@ def next_logits(
 
 
 class KVCache:
-    """Keys and values of B prompts and of B * S rows behind them, S places for each prompt.
+    """Keys and values of B prompts and of B * S rows behind them, S for each prompt.
 
     Args:
-        reading: What the pass over the prompts kept.
-        group_size: Places behind each prompt at the start.
-        max_new_tokens: Most tokens that a row may write.
+        reading: Keys and values of the prompts.
+        group_size: Rows behind each prompt at the start.
+        max_new_tokens: Largest number of tokens of a completion.
     """
 
     def __init__(self, reading: PackedPrompts, group_size: int, max_new_tokens: int) -> None:
@@ -80,11 +80,11 @@ class KVCache:
         self.initial_rows = torch.arange(self.num_prompts * group_size, device=self.lengths.device)
 
     def read(self, policy: Policy, token: Tensor, position: Tensor, step: int) -> Tensor:
-        """See `next_logits`."""
+        """Logits after a token of each row, see `next_logits`."""
         return next_logits(policy, token, position, step, self.at(step))
 
     def at(self, step: int) -> KVCache:
-        """The attention of the pass that reads each row's token number `step`."""
+        """Attention of the step that reads token number `step` of each row."""
         self.step = step
         return self
 
@@ -92,7 +92,7 @@ class KVCache:
         return torch.arange(self.longest, device=self.lengths.device).view(1, 1, 1, -1)
 
     def _unseen(self, window: int | None) -> Tensor | None:
-        """(B, 1, 1, P) bool, the places of a prompt that this step's tokens do not see."""
+        """(B, 1, 1, P) bool, positions of the prompts that the tokens of this step do not see."""
         if window is None or self.longest + self.step < window:
             return self.absent
         unseen = self._places() <= (self.lengths + self.step - window)[:, None, None, None]
@@ -101,7 +101,7 @@ class KVCache:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
-        """See `SharedAttention`; R is B * S and L is 1."""
+        """Attend to the prompt and the row, see `SharedAttention`; R is B * S and L is 1."""
         num_rows, num_heads, _, width = query.shape
         keys, values = self.rows[layer]
         keys[:, :, self.step], values[:, :, self.step] = key[:, :, 0], value[:, :, 0]
@@ -110,7 +110,7 @@ class KVCache:
         own = query.reshape(num_rows, groups, per_group, width)
         written = slice(0 if window is None else max(0, self.step + 1 - window), self.step + 1)
         output, own_lse = _attend(own, keys[:, :, written], values[:, :, written], scale)
-        if window is not None and self.step + 1 >= window:  # the prompt is out of sight
+        if window is not None and self.step + 1 >= window:  # the window ends before the prompt
             return output.to(query.dtype).reshape(num_rows, num_heads, 1, width)
         shape = (self.num_prompts, self.num_places, groups, per_group, width)
         asked = own.view(shape).transpose(1, 2).reshape(self.num_prompts, groups, -1, width)
@@ -124,13 +124,13 @@ class KVCache:
         return merged.to(query.dtype).reshape(num_rows, num_heads, 1, width)
 
     def compact(self, going: Tensor) -> Tensor | None:
-        """Drop prompts and places that nobody needs any more, where that saves a quarter of the rows or more.
+        """Drop finished prompts and rows if that saves at least a quarter of the rows.
 
         Args:
-            going: (B * S,) bool, rows that still write.
+            going: (B * S,) bool, True for unfinished rows.
 
         Returns:
-            Index of the rows that are kept, or None where all are.
+            Indices of the rows that remain, or None if all do.
         """
         writing = going.view(self.num_prompts, self.num_places)
         counts = writing.sum(1)
@@ -153,7 +153,7 @@ class KVCache:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, scale: float, absent: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Attention without a causal mask and its log-sum-exp: (…, L, d), (…, L, 1)."""
+    """Attention without a causal mask, and its log-sum-exp: (…, L, d) and (…, L, 1)."""
     if query.device.type != "cpu":
         return by_products(query, key, value, scale, absent)
     mask = None
@@ -167,7 +167,7 @@ def _attend(
 def by_products(
     query: Tensor, key: Tensor, value: Tensor, scale: float, absent: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The same on any device: few queries meet many keys, so that their products are small."""
+    """The same on any device; there are few queries for many keys, so their products are small."""
     products = scores(query, key, scale)
     if absent is not None:
         products = products.masked_fill(absent, -torch.inf)
@@ -178,9 +178,9 @@ def by_products(
 def scores(query: Tensor, key: Tensor, scale: float) -> Tensor:
     """(…, L, S) products of queries and keys, in float32 or float64.
 
-    A kernel that fuses the softmax never rounds them. A product in bfloat16 would, by up to 0.4 %, which of a score of
-    100 is 0.4 nats. So the keys are cast, which are small beside a layer's weights; TF32, where it is allowed, rounds
-    nothing of what was half precision.
+    A kernel that fuses the softmax never rounds them. A product in bfloat16 would, by up to 0.4 %, which is 0.4 nats
+    for a score of 100. So the keys, which are small compared with a layer's weights, are cast; TF32, if it is allowed,
+    does not round values of half precision.
     """
     exact = torch.promote_types(query.dtype, torch.float32)
     with torch.autocast(query.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""Sampling: the prompt is read once per study, then its group decodes together (see `cache.py`)."""
+"""Sampling: the prompt of a study is read once, and its group is decoded together, see `kv_cache.py`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mrg.modules.rollout.static_cache import StaticDecoder, StaticKVCache
 
 @dataclasses.dataclass
 class Rollout:
-    """N completions, row n of study n // group_size.
+    """N completions; row n belongs to study n // group_size.
 
     Args:
-        completion_ids: (N, C) int64; padded on the right after the end token.
+        completion_ids: (N, C) int64 tokens, padded on the right after the end token.
         completion_mask: (N, C) bool, True up to and including the end token.
-        old_logps: (N, C) float32 as captured while sampling; 0 where the mask is False.
-        texts: N strings.
-        truncated: (N,) bool, True where no end token was reached.
+        old_logps: (N, C) float32 log-probabilities at sampling time; 0 where the mask is False.
+        texts: N decoded completions.
+        truncated: (N,) bool, True for completions without an end token.
     """
 
     completion_ids: Tensor
@@ -36,24 +36,24 @@ class Rollout:
     truncated: Tensor
 
     def counted(self, mask_truncated: bool) -> Tensor:
-        """(N,) bool, which completions send a gradient."""
+        """(N,) bool, True for completions that enter the loss."""
         return ~self.truncated if mask_truncated else torch.ones_like(self.truncated)
 
 
 def group_rows(groups: Tensor, group_size: int) -> Tensor:
-    """Rows of the completions of some groups, on the groups' device."""
+    """Rows of the completions of some groups, on the device of the groups."""
     return (groups[:, None] * group_size + torch.arange(group_size, device=groups.device)).flatten()
 
 
 def replace_groups(rollout: Rollout, again: Rollout, groups: Tensor, group_size: int, pad_id: int) -> Rollout:
-    """A rollout with some groups replaced.
+    """Replace some groups of a rollout.
 
     Args:
         rollout: N completions.
-        again: As many groups as are replaced.
-        groups: Which ones.
+        again: Completions of the new groups.
+        groups: Groups that they replace.
         group_size: Completions per study.
-        pad_id: Fills rows after their end.
+        pad_id: Token that fills rows after their end.
     """
     rows = group_rows(groups, group_size).to(rollout.completion_ids.device)
     width = max(rollout.completion_ids.shape[1], again.completion_ids.shape[1])
@@ -84,18 +84,19 @@ def sample(
     generator: torch.Generator | None = None,
     decoder: StaticDecoder | None = None,
 ) -> Rollout:
-    """Draw `group_size` completions per study from the tempered distribution over the allowed tokens.
+    """Sample `group_size` completions per study from the tempered distribution over the allowed tokens.
 
-    The model is put in eval mode meanwhile: dropout or gradient checkpointing would sample from another policy.
+    The model is in evaluation mode meanwhile: with dropout or gradient checkpointing it would be another policy.
 
     Args:
-        policy: Who writes.
+        policy: The policy.
         prompts: B prompts.
         group_size: Completions per study.
-        max_new_tokens: Length limit.
-        temperature: 0 takes the likeliest token.
-        generator: Source of randomness, on the prompts' device.
-        decoder: Makes states of fixed shapes, whose steps may be compiled; without one a state shrinks as it can.
+        max_new_tokens: Largest number of tokens of a completion.
+        temperature: Sampling temperature; 0 takes the most likely token.
+        generator: Source of randomness, on the device of the prompts.
+        decoder: Decoder with a static KV cache, whose steps may be compiled; without one, the cache shrinks as rows
+            finish.
     """
     was_training = policy.training
     policy.eval()
@@ -108,7 +109,7 @@ def sample(
 
 @contextlib.contextmanager
 def _ordinary_tensors(needed: bool) -> Iterator[None]:
-    """Leave inference mode, in which evaluation runs: what it makes could not be written to in training."""
+    """Leave inference mode, in which evaluation runs: its tensors could not be written to in training."""
     if not needed:
         yield
         return
@@ -132,8 +133,7 @@ def _decode(
         cache: KVCache | StaticKVCache = KVCache(reading, group_size, max_new_tokens)
     else:
         cache = decoder.start(policy, reading, group_size, max_new_tokens)
-    # Rows that still write, in as many places for each of the remaining prompts; a row that has ended may fill a place,
-    # and so may row N, which is none.
+    # Unfinished rows, the same number for each remaining prompt; finished rows, and the dummy row N, may fill up.
     rows = cache.initial_rows
     going = rows < num_rows
     prompt = (rows // group_size).clamp(max=num_prompts - 1)
@@ -144,16 +144,16 @@ def _decode(
     mask = torch.zeros(num_rows + 1, max_new_tokens, dtype=torch.bool, device=device)
     logps = torch.zeros(num_rows + 1, max_new_tokens, device=device)
     for step in range(max_new_tokens):
-        # Not in place: a captured graph owns its result.
+        # Not in place: a captured graph owns its output.
         logits = logits.float().index_fill(1, banned, -torch.inf)
         log_probs = torch.log_softmax(logits / (temperature or 1.0), -1)
         scores = log_probs
         if temperature:
-            # Noise for every row, also finished ones: a completion does not depend on when the others end.
+            # Noise for every row, finished ones too: a completion does not depend on when others finish.
             noise = torch.empty(num_rows, log_probs.shape[1], device=device).exponential_(generator=generator)
             scores = log_probs - noise[rows.clamp(max=num_rows - 1)].log()
         token = scores.argmax(-1)
-        # Where a row has ended, what is written stands there already.
+        # For finished rows, this writes the values that are there already.
         ids[rows, step] = token.where(going, policy.pad_id)
         logps[rows, step] = log_probs.gather(1, token[:, None])[:, 0].where(going, 0.0)
         mask[rows, step] = going

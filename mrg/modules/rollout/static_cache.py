@@ -1,10 +1,10 @@
-"""Decoding whose tensors keep their shapes and their addresses, so that a step can be compiled or captured once.
+"""A KV cache of fixed shapes and addresses, so that a decoding step can be compiled or captured once.
 
-Choices: keys and values are written at the step's index into tensors of full length, and masks, not slices, say what a
-token sees; the step's index is a tensor; rows that have ended are dropped only at a few sizes, each of which is a shape
-of its own; the tensors stay for the next rollout, as wide as the widest one so far. The softmax over a prompt and a
-row's own tokens is the one of `decoding.py`, taken over both parts at once, which also holds where a window leaves
-nothing of the prompt in sight.
+Choices: keys and values are written at the index of the step into tensors of full length, and masks instead of slices
+define what a token sees; the index of the step is a tensor; finished rows are dropped at a few sizes only, each of
+which is another shape; the tensors are reused by the next rollout and are as wide as the widest one so far. The softmax
+over the prompt and a row's own tokens is that of `kv_cache.py`, but over both parts at once, so that it also holds if a
+sliding window leaves nothing of the prompt visible.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.rollout.kv_cache import CUDA_INTERVAL, KVCache, next_logits, scores
 
 NUM_DROPS = 2
-"""How often the number of rows is halved at most."""
+"""Largest number of times that the number of rows is halved."""
 LENGTH_MULTIPLE = 64
-"""Prompts are padded to a multiple of so many tokens."""
+"""Prompts are padded to a multiple of this number of tokens."""
 
 
 @dataclasses.dataclass
 class CacheView:
-    """Keys and values of B prompts and of S places behind each, in tensors that stay where they are.
+    """Keys and values of B prompts and of S rows behind each, in tensors with fixed addresses.
 
     Args:
-        num_prompts: B.
-        num_places: S.
-        prompts: For each layer keys and values (B, K, P, d), 0 after a prompt's end.
-        rows: For each layer keys and values (B * S, K, C, d).
-        lengths: (B,) int64 tokens of each prompt; 0 where there is none.
+        num_prompts: B, the number of prompts.
+        num_places: S, the number of rows behind each prompt.
+        prompts: Layer -> keys and values (B, K, P, d), 0 after the end of a prompt.
+        rows: Layer -> keys and values (B * S, K, C, d).
+        lengths: (B,) int64 number of tokens of each prompt; 0 if there is none.
     """
 
     num_prompts: int
@@ -45,17 +45,17 @@ class CacheView:
 
     @property
     def key(self) -> tuple[tuple[int, ...], tuple[int, ...], torch.dtype]:
-        """What its compiled step depends on."""
+        """What a compiled step depends on: shapes and precision."""
         prompt, row = self.prompts[0][0], self.rows[0][0]
         return tuple(prompt.shape), tuple(row.shape), row.dtype
 
 
 class StaticAttention:
-    """Attention of one step, see `SharedAttention`; all that changes from step to step is in tensors.
+    """Attention of a decoding step, see `SharedAttention`; everything that changes between steps is in tensors.
 
     Args:
-        view: Where the step's keys and values are written.
-        step: (1,) int64 how many tokens come before the step's own.
+        view: Cache that the keys and values of the step are written to.
+        step: (1,) int64 number of tokens before those of the step.
     """
 
     def __init__(self, view: CacheView, step: Tensor) -> None:
@@ -64,7 +64,7 @@ class StaticAttention:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
-        """See `SharedAttention`; R is B * S and L is 1."""
+        """Attend to the prompt and the row, see `SharedAttention`; R is B * S and L is 1."""
         view = self.view
         num_rows, num_heads, _, width = query.shape
         groups = key.shape[1]
@@ -90,7 +90,7 @@ class StaticAttention:
         unseen, unwritten = self.masks(prompt_keys.shape[2], keys.shape[2], window)
         above = scores(before(asked), prompt_keys, scale).masked_fill(unseen, -torch.inf)
         own = scores(asked, keys, scale).masked_fill(unwritten, -torch.inf)
-        # A token sees itself, so that the maximum over both parts is finite.
+        # A token sees itself, so the maximum over both parts is finite.
         top = torch.maximum(behind(above.amax(-1, keepdim=True)), own.amax(-1, keepdim=True))
         above, own = (above - before(top)).exp(), (own - top).exp()
         total = behind(above.sum(-1, keepdim=True)) + own.sum(-1, keepdim=True)
@@ -98,7 +98,7 @@ class StaticAttention:
         return (output / total).to(query.dtype).reshape(num_rows, num_heads, 1, width)
 
     def masks(self, num_above: int, num_own: int, window: int | None) -> tuple[Tensor, Tensor]:
-        """(B, 1, 1, P) and (C,) bool, what the step's tokens do not see of prompts and of their rows."""
+        """(B, 1, 1, P) and (C,) bool, positions of prompts and rows that the tokens of the step do not see."""
         lengths = self.view.lengths[:, None, None, None]
         place, index = (torch.arange(n, device=lengths.device) for n in (num_above, num_own))
         unseen, unwritten = place >= lengths, index > self.step
@@ -108,23 +108,23 @@ class StaticAttention:
 
 
 def static_step(policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
-    """Logits (R, V) of what follows each row's token number `step`, a tensor of one; see `next_logits`."""
+    """Logits (R, V) of the token after number `step`, a tensor of one element; see `next_logits`."""
     return next_logits(policy, token, position, step, StaticAttention(view, step))
 
 
 class Size(NamedTuple):
-    """Of a view: B prompts with S places each."""
+    """Size of a view: B prompts with S rows each."""
 
     num_prompts: int
     num_places: int
 
 
 def sizes(num_prompts: int, num_places: int) -> list[Size]:
-    """The sizes at which a rollout may go on: places are halved, or prompts where each has one place.
+    """Sizes of a rollout, from its start: rows per prompt are halved, or prompts once each has a single row.
 
     Args:
-        num_prompts: At the start.
-        num_places: At the start.
+        num_prompts: Number of prompts at the start.
+        num_places: Number of rows behind each prompt at the start.
     """
     result = [Size(num_prompts, num_places)]
     for _ in range(NUM_DROPS):
@@ -137,13 +137,13 @@ def sizes(num_prompts: int, num_places: int) -> list[Size]:
 
 
 class CacheMemory:
-    """The memory of a decoding state's views, which all begin at its start.
+    """Memory of a static cache; the views of all sizes start at the same addresses.
 
     Args:
-        reading: What the pass over the prompts kept.
-        size: Of the largest view.
-        longest: Most tokens of a prompt.
-        max_new_tokens: Most tokens that a row may write.
+        reading: Keys and values of the prompts.
+        size: Size of the largest view.
+        longest: Largest number of tokens of a prompt.
+        max_new_tokens: Largest number of tokens of a completion.
     """
 
     def __init__(self, reading: PackedPrompts, size: Size, longest: int, max_new_tokens: int) -> None:
@@ -160,13 +160,13 @@ class CacheMemory:
         self.lengths = torch.zeros(size.num_prompts, dtype=torch.long, device=reading.kept[0][0].device)
 
     def fits(self, reading: PackedPrompts, num_prompts: int, longest: int) -> bool:
-        """Whether a rollout behind these prompts has room in it."""
+        """Whether a rollout behind these prompts fits in."""
         key, own = reading.kept[0][0], self.flat[0][0]
         same = (key.dtype, key.device) == (own.dtype, own.device)
         return same and num_prompts <= self.size.num_prompts and longest <= self.longest
 
     def view(self, size: Size) -> CacheView:
-        """The view of a size: the same tensors each time."""
+        """View of a size: the same tensors every time."""
         if size not in self.views:
             prompts, rows = {}, {}
             for layer, parts in self.flat.items():
@@ -181,15 +181,20 @@ class CacheMemory:
 
 
 def _begin(flat: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The first elements of a tensor in a shape; compiled code may rely on their address."""
+    """First elements of a tensor in a shape; compiled code may rely on their address."""
     view = flat[: torch.Size(shape).numel()].view(shape)
-    # CUDA graphs write to it where it is; should it move, they are recorded again.
+    # CUDA graphs write to this address; if it changes, they are recorded again.
     torch._dynamo.mark_static_address(view, guard=False)
     return view
 
 
+def skipped_graphs() -> int:
+    """Number of graphs that inductor has compiled without the requested CUDA graphs."""
+    return int(torch._dynamo.utils.counters["inductor"]["cudagraph_skips"])
+
+
 class StaticDecoder:
-    """Makes the states of rollouts, and keeps their memory from one to the next."""
+    """Makes static KV caches, and reuses their memory from rollout to rollout."""
 
     def __init__(self) -> None:
         self.memories: dict[tuple[int, int], CacheMemory] = {}
@@ -197,39 +202,39 @@ class StaticDecoder:
     def start(
         self, policy: Policy, reading: PackedPrompts, group_size: int, max_new_tokens: int
     ) -> StaticKVCache | KVCache:
-        """The state of a rollout; it ends the one before it.
+        """KV cache of a rollout; the cache of the rollout before becomes invalid.
 
         Args:
-            policy: Who writes.
-            reading: What the pass over the prompts kept.
-            group_size: Rows behind each of them.
-            max_new_tokens: Most tokens that a row may write.
+            policy: The policy.
+            reading: Keys and values of the prompts.
+            group_size: Rows behind each prompt.
+            max_new_tokens: Largest number of tokens of a completion.
         """
         key = (group_size, max_new_tokens)
         spans = reading.layout.prompts
         num_prompts, longest = len(spans), max(stop - start for start, stop in spans)
         memory = self.memories.pop(key, None)
         if memory is None or not memory.fits(reading, num_prompts, longest):
-            if memory is not None:  # as large as both need, so that it soon stops growing
+            if memory is not None:  # large enough for both, so that it soon stops growing
                 num_prompts, longest = max(num_prompts, memory.size.num_prompts), max(longest, memory.longest)
-                memory = None  # its memory goes first
+                memory = None  # frees its memory first
             longest = -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
             memory = CacheMemory(reading, Size(num_prompts, group_size), longest, max_new_tokens)
         self.memories[key] = memory
         return StaticKVCache(self, memory, reading)
 
     def step(self, policy: Policy, view: CacheView, token: Tensor, position: Tensor, step: Tensor) -> Tensor:
-        """See `static_step`."""
+        """One decoding step, see `static_step`."""
         return static_step(policy, view, token, position, step)
 
 
 class StaticKVCache:
-    """A rollout's keys and values, as `KVCache`, but at a few fixed sizes.
+    """KV cache of a rollout like `KVCache`, but at a few fixed sizes.
 
     Args:
-        decoder: Who computes its steps.
-        memory: Its memory, in which nothing is kept of an earlier rollout.
-        reading: What the pass over the prompts kept.
+        decoder: Decoder that computes the steps.
+        memory: Memory of the cache; the content of an earlier rollout is overwritten.
+        reading: Keys and values of the prompts.
     """
 
     def __init__(self, decoder: StaticDecoder, memory: CacheMemory, reading: PackedPrompts) -> None:
@@ -244,7 +249,7 @@ class StaticKVCache:
                 reading.kept.pop(layer), self.view.prompts[layer], self.view.rows[layer], strict=True
             ):
                 above.zero_()
-                own.zero_()  # what is masked still counts where it is not a number
+                own.zero_()  # masked values still matter if they are nan
                 for index, (start, stop) in enumerate(spans):
                     above[index, :, : stop - start] = kept[0, :, start:stop]
         num_rows, device = len(spans) * memory.size.num_places, self.view.lengths.device
@@ -254,17 +259,17 @@ class StaticKVCache:
         self.interval = CUDA_INTERVAL if device.type == "cuda" else 1
 
     def read(self, policy: Policy, token: Tensor, position: Tensor, step: int) -> Tensor:
-        """See `next_logits`."""
+        """Logits after a token of each row, see `next_logits`."""
         return self.decoder.step(policy, self.view, token, position, self.steps[step : step + 1])
 
     def compact(self, going: Tensor) -> Tensor | None:
-        """Go on at a smaller size where the rows that still write fit into one.
+        """Switch to a smaller size if the unfinished rows fit into one.
 
         Args:
-            going: (B * S,) bool.
+            going: (B * S,) bool, True for unfinished rows.
 
         Returns:
-            Index of the rows that are kept, or None where all are.
+            Indices of the rows that remain, or None if all do.
         """
         old = self.view
         size = Size(old.num_prompts, old.num_places)
@@ -280,7 +285,7 @@ class StaticKVCache:
         places = writing[prompts].int().argsort(stable=True, dim=1, descending=True)[:, :num_places]
         keep: Tensor = (prompts[:, None] * old.num_places + places).flatten()
         self.view = self.memory.view(fitting[-1])
-        # Both views begin at the same address: what is kept is copied out of the old one first.
+        # Both views start at the same address: what remains is copied out of the old one first.
         for layer, pairs in old.rows.items():
             for mine, its in zip(self.view.rows[layer], pairs, strict=True):
                 mine.copy_(its[keep])

@@ -1,9 +1,9 @@
-"""Rollouts written by vLLM servers.
+"""Rollouts sampled by vLLM servers.
 
-Each study is one chat request for its whole group. Images travel as PNG in the size in which the policy reads them, so
-that a server does not resize them in its own way; the tokens of the prompt come back and must be the policy's own. The
-base weights never move: the adapter is written to a folder that the servers can read, under a new name each time, and
-loaded there.
+Each study is one chat request for its whole group. Images are sent as PNG in the size in which the policy reads them,
+so that a server does not resize them; the tokens of the prompt are returned and must equal the policy's. The base
+weights are never sent: the adapter is written to a folder that the servers can read, under a new name each time, and
+loaded from there.
 """
 
 from __future__ import annotations
@@ -34,58 +34,58 @@ NO_ADAPTER = (
 
 
 def connect(servers: Servers, policy: Policy, trainer: L.Trainer) -> VLLMClient:
-    """Check the servers before anything is computed.
+    """Connect to the servers, and check them before anything is computed.
 
     Raises:
-        ValueError: If the policy has no adapter to send, or a server is not what is needed.
+        UserError: If the policy has no adapter, or a server does not meet the requirements.
     """
     if not policy.has_adapter:
         raise UserError(NO_ADAPTER)
     make_folder(Path(servers.adapters), "model.init_args.rollout.servers.adapters")
-    writers = VLLMClient(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
-    writers.pool.check()
-    return writers
+    client = VLLMClient(servers, policy, f"{Path(trainer.default_root_dir).name}-{os.getpid()}")
+    client.pool.check()
+    return client
 
 
 class VLLMClient:
-    """Writes rollouts through servers.
+    """Client that samples rollouts on vLLM servers.
 
     Args:
-        servers: Which, and how.
-        policy: Whose adapter they use; its base model must be the served one.
-        name: Of the run, part of the adapters' names.
+        servers: Servers and settings.
+        policy: Policy whose adapter the servers load; they must serve its base model.
+        name: Name of the run, part of the adapters' names.
     """
 
     def __init__(self, servers: Servers, policy: Policy, name: str = "mrg") -> None:
         self.servers, self.policy, self.name = servers, policy, name
         self.pool = ServerPool(servers)
         self.adapter: tuple[str, Path] | None = None
-        self.synchronised = 0
+        self.last_sync = 0
 
-    def synchronize(self, number: int, trainer: L.Trainer) -> None:
-        """Give the servers the policy's adapter where the last one is `sync_every` rounds old.
+    def synchronize(self, round_index: int, trainer: L.Trainer) -> None:
+        """Publish the policy's adapter if the last one is `sync_every` rounds old.
 
         Args:
-            number: Of the round.
-            trainer: The first rank writes for all.
+            round_index: Index of the round.
+            trainer: Trainer, whose first rank writes for all ranks.
         """
-        if self.adapter is not None and number < self.synchronised + self.servers.sync_every:
+        if self.adapter is not None and round_index < self.last_sync + self.servers.sync_every:
             return
-        written = self.publish(Path(self.servers.adapters), number) if trainer.is_global_zero else None
+        written = self.publish(Path(self.servers.adapters), round_index) if trainer.is_global_zero else None
         self.adapter = trainer.strategy.broadcast(written)
-        self.synchronised = number
+        self.last_sync = round_index
 
-    def publish(self, folder: Path, number: int) -> tuple[str, Path]:
-        """Write the adapter as it is now; a folder is there either completely or not at all.
+    def publish(self, folder: Path, round_index: int) -> tuple[str, Path]:
+        """Write the current adapter to a folder, atomically.
 
         Args:
-            folder: Parent of the adapters; all but the last two of this run are removed.
-            number: Of the round, part of the adapter's name.
+            folder: Parent folder of the adapters; all but the last two of this run are removed.
+            round_index: Index of the round, part of the adapter's name.
 
         Returns:
-            The adapter's name and its folder.
+            Name and folder of the adapter.
         """
-        name = f"{self.name}-{number}"
+        name = f"{self.name}-{round_index}"
         final = (folder / name).absolute()
         temporary = final.with_name(f".{name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -104,18 +104,18 @@ class VLLMClient:
     def sample(
         self, batch: Batch, seeds: Mapping[int, int], group_size: int, max_new_tokens: int, temperature: float
     ) -> Rollout:
-        """`group_size` completions for each study; a server that fails leaves its studies to the others.
+        """Sample `group_size` completions per study; if a server fails, the others take over its studies.
 
         Args:
             batch: B studies.
-            seeds: The studies' places in the batch, in the order wanted, and a seed for each.
+            seeds: Index of a study in the batch -> its seed, in the order of the result.
             group_size: Completions per study.
-            max_new_tokens: Length limit.
-            temperature: Of sampling; 0 takes the likeliest token, one completion per study.
+            max_new_tokens: Largest number of tokens of a completion.
+            temperature: Sampling temperature; 0 takes the most likely token, for one completion per study.
 
         Raises:
-            ServerError: If a study could not be written in `attempts` attempts.
-            ValueError: If a server refuses a request, or reads another prompt than the policy.
+            ServerError: If all `attempts` for a study failed.
+            UserError: If a server refuses a request, or reads another prompt than the policy.
         """
         self.pool.revive()
         contents = list(self._contents(batch))
@@ -130,7 +130,7 @@ class VLLMClient:
         return self._rollout(choices, batch.prompt_ids.device)
 
     def _contents(self, batch: Batch) -> Iterator[list[dict[str, Any]]]:
-        """The chat contents of the studies with the images in place, in the size in which the policy reads them."""
+        """Chat contents of the studies, with the images in the size in which the policy reads them."""
         processor = self.policy.processor.image_processor
         grids = iter(() if batch.image_grid_thw is None else batch.image_grid_thw.tolist())
         for content, views in zip(batch.contents, batch.views, strict=True):
@@ -148,7 +148,7 @@ class VLLMClient:
     def _request(
         self, content: list[dict[str, Any]], group_size: int, max_new_tokens: int, temperature: float, seed: int
     ) -> dict[str, Any]:
-        # What a checkpoint's generation_config.json says of sampling must not count: every setting is named.
+        # Every setting is given, so that a checkpoint's generation_config.json has no effect on sampling.
         return {
             "messages": [{"role": "user", "content": content}],
             "n": group_size,
@@ -169,13 +169,13 @@ class VLLMClient:
         }
 
     def _study(self, request: dict[str, Any], prompt: list[int], study: str) -> list[dict[str, Any]]:
-        """The choices of one study, from whichever server answers."""
+        """Choices of one study, from any server that answers."""
         return self.pool.ask(lambda url: self._choices(url, request, prompt, study), f"study {study}")
 
     def _choices(self, url: str, request: dict[str, Any], prompt: list[int], study: str) -> list[dict[str, Any]]:
         answer = self.pool.post(url, "/v1/chat/completions", {**request, "model": self._model(url)})
         if answer.status_code == 404 and self.adapter is not None:
-            self.pool.loaded.pop(url, None)  # started anew since
+            self.pool.loaded.pop(url, None)  # it has been restarted since
             raise AgainError(f"{url} lost its adapter")
         if answer.status_code != 200:
             raise UserError(f"Study {study}: the rollout server {url} refused the request: {message_of(answer)}")
@@ -195,7 +195,7 @@ class VLLMClient:
         return choices
 
     def _model(self, url: str) -> str:
-        """What a server calls the policy; its adapter is loaded there if it is not yet."""
+        """Name of the policy on a server; loads the adapter there if necessary."""
         if self.adapter is None:
             return self.pool.base_names[url]
         name, folder = self.adapter
@@ -221,7 +221,7 @@ class VLLMClient:
 
 
 def image_part(image: Any) -> dict[str, Any]:
-    """A Pillow image as a part of a chat message."""
+    """Part of a chat message with a Pillow image."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()

@@ -1,6 +1,6 @@
-"""vLLM servers as one place that writes: which are up, who is asked, what is tried again.
+"""A pool of vLLM servers: which are up, which is asked next, and what is retried.
 
-The public HTTP interface alone is used (OpenAI-compatible server, LoRA adapters at run time: https://docs.vllm.ai).
+Only the public HTTP interface is used (OpenAI-compatible server, LoRA adapters at run time: https://docs.vllm.ai).
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ START = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK "
     "--logprobs-mode processed_logprobs"
 )
-"""How a server is started."""
+"""Command that starts a server."""
 
 BUSY = (408, 429, 502, 503, 504)
 AGAIN = (*BUSY, 500)
-"""Status codes after which another attempt may help; 500 only where the request itself is known to be sound."""
+"""Status codes after which a retry may help; 500 only if the request itself is known to be valid."""
 
 T = TypeVar("T")
 
 
 class ServerError(RunError):
-    """No server can write what is asked for; the message is one line."""
+    """No server could answer a request."""
 
 
 class AgainError(Exception):
-    """This server could not answer now; it, or another one, may."""
+    """A server could not answer; a retry, there or elsewhere, may succeed."""
 
 
 @dataclasses.dataclass
 class Servers:
-    """vLLM servers that write the completions of training.
+    """vLLM servers that sample the completions in training.
 
     Args:
         urls: Addresses, such as `http://127.0.0.1:8000`; each serves the base model of `model.init_args.policy`.
-        adapters: Folder in which adapters are written; all servers read it under the same path.
-        sync_every: Rounds from one adapter to the next.
-        correction: How the gap between policy and sampler is made up for, see `mrg.modules.rl.loss`.
-        ratio_limit: Its limit.
-        timeout: Seconds in which one study's group must be written.
-        attempts: How often each study is tried, on whichever server is up, before the run stops.
+        adapters: Folder for adapters, which all servers must see under the same path.
+        sync_every: Rounds between two adapters.
+        correction: Correction for the gap between policy and sampler, see `mrg.modules.rl.loss`.
+        ratio_limit: Limit of the ratio in the correction.
+        timeout: Time limit for the group of a study, in seconds.
+        attempts: Attempts per study, on any server that is up, before the run stops.
     """
 
     urls: list[str]
@@ -76,10 +76,10 @@ class Servers:
 
 
 class ServerPool:
-    """Asks servers; one that fails is left aside until it answers again.
+    """Servers that are asked in turn; one that fails is skipped until it answers again.
 
     Args:
-        servers: Which, and how often.
+        servers: Servers and settings.
     """
 
     def __init__(self, servers: Servers) -> None:
@@ -92,10 +92,10 @@ class ServerPool:
         self._lock = threading.Lock()
 
     def check(self) -> None:
-        """Ask every server whether it is there and may load adapters.
+        """Check that every server answers, serves one base model, and can load adapters at run time.
 
         Raises:
-            ValueError: If one is not, serves something else than one base model, or loads no adapters.
+            UserError: If one does not.
         """
         for url in self.urls:
             try:
@@ -114,15 +114,15 @@ class ServerPool:
             self.base_names[url] = names[0]
 
     def revive(self) -> None:
-        """Look again for servers that failed: they may have been started anew."""
+        """Check servers that failed again: they may have been restarted."""
         self.down = {url for url in self.down if not _is_up(url)}
 
     def ask(self, question: Callable[[str], T], what: str) -> T:
-        """Put a question to one server after another, `attempts` times at most, waiting longer each time.
+        """Ask one server after another, at most `attempts` times, with increasing pauses.
 
         Args:
-            question: Takes an address; raises `AgainError` where another attempt may help.
-            what: What is asked for, in words.
+            question: Function of an address; raises `AgainError` if a retry may help.
+            what: Description of the request, for messages.
 
         Raises:
             ServerError: If no attempt succeeded.
@@ -148,7 +148,7 @@ class ServerPool:
         )
 
     def _pick(self) -> str | None:
-        """The servers that are up, in turn; None where all are down."""
+        """Next server that is up, in turn; None if all are down."""
         with self._lock:
             up = [url for url in self.urls if url not in self.down]
             self._next += 1
@@ -169,11 +169,11 @@ class ServerPool:
         return answer
 
     def load(self, url: str, name: str, folder: Path) -> None:
-        """Have a server load an adapter and forget the one before, unless it has it already.
+        """Make a server load an adapter in place of the one before, unless it has done so already.
 
         Raises:
             AgainError: If the server does not answer.
-            ValueError: If it cannot load it.
+            UserError: If it cannot load the adapter.
         """
         with self._lock:
             if self.loaded.get(url) == name:
@@ -198,7 +198,7 @@ def _is_up(url: str) -> bool:
 
 
 def message_of(answer: requests.Response) -> str:
-    """What a server says went wrong, in one line."""
+    """Error message of a server, in one line."""
     try:
         content = answer.json()
         text = str(content.get("error", content).get("message", answer.text))

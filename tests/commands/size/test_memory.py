@@ -59,7 +59,7 @@ def test_compiled_decoding_keeps_its_tensors_to_the_byte():
         mask = torch.ones(prompts, longest, dtype=torch.bool)
         positions = torch.arange(longest).expand(3, prompts, -1)
         sample(policy, Prompts(embeds, mask, positions, ~mask), places, 6, decoder=decoder)
-    kept = size(x for storage in decoder.storages.values() for parts in storage.flat.values() for x in parts)
+    kept = size(x for cache in decoder.memories.values() for parts in cache.flat.values() for x in parts)
     shape = geometry(policy.base.config)
     plan = Plan(
         Training(4, False, 4), compile_decode=True, batch_size=3, group_size=4, eval_batch_size=5, max_new_tokens=6,

@@ -1,9 +1,11 @@
 """Every supported family: prompts read once, prompts read once per completion, and the model's own forward agree."""
 
+import inspect
 import json
 
 import pytest
 import torch
+import transformers
 from tokenizers import AddedToken
 
 from mrg.datamodules.collate import StudyCollator
@@ -18,6 +20,25 @@ LENGTHS = torch.tensor([7, 4, 1, 6, 2, 5])
 MASK = torch.arange(7) < LENGTHS[:, None]
 IDS = torch.randint(10, 300, MASK.shape, generator=torch.Generator().manual_seed(0))
 TRAINED = {"lora": {"lora": LoRA(4)}, "language": {}, "vision": {"train_vision": True}}
+
+
+QWEN_MODELS = ("Qwen2VLModel", "Qwen2_5_VLModel", "Qwen3VLModel")
+ROPE_ARGUMENTS = ["input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask"]
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "arguments"),
+    [(model, "get_rope_index", ROPE_ARGUMENTS) for model in QWEN_MODELS]
+    + [(model, "get_image_features", ["pixel_values", "image_grid_thw"]) for model in QWEN_MODELS]
+    + [(model, "get_image_features", ["pixel_values"]) for model in ("Gemma3Model", "LlavaModel", "InternVLModel")],
+)
+def test_transformers_still_has(model, method, arguments):
+    function = getattr(getattr(transformers, model), method, None)
+    where = f"transformers {transformers.__version__}: {model}.{method}"
+    assert function, f"{where}, which mrg/modules/policy/families.py calls, is gone: adapt it there."
+    taken = inspect.signature(function).parameters
+    missing = [argument for argument in arguments if argument not in taken]
+    assert not missing, f"{where} does not take {missing}, which mrg/modules/policy/families.py passes: adapt it there."
 
 
 def batch_for(policy, studies=None):

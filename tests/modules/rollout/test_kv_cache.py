@@ -5,7 +5,7 @@ import torch
 from transformers import LogitsProcessor
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy.load import LoRA
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.kv_cache import CUDA_INTERVAL, KVCache
 from mrg.modules.rollout.sampling import sample
 from tests.families import QWEN, family_policy, unequal_studies

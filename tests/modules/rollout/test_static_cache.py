@@ -4,13 +4,22 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy.load import LoRA, load_policy
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.prefix.attention import PackedPrompts
 from mrg.modules.prefix.packing import Layout
 from mrg.modules.rollout import static_cache
 from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.sampling import sample
-from mrg.modules.rollout.static_cache import CacheMemory, CacheView, Size, StaticDecoder, StaticKVCache, sizes
+from mrg.modules.rollout.static_cache import (
+    CacheMemory,
+    CacheView,
+    Size,
+    StaticDecoder,
+    StaticKVCache,
+    sizes,
+    skipped_graphs,
+)
 from tests.families import QWEN, unequal_studies
 from tests.family_checkpoints import BUILDERS, WINDOW, save_family
 from tests.modules.rollout.test_kv_cache import GROUP, NUM_TOKENS, ending_policy
@@ -228,3 +237,14 @@ def test_rows_by_hand():
     assert state.view.lengths[2] == 0
     assert state.interval == 1
     assert static_cache.CUDA_INTERVAL > 1
+
+
+def test_the_private_parts_of_torch_are_there():
+    dynamo = torch._dynamo
+    assert callable(getattr(dynamo, "mark_static_address", None)), (
+        "torch._dynamo.mark_static_address is gone: CUDA graphs would copy the KV cache in every step"
+    )
+    assert hasattr(dynamo.utils, "counters"), (
+        "torch._dynamo.utils.counters is gone: compiled decoding could not tell whether CUDA graphs were skipped"
+    )
+    assert skipped_graphs() >= 0
