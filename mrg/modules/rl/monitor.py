@@ -147,8 +147,8 @@ class Monitor:
             Log key -> value: mean and standard deviation of the reward and its parts; shares of completions without any
             reward (`train/missing`), of dead groups, and of distinct, truncated and findings-free completions; lengths;
             mean advantage of completions with a correct finding, with hallucinated findings only, and without findings
-            (`advantage/right`, `/wrong`, `/silent`); recall of each condition in the references; means over the optimizer
-            steps; seconds of each phase on this rank, and tokens per second of all ranks.
+            (`advantage/right`, `/wrong`, `/silent`); recall of each condition in the references; means over the
+            optimizer steps; seconds of each phase on this rank, and tokens per second of all ranks.
         """
         rewards, length = outcome.rewards, outcome.length.double()
         found, wanted = (stated(x[:, :13]) for x in rewards.labels)
