@@ -20,7 +20,7 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 
 MOST_LINES = 24_450
 MOST_FILE_LINES = 350
-MOST_FUNCTION_LINES = 66
+MOST_FUNCTION_LINES = 60
 
 # Where private parts of other libraries are used: one file for each library.
 PRIVATE = {
