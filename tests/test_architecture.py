@@ -18,18 +18,17 @@ MODULES = house.modules()
 GRAPH = {name: house.imports(name, path, MODULES) for name, path in MODULES.items()}
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()}
 
-MOST_LINES = 24_600
-MOST_FILE_LINES = 374
-MOST_FUNCTION_LINES = 83
+MOST_LINES = 24_450
+MOST_FILE_LINES = 350
+MOST_FUNCTION_LINES = 60
 
-# Where private parts of other libraries are used: one file for each library.
+# Where private parts of other libraries are used: one file for each part.
 PRIVATE = {
     "lightning": {"mrg/callbacks/training_loop.py"},
     "LightningCLI": {"mrg/commands/parser.py"},
     "torch": {
         "mrg/metrics/labelers/chexbert_network.py",
         "mrg/modules/prefix/cpu_flash.py",
-        "mrg/modules/rollout/compiled.py",
         "mrg/modules/rollout/static_cache.py",
     },
 }
@@ -134,7 +133,7 @@ def test_private_uses_are_found():
 
 
 @pytest.mark.parametrize("path", TREES)
-def test_private_parts_of_libraries_are_used_in_one_file_each(path):
+def test_private_parts_of_libraries_are_used_in_listed_files(path):
     found = private_uses(TREES[path])
     if not any(path in files for files in PRIVATE.values()):
         assert not found, f"{path} uses private names, which belong into a file of PRIVATE: {found}"

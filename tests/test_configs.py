@@ -13,7 +13,7 @@ from mrg.cli import main
 from tests.checkpoints import save_published_format
 from tests.trees import REPORTS, write_iu_tree, write_mimic_tree
 
-# An ablation names such files and is none of them, see test_ablate.py.
+# Ablations name such files, but are not configurations of `fit`: see tests/commands/ablate.
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 CONFIGS = [path for path in FILES if "arms" not in yaml.safe_load(path.read_text())]
 PARTS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
@@ -30,7 +30,7 @@ def test_config_parses_and_names_its_run(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_config_validates_however_few_batches_an_epoch_has(config):
-    """A data set of one's own, or many processes: a count of batches must not be one within an epoch."""
+    """With a small dataset or many processes, validation after a number of batches counts across epochs."""
     trainer = yaml.safe_load(config.read_text())["trainer"]
     by_share = isinstance(trainer["val_check_interval"], float)
     assert by_share == ("check_val_every_n_epoch" not in trainer)
@@ -48,7 +48,7 @@ def test_a_part_composes_with_a_config(part):
 
 
 def assert_within(part, whole):
-    """Every setting of a part stands in the whole."""
+    """Every setting of a part is in the whole."""
     if isinstance(part, dict):
         for name, value in part.items():
             assert_within(value, whole[name])
@@ -76,7 +76,7 @@ def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views
         "--data.init_args.num_workers=0",
         "--model.init_args.max_new_tokens=12",
     ]
-    # Eight studies are four batches: validation comes when the file says, however few there are.
+    # Eight studies are four batches per epoch: the file validates after a fraction of an epoch.
     short = ["--trainer.max_steps=2", "--data.init_args.batch_size=2"]
     main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
     run = tmp_path / "runs" / "iu"
@@ -113,7 +113,7 @@ def test_mimic_config_takes_steps_with_priors_on_a_published_checkpoint(tmp_path
     ]
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.batch_size=2"]
     main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
-    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().err
+    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards built" in capsys.readouterr().err
     main(["test", *common])
     notes = capsys.readouterr().err
     assert notes.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1

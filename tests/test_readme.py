@@ -52,6 +52,8 @@ def test_links_and_files_exist(page):
         assert (ROOT / config).exists(), config
     for file in re.findall(r"`((?:mrg|tests|docs|benchmarks|configs)/[\w./-]+\.\w+)", text):
         assert (ROOT / file).exists(), file
+    for file in re.findall(r"`((?:policy|prefix|rollout|rl)/\w+\.py)`", text):
+        assert (ROOT / "mrg" / "modules" / file).exists(), file
 
 
 TABLE = re.compile(r"^(\d+) studies, labeler rules, MCCS margin ([\d.]+);.*?^\n", re.MULTILINE | re.DOTALL)

@@ -27,7 +27,9 @@ def plain_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             value = vars(value)
         if isinstance(value, Mapping):
             return {str(key): plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
     return {name: plain(value) for name, value in arguments.items() if not name.startswith("_")}
 

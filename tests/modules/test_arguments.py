@@ -1,5 +1,7 @@
 """A checkpoint holds the arguments of its module, so that `load_from_checkpoint` gives a module that writes reports."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -57,10 +59,12 @@ def test_a_loaded_module_writes_the_reports_of_the_trained_one(kind, saved, stud
 
 
 def test_arguments_are_plain_values():
-    found = plain_arguments({"reward": RewardSettings(scorers=[WeightedScorer("a:b")]), "names": ("x",), "_own": 1})
+    found = plain_arguments(
+        {"reward": RewardSettings(scorers=[WeightedScorer("a:b")]), "names": ("x", Path("y")), "_own": 1}
+    )
     scorers = [{"scorer": "a:b", "weight": 1.0, "name": ""}]
     weights = {"mccs_weight": 0.75, "format_weight": 0.25, "ce_f1_weight": 0.0}
-    assert found == {"reward": {**weights, "scorers": scorers}, "names": ["x"]}
+    assert found == {"reward": {**weights, "scorers": scorers}, "names": ["x", "y"]}
 
 
 def test_the_checkpoint_of_a_run_is_loaded_and_does_not_override_the_command_line(tmp_path):

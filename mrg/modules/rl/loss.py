@@ -63,24 +63,12 @@ Correction = Literal["truncate", "mask", "none"]
 
 
 def grpo_loss(
-    logps: Tensor,
-    old_logps: Tensor,
-    ref_logps: Tensor | None,
-    advantages: Tensor,
-    mask: Tensor,
-    num_completions: float,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    kl_coef: float = 0.04,
-    *,
-    loss_type: LossType = "grpo",
-    num_tokens: float | None = None,
-    max_tokens: int | None = None,
-    dual_clip: float | None = None,
-    kl_estimator: KLEstimator = "k3",
-    kl_ratio_correction: bool = False,
+    logps: Tensor, old_logps: Tensor, ref_logps: Tensor | None, advantages: Tensor, mask: Tensor,
+    num_completions: float, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.04, *,
+    loss_type: LossType = "grpo", num_tokens: float | None = None, max_tokens: int | None = None,
+    dual_clip: float | None = None, kl_estimator: KLEstimator = "k3", kl_ratio_correction: bool = False,
     weights: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Share of N completions in the loss of an optimizer step; formulas and sources in the tables above.
 
     Shares add up over micro-batches and ranks; if gradients are averaged over ranks, multiply by their number.

@@ -72,7 +72,7 @@ class Servers:
         for name, value in (("sync_every", self.sync_every), ("attempts", self.attempts)):
             if value < 1:
                 raise UserError(f"Expected model.init_args.rollout.servers.{name} to be at least 1, but got {value}.")
-        check_correction(self.correction, self.ratio_limit)
+        check_correction(self.correction, self.ratio_limit, "model.init_args.rollout.servers.")
 
 
 class ServerPool:
