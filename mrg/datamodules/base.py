@@ -242,8 +242,15 @@ class ReportDataModule(L.LightningDataModule):
         """Shuffled training batches.
 
         Raises:
-            UserError: If an epoch has fewer batches than `trainer.val_check_interval`.
+            UserError: If an epoch has fewer batches than `trainer.val_check_interval`, or images are augmented although
+                their embeddings are cached.
         """
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        if self.augment is not None and getattr(module, "vision_cache", ""):
+            raise UserError(
+                "vision_cache holds embeddings of unchanged images: set data.init_args.augment to null or "
+                "model.init_args.vision_cache to ''."
+            )
         loader = self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
         self._check_validation(len(loader))
         return loader

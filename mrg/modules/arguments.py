@@ -1,4 +1,4 @@
-"""The arguments of a module in its checkpoints: plain values, from which the same module can be built."""
+"""What checkpoints hold of a module: its arguments, from which it can be built again, and its weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from jsonargparse import ArgumentParser
+from torch import nn
 
 from mrg.errors import UserError
 
@@ -61,3 +62,16 @@ def build_module(kind: type[T], arguments: Mapping[str, Any], given: Mapping[str
     kept = {name: value for name, value in arguments.items() if name not in given}
     built = parser.instantiate_classes(parser.parse_object({"module": kept})).module
     return kind(**vars(built), **given)
+
+
+def saved_shapes(module: nn.Module, statistics: bool) -> dict[str, torch.Size]:
+    """Names and shapes of what a checkpoint holds.
+
+    Args:
+        module: Module with trained and frozen weights.
+        statistics: Whether it also holds the running statistics of batch norms.
+    """
+    saved = {name: p.shape for name, p in module.named_parameters() if p.requires_grad}
+    if statistics:
+        saved |= {name: b.shape for name, b in module.named_buffers() if ".running_" in name}
+    return saved

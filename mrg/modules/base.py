@@ -21,7 +21,7 @@ from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labels import label_together
-from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint
+from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
 from mrg.modules.completion import predicted, target_text, tested
 from mrg.modules.policy.fsdp import optimizer_groups, shard
 from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
@@ -162,11 +162,6 @@ class ReportModule(L.LightningModule):
             if self.vision_cache:
                 self.policy.keep_images(Path(self.vision_cache))
         data.setup()
-        if stage == "fit" and data.augment is not None and self.vision_cache:
-            raise UserError(
-                "vision_cache holds embeddings of unchanged images: set data.init_args.augment to null or "
-                "model.init_args.vision_cache to ''."
-            )
         if stage == "fit":
             check_ranks(len(data.splits["train"]), self.trainer.world_size)
         if stage != "predict":
@@ -313,16 +308,9 @@ class ReportModule(L.LightningModule):
         self.identity = self.identity or policy_digest(self.named_parameters(), self.policy.processor.tokenizer)
         return self.identity
 
-    def _saved_shapes(self) -> dict[str, torch.Size]:
-        """Names and shapes of what a checkpoint holds: trained weights, and statistics of batch norms that adapt."""
-        saved = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
-        if self.policy.adapts_norms:
-            saved |= {name: b.shape for name, b in self.named_buffers() if ".running_" in name}
-        return saved
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what is trained and plain values of the arguments."""
-        saved = self._saved_shapes()
+        saved = saved_shapes(self, self.policy.adapts_norms)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in saved}
         checkpoint["identity"] = self._identity()
         checkpoint["patience"] = self.patience.state_dict()
@@ -336,7 +324,8 @@ class ReportModule(L.LightningModule):
         Raises:
             UserError: If trained weights are missing or unexpected, or another tokenizer was used.
         """
-        check_checkpoint(checkpoint, self.source, self._saved_shapes(), self._identity(), self.lora)
+        saved = saved_shapes(self, self.policy.adapts_norms)
+        check_checkpoint(checkpoint, self.source, saved, self._identity(), self.lora)
         self.patience.load_state_dict(checkpoint.get("patience", {}))
 
     @classmethod

@@ -75,7 +75,7 @@ class FindingsModule(SupervisedStep):
         if self.lora is not None:
             raise UserError("The language model is not trained on findings: set model.init_args.lora to null.")
         self.kind = thresholds
-        self.register_buffer("thresholds", torch.full((len(THIRTEEN),), 0.5))
+        self.register_buffer("thresholds", torch.full((len(THIRTEEN),), 0.5), persistent=False)
         self.head: FindingsHead | None = None
         self.means["loss"] = MeanMetric()
         self.logits: list[tuple[list[str], Tensor, Tensor]] = []
@@ -165,8 +165,15 @@ class FindingsModule(SupervisedStep):
             f"<think>{think}</think><report>{report}</report>" for think, report in zip(listed, reports, strict=True)
         ]
 
-    def _saved_shapes(self) -> dict[str, torch.Size]:
-        return super()._saved_shapes() | {"thresholds": self.thresholds.shape}
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also save the thresholds."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["thresholds"] = self.thresholds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also load the thresholds."""
+        super().on_load_checkpoint(checkpoint)
+        self.thresholds.copy_(checkpoint["thresholds"])
 
 
 def best_threshold(probabilities: Tensor, found: Tensor) -> tuple[float, float]:

@@ -26,28 +26,26 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.log import log
-from mrg.metrics import CEF1
-from mrg.modules.base import ReportModule
 from mrg.modules.policy.fsdp import clip_gradients, gathered, local_gradients, most_of_ranks
 from mrg.modules.prefix.prompts import Prompts
 from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
-from mrg.modules.rl.advantage import Scale, equal_groups, group_advantages
+from mrg.modules.rewarded import RewardedModule
+from mrg.modules.rl.advantage import equal_groups
 from mrg.modules.rl.batch import MicroBatch, Step, check_round, micro_batches, minibatches
 from mrg.modules.rl.loss import correction_weights, grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
-from mrg.modules.rl.reward import Reward, Rewards, replace_rewards
+from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
 from mrg.modules.rollout.vllm import NO_ADAPTER, VLLMClient, connect
 from mrg.modules.settings import KLSettings, LossSettings, RewardSettings, RolloutSettings, check_counts
 
 
-class GRPOModule(ReportModule):
+class GRPOModule(RewardedModule):
     """GRPO: grouped rollouts, a reward, group advantages, and a clipped loss.
 
     Args:
@@ -79,9 +77,8 @@ class GRPOModule(ReportModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_counts(
-            num_minibatches=num_minibatches, num_iterations=num_iterations, micro_batch_tokens=micro_batch_tokens
-        )
+        counts = {"num_minibatches": num_minibatches, "num_iterations": num_iterations}
+        check_counts(**counts, micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
         kl.check_fixed(self.train_vision, self.lora)
         if rollout.servers is not None and self.lora is None:
@@ -92,14 +89,10 @@ class GRPOModule(ReportModule):
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
         self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
-        self.reward = Reward(self.labeler, margin=self.margin, think=self.think, **vars(reward))
-        self.corpus = self.reward.corpus
-        self.advantage_scale: Scale = "batch" if self.corpus else "group"
-        if loss.advantage_scale != "auto":
-            self.advantage_scale = loss.advantage_scale
+        self.set_reward(reward, loss.advantage_scale)
         self.monitor = Monitor(rollout.group_size)
-        self.samples: list[dict[str, Any]] = []
         self.vllm: VLLMClient | None = None
+        self.samples: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Load the policy, and check before that a round has a study for each step and the KL term a reference."""
@@ -178,18 +171,6 @@ class GRPOModule(ReportModule):
         studies = [study for study in groups or range(len(batch)) for _ in range(self.group_size)]  # N
         target, study_id = [batch.target[i] for i in studies], [batch.study_id[i] for i in studies]
         return self.reward(rollout.texts, target, study_id)
-
-    def advantages(self, rewards: Rewards) -> Tensor:
-        """Advantages (N,) of the completions of this rank."""
-        deviation = None
-        if self.advantage_scale == "batch":
-            own = rewards.total if rewards.scored is None else rewards.total[rewards.scored]
-            values = torch.cat(gather(own, self.trainer.world_size))
-            deviation = float(values.std()) if len(values) > 1 else None
-        advantages = group_advantages(
-            rewards.total, self.group_size, self.advantage_scale, present=rewards.scored, deviation=deviation
-        )
-        return advantages.to(self.device)
 
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
         """Sample groups of equal rewards again, at most `rollout.resample_dead` times (after Yu et al., DAPO, 2025).
@@ -367,25 +348,3 @@ class GRPOModule(ReportModule):
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
         self.patience.watch(not whole.teaches and not self.kl.coef)
-
-    def on_validation_epoch_end(self) -> None:
-        """Also pass what the validation found to the corpus-F1 rewards."""
-        super().on_validation_epoch_end()
-        if self.corpus and self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            metric = self.scores["ce_f1"]
-            assert isinstance(metric, CEF1)
-            table = self.trainer.strategy.reduce(metric.confusion.clone(), reduce_op="sum")
-            for scorer in self.corpus.values():
-                scorer.validated(table)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save the running counts of the corpus-F1 rewards."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["corpus_f1"] = {name: scorer.state_dict() for name, scorer in self.corpus.items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also resume the running counts of the corpus-F1 rewards."""
-        super().on_load_checkpoint(checkpoint)
-        for name, state in checkpoint.get("corpus_f1", {}).items():
-            if name in self.corpus:
-                self.corpus[name].load_state_dict(state)

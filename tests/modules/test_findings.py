@@ -104,8 +104,9 @@ def test_the_policy_folder_has_the_tower_and_its_statistics(drawn, tmp_path):
     policy, own = load_policy(str(tmp_path / "policy")).state_dict(), module.policy.state_dict()
     assert set(policy) == set(own)
     assert all(torch.allclose(policy[name].float(), own[name].float()) for name in own)
-    saved = torch.load(newest(tmp_path), weights_only=True)["state_dict"]
-    assert "thresholds" in saved
+    checkpoint = torch.load(newest(tmp_path), weights_only=True)
+    assert torch.equal(checkpoint["thresholds"], module.thresholds)
+    saved = checkpoint["state_dict"]
     assert any("running_var" in name for name in saved)
     assert not any("language_model" in name for name in saved)
 

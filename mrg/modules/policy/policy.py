@@ -74,7 +74,7 @@ class Policy(nn.Module):
             tower = getattr(self.base.model, name)
             tower.train(self.train_vision)
             for module in tower.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
                     module.train(self.adapts_norms)
         return self
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from mrg.errors import UserError
 from mrg.modules.policy.load import prepare
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.processor import build_processor
+from mrg.modules.policy.tiny_cnn import tiny_cnn_policy
 
 
 @dataclasses.dataclass
@@ -38,6 +40,33 @@ class Tiny:
     cnn: list[int] = dataclasses.field(default_factory=list)
 
 
+def text_config(shape: Tiny, tokenizer: Any, **rope: Any) -> dict[str, Any]:
+    """Configuration of the language model, a small Qwen2.
+
+    Args:
+        shape: Shape of the policy.
+        tokenizer: Its tokenizer.
+        **rope: Further parameters of the rotary positions.
+    """
+    num_heads = shape.hidden_size // 32
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": 3 * shape.hidden_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta, **rope},
+        "initializer_range": shape.init_std,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "use_sliding_window": False,
+        "tie_word_embeddings": True,
+    }
+
+
 def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: int = 112 * 112) -> Policy:
     """Build a Qwen2.5-VL with random weights, all of them trained, and a tokenizer trained on a corpus.
 
@@ -57,9 +86,8 @@ def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: in
     if shape.hidden_size % 32:
         raise UserError(f"Expected `hidden_size` of a tiny policy to be a multiple of 32, but got {shape.hidden_size}.")
     if shape.cnn:
-        from mrg.modules.policy.tiny_cnn import tiny_cnn_policy
-
-        return tiny_cnn_policy(corpus, shape, max_pixels)
+        tokenizer = build_processor(corpus, shape.vocab_size).tokenizer
+        return tiny_cnn_policy(tokenizer, text_config(shape, tokenizer), shape.cnn, max_pixels)
     processor = build_processor(corpus, shape.vocab_size, max_pixels, shape.merge_size)
     tokenizer = processor.tokenizer
     num_heads = shape.hidden_size // 32
@@ -70,22 +98,7 @@ def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: in
         "vision_end": "<|vision_end|>",
     }
     config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": shape.hidden_size,
-            "intermediate_size": 3 * shape.hidden_size,
-            "num_hidden_layers": shape.num_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_heads,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta, "mrope_section": [4, 6, 6]},
-            "initializer_range": shape.init_std,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "use_sliding_window": False,
-            "tie_word_embeddings": True,
-        },
+        text_config=text_config(shape, tokenizer, mrope_section=[4, 6, 6]),
         vision_config={
             "depth": shape.vision_depth,
             "hidden_size": shape.hidden_size,

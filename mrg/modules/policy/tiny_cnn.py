@@ -7,30 +7,27 @@ transformer of this size does not learn at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mrg.errors import UserError
 from mrg.modules.policy.load import prepare
 from mrg.modules.policy.policy import Policy
-from mrg.modules.policy.processor import CHAT_TEMPLATE, IMAGE_TOKEN, build_processor
-
-if TYPE_CHECKING:
-    from mrg.modules.policy.tiny import Tiny
+from mrg.modules.policy.processor import CHAT_TEMPLATE, IMAGE_TOKEN
 
 STRIDE = 32
 """Pixels along each side of what becomes one image token."""
 
 
-def tiny_cnn_policy(corpus: Sequence[str], shape: Tiny, max_pixels: int = 128 * 128) -> Policy:
-    """Build a FastVLM of random weights with a ResNet as its tower, and a tokenizer trained on the corpus.
+def tiny_cnn_policy(tokenizer: Any, text_config: dict[str, Any], widths: list[int], max_pixels: int) -> Policy:
+    """Build a FastVLM with random weights, all of them trained, and a ResNet as its vision tower.
 
-    Weights come from torch's global generator.
+    Weights are drawn from torch's global generator.
 
     Args:
-        corpus: Texts that the policy will read and write.
-        shape: Shape of the policy; `cnn` holds the widths of the tower's stages.
-        max_pixels: Pixels of an image, a square of a multiple of 32 on each side.
+        tokenizer: Tokenizer with the special tokens of `build_processor`.
+        text_config: Configuration of the language model, a Qwen2.
+        widths: Widths of the stages of the tower.
+        max_pixels: Pixels of an image, a square with sides that are multiples of 32.
 
     Raises:
         UserError: If `max_pixels` is not such a square.
@@ -44,33 +41,15 @@ def tiny_cnn_policy(corpus: Sequence[str], shape: Tiny, max_pixels: int = 128 * 
             f"Expected model.init_args.max_pixels of a policy with a convolutional tower to be the square of a "
             f"multiple of {STRIDE}, such as {128 * 128}, but got {max_pixels}."
         )
-    tokenizer = build_processor(corpus, shape.vocab_size).tokenizer
-    num_heads = shape.hidden_size // 32
     config = FastVlmConfig(
-        text_config={
-            "model_type": "qwen2",
-            "vocab_size": len(tokenizer),
-            "hidden_size": shape.hidden_size,
-            "intermediate_size": 3 * shape.hidden_size,
-            "num_hidden_layers": shape.num_layers,
-            "num_attention_heads": num_heads,
-            "num_key_value_heads": num_heads,
-            "max_position_embeddings": 2048,
-            "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-            "initializer_range": shape.init_std,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            "use_sliding_window": False,
-            "tie_word_embeddings": True,
-        },
+        text_config={"model_type": "qwen2", **text_config},
         vision_config={
             "model_type": "resnet",
-            "embedding_size": shape.cnn[0],
-            "hidden_sizes": list(shape.cnn),
-            "depths": [1] * len(shape.cnn),
+            "embedding_size": widths[0],
+            "hidden_sizes": list(widths),
+            "depths": [1] * len(widths),
             "layer_type": "basic",
-            "hidden_size": shape.cnn[-1],
+            "hidden_size": widths[-1],
         },
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(side // STRIDE) ** 2,
