@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.splits import SPLITS
+from mrg.metrics.missing import is_missing
 
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
 
@@ -29,7 +30,7 @@ class Item:
 
     Args:
         id: Identifier of the study.
-        report: Report as written.
+        report: Report as written; empty if it is a word for a missing value, see `is_missing`.
         image_path: Image paths as listed.
         patient: Value of `subject_id`; empty if there is none.
     """
@@ -141,6 +142,7 @@ def _item(entry: Any, where: str) -> Item:
         raise DataError(f"{where}: expected 'image_path' to be a list of strings, but got {paths!r}; correct it.")
     if not paths:
         raise DataError(f"{where} has no images; add their paths to 'image_path' or remove the item.")
+    report = "" if is_missing(report) else report
     return Item(id=name, report=report, image_path=tuple(paths), patient=str(entry.get("subject_id", "")))
 
 

@@ -161,6 +161,14 @@ def test_empty_reports_are_counted_and_named(tmp_path: Path) -> None:
     assert "`data.init_args.empty_reports` to drop" in message
 
 
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "null", "-"])
+def test_a_word_for_nothing_is_an_empty_report(tmp_path: Path, word: str) -> None:
+    content = _content()
+    content["train"].insert(0, _entry("blank", report=word))
+    assert "1 studies have an empty report: blank; set" in _refused(_write(tmp_path, content))
+    assert read_items(_write(tmp_path, content), empty_reports="keep")["train"][0].report == ""
+
+
 def test_empty_reports_are_kept_by_option(tmp_path: Path) -> None:
     content = _content()
     content["train"].insert(0, _entry("empty", report=""))

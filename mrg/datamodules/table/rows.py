@@ -18,9 +18,7 @@ from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View, to_position
 from mrg.errors import UserError
 from mrg.log import log
-
-EMPTY = ("", "nan", "none", "null", "n/a")
-"""Cell contents that mean that there is no value, in any letter case."""
+from mrg.metrics.missing import is_missing
 
 _BATCH = 1000
 
@@ -283,11 +281,10 @@ def _chunks(rows: Any, column: str) -> Iterator[Any]:
 
 
 def text(value: Any) -> str:
-    """A cell as stripped text; empty if it has no value (see `EMPTY`)."""
+    """A cell as stripped text; empty if it has no value (see `is_missing`)."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # pandas writes ids as 12.0 if one of them is missing
-    cell = "" if value is None or value != value else str(value).strip()
-    return "" if cell.lower() in EMPTY else cell
+    return "" if is_missing(value) else str(value).strip()
 
 
 def _joined(row: dict[str, Any], role: str | Sequence[str], separator: str) -> str:
