@@ -144,6 +144,64 @@ def test_several_paths_in_one_field(root, cell):
     assert study.id == "row 1"
 
 
+TWO_COLUMNS = [
+    {"id": "1", "frontal": "a.png", "lateral": "b.png", "views": "PA;LATERAL", "f": "Small left effusion seen."},
+    {"id": "2", "frontal": "", "lateral": "b.png", "views": "PA;LATERAL", "f": "Right lung base opacity."},
+    {"id": "3", "frontal": "nan", "lateral": "c.png", "views": "PA;LATERAL", "f": "Mild cardiomegaly is seen."},
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "stored"])
+def test_an_empty_path_keeps_its_place(root, form, caplog):
+    """Studies 2 and 3 have one view each, a lateral one."""
+    columns = Columns(["frontal", "lateral"], "f", id="id", position="views", image_delimiter=";")
+    if form == "csv":
+        write_csv(root / "t.csv", TWO_COLUMNS)
+    elif form == "json":
+        rows = [{**r, "image": [r["frontal"] or None, r["lateral"]], "views": ["PA", "LATERAL"]} for r in TWO_COLUMNS]
+        (root / "t.json").write_text(json.dumps(rows))
+        columns = Columns("image", "f", id="id", position="views")
+    else:
+        features = datasets.Features({k: datasets.Value("string") for k in TWO_COLUMNS[0]})
+        features |= {"frontal": datasets.Image(), "lateral": datasets.Image()}
+        rows = [{**r, "frontal": as_png(9) if r["id"] == "1" else None, "lateral": as_png(5)} for r in TWO_COLUMNS]
+        datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(root / "saved")
+    table = {"csv": "t.csv", "json": "t.json", "stored": "saved"}[form]
+    studies = module(root, table, columns, "test").read()["test"]
+    assert [[v.position for v in s.views] for s in studies] == [["frontal", "lateral"], ["lateral"], ["lateral"]]
+    if form == "stored":
+        assert studies[1].views[0].read().getpixel((0, 0)) == 5
+    else:
+        assert [s.views[-1].image.name for s in studies] == ["b.png", "b.png", "c.png"]
+    frontal = module(root, table, columns, "test", positions=["frontal"])
+    assert "test 1) from" in frontal.describe()
+    assert "left out: 2 with no frontal view" in frontal.describe()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("cell", "views", "warning"),
+    [
+        ("a.png|b.png", "PA, LAT", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png|b.png", "PA", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png", "PA|LAT", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png", "PA, LAT", "no value of 'views' is a known position ('PA, LAT'), so that"),
+        ("a.png|b.png", "", ""),
+        ("a.png|b.png", "PA|", ""),
+        ("a.png|", "PA|LAT", ""),
+        ("nan", "PA", ""),
+    ],
+)
+def test_positions_that_cannot_be_paired_are_unknown_and_say_so(root, caplog, cell, views, warning):
+    write_csv(root / "t.csv", [{"a": cell, "views": views}, {"a": "c.png", "views": ""}])
+    columns = Columns("a", position="views", image_delimiter="|")
+    with caplog.at_level("WARNING", "mrg"):
+        studies = module(root, columns=columns, split="test").read()["test"]
+    found = [view.position for study in studies for view in study.views if study.id == "row 1"]
+    assert found == ([""] * len(found) if warning or not views else ["frontal", ""][: len(found)])
+    assert [warning in record.getMessage() for record in caplog.records] == [True] * bool(warning)
+
+
 def as_png(level):
     file = io.BytesIO()
     Image.new("L", (6, 4), level).save(file, "PNG")
