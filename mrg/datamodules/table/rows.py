@@ -206,7 +206,7 @@ class TableReader:
             log.warning(
                 f"Table {self.title}: {len(self.unpaired)} rows have more or fewer positions in "
                 f"{self.columns.position!r} than images, so that the positions of their views are unknown: "
-                f"{first_names(self.unpaired)}; check data.init_args.columns.image_delimiter, which splits both columns."
+                f"{first_names(self.unpaired)}; check data.init_args.columns.image_delimiter, which splits both."
             )
         elif self.positions and not any(map(to_position, self.positions)):
             words = first_names(list(map(repr, self.positions)))

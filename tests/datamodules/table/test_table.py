@@ -202,6 +202,19 @@ def test_positions_that_cannot_be_paired_are_unknown_and_say_so(root, caplog, ce
     assert [warning in record.getMessage() for record in caplog.records] == [True] * bool(warning)
 
 
+def test_the_last_part_of_an_identifier_is_no_extension(root):
+    """Studies A and B have their own files although a shorter name exists, and that of C is missing."""
+    for name in ("1.2.840.113.png", "1.2.840.113.5.png", "1.2.840.113.6.png"):
+        Image.new("L", (4, 4)).save(root / "images" / name)
+    names = ["1.2.840.113.5", "1.2.840.113.6", "1.2.840.113.7"]
+    write_csv(root / "t.csv", [{"id": i, "a": name} for i, name in zip("ABC", names, strict=True)])
+    data = module(root, columns=Columns("a", id="id"), split="test", missing_images="drop")
+    data.setup()
+    found = {study.id: study.views[0].image.name for study in data.splits["test"]}
+    assert found == {"A": "1.2.840.113.5.png", "B": "1.2.840.113.6.png"}
+    assert data.dropped["missing_images drop"] == [str(root / "images" / "1.2.840.113.7")]
+
+
 def as_png(level):
     file = io.BytesIO()
     Image.new("L", (6, 4), level).save(file, "PNG")
