@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
+from mrg.files import csv_rows
 from mrg.metrics.missing import is_missing
 
 ID_COLUMNS = ("id", "study_id")
@@ -179,24 +180,17 @@ def _json(path: Path) -> Iterable[Any]:
 def _table(path: Path) -> Iterable[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        csv.field_size_limit(2**30)
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        names = [name.strip() for name in reader.fieldnames or []]
+        rows = csv_rows(file, delimiter)
+        names = [name.strip() for name in next(rows, (1, []))[1]]
         if len(names) == 1 and ";" in names[0]:
             raise UserError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
             raise UserError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
-        reader.fieldnames = names
-        for row in reader:
-            # DictReader fills a short row with None, and stores extra fields under the key None.
-            if None in row or None in row.values():
-                fields = sum(v is not None for k, v in row.items() if k is not None) + len(row.get(None) or ())
-                where = f"{path}, line {reader.line_num}"
-                raise UserError(
-                    f"{where}: a row has {fields} fields, but the header has {len(names)}; check the quotes."
-                )
-            yield row
+        for line, row in rows:
+            if len(row) != len(names):
+                raise csv.Error(f"expected {len(names)} fields in line {line}, saw {len(row)}; check its quotes")
+            yield dict(zip(names, row, strict=True))
 
 
 def _column(

@@ -346,6 +346,15 @@ def write_bytes(content):
         (b"uid,a,f\n1,a.png,x,y\n", ("names 3 columns, but its first row has 4 fields",)),
         (b"uid,a,f\n1,a.png,x\n2,a.png,x,y\n", ("cannot be read", "Expected 3 fields in line 3, saw 4")),
         (b'uid,a,f\n1,a.png,"x\n', ("cannot be read", "EOF inside string")),
+        (b"uid,a,f\n1,a.png,x\n2,a.png\n", ("cannot be read", "Expected 3 fields in line 3, saw 2")),
+        (  # an open quote, which another row of the file closes: pandas made two rows of four
+            b'uid,a,f\n1,a.png,"Left effusion.\n2,b.png,Clear lungs.\n3,c.png,"Heart large."\n4,c.png,Edema.\n',
+            ("cannot be read", "row that starts at line 2: ',' expected after"),
+        ),
+        (
+            b"uid,a,f\n1,a.png,Left effusion.\rNo edema.\n2,b.png,Clear lungs.\n",
+            ("Expected 3 fields in line 3, saw 1",),
+        ),
         (b"uid,a,f\n", ("has no rows",)),
         (b"", ("has no rows",)),
         (b"uid,a,f\n1,a.png,x\n1,b.png,x\n", ("1 of its studies occur in more than one row", "row to image")),
@@ -448,3 +457,19 @@ def test_views_are_files(root, absolute):
     path = root / "images" / "a.png"
     write_csv(root / "t.csv", [{"a": path if absolute else "a.png"}])
     assert module(root, columns=Columns("a"), split="test").read()["test"][0].views == (View(path),)
+
+
+def test_fields_with_quotes_and_line_breaks(root):
+    """What is written correctly is read as written."""
+    reports = ['A 5" tube, "in place".', "Line one.\nLine two.", "Line one.\rLine two.\r\n\r\nLine three.", "a, b"]
+    write_csv(root / "t.csv", [{"a": "a.png", "f": report} for report in reports])
+    (root / "t.csv").write_bytes((root / "t.csv").read_bytes().replace(b"a.png", b"\n\na.png", 2))
+    studies = module(root, columns=Columns("a", "f"), split="test").read()["test"]
+    assert [study.report for study in studies] == reports
+
+
+def test_a_damaged_file_in_a_folder(root):
+    (root / "files").mkdir()
+    (root / "files" / "train.csv").write_text('a,f\na.png,x\nb.png,"y\n')
+    with pytest.raises(DataError, match=r"files cannot be read \(the row that starts at line 3: EOF"):
+        module(root, "files", Columns("a", "f"), "given").read()
