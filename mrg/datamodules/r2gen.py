@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.splits import SPLITS
-from mrg.metrics.missing import is_missing
+from mrg.metrics.cells import identifier, is_missing
 
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
 
@@ -143,7 +143,7 @@ def _item(entry: Any, where: str) -> Item:
     if not paths:
         raise DataError(f"{where} has no images; add their paths to 'image_path' or remove the item.")
     report = "" if is_missing(report) else report
-    return Item(id=name, report=report, image_path=tuple(paths), patient=str(entry.get("subject_id", "")))
+    return Item(id=name, report=report, image_path=tuple(paths), patient=identifier(entry.get("subject_id")))
 
 
 def _check_ids(items: Mapping[str, Sequence[Item]], file: Path) -> None:

@@ -24,6 +24,7 @@ from mrg.datamodules.study import Study, View, pair_positions
 from mrg.datamodules.table.rows import text
 from mrg.files import write_json
 from mrg.log import log
+from mrg.metrics.cells import identifier
 
 REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
 """Section that a model writes -> key of its reference; `report` has both sections with their names."""
@@ -118,7 +119,7 @@ class RexrankDataModule(ReportDataModule):
             views=tuple(views),
             report=text(entry.get(REFERENCES[self.reference])),
             indication=text(found[1]) if found else "",
-            patient=text(entry.get("subject_id")),
+            patient=identifier(entry.get("subject_id")),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
 from mrg.files import csv_rows
-from mrg.metrics.missing import is_missing
+from mrg.metrics.cells import identifier, is_missing
 
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = ("prediction", "preds", "model_prediction", "generated", "hypothesis")
@@ -66,11 +66,11 @@ def read_predictions(
     if id_column is None:
         id_column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
     if id_column is not None:
-        without = [str(number) for number, row in enumerate(rows, 1) if row.get(id_column) in (None, "")]
+        without = [str(number) for number, row in enumerate(rows, 1) if is_missing(row.get(id_column))]
         if without:
             has = _quoted(rows[0])
             raise UserError(f"{path} has no {id_column!r} in {len(without)} rows: {some(without)}; it has {has}.")
-    ids = [str(number if id_column is None else row[id_column]) for number, row in enumerate(rows, 1)]
+    ids = [str(number) if id_column is None else identifier(row[id_column]) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
     if repeated:

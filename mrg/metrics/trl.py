@@ -22,10 +22,10 @@ from torchmetrics import Metric
 
 from mrg.errors import ExtensionError, MrgError, UserError, UserTypeError, where_raised
 from mrg.log import log
+from mrg.metrics.cells import is_missing
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Scorer
-from mrg.metrics.missing import is_missing
 from mrg.metrics.scorer import optional_scores
 
 _NOT_COLUMNS = ("prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")

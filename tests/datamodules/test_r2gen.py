@@ -174,3 +174,12 @@ def test_empty_reports_are_kept_by_option(tmp_path: Path) -> None:
     content["train"].insert(0, _entry("empty", report=""))
     items = read_items(_write(tmp_path, content), empty_reports="keep")
     assert [item.id for item in items["train"]] == ["empty", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "patient"), [(10046166, "10046166"), (10046166.0, "10046166"), (None, ""), ("7", "7")]
+)
+def test_patients_are_read_by_the_rule_of_tables(tmp_path: Path, value: Any, patient: str) -> None:
+    """A missing one is unknown, and not the patient None, whom all such studies would share."""
+    content = {**_content(), "test": [_entry("d", subject_id=value)]}
+    assert read_items(_write(tmp_path, content))["test"][0].patient == patient

@@ -18,7 +18,7 @@ from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View, pair_positions, to_position
 from mrg.errors import UserError
 from mrg.log import log
-from mrg.metrics.missing import is_missing
+from mrg.metrics.cells import identifier, is_missing
 
 _BATCH = 1000
 
@@ -122,7 +122,7 @@ class TableReader:
         name = self._match(self.id_pattern, row, columns.id, "id") or f"row {self.num_rows}"
         draft = Draft(
             id=name,
-            split=text(row[columns.split]) if columns.split else split,
+            split=identifier(row[columns.split]) if columns.split else split,
             report=_joined(row, columns.report, columns.join),
             indication=_joined(row, columns.indication, " "),
             patient=self._match(self.patient_pattern, row, columns.patient, "patient"),
@@ -150,7 +150,7 @@ class TableReader:
 
     def _match(self, pattern: re.Pattern[str] | None, row: dict[str, Any], column: str, role: str) -> str:
         """The value of a column, or the part of it that the pattern matches."""
-        value = text(row[column]) if column else ""
+        value = identifier(row[column]) if column else ""
         if role == "id" and column and not value:
             self._note(f"have no {column!r}", f"row {self.num_rows}")
         if pattern is None or not value:
@@ -301,8 +301,6 @@ def _chunks(rows: Any, column: str) -> Iterator[Any]:
 
 def text(value: Any) -> str:
     """A cell as stripped text; empty if it has no value (see `is_missing`)."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes ids as 12.0 if one of them is missing
     return "" if is_missing(value) else str(value).strip()
 
 

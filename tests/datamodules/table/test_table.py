@@ -473,3 +473,48 @@ def test_a_damaged_file_in_a_folder(root):
     (root / "files" / "train.csv").write_text('a,f\na.png,x\nb.png,"y\n')
     with pytest.raises(DataError, match=r"files cannot be read \(the row that starts at line 3: EOF"):
         module(root, "files", Columns("a", "f"), "given").read()
+
+
+PATIENTS = {
+    "train": [(1, 12, "Small left effusion today."), (2, 13, "The lungs are clear today.")],
+    "val": [(3, 14, "Mild edema is seen.")],
+    "test": [
+        (4, 12.0, "Larger left effusion today."),
+        (5, 13.0, "The lungs remain clear."),
+        (6, None, "Opacity seen."),
+    ],
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_a_patient_is_one_patient_in_every_form(root, form):
+    """pandas writes patients as floats where one is unknown; two studies of test share a patient with train."""
+    for split, rows in PATIENTS.items():
+        file = root / f"{split}.{form}"
+        if form == "csv":
+            text = "".join(f"{i},{'' if p is None else p},a.png,{f}\n" for i, p, f in rows)
+            file.write_text(f"id,patient,a,f\n{text}")
+            continue
+        table = [{"id": i, "patient": p, "a": "a.png", "f": f} for i, p, f in rows]
+        if form == "parquet":
+            datasets.Dataset.from_list(table).to_parquet(file)
+        else:
+            lines = [
+                json.dumps({**r, "patient": float("nan") if r["patient"] is None else r["patient"]}) for r in table
+            ]
+            file.write_text("\n".join(lines) if form == "jsonl" else f"[{','.join(lines)}]")
+    files = {split: f"{split}.{form}" for split in PATIENTS}
+    splits = module(root, files, Columns("a", "f", id="id", patient="patient"), "given").read()
+    train = {study.patient for study in splits["train"]}
+    assert train == {"12", "13"}
+    assert [study.patient for study in splits["test"]] == ["12", "13", ""]
+    assert [study.id for split in PATIENTS for study in splits[split]] == list("123456")
+
+
+def test_ids_that_became_floats(root):
+    (root / "t.csv").write_text("id,a,f\n50414267.0,a.png,Left effusion.\n50414268,b.png,Clear lungs.\n")
+    data = module(root, columns=Columns("a", "f", id="id"), split="test")
+    assert [study.id for study in data.read()["test"]] == ["50414267", "50414268"]
+    (root / "t.csv").write_text("id,a,f\n12.0,a.png,Left effusion.\n12,b.png,Clear lungs.\n")
+    with pytest.raises(DataError, match="1 of its studies occur in more than one row"):
+        module(root, columns=Columns("a", "f", id="id"), split="test").read()
