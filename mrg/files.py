@@ -115,6 +115,24 @@ def print_if_read(text: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def parse_json(text: str) -> Any:
+    """Parse JSON in which no object has a key twice; `json` alone would keep the last value.
+
+    Raises:
+        json.JSONDecodeError: If it is not JSON.
+        UserError: If a key is repeated; the message names it.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise UserError(f"the key {repeated!r} occurs more than once in one object; keep one of them")
+    return values
+
+
 def csv_rows(file: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Parse CSV strictly: each row with the number of the line on which it starts; blank lines are skipped.
 

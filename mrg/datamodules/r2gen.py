@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.splits import SPLITS
+from mrg.errors import UserError
+from mrg.files import parse_json
 from mrg.metrics.cells import identifier, is_missing
 
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
@@ -80,7 +82,7 @@ def _load_json(file: Path) -> Mapping[str, Any]:
         )
     try:
         # Editors on Windows write a byte order mark, which the plain codec would pass on to the parser.
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise DataNotFoundError(
             f"File {file} does not exist; set `data.init_args.root` to the folder that holds {file.name} (published at "
@@ -95,6 +97,8 @@ def _load_json(file: Path) -> Mapping[str, Any]:
             f"File {file} is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); copy it again, "
             f"or {_ELSEWHERE}."
         ) from None
+    except UserError as error:
+        raise DataError(f"File {file}: {error}.") from None
     if not isinstance(content, dict):
         raise DataError(
             f"File {file}: expected an object with the keys train, val and test, but got a {type(content).__name__}; "

@@ -22,7 +22,8 @@ from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.splits import all_as_test, random_subset
 from mrg.datamodules.study import Study, View, pair_positions
 from mrg.datamodules.table.rows import text
-from mrg.files import write_json
+from mrg.errors import UserError
+from mrg.files import parse_json, write_json
 from mrg.log import log
 from mrg.metrics.cells import identifier
 
@@ -131,7 +132,7 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
         DataError: If it is not JSON in ReXrank's format.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise DataNotFoundError(
             f"File {file} does not exist; set data.init_args.root and data.init_args.file (published at "
@@ -139,6 +140,8 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"File {file} is not JSON in UTF-8 ({error}); copy it again.") from None
+    except UserError as error:
+        raise DataError(f"File {file}: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
         raise DataError(f"File {file}: expected an object of studies by id, as published by ReXrank.")
     without = [name for name, entry in content.items() if not entry.get("image_path")]

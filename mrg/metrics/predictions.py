@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
-from mrg.files import csv_rows
+from mrg.files import csv_rows, parse_json
 from mrg.metrics.cells import identifier, is_missing
 
 ID_COLUMNS = ("id", "study_id")
@@ -158,14 +158,16 @@ def _json_lines(path: Path) -> Iterable[Any]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}.") from None
 
 
 def _json(path: Path) -> Iterable[Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits

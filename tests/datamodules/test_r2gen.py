@@ -183,3 +183,10 @@ def test_patients_are_read_by_the_rule_of_tables(tmp_path: Path, value: Any, pat
     """A missing one is unknown, and not the patient None, whom all such studies would share."""
     content = {**_content(), "test": [_entry("d", subject_id=value)]}
     assert read_items(_write(tmp_path, content))["test"][0].patient == patient
+
+
+def test_a_repeated_key_is_an_error(tmp_path: Path) -> None:
+    file = _write(tmp_path, _content())
+    text = (tmp_path / "annotation.json").read_text()
+    (tmp_path / "annotation.json").write_text(text[:-1] + ', "test": []}')
+    assert "annotation.json: the key 'test' occurs more than once" in _refused(file)

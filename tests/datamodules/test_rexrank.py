@@ -176,3 +176,10 @@ def test_lists_of_unequal_length_are_not_paired(root, caplog):
     (record,) = caplog.records
     assert "1 studies have more or fewer positions in frontal_lateral than images" in record.getMessage()
     assert "unknown: 50001." in record.getMessage()
+
+
+def test_a_repeated_study_is_an_error(root):
+    text = json.dumps(ENTRIES)
+    (root / "rexrank.json").write_text(text[:-1] + ', "CXR1": ' + json.dumps(ENTRIES["CXR1"]) + "}")
+    with pytest.raises(DataError, match=r"rexrank\.json: the key 'CXR1' occurs more than once"):
+        module(root)

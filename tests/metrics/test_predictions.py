@@ -166,3 +166,15 @@ def test_a_study_without_the_key_of_its_reference_is_excluded(tmp_path):
     path.write_text(json.dumps(studies))
     got = read_predictions(path)
     assert (got.ids, got.no_target) == (["a"], ("b",))
+
+
+def test_a_repeated_study_is_an_error(tmp_path):
+    """json alone takes the last one without a word."""
+    path = tmp_path / "p.json"
+    path.write_text('{"s1": {"prediction": "a", "target": "b"}, "s1": {"prediction": "c", "target": "d"}}')
+    with pytest.raises(ValueError, match=r"p\.json .*the key 's1' occurs more than once"):
+        read_predictions(path)
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": 1, "prediction": "a", "target": "b"}\n{"id": 2, "prediction": "a", "prediction": "b"}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2: the key 'prediction' occurs more than once"):
+        read_predictions(path)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mrg.datamodules.errors import DataError, DataNotFoundError
-from mrg.files import csv_rows
+from mrg.errors import UserError
+from mrg.files import csv_rows, parse_json
 
 KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 KEY = "study_id"
@@ -137,7 +138,7 @@ def _json(path: Path, kind: str, columns: Sequence[str], encoding: str) -> Any:
     import datasets
 
     with _open(path, encoding) as file:
-        content = list(_lines(path, file)) if kind == ".jsonl" else json.load(file)
+        content = list(_lines(path, file)) if kind == ".jsonl" else parse_json(file.read())
     if isinstance(content, Mapping) and content and all(isinstance(row, Mapping) for row in content.values()):
         content = [{KEY: key, **row} for key, row in content.items()]
     if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
@@ -152,9 +153,11 @@ def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"Table {path}, line {number} is not JSON: {error.msg}.") from None
+            except UserError as error:
+                raise DataError(f"Table {path}, line {number}: {error}.") from None
 
 
 def _column(values: list[Any]) -> list[Any]:

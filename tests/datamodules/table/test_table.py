@@ -518,3 +518,17 @@ def test_ids_that_became_floats(root):
     (root / "t.csv").write_text("id,a,f\n12.0,a.png,Left effusion.\n12,b.png,Clear lungs.\n")
     with pytest.raises(DataError, match="1 of its studies occur in more than one row"):
         module(root, columns=Columns("a", "f", id="id"), split="test").read()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("t.json", '{"s1": {"a": "a.png", "f": "x"}, "s1": {"a": "b.png", "f": "y"}}', "s1"),
+        ("t.json", '[{"a": "a.png", "f": "x", "f": "y"}]', "f"),
+        ("t.jsonl", '{"a": "a.png", "f": "x", "f": "y"}\n', "f"),
+    ],
+)
+def test_a_repeated_key_is_an_error(root, name, content, key):
+    (root / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}.*the key '{key}' occurs more than once"):
+        module(root, name, Columns("a", "f"), "test").read()
