@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -112,6 +113,50 @@ def print_if_read(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which no object has a key twice; `json` alone would keep the last value.
+
+    Raises:
+        json.JSONDecodeError: If it is not JSON.
+        UserError: If a key is repeated; the message names it.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise UserError(f"the key {repeated!r} occurs more than once in one object; keep one of them")
+    return values
+
+
+def csv_rows(file: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Parse CSV strictly: each row with the number of the line on which it starts; blank lines are skipped.
+
+    Args:
+        file: Text file, opened with `newline=""`.
+        delimiter: Delimiter of the fields.
+
+    Raises:
+        csv.Error: If a quote is not closed, or a closing quote is not followed by a delimiter; the message names the
+            line.
+    """
+    csv.field_size_limit(2**30)
+    reader, line = csv.reader(file, delimiter=delimiter, strict=True), 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            what = "EOF inside string, a quote is not closed" if "end of data" in str(error) else str(error)
+            raise csv.Error(f"the row that starts at line {line}: {what}") from None
+        if row is None:
+            return
+        if row:
+            yield line, row
+        line = reader.line_num + 1
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -8,12 +8,20 @@ from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from yaml import YAMLError
 
 from mrg.commands import LIGHTNING
 from mrg.commands.predict_images import parser as images_parser
 from mrg.errors import nearest
 from mrg.modules.settings import moved_key
+
+MODE = "omegaconf+"
+"""Syntax of configuration files: YAML with interpolations across files."""
+
+_load = get_loader("yaml")
 
 KEYS = (
     "Every key below can also be set in a file that --config names. Those of a model and of data depend on the class: "
@@ -53,6 +61,8 @@ class Parser(LightningArgumentParser):
         """Import the modules whose classes have short names: jsonargparse finds a class by its name once it exists."""
         for module in MODULES:
             importlib.import_module(module)
+        for mode in ("yaml", MODE):  # the parser of all commands, and that of each command
+            set_loader(mode, load_yaml, (YAMLError,))
         return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -89,6 +99,28 @@ class Parser(LightningArgumentParser):
             own = images_parser().format_help().partition("\n\n")[2]
             text = text.replace("\noptions:\n", f"\n{own}\noptions:\n", 1)
         return text
+
+
+def load_yaml(text: str) -> Any:
+    """Load YAML in which no mapping has a key twice; PyYAML alone keeps the last value.
+
+    Raises:
+        YAMLError: If it is not YAML, or repeats a key; the message names the key and the lines.
+    """
+    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines:
+                    raise YAMLError(f"The key {name!r} in line {lines[name]} is repeated: remove it or line {line}.")
+                lines[name] = line
+                nodes.append(value)
+    return _load(text)
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:
@@ -170,7 +202,7 @@ def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:
     usage = "python -m mrg {} [--config FILE] [--KEY VALUE ...]"
     return {
         name: {
-            "parser_mode": "omegaconf+",
+            "parser_mode": MODE,
             "usage": usage.format(typed or name),
             "description": f"{DESCRIPTIONS[name]} {KEYS}",
         }

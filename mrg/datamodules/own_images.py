@@ -9,13 +9,11 @@ from typing import Any, Literal
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.errors import DataNotFoundError, first_names
+from mrg.datamodules.images.read import SUFFIXES
 from mrg.datamodules.splits import all_as_test
 from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 from mrg.files import write_lines
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".pgm")
-"""Extensions that are read from a folder; a file that is named itself may have any name."""
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

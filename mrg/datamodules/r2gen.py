@@ -17,6 +17,9 @@ from typing import Any, Literal
 
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.splits import SPLITS
+from mrg.errors import UserError
+from mrg.files import parse_json
+from mrg.metrics.cells import identifier, is_missing
 
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
 
@@ -29,7 +32,7 @@ class Item:
 
     Args:
         id: Identifier of the study.
-        report: Report as written.
+        report: Report as written; empty if it is a word for a missing value, see `is_missing`.
         image_path: Image paths as listed.
         patient: Value of `subject_id`; empty if there is none.
     """
@@ -79,7 +82,7 @@ def _load_json(file: Path) -> Mapping[str, Any]:
         )
     try:
         # Editors on Windows write a byte order mark, which the plain codec would pass on to the parser.
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise DataNotFoundError(
             f"File {file} does not exist; set `data.init_args.root` to the folder that holds {file.name} (published at "
@@ -94,6 +97,8 @@ def _load_json(file: Path) -> Mapping[str, Any]:
             f"File {file} is not valid JSON ({error.msg} at line {error.lineno}, column {error.colno}); copy it again, "
             f"or {_ELSEWHERE}."
         ) from None
+    except UserError as error:
+        raise DataError(f"File {file}: {error}.") from None
     if not isinstance(content, dict):
         raise DataError(
             f"File {file}: expected an object with the keys train, val and test, but got a {type(content).__name__}; "
@@ -141,7 +146,8 @@ def _item(entry: Any, where: str) -> Item:
         raise DataError(f"{where}: expected 'image_path' to be a list of strings, but got {paths!r}; correct it.")
     if not paths:
         raise DataError(f"{where} has no images; add their paths to 'image_path' or remove the item.")
-    return Item(id=name, report=report, image_path=tuple(paths), patient=str(entry.get("subject_id", "")))
+    report = "" if is_missing(report) else report
+    return Item(id=name, report=report, image_path=tuple(paths), patient=identifier(entry.get("subject_id")))
 
 
 def _check_ids(items: Mapping[str, Sequence[Item]], file: Path) -> None:

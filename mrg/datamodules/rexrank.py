@@ -20,9 +20,12 @@ from mrg.datamodules.base import ReportDataModule, check_choices
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.splits import all_as_test, random_subset
-from mrg.datamodules.study import Study, View, to_position
+from mrg.datamodules.study import Study, View, pair_positions
 from mrg.datamodules.table.rows import text
-from mrg.files import write_json
+from mrg.errors import UserError
+from mrg.files import parse_json, write_json
+from mrg.log import log
+from mrg.metrics.cells import identifier
 
 REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
 """Section that a model writes -> key of its reference; `report` has both sections with their names."""
@@ -58,6 +61,7 @@ class RexrankDataModule(ReportDataModule):
         self.reference, self.key_image_first = reference, key_image_first
         self.entries: dict[str, dict[str, Any]] = {}
         self.studies: list[Study] = []
+        self._unpaired: list[str] = []
 
     def read(self) -> dict[str, list[Study]]:
         """Read all studies; those without a reference are predicted but not scored.
@@ -67,10 +71,15 @@ class RexrankDataModule(ReportDataModule):
             DataError: If the file is not in ReXrank's format.
         """
         self.entries = read_entries(self.file)
-        finder = ImageFinder(self.images)
+        finder, self._unpaired = ImageFinder(self.images), []
         self.studies = [self._study(name, entry, finder) for name, entry in self.entries.items()]
         if not self.checking:
             finder.check(self.file, "set data.init_args.root and data.init_args.images")
+        if self._unpaired:
+            log.warning(
+                f"File {self.file}: {len(self._unpaired)} studies have more or fewer positions in frontal_lateral than "
+                f"images, so that the positions of their views are unknown: {first_names(self._unpaired)}."
+            )
         scored = [study for study in self.studies if study.report]
         self.removed[f"no {REFERENCES[self.reference]}"] = len(self.studies) - len(scored)
         self.studies = list(random_subset(self.studies, self.limits["test"]))
@@ -95,20 +104,23 @@ class RexrankDataModule(ReportDataModule):
     def _study(self, name: str, entry: Mapping[str, Any], finder: ImageFinder) -> Study:
         paths, positions = entry["image_path"], entry.get("frontal_lateral")
         paths = [paths] if isinstance(paths, str) else list(paths)
-        words = [positions] if isinstance(positions, str) else list(positions or [])
-        words += [""] * (len(paths) - len(words))
-        pairs = list(zip(paths, words, strict=False))
-        if self.key_image_first:
-            pairs.sort(key=lambda pair: pair[0] != entry.get("key_image_path"))  # stable: the others keep their order
+        words = positions if isinstance(positions, list) else [positions]
         # Relative paths of MIMIC-CXR start with a slash in these files.
-        views = tuple(View(finder.find(path.lstrip("/")), to_position(word)) for path, word in pairs)
+        listed = [View(finder.find(path.lstrip("/"))) if (path := text(value)) else None for value in paths]
+        views, agree = pair_positions(listed, list(map(text, words)))
+        if not agree:
+            self._unpaired.append(name)
+        if self.key_image_first:
+            pairs = zip(filter(None, map(text, paths)), views, strict=True)
+            # Stable: the others keep their order.
+            views = [view for _, view in sorted(pairs, key=lambda pair: pair[0] != entry.get("key_image_path"))]
         found = _INDICATION.search(text(entry.get("context")))
         return Study(
             id=name,
-            views=views,
+            views=tuple(views),
             report=text(entry.get(REFERENCES[self.reference])),
             indication=text(found[1]) if found else "",
-            patient=text(entry.get("subject_id")),
+            patient=identifier(entry.get("subject_id")),
         )
 
 
@@ -120,7 +132,7 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
         DataError: If it is not JSON in ReXrank's format.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise DataNotFoundError(
             f"File {file} does not exist; set data.init_args.root and data.init_args.file (published at "
@@ -128,6 +140,8 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"File {file} is not JSON in UTF-8 ({error}); copy it again.") from None
+    except UserError as error:
+        raise DataError(f"File {file}: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
         raise DataError(f"File {file}: expected an object of studies by id, as published by ReXrank.")
     without = [name for name, entry in content.items() if not entry.get("image_path")]

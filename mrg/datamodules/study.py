@@ -17,7 +17,7 @@ from mrg.datamodules.images.read import from_pixels, read_image
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["ImageReadError", "RowReader", "Study", "StudyTable", "View", "to_position"]
+__all__ = ["ImageReadError", "RowReader", "Study", "StudyTable", "View", "pair_positions", "to_position"]
 
 _FRONTAL = {
     *("frontal", "ap", "pa", "anteroposterior", "posteroanterior", "apaxial", "pachest", "apsupine", "aphorizontal")
@@ -79,6 +79,24 @@ def to_position(word: object) -> str:
     """
     letters = re.sub(r"[^a-z]", "", str(word or "").lower())
     return "frontal" if letters in _FRONTAL else "lateral" if letters in _LATERAL else ""
+
+
+def pair_positions(views: Sequence[View | None], words: Sequence[str]) -> tuple[list[View], bool]:
+    """Pair views with their positions by place.
+
+    Args:
+        views: Views in the order of the data set, None where it lists no image.
+        words: The data set's words for their positions, empty if unknown.
+
+    Returns:
+        The views that exist, and whether there are as many words as places. If not, nobody knows which word belongs to
+        which view, and all positions are unknown.
+    """
+    agree = len(words) == len(views)
+    positions = map(to_position, words if agree else [""] * len(views))
+    pairs = zip(views, positions, strict=True)
+    found = [dataclasses.replace(view, position=position) for view, position in pairs if view is not None]
+    return found, agree or not found or not any(words)
 
 
 class RowReader(Protocol):

@@ -34,6 +34,7 @@ from mrg.metrics.predictions import (
     align,
     column_names,
     read_predictions,
+    some,
 )
 from mrg.metrics.scorer import ReportScore, load_scorer
 
@@ -112,10 +113,11 @@ def run(options: argparse.Namespace) -> None:
         first.preds, second.preds, first.target, _labeler(options), first.ids, options.margin,
         options.trials or 10_000, options.seed, _scorers(options),
     )  # fmt: skip
-    columns = {"a_columns": first.columns, "b_columns": second.columns}
+    columns: dict[str, Any] = {"a_columns": first.columns, "b_columns": second.columns}
+    columns |= {"no_reference": first.no_target, "a_no_prediction": first.no_preds, "b_no_prediction": second.no_preds}
     write_json(output, {"a": str(options.predictions), "b": str(options.compare), **columns, **result})
     for name, predictions in zip(names, (first, second), strict=True):
-        print(f"{name}: {_read_columns(predictions)}")
+        print("\n".join([f"{name}: {_read_columns(predictions)}", *_missing(predictions)]))
     print(f"{format_comparison(result, names, options.changed)}\n\nAll results: {output}")
 
 
@@ -133,7 +135,8 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
         systems, predictions.target, _labeler(options), options.margin, None, differences, options.trials or 1000,
         options.seed, _scorers(options),
     )  # fmt: skip
-    result = {"predictions": str(options.predictions), "columns": predictions.columns, **result}
+    left_out = {"no_reference": predictions.no_target, "no_prediction": predictions.no_preds}
+    result = {"predictions": str(options.predictions), "columns": predictions.columns, **left_out, **result}
     write_json(output, result)
     print(_notes(predictions))
     print(f"{format_table(result)}\n\n{format_conventions(result, name)}", flush=True)
@@ -151,13 +154,24 @@ def _read_columns(predictions: Predictions) -> str:
     return f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
 
 
+def _missing(predictions: Predictions) -> list[str]:
+    """Notes on missing references, which are excluded, and missing reports, which are scored as empty."""
+    lines, scored = [], len(predictions.ids)
+    if names := predictions.no_target:
+        lines.append(f"Excluded: {len(names):,} of {scored + len(names):,} studies have no reference: {some(names)}.")
+    if empty := sum(not text.strip() for text in predictions.preds):
+        words = (
+            f", of which {len(names):,} hold a word such as nan: {some(names)}"
+            if (names := predictions.no_preds)
+            else ""
+        )
+        lines.append(f"{empty:,} of {scored:,} reports are empty and scored as such{words}.")
+    return lines
+
+
 def _notes(predictions: Predictions) -> str:
     """Columns that were read, and notes on the data for readers of the table."""
-    lines = [_read_columns(predictions)]
-    for side, texts in (("reports", predictions.preds), ("references", predictions.target)):
-        empty = sum(not text.strip() for text in texts)
-        if empty:
-            lines.append(f"{empty:,} of {len(texts):,} {side} are empty.")
+    lines = [_read_columns(predictions), *_missing(predictions)]
     if note := remark_on_frequency(predictions.target, "most frequent reference", "reference"):
         lines.append(note)
     if len(predictions.ids) < 100:

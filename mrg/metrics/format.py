@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
+from mrg.metrics.cells import is_missing
 
 TAG = re.compile(r"</?(?:think|report)>")
 STRICT = re.compile(r"\s*(?:<think>(.*?)</think>)?\s*<report>(.*?)</report>\s*", re.DOTALL)
 
 
 class ParsedCompletion(NamedTuple):
-    """Sections of a completion; `report` is empty if there is no unambiguous report section."""
+    """Sections of a completion; `report` is empty if it is missing, see `is_missing`, or its section is ambiguous."""
 
     thinking: str
     report: str
@@ -41,14 +42,18 @@ def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
     tags = TAG.findall(text)
     match = STRICT.fullmatch(text)
     if match and tags.count("<report>") == 1 and tags.count("<think>") <= 1 and len(tags) in (2, 4):
-        thinking, report = (match[1] or "").strip(), match[2].strip()
+        thinking, report = (match[1] or "").strip(), _written(match[2])
         if report and (bool(thinking) if think == "required" else len(tags) == 2):
             return ParsedCompletion(thinking, report, True)
         return ParsedCompletion(thinking, report, False)
     section = re.search(r"<report>(.*?)</report>", text, re.DOTALL)
     if section is None or tags.count("<report>") != 1 or tags.count("</report>") != 1:
         return ParsedCompletion("", "", False)
-    return ParsedCompletion("", TAG.sub(" ", section[1]).strip(), False)
+    return ParsedCompletion("", _written(TAG.sub(" ", section[1])), False)
+
+
+def _written(report: str) -> str:
+    return "" if is_missing(report) else report.strip()
 
 
 def format_score(texts: Sequence[str], think: str = "required") -> Tensor:

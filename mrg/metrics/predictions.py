@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
+from mrg.files import csv_rows, parse_json
+from mrg.metrics.cells import identifier, is_missing
 
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = ("prediction", "preds", "model_prediction", "generated", "hypothesis")
@@ -16,7 +18,7 @@ TARGET_COLUMNS = ("target", "reference", "report", "ground_truth", "section_find
 
 
 class Predictions(NamedTuple):
-    """N studies in the order of the file.
+    """The N studies of a file that have a reference, in the order of the file.
 
     Args:
         ids: Unique ids; the numbers of the rows if the file has no ids.
@@ -24,6 +26,9 @@ class Predictions(NamedTuple):
         target: Reference reports.
         has_ids: Whether the file has ids.
         columns: Columns that were read as `id` ("row number" without one), `preds` and `target`.
+        no_target: Ids of the studies without a reference (see `is_missing`), which are excluded.
+        no_preds: Ids of the studies whose prediction is missing although its cell is not empty, such as `nan`; their
+            generated report is empty.
     """
 
     ids: list[str]
@@ -31,6 +36,8 @@ class Predictions(NamedTuple):
     target: list[str]
     has_ids: bool
     columns: dict[str, str]
+    no_target: tuple[str, ...] = ()
+    no_preds: tuple[str, ...] = ()
 
 
 def read_predictions(
@@ -46,8 +53,8 @@ def read_predictions(
 
     Raises:
         NotFoundError: If the file does not exist.
-        UserError: If it cannot be read, has no rows, lacks a column, repeats an id, or a report is not a text; the
-            message names the file and the rows.
+        UserError: If it cannot be read, has no rows, lacks a column, repeats an id, has no reference, or a report is
+            not a text; the message names the file and the rows.
     """
     rows = _rows(path)
     if not rows:
@@ -59,22 +66,35 @@ def read_predictions(
     if id_column is None:
         id_column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
     if id_column is not None:
-        without = [str(number) for number, row in enumerate(rows, 1) if row.get(id_column) in (None, "")]
+        without = [str(number) for number, row in enumerate(rows, 1) if is_missing(row.get(id_column))]
         if without:
             has = _quoted(rows[0])
-            raise UserError(f"{path} has no {id_column!r} in {len(without)} rows: {_some(without)}; it has {has}.")
-    ids = [str(number if id_column is None else row[id_column]) for number, row in enumerate(rows, 1)]
+            raise UserError(f"{path} has no {id_column!r} in {len(without)} rows: {some(without)}; it has {has}.")
+    ids = [str(number) if id_column is None else identifier(row[id_column]) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
     if repeated:
-        raise UserError(f"{path} holds {len(repeated)} studies twice: {_some(repeated)}; each must count once.")
+        raise UserError(f"{path} holds {len(repeated)} studies twice: {some(repeated)}; each must count once.")
     for column in (preds_column, target_column):
-        wrong = [name for name, row in zip(ids, rows, strict=True) if not isinstance(row.get(column), str)]
+        wrong = [name for name, row in zip(ids, rows, strict=True) if not _is_report(row.get(column))]
         if wrong:
-            raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {_some(wrong)}.")
-    preds, target = ([row[column] for row in rows] for column in (preds_column, target_column))
+            raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {some(wrong)}.")
     columns = {"id": id_column or "row number", "preds": preds_column, "target": target_column}
-    return Predictions(ids, preds, target, id_column is not None, columns)
+    pairs = [(name, row.get(preds_column), row.get(target_column)) for name, row in zip(ids, rows, strict=True)]
+    scored = [(name, pred, target) for name, pred, target in pairs if not is_missing(target)]
+    if not scored:
+        raise UserError(
+            f"{path} has no reference report: {target_column!r} has no text in any of its {len(rows)} rows."
+        )
+    return Predictions(
+        ids=[name for name, _, _ in scored],
+        preds=["" if is_missing(pred) else str(pred) for _, pred, _ in scored],
+        target=[str(target) for _, _, target in scored],
+        has_ids=id_column is not None,
+        columns=columns,
+        no_target=tuple(name for name, _, target in pairs if is_missing(target)),
+        no_preds=tuple(name for name, pred, _ in scored if is_missing(pred) and str(pred).strip()),
+    )
 
 
 def column_names(path: Path) -> list[str]:
@@ -87,6 +107,10 @@ def column_names(path: Path) -> list[str]:
     return list(dict.fromkeys(column for row in _rows(path) for column in row))
 
 
+def _is_report(value: Any) -> bool:
+    return isinstance(value, str) or is_missing(value)
+
+
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
     """Sort the rows of a second file in the order of the first.
 
@@ -95,17 +119,17 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
     """
     if set(first.ids) != set(second.ids):
         only = [[name for name in a.ids if name not in set(b.ids)] for a, b in ((first, second), (second, first))]
-        parts = [f"{len(ids)} only in {name} ({_some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
+        parts = [f"{len(ids)} only in {name} ({some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
         raise UserError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
     place = {name: row for row, name in enumerate(second.ids)}
     order = [place[name] for name in first.ids]
     preds, target = ([texts[i] for i in order] for texts in (second.preds, second.target))
-    aligned = Predictions(first.ids, preds, target, second.has_ids, second.columns)
+    aligned = second._replace(ids=first.ids, preds=preds, target=target)
     other = [name for name, a, b in zip(first.ids, first.target, aligned.target, strict=True) if a.split() != b.split()]
     if other:
         raise UserError(
             f"A paired comparison needs equal references, but those of {len(other)} studies differ between "
-            f"{names[0]} and {names[1]}: {_some(other)}."
+            f"{names[0]} and {names[1]}: {some(other)}."
         )
     return aligned
 
@@ -134,14 +158,16 @@ def _json_lines(path: Path) -> Iterable[Any]:
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}.") from None
 
 
 def _json(path: Path) -> Iterable[Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = parse_json(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
@@ -156,19 +182,17 @@ def _json(path: Path) -> Iterable[Any]:
 def _table(path: Path) -> Iterable[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        csv.field_size_limit(2**30)
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        names = [name.strip() for name in reader.fieldnames or []]
+        rows = csv_rows(file, delimiter)
+        names = [name.strip() for name in next(rows, (1, []))[1]]
         if len(names) == 1 and ";" in names[0]:
             raise UserError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
             raise UserError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
-        reader.fieldnames = names
-        for row in reader:
-            if None in row:
-                raise UserError(f"{path}: a row ({_some([str(v) for v in row.values()][:1])}) has too many fields.")
-            yield row
+        for line, row in rows:
+            if len(row) != len(names):
+                raise csv.Error(f"expected {len(names)} fields in line {line}, saw {len(row)}; check its quotes")
+            yield dict(zip(names, row, strict=True))
 
 
 def _column(
@@ -189,7 +213,7 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
-    """First names of a list, and the number of the others."""
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first names of a list, and the number of the others, as text."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

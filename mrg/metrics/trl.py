@@ -6,6 +6,8 @@ Choices:
 - A scorer may return None for a report to which it does not apply; TRL then leaves the reward out of its sum.
 - A completion without a report, or with an empty one, scores 0.0 without being passed to the scorer, whose value for an
   empty report may be arbitrary (RaTEScore gives it .5).
+- A completion that is a word for a missing value (see `is_missing`) is an empty report. If the reference is missing,
+  the reward is None. Both are counted, and the first of each is logged.
 - TRL calls a reward with keyword arguments: prompts, completions, completion_ids, its own state, and every other column
   of the dataset. Only the completions, the column of references and an id are read.
 """
@@ -19,6 +21,8 @@ from typing import Any
 from torchmetrics import Metric
 
 from mrg.errors import ExtensionError, MrgError, UserError, UserTypeError, where_raised
+from mrg.log import log
+from mrg.metrics.cells import is_missing
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Scorer
@@ -42,6 +46,10 @@ class ReportReward:
         think: None if the whole completion is the report; `"required"` or `"absent"` if it has the format of
             `parse_completion`, of which only the report section is scored.
         name: Name under which TRL logs the reward; that of the metric by default.
+
+    Attributes:
+        num_empty: Number of completions so far whose report was empty.
+        num_without_reference: Number of completions so far whose reference was missing.
 
     Raises:
         UserTypeError: If the metric is none of these.
@@ -73,6 +81,7 @@ class ReportReward:
             parse_completion("", think)  # an unknown setting raises here and not in the first step
         self.metric, self.target, self.think = metric, target, think
         self.__name__ = name or name_of(metric)
+        self.num_empty = self.num_without_reference = 0
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """Reward N completions.
@@ -82,7 +91,7 @@ class ReportReward:
             columns: TRL's other arguments: the columns of the dataset, N values each.
 
         Returns:
-            N rewards; None if the scorer returned it.
+            N rewards; None if the scorer returned it, or if there is no reference.
 
         Raises:
             UserError: If the column of references is missing or has another length.
@@ -90,11 +99,24 @@ class ReportReward:
         """
         reports = [self._report(index, completion, columns) for index, completion in enumerate(completions)]
         target = self._references(len(reports), columns)
-        written = [index for index, report in enumerate(reports) if report.strip()]
-        rewards: list[float | None] = [0.0] * len(reports)
+        empty = [index for index, report in enumerate(reports) if is_missing(report)]
+        without = [index for index, reference in enumerate(target) if is_missing(reference)]
+        self._count(empty, without, columns)
+        written = sorted(set(range(len(reports))) - {*empty, *without})
+        rewards: list[float | None] = [None if is_missing(reference) else 0.0 for reference in target]
         for index, score in zip(written, self._scores(reports, target, written, columns), strict=True):
             rewards[index] = score
         return rewards
+
+    def _count(self, empty: Sequence[int], without: Sequence[int], columns: dict[str, Any]) -> None:
+        """Count empty completions and missing references, and log the first of each."""
+        if empty and not self.num_empty:
+            log.warning(f"Reward `{self.__name__}`: completion {empty[0]}{_study(empty[0], columns)} is empty: 0.")
+        if without and not self.num_without_reference:
+            place = f"completion {without[0]}{_study(without[0], columns)}"
+            log.warning(f"Reward `{self.__name__}`: {place} has no reference in `{self.target}`: its reward is None.")
+        self.num_empty += len(empty)
+        self.num_without_reference += len(without)
 
     def _report(self, index: int, completion: Any, columns: dict[str, Any]) -> str:
         try:
@@ -150,11 +172,16 @@ class ReportReward:
 
     def _error(self, index: int, columns: dict[str, Any], reason: Exception | str) -> RewardError:
         """Error that names the completion, its study if the dataset has an id, and the reason."""
-        study = next((f" (study {columns[name][index]})" for name in _ID_COLUMNS if name in columns), "")
-        return RewardError(f"Reward `{self.__name__}` failed on completion {index}{study}: {_reason(reason)}")
+        place = f"completion {index}{_study(index, columns)}"
+        return RewardError(f"Reward `{self.__name__}` failed on {place}: {_reason(reason)}")
 
 
 as_reward = ReportReward
+
+
+def _study(index: int, columns: dict[str, Any]) -> str:
+    """Name of a completion's study in parentheses; empty if the dataset has no ids."""
+    return next((f" (study {columns[name][index]})" for name in _ID_COLUMNS if name in columns), "")
 
 
 def _reason(error: Exception | str) -> str:

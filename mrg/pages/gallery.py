@@ -102,7 +102,7 @@ class Gallery:
         num_studies = len(studies)
         studies = studies[: self.max_studies]
         images = page_images([self.views.get(study["id"], ()) for study in studies], self.image_options, path.parent)
-        for study, views in zip(studies, images.views, strict=False):
+        for study, views in zip(studies, images.views, strict=True):
             study["views"] = views
         shared = {"systems": list(self.systems), "conditions": CONDITIONS}
         data = {

@@ -10,6 +10,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from mrg.cli import main
+from mrg.commands.parser import load_yaml
 from tests.test_cli import CONFIGS, failure
 
 
@@ -160,3 +161,24 @@ def test_errors_of_jsonargparse_still_have_causes_and_quotes(monkeypatch):
     assert message.split("'")[-2] == "roott", "jsonargparse no longer quotes an unknown key: see Parser.error"
     assert hasattr(ArgumentParser, "add_subcommands")
     assert hasattr(ArgumentParser, "get_defaults")
+
+
+@pytest.mark.parametrize("command", [["fit"], ["data", "check"]])
+def test_a_repeated_key_is_an_error(tmp_path, capsys, command):
+    """PyYAML takes the last of two learning rates without a word."""
+    file = tmp_path / "dup.yaml"
+    file.write_text(
+        "name: dup\nmodel:\n  class_path: mrg.modules.sft.SFTModule\n  init_args:\n    optimizer:\n"
+        "      learning_rate: 1.0e-5\n      weight_decay: 0.0\n      learning_rate: 3.0e-3\n"
+        "data:\n  class_path: mrg.datamodules.demo.DemoDataModule\n"
+    )
+    code, text = failure(capsys, [*command, f"--config={file}"])
+    assert code == 2
+    assert "The key 'learning_rate' in line 6 is repeated: remove it or line 8." in text.splitlines()[-1]
+
+
+def test_equal_keys_of_different_mappings_are_no_repetition():
+    text = "a: {b: 1}\nc: [{b: 2}, {b: 3}]\nb: 4\n"
+    assert load_yaml(text) == {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}], "b": 4}
+    with pytest.raises(yaml.YAMLError, match="The key 'b' in line 1 is repeated: remove it or line 2"):
+        load_yaml("a: [{b: 1,\n b: 2}]")

@@ -161,8 +161,32 @@ def test_empty_reports_are_counted_and_named(tmp_path: Path) -> None:
     assert "`data.init_args.empty_reports` to drop" in message
 
 
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "null", "-"])
+def test_a_word_for_nothing_is_an_empty_report(tmp_path: Path, word: str) -> None:
+    content = _content()
+    content["train"].insert(0, _entry("blank", report=word))
+    assert "1 studies have an empty report: blank; set" in _refused(_write(tmp_path, content))
+    assert read_items(_write(tmp_path, content), empty_reports="keep")["train"][0].report == ""
+
+
 def test_empty_reports_are_kept_by_option(tmp_path: Path) -> None:
     content = _content()
     content["train"].insert(0, _entry("empty", report=""))
     items = read_items(_write(tmp_path, content), empty_reports="keep")
     assert [item.id for item in items["train"]] == ["empty", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "patient"), [(10046166, "10046166"), (10046166.0, "10046166"), (None, ""), ("7", "7")]
+)
+def test_patients_are_read_by_the_rule_of_tables(tmp_path: Path, value: Any, patient: str) -> None:
+    """A missing one is unknown, and not the patient None, whom all such studies would share."""
+    content = {**_content(), "test": [_entry("d", subject_id=value)]}
+    assert read_items(_write(tmp_path, content))["test"][0].patient == patient
+
+
+def test_a_repeated_key_is_an_error(tmp_path: Path) -> None:
+    file = _write(tmp_path, _content())
+    text = (tmp_path / "annotation.json").read_text()
+    (tmp_path / "annotation.json").write_text(text[:-1] + ', "test": []}')
+    assert "annotation.json: the key 'test' occurs more than once" in _refused(file)

@@ -271,3 +271,38 @@ def test_comparisons_with_two_runs_are_two_files(predictions, tmp_path, capsys):
         main([str(predictions), "--compare", str(other), "--trials", "10"])
         assert (tmp_path / f"predictions.jsonl.vs.{run}.predictions.jsonl.json").is_file()
         assert f"B: {other}" in capsys.readouterr().out
+
+
+def test_missing_words_are_counted_and_earn_nothing(tmp_path, capsys):
+    """s3 has no prediction, s6 an empty one; s4 and s5 have no reference."""
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "study_id,prediction,reference\ns1,The lungs are clear. No effusion.,No acute disease. No pleural effusion.\n"
+        "s2,Small left effusion.,Moderate left pleural effusion.\ns3,nan,The heart is normal.\ns4,Cardiomegaly.,nan\n"
+        "s5,None,None\ns6,,Edema.\n"
+    )
+    main([str(path), "--trials", "10"])
+    text = capsys.readouterr().out
+    assert "Excluded: 2 of 6 studies have no reference: s4, s5." in text
+    assert "2 of 4 reports are empty and scored as such, of which 1 hold a word such as nan: s3." in text
+    result = json.loads((tmp_path / "p.csv.scores.json").read_text())
+    assert (result["num_studies"], result["no_reference"], result["no_prediction"]) == (4, ["s4", "s5"], ["s3"])
+    # Pleural Effusion is predicted in 1 of 2 studies with a finding, and Edema is missed.
+    assert result["systems"]["p"]["scores"]["CE-F1 micro-13+"]["value"] == pytest.approx(2 / 3)
+    empty = path.with_name("empty.csv")
+    empty.write_text(path.read_text().replace("nan,The", ",The"))
+    main([str(empty), "--trials", "10"])
+    same = json.loads((tmp_path / "empty.csv.scores.json").read_text())
+    assert same["systems"]["empty"]["scores"] == result["systems"]["p"]["scores"]
+
+
+def test_a_comparison_excludes_studies_without_a_reference(predictions, tmp_path, capsys):
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    rows[0]["target"], rows[1]["prediction"] = "nan", None
+    first, second = (tmp_path / name for name in ("a.jsonl", "b.jsonl"))
+    first.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second.write_text(first.read_text())
+    main([str(first), "--compare", str(second), "--trials", "10"])
+    text = capsys.readouterr().out
+    assert text.count(f"Excluded: 1 of {len(rows)} studies have no reference: {rows[0]['id']}.") == 2
+    assert text.count("hold a word such as nan") == 2

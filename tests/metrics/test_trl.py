@@ -137,6 +137,21 @@ def test_wrong_columns():
         call(reward, ["x", "y"], findings=["x", None], id=["a", "b"])
 
 
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "null", "NaN", "-"])
+def test_words_for_nothing_earn_nothing(word, caplog):
+    """Without a reference there is no reward; a completion without a report gets 0."""
+    reward = as_reward(MCCS(labeler=RulesLabeler()))
+    texts, target = ["The lungs are clear.", word, word, "Clear."], [word, "Clear.", word, "Clear."]
+    with caplog.at_level("WARNING", "mrg"):
+        assert call(reward, texts, target=target, id=list("abcd")) == [None, 0, None, 1]
+        call(reward, texts, target=target, id=list("abcd"))
+    assert (reward.num_empty, reward.num_without_reference) == (4, 4)
+    assert [record.getMessage() for record in caplog.records] == [
+        "Reward `MCCS`: completion 1 (study b) is empty: 0.",
+        "Reward `MCCS`: completion 0 (study a) has no reference in `target`: its reward is None.",
+    ]
+
+
 def test_failure_stops_with_the_study_and_is_never_zero():
     def broken(preds, target):
         if any("odd" in text for text in preds):

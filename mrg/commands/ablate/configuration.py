@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrg.commands.parser import load_yaml
 from mrg.errors import UserError
 
 RECORD = "arm.json"
@@ -146,7 +147,9 @@ def load_ablation(path: Path, quick: bool = False) -> Ablation:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        load_yaml(text)  # refuses repeated keys
+        values = yaml.safe_load(text)
         arms = {name: Arm(**arm) for name, arm in values.pop("arms").items()}
         given = {**values, "folder": Path(values["folder"]), "seeds": tuple(values["seeds"]), "arms": arms}
         ablation = Ablation(**given, configs=path.parent)

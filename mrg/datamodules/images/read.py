@@ -16,6 +16,9 @@ from PIL import Image, UnidentifiedImageError
 from mrg.datamodules.errors import MAX_PIXELS, DataNotFoundError, ImageReadError, first_names, too_large
 from mrg.datamodules.images.dicom import read_dicom
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".pgm")
+"""Endings of image files. The last part of another dotted name, such as that of a DICOM UID, belongs to the name."""
+
 _HEAD_BYTES = 132  # up to the end of DICOM's preamble and prefix
 _EXTENSIONS = (".png", ".jpg", ".jpeg")
 _ORIENTATION_TAG = 0x0112
@@ -54,7 +57,9 @@ class ImageFinder:
         """
         for path in map(PurePosixPath, (name, *others)):
             listing = self._listing(str(path.parent))
-            candidates = [path.name, *(path.stem.lower() + suffix for suffix in (path.suffix.lower(), *_EXTENSIONS))]
+            stem, suffix = split_suffix(path.name)
+            spellings = [stem + ending for ending in (suffix, *_EXTENSIONS)]
+            candidates = [candidate for spelling in spellings for candidate in (spelling, spelling.lower())]
             found = next((listing[candidate] for candidate in candidates if candidate in listing), None)
             if found is not None:
                 self.num_found += 1
@@ -88,6 +93,12 @@ class ImageFinder:
             # Exact names come last, so that they take precedence over lower-cased ones.
             self._listings[parent] = {name.lower(): name for name in names} | {name: name for name in names}
         return self._listings[parent]
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """Split a file name into its stem and its ending from `SUFFIXES`, which may be empty."""
+    suffix = PurePosixPath(name).suffix
+    return (name.removesuffix(suffix), suffix) if suffix.lower() in SUFFIXES else (name, "")
 
 
 def read_image(path: Path) -> Image.Image:

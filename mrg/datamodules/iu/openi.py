@@ -24,7 +24,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from mrg.datamodules.errors import DataError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.iu.record import IURecord, make_record
 from mrg.log import log
 
@@ -47,8 +47,9 @@ def read_openi(source: Path) -> list[IURecord]:
         DataError: If the archive is damaged, or a file is not a report of the collection.
     """
     records: dict[str, IURecord] = {}
+    joined: list[str] = []
     for where, content in _read_folder(source) if source.is_dir() else _read_archive(source):
-        record = _record(_parse(content, where), where)
+        record = _record(_parse(content, where), where, joined)
         if record.patient in records:
             raise DataError(f"{where}: another file has the same report {record.patient}; keep one of them.")
         records[record.patient] = record
@@ -56,6 +57,10 @@ def read_openi(source: Path) -> list[IURecord]:
         raise DataNotFoundError(
             f"{source} holds no XML file; set `data.init_args.reports` to NLMCXR_reports.tgz or to the folder that it "
             f"was unpacked to (published at {OPENI_SOURCE})."
+        )
+    if joined:
+        log.warning(
+            f"{source}: {len(joined)} reports have a section twice, whose texts are joined: {first_names(joined)}."
         )
     if len(records) != NUM_REPORTS:
         log.warning(f"{source} holds {len(records)} reports, but the collection has {NUM_REPORTS}.")
@@ -121,7 +126,8 @@ def _parse(content: bytes, where: str) -> Element:
     return root
 
 
-def _record(root: Element, where: str) -> IURecord:
+def _record(root: Element, where: str, joined: list[str]) -> IURecord:
+    """The record of a report; one with a section that occurs twice is added to `joined`."""
     identity = root.find("uId")
     patient = "" if identity is None else identity.get("id", "")
     if root.tag != "eCitation" or not re.fullmatch(r"CXR\d+", patient):
@@ -129,7 +135,13 @@ def _record(root: Element, where: str) -> IURecord:
             f'{where}: expected <eCitation> with <uId id="CXR…"/>, but got <{root.tag}> with id {patient!r}; remove '
             f"the file or {_REMEDY}."
         )
-    texts = {element.get("Label", ""): "".join(element.itertext()) for element in root.iter("AbstractText")}
+    texts: dict[str, str] = {}
+    for element in root.iter("AbstractText"):
+        name, text = element.get("Label", ""), "".join(element.itertext())
+        if name in texts:
+            joined.append(patient)
+            text = " ".join(filter(str.strip, (texts[name], text)))
+        texts[name] = text
     absent = [name for name in _SECTIONS if name not in texts]
     images = [element.get("id", "") for element in root.iter("parentImage")]
     if absent or "" in images:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View
+from mrg.metrics.cells import is_missing
 
 Sections = Literal["findings", "impression", "both"]
 Deidentified = Literal["keep", "drop_token", "drop_sentence"]
@@ -53,12 +54,13 @@ def make_record(patient: str, images: Sequence[str], sections: Mapping[str, str]
     Args:
         patient: `CXR12`.
         images: Names without extension, in any order.
-        sections: Texts by field of the record.
+        sections: Texts by field of the record; a word for a missing value, such as `nan`, is an empty section.
         mesh: MeSH terms.
     """
     ordered = tuple(sorted(images))
     name = re.sub(r"-\d+$", "", ordered[0]) if ordered else patient
-    return IURecord(name, patient, ordered, mesh=tuple(mesh), **sections)
+    texts = {field: "" if is_missing(text) else text for field, text in sections.items()}
+    return IURecord(name, patient, ordered, mesh=tuple(mesh), **texts)
 
 
 def patient_of(study_id: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mrg.datamodules.errors import DataNotFoundError
+from mrg.datamodules.images.read import split_suffix
 from mrg.datamodules.mimic import sections, tables
 from mrg.datamodules.mimic.index import digest, open_index
 from mrg.datamodules.mimic.sections import parse_sections
@@ -194,7 +195,7 @@ def _texts(findings: str, impression: str, indication: str, body: str, source: s
 
 def _item_row(split: str, item: Item, images: Path) -> dict[str, Any]:
     paths = [PurePosixPath(path) for path in item.image_path]
-    found = [_find(path.stem, _listing(images / path.parent)) for path in paths]
+    found = [_find(split_suffix(path.name)[0], _listing(images / path.parent)) for path in paths]
     row = {
         "id": item.id,
         "patient": item.patient,
@@ -236,7 +237,7 @@ def _is_stale(shard: Dataset, reports: Path | None, images: Path) -> bool:
                 return True
             missing = (Path(path) for path, there in zip(paths, present, strict=True) if not there)
             # Not from the cache of listings, which is filled while shards are built.
-            if any(_find(path.stem, _listing.__wrapped__(images / path.parent)) for path in missing):
+            if any(_find(split_suffix(path.name)[0], _listing.__wrapped__(images / path.parent)) for path in missing):
                 return True
     return False
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mrg.datamodules.errors import DataError, DataNotFoundError
+from mrg.errors import UserError
+from mrg.files import csv_rows, parse_json
 
 KINDS = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 KEY = "study_id"
@@ -81,7 +83,7 @@ def _file(path: Path, kind: str, columns: Sequence[str], encoding: str, delimite
         options |= {"path": "parquet"}
     else:
         delimiter = delimiter or ("\t" if kind == ".tsv" else ",")
-        names = _header(path, encoding, delimiter)
+        names, num_rows = _check_csv(path, encoding, delimiter)
         require(columns, names, str(path))
         # For all columns: with `usecols`, pandas would silently truncate rows that are too long.
         features = datasets.Features({name: datasets.Value("string") for name in names})
@@ -89,27 +91,35 @@ def _file(path: Path, kind: str, columns: Sequence[str], encoding: str, delimite
         options |= {"keep_default_na": False, "encoding": _codec(encoding)}
     table = datasets.load_dataset(**options)
     require(columns, table.column_names, str(path))
+    if kind in (".csv", ".tsv") and len(table) != num_rows:
+        raise DataError(f"Table {path}: {len(table)} of its {num_rows} rows can be read; check the quotes in the file.")
     return table
 
 
-def _header(path: Path, encoding: str, delimiter: str) -> list[str]:
-    """Column names, checked against the first row, because pandas would shift columns if rows are longer."""
+def _check_csv(path: Path, encoding: str, delimiter: str) -> tuple[list[str], int]:
+    """Column names and number of rows, after a strict reading: pandas shifts, fills and merges damaged rows."""
+    num_rows = 0
     with _open(path, encoding) as file:
-        rows = csv.reader(file, delimiter=delimiter)
-        names, first = next(rows, []), next(rows, None)
-    if not names or first is None:
+        rows = csv_rows(file, delimiter)
+        _, names = next(rows, (1, []))
+        if len(names) == 1 and ";" in names[0] and delimiter != ";":
+            raise DataError(f"Table {path} separates its columns by semicolons; set data.init_args.delimiter to ';'.")
+        for num_rows, (line, row) in enumerate(rows, 1):
+            if len(row) == len(names):
+                continue
+            if num_rows == 1:
+                raise DataError(
+                    f"Table {path}: its header names {len(names)} columns, but its first row has {len(row)} fields "
+                    f"(line {line}); check data.init_args.delimiter, or the quotes and line breaks in the file."
+                )
+            raise csv.Error(f"Expected {len(names)} fields in line {line}, saw {len(row)}")
+    if not names or not num_rows:
         raise DataError(f"Table {path} has no rows; copy it again.")
-    if len(names) == 1 and ";" in names[0] and delimiter != ";":
-        raise DataError(f"Table {path} separates its columns by semicolons; set data.init_args.delimiter to ';'.")
-    if len(first) != len(names):
-        raise DataError(
-            f"Table {path}: its header names {len(names)} columns, but its first row has {len(first)} fields; check "
-            "data.init_args.delimiter, or the quotes in the file."
-        )
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise DataError(f"Table {path} has more than one column {repeated[0]!r}; rename all but one.")
-    return [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # pandas' name for a nameless column
+    names = [name or f"Unnamed: {place}" for place, name in enumerate(names)]  # pandas' name for a nameless column
+    return names, num_rows
 
 
 def _open(path: Path, encoding: str) -> IO[str]:
@@ -128,7 +138,7 @@ def _json(path: Path, kind: str, columns: Sequence[str], encoding: str) -> Any:
     import datasets
 
     with _open(path, encoding) as file:
-        content = list(_lines(path, file)) if kind == ".jsonl" else json.load(file)
+        content = list(_lines(path, file)) if kind == ".jsonl" else parse_json(file.read())
     if isinstance(content, Mapping) and content and all(isinstance(row, Mapping) for row in content.values()):
         content = [{KEY: key, **row} for key, row in content.items()]
     if not isinstance(content, list) or not all(isinstance(row, Mapping) for row in content):
@@ -143,9 +153,11 @@ def _lines(path: Path, file: IO[str]) -> Iterator[Any]:
     for number, line in enumerate(file, 1):
         if line.strip():
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"Table {path}, line {number} is not JSON: {error.msg}.") from None
+            except UserError as error:
+                raise DataError(f"Table {path}, line {number}: {error}.") from None
 
 
 def _column(values: list[Any]) -> list[Any]:
@@ -164,6 +176,8 @@ def _folder(path: Path, cache_dir: str) -> Any:
 
     if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json")):
         return datasets.load_from_disk(str(path))
+    for file in sorted(file for file in path.rglob("*") if _kind(file) in (".csv", ".tsv")):
+        _check_csv(file, "utf-8", "\t" if _kind(file) == ".tsv" else ",")
     return datasets.load_dataset(str(path), cache_dir=cache_dir or None)
 
 

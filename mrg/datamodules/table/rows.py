@@ -15,12 +15,10 @@ from PIL import Image
 
 from mrg.datamodules.errors import DataError, ImageReadError, first_names
 from mrg.datamodules.images.read import ImageFinder
-from mrg.datamodules.study import Study, View, to_position
+from mrg.datamodules.study import Study, View, pair_positions, to_position
 from mrg.errors import UserError
 from mrg.log import log
-
-EMPTY = ("", "nan", "none", "null", "n/a")
-"""Cell contents that mean that there is no value, in any letter case."""
+from mrg.metrics.cells import identifier, is_missing
 
 _BATCH = 1000
 
@@ -100,6 +98,8 @@ class TableReader:
         self.drafts: dict[str, Draft] = {}
         self.problems: dict[str, list[str]] = {}
         self.contradicted: list[str] = []
+        self.unpaired: list[str] = []
+        self.positions: dict[str, None] = {}
         self.num_rows = 0
 
     def add(self, rows: Any, split: str) -> None:
@@ -122,11 +122,11 @@ class TableReader:
         name = self._match(self.id_pattern, row, columns.id, "id") or f"row {self.num_rows}"
         draft = Draft(
             id=name,
-            split=text(row[columns.split]) if columns.split else split,
+            split=identifier(row[columns.split]) if columns.split else split,
             report=_joined(row, columns.report, columns.join),
             indication=_joined(row, columns.indication, " "),
             patient=self._match(self.patient_pattern, row, columns.patient, "patient"),
-            views=self._views(row, stored, number),
+            views=self._views(row, stored, number, name),
         )
         known = self.drafts.setdefault(name, draft)
         if known is not draft and self.keep_repeats and (self.row == "study" or known.split != draft.split):
@@ -150,7 +150,7 @@ class TableReader:
 
     def _match(self, pattern: re.Pattern[str] | None, row: dict[str, Any], column: str, role: str) -> str:
         """The value of a column, or the part of it that the pattern matches."""
-        value = text(row[column]) if column else ""
+        value = identifier(row[column]) if column else ""
         if role == "id" and column and not value:
             self._note(f"have no {column!r}", f"row {self.num_rows}")
         if pattern is None or not value:
@@ -161,17 +161,20 @@ class TableReader:
             return value
         return "_".join(group for group in found.groups() if group) or found[0]
 
-    def _views(self, row: dict[str, Any], stored: StoredImages, number: int) -> list[View]:
-        views: list[View] = []
+    def _views(self, row: dict[str, Any], stored: StoredImages, number: int, name: str) -> list[View]:
+        views: list[View | None] = []
         for column in _several(self.columns.image):
             if column in stored.counts:
                 views += stored.views(column, number)
             else:
-                paths = filter(None, map(text, self._list(row[column])))
-                views += [View(self.finder.find(path.replace("\\", "/"))) for path in paths]
-        words = self._list(row[self.columns.position]) if self.columns.position else []
-        words += [""] * (len(views) - len(words))
-        return [dataclasses.replace(view, position=to_position(w)) for view, w in zip(views, words, strict=False)]
+                paths = map(text, self._list(row[column]))
+                views += [View(self.finder.find(path.replace("\\", "/"))) if path else None for path in paths]
+        words = [text(word) for word in self._list(row[self.columns.position])] if self.columns.position else []
+        found, agree = pair_positions(views, words)
+        if not agree:
+            self.unpaired.append(name)
+        self.positions |= dict.fromkeys(filter(None, words))
+        return found
 
     def _list(self, value: Any) -> list[Any]:
         """One or several values as a list; tables also contain lists as text."""
@@ -198,6 +201,18 @@ class TableReader:
             log.warning(
                 f"Table {self.title}: {len(self.contradicted)} rows have another report than an earlier row of their "
                 f"study, which is used: {first_names(self.contradicted)}."
+            )
+        if self.unpaired:
+            log.warning(
+                f"Table {self.title}: {len(self.unpaired)} rows have more or fewer positions in "
+                f"{self.columns.position!r} than images, so that the positions of their views are unknown: "
+                f"{first_names(self.unpaired)}; check data.init_args.columns.image_delimiter, which splits both."
+            )
+        elif self.positions and not any(map(to_position, self.positions)):
+            words = first_names(list(map(repr, self.positions)))
+            log.warning(
+                f"Table {self.title}: no value of {self.columns.position!r} is a known position ({words}), so that the "
+                "positions of all views are unknown; check data.init_args.columns.position and image_delimiter."
             )
         found = self.finder.num_found
         if missing_images == "raise" or (missing_images == "drop" and not found):
@@ -248,7 +263,7 @@ class StoredImages:
         title: Name of the table, for messages.
 
     Attributes:
-        counts: For each column with images, the number of images per row; -1 for a single image.
+        counts: For each column with images, the number of images per row; -1 for a single image, -2 if it is missing.
     """
 
     def __init__(self, rows: Any, columns: Sequence[str], title: str) -> None:
@@ -258,15 +273,17 @@ class StoredImages:
             feature = rows.features[name]
             inner = getattr(feature, "feature", None)
             if _is_image(feature):
-                self.counts[name] = [-1 if v else 0 for c in _chunks(rows, name) for v in c.is_valid().to_pylist()]
+                self.counts[name] = [-1 if v else -2 for c in _chunks(rows, name) for v in c.is_valid().to_pylist()]
             elif inner is not None and _is_image(inner):
                 # Arrow knows the lengths without reading the images.
                 self.counts[name] = [n or 0 for c in _chunks(rows, name) for n in c.value_lengths().to_pylist()]
         self.rows = rows.with_format("arrow")
 
-    def views(self, column: str, row: int) -> list[View]:
-        """The views of one row."""
+    def views(self, column: str, row: int) -> list[View | None]:
+        """The views of one row; None for a single image that is missing."""
         count, name = self.counts[column][row], Path(f"{self.title}, row {row + 1}, {column}")
+        if count == -2:
+            return [None]
         indices = [-1] if count < 0 else list(range(count))
         return [TableView(name, rows=self.rows, place=(row, column, index)) for index in indices]
 
@@ -283,11 +300,8 @@ def _chunks(rows: Any, column: str) -> Iterator[Any]:
 
 
 def text(value: Any) -> str:
-    """A cell as stripped text; empty if it has no value (see `EMPTY`)."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # pandas writes ids as 12.0 if one of them is missing
-    cell = "" if value is None or value != value else str(value).strip()
-    return "" if cell.lower() in EMPTY else cell
+    """A cell as stripped text; empty if it has no value (see `is_missing`)."""
+    return "" if is_missing(value) else str(value).strip()
 
 
 def _joined(row: dict[str, Any], role: str | Sequence[str], separator: str) -> str:

@@ -243,6 +243,12 @@ def test_pixels_of_another_kind_are_refused(pixels: np.ndarray) -> None:
         (["0.jpeg", "0.jpg", "0.png"], "0.bmp", "0.png"),
         (["a.png", "A.png"], "A.png", "A.png"),
         (["0.tif"], "0.tif", "0.tif"),
+        (["0.jpg", "0.PNG"], "0.png", "0.PNG"),
+        (["A.png", "a.png"], "A.jpg", "A.png"),  # the same name in the same case before any other
+        (["1.2.840.113.png", "1.2.840.113.5.png"], "1.2.840.113.5", "1.2.840.113.5.png"),
+        (["1.2.840.113.png", "1.2.840.113.6.png"], "1.2.840.113.6.dcm", "1.2.840.113.6.png"),
+        (["1.2.276.0.831.png"], "1.2.276.0.831", "1.2.276.0.831.png"),
+        (["1_IM-0001-4001.dcm.png"], "1_IM-0001-4001.dcm.jpg", "1_IM-0001-4001.dcm.png"),
     ],
 )
 def test_an_image_is_found_under_another_extension_or_case(
@@ -271,10 +277,11 @@ def test_an_image_may_have_several_published_names(tmp_path: Path) -> None:
     assert (finder.num_found, finder.missing) == (2, ["CXR3_a.png"])
 
 
-@pytest.mark.parametrize("listed", ["s/0.png", "s/1.txt", "t/1.png", "s", "s/link.png", ""])
+@pytest.mark.parametrize("listed", ["s/0.png", "s/1.txt", "s/1.5", "s/1.7.png", "t/1.png", "s", "s/link.png", ""])
 def test_what_is_not_there_is_not_found(tmp_path: Path, listed: str) -> None:
     (tmp_path / "s" / "0.png").mkdir(parents=True)
     (tmp_path / "s" / "1.tif").touch()
+    (tmp_path / "s" / "1.png").touch()
     (tmp_path / "t").touch()
     (tmp_path / "s" / "link.png").symlink_to(tmp_path / "gone.png")
     finder = ImageFinder(tmp_path)

@@ -191,3 +191,12 @@ def test_real_reports(iu_xml: list[IURecord]) -> None:
     assert sum(record.normal for record in iu_xml) == 1391
     assert sum(record.normal for record in iu_xml if record.images) == 1379
     assert len({record.id for record in iu_xml}) == 3955
+
+
+def test_a_section_that_occurs_twice_is_joined_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    text = write_xml(ONE)
+    more = '<AbstractText Label="FINDINGS">No effusion.</AbstractText></Abstract>'
+    with caplog.at_level(logging.WARNING):
+        (record,) = read_openi(_archive(tmp_path, text.replace("</Abstract>", more).encode()))
+    assert record.findings == "The lungs are clear. No effusion."
+    assert "1 reports have a section twice, whose texts are joined: CXR1." in caplog.records[0].getMessage()

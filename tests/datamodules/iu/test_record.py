@@ -1,6 +1,6 @@
 import pytest
 
-from mrg.datamodules.iu.record import clean_target
+from mrg.datamodules.iu.record import clean_target, make_record
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,10 @@ def test_clean_target_leaves_reports_without_the_token_alone() -> None:
     report = "  Clear ..  Size .5 cm /  ( )\n1. Heart.Large "
     assert clean_target(report, "drop_token") == report
     assert clean_target(report, "drop_sentence") == report
+
+
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "null", "-"])
+def test_a_word_for_nothing_is_an_empty_section(word: str) -> None:
+    """In the XML reports and the table alike."""
+    record = make_record("CXR1", [], {"findings": word, "impression": "Clear.", "indication": word}, [])
+    assert (record.findings, record.impression, record.indication) == ("", "Clear.", "")

@@ -144,6 +144,77 @@ def test_several_paths_in_one_field(root, cell):
     assert study.id == "row 1"
 
 
+TWO_COLUMNS = [
+    {"id": "1", "frontal": "a.png", "lateral": "b.png", "views": "PA;LATERAL", "f": "Small left effusion seen."},
+    {"id": "2", "frontal": "", "lateral": "b.png", "views": "PA;LATERAL", "f": "Right lung base opacity."},
+    {"id": "3", "frontal": "nan", "lateral": "c.png", "views": "PA;LATERAL", "f": "Mild cardiomegaly is seen."},
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "stored"])
+def test_an_empty_path_keeps_its_place(root, form, caplog):
+    """Studies 2 and 3 have one view each, a lateral one."""
+    columns = Columns(["frontal", "lateral"], "f", id="id", position="views", image_delimiter=";")
+    if form == "csv":
+        write_csv(root / "t.csv", TWO_COLUMNS)
+    elif form == "json":
+        rows = [{**r, "image": [r["frontal"] or None, r["lateral"]], "views": ["PA", "LATERAL"]} for r in TWO_COLUMNS]
+        (root / "t.json").write_text(json.dumps(rows))
+        columns = Columns("image", "f", id="id", position="views")
+    else:
+        features = datasets.Features({k: datasets.Value("string") for k in TWO_COLUMNS[0]})
+        features |= {"frontal": datasets.Image(), "lateral": datasets.Image()}
+        rows = [{**r, "frontal": as_png(9) if r["id"] == "1" else None, "lateral": as_png(5)} for r in TWO_COLUMNS]
+        datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(root / "saved")
+    table = {"csv": "t.csv", "json": "t.json", "stored": "saved"}[form]
+    studies = module(root, table, columns, "test").read()["test"]
+    assert [[v.position for v in s.views] for s in studies] == [["frontal", "lateral"], ["lateral"], ["lateral"]]
+    if form == "stored":
+        assert studies[1].views[0].read().getpixel((0, 0)) == 5
+    else:
+        assert [s.views[-1].image.name for s in studies] == ["b.png", "b.png", "c.png"]
+    frontal = module(root, table, columns, "test", positions=["frontal"])
+    assert "test 1) from" in frontal.describe()
+    assert "left out: 2 with no frontal view" in frontal.describe()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("cell", "views", "warning"),
+    [
+        ("a.png|b.png", "PA, LAT", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png|b.png", "PA", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png", "PA|LAT", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png", "PA, LAT", "no value of 'views' is a known position ('PA, LAT'), so that"),
+        ("a.png|b.png", "", ""),
+        ("a.png|b.png", "PA|", ""),
+        ("a.png|", "PA|LAT", ""),
+        ("nan", "PA", ""),
+    ],
+)
+def test_positions_that_cannot_be_paired_are_unknown_and_say_so(root, caplog, cell, views, warning):
+    write_csv(root / "t.csv", [{"a": cell, "views": views}, {"a": "c.png", "views": ""}])
+    columns = Columns("a", position="views", image_delimiter="|")
+    with caplog.at_level("WARNING", "mrg"):
+        studies = module(root, columns=columns, split="test").read()["test"]
+    found = [view.position for study in studies for view in study.views if study.id == "row 1"]
+    assert found == ([""] * len(found) if warning or not views else ["frontal", ""][: len(found)])
+    assert [warning in record.getMessage() for record in caplog.records] == [True] * bool(warning)
+
+
+def test_the_last_part_of_an_identifier_is_no_extension(root):
+    """Studies A and B have their own files although a shorter name exists, and that of C is missing."""
+    for name in ("1.2.840.113.png", "1.2.840.113.5.png", "1.2.840.113.6.png"):
+        Image.new("L", (4, 4)).save(root / "images" / name)
+    names = ["1.2.840.113.5", "1.2.840.113.6", "1.2.840.113.7"]
+    write_csv(root / "t.csv", [{"id": i, "a": name} for i, name in zip("ABC", names, strict=True)])
+    data = module(root, columns=Columns("a", id="id"), split="test", missing_images="drop")
+    data.setup()
+    found = {study.id: study.views[0].image.name for study in data.splits["test"]}
+    assert found == {"A": "1.2.840.113.5.png", "B": "1.2.840.113.6.png"}
+    assert data.dropped["missing_images drop"] == [str(root / "images" / "1.2.840.113.7")]
+
+
 def as_png(level):
     file = io.BytesIO()
     Image.new("L", (6, 4), level).save(file, "PNG")
@@ -275,6 +346,15 @@ def write_bytes(content):
         (b"uid,a,f\n1,a.png,x,y\n", ("names 3 columns, but its first row has 4 fields",)),
         (b"uid,a,f\n1,a.png,x\n2,a.png,x,y\n", ("cannot be read", "Expected 3 fields in line 3, saw 4")),
         (b'uid,a,f\n1,a.png,"x\n', ("cannot be read", "EOF inside string")),
+        (b"uid,a,f\n1,a.png,x\n2,a.png\n", ("cannot be read", "Expected 3 fields in line 3, saw 2")),
+        (  # an open quote, which another row of the file closes: pandas made two rows of four
+            b'uid,a,f\n1,a.png,"Left effusion.\n2,b.png,Clear lungs.\n3,c.png,"Heart large."\n4,c.png,Edema.\n',
+            ("cannot be read", "row that starts at line 2: ',' expected after"),
+        ),
+        (
+            b"uid,a,f\n1,a.png,Left effusion.\rNo edema.\n2,b.png,Clear lungs.\n",
+            ("Expected 3 fields in line 3, saw 1",),
+        ),
         (b"uid,a,f\n", ("has no rows",)),
         (b"", ("has no rows",)),
         (b"uid,a,f\n1,a.png,x\n1,b.png,x\n", ("1 of its studies occur in more than one row", "row to image")),
@@ -377,3 +457,78 @@ def test_views_are_files(root, absolute):
     path = root / "images" / "a.png"
     write_csv(root / "t.csv", [{"a": path if absolute else "a.png"}])
     assert module(root, columns=Columns("a"), split="test").read()["test"][0].views == (View(path),)
+
+
+def test_fields_with_quotes_and_line_breaks(root):
+    """What is written correctly is read as written."""
+    reports = ['A 5" tube, "in place".', "Line one.\nLine two.", "Line one.\rLine two.\r\n\r\nLine three.", "a, b"]
+    write_csv(root / "t.csv", [{"a": "a.png", "f": report} for report in reports])
+    (root / "t.csv").write_bytes((root / "t.csv").read_bytes().replace(b"a.png", b"\n\na.png", 2))
+    studies = module(root, columns=Columns("a", "f"), split="test").read()["test"]
+    assert [study.report for study in studies] == reports
+
+
+def test_a_damaged_file_in_a_folder(root):
+    (root / "files").mkdir()
+    (root / "files" / "train.csv").write_text('a,f\na.png,x\nb.png,"y\n')
+    with pytest.raises(DataError, match=r"files cannot be read \(the row that starts at line 3: EOF"):
+        module(root, "files", Columns("a", "f"), "given").read()
+
+
+PATIENTS = {
+    "train": [(1, 12, "Small left effusion today."), (2, 13, "The lungs are clear today.")],
+    "val": [(3, 14, "Mild edema is seen.")],
+    "test": [
+        (4, 12.0, "Larger left effusion today."),
+        (5, 13.0, "The lungs remain clear."),
+        (6, None, "Opacity seen."),
+    ],
+}
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_a_patient_is_one_patient_in_every_form(root, form):
+    """pandas writes patients as floats where one is unknown; two studies of test share a patient with train."""
+    for split, rows in PATIENTS.items():
+        file = root / f"{split}.{form}"
+        if form == "csv":
+            text = "".join(f"{i},{'' if p is None else p},a.png,{f}\n" for i, p, f in rows)
+            file.write_text(f"id,patient,a,f\n{text}")
+            continue
+        table = [{"id": i, "patient": p, "a": "a.png", "f": f} for i, p, f in rows]
+        if form == "parquet":
+            datasets.Dataset.from_list(table).to_parquet(file)
+        else:
+            lines = [
+                json.dumps({**r, "patient": float("nan") if r["patient"] is None else r["patient"]}) for r in table
+            ]
+            file.write_text("\n".join(lines) if form == "jsonl" else f"[{','.join(lines)}]")
+    files = {split: f"{split}.{form}" for split in PATIENTS}
+    splits = module(root, files, Columns("a", "f", id="id", patient="patient"), "given").read()
+    train = {study.patient for study in splits["train"]}
+    assert train == {"12", "13"}
+    assert [study.patient for study in splits["test"]] == ["12", "13", ""]
+    assert [study.id for split in PATIENTS for study in splits[split]] == list("123456")
+
+
+def test_ids_that_became_floats(root):
+    (root / "t.csv").write_text("id,a,f\n50414267.0,a.png,Left effusion.\n50414268,b.png,Clear lungs.\n")
+    data = module(root, columns=Columns("a", "f", id="id"), split="test")
+    assert [study.id for study in data.read()["test"]] == ["50414267", "50414268"]
+    (root / "t.csv").write_text("id,a,f\n12.0,a.png,Left effusion.\n12,b.png,Clear lungs.\n")
+    with pytest.raises(DataError, match="1 of its studies occur in more than one row"):
+        module(root, columns=Columns("a", "f", id="id"), split="test").read()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("t.json", '{"s1": {"a": "a.png", "f": "x"}, "s1": {"a": "b.png", "f": "y"}}', "s1"),
+        ("t.json", '[{"a": "a.png", "f": "x", "f": "y"}]', "f"),
+        ("t.jsonl", '{"a": "a.png", "f": "x", "f": "y"}\n', "f"),
+    ],
+)
+def test_a_repeated_key_is_an_error(root, name, content, key):
+    (root / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}.*the key '{key}' occurs more than once"):
+        module(root, name, Columns("a", "f"), "test").read()
