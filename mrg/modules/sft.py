@@ -1,4 +1,8 @@
-"""Supervised training at the token level: the paper's baseline, and the start of GRPO."""
+"""Supervised training at the token level: the paper's baseline, and the start of GRPO.
+
+Choice: every token weighs the same, whatever micro-batch, rank or batch its study is in. A mean of the means of
+micro-batches or ranks would weigh a token by the lengths of the other reports in its batch.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,14 @@ class SFTModule(ReportModule):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.means["loss"] = MeanMetric()
+        # Of the micro-batches since the last step, as means over ranks: tokens of the first one, by which gradients
+        # are divided until all are known; tokens of all; and their negative log-likelihood.
+        self.window = (0.0, 0.0, 0.0)
+
+    def setup(self, stage: str) -> None:
+        """Load the policy, and forget the micro-batches of a step that an earlier `fit` did not finish."""
+        super().setup(stage)
+        self.window = (0.0, 0.0, 0.0)
 
     def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target completions (B, C), padded on the right, and their mask."""
@@ -34,26 +46,46 @@ class SFTModule(ReportModule):
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         return ids, torch.arange(longest, device=self.device) < lengths[:, None]
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Negative log-likelihood of the targets, summed over tokens, and the number of tokens."""
         ids, mask = self.completions(batch)
         logps = self.policy.logps(self.policy.embed(batch), ids, mask).logps
-        return -logps.sum() / mask.sum()
+        return -logps.sum(), mask.sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean negative log-likelihood per completion token."""
-        loss = self._loss(batch)
-        self.log("train/loss", loss, batch_size=len(batch), prog_bar=True)
-        return loss
+        """Loss of a micro-batch, whose gradient `configure_gradient_clipping` divides by the tokens of the whole step.
+
+        Logs the mean negative log-likelihood per token of the micro-batches since the last step, on all ranks.
+        """
+        total, count = self._loss(batch)
+        sums = torch.stack([total.detach(), count.to(total.dtype)])
+        loss_sum, num_tokens = self.trainer.strategy.reduce(sums, reduce_op="mean").tolist()
+        first, tokens, nll = self.window
+        self.window = (first or num_tokens, tokens + num_tokens, nll + loss_sum)
+        self.log("train/loss", self.window[2] / self.window[1], batch_size=len(batch), prog_bar=True)
+        return total / torch.tensor(self.window[0], dtype=total.dtype, device=total.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Log the held-out loss, then write and score reports."""
-        self._log_mean("val", "loss", self._loss(batch), batch, prog_bar=True)
+        """Log the held-out loss per token, then write and score reports."""
+        total, count = self._loss(batch)
+        self._log_mean("val", "loss", total / count, batch, int(count) * batch.counts, prog_bar=True)
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip gradients to `optimizer.max_grad_norm`, and skip a step without a finite gradient, as GRPO does."""
+        """Divide gradients by the tokens of the step, clip them to `optimizer.max_grad_norm`, and skip a bad step.
+
+        A step is bad if its loss or its gradient is not finite.
+        """
+        first, tokens, nll = self.window
+        self.window = (0.0, 0.0, 0.0)
+        # Lightning has divided by the number of micro-batches.
+        factor = first * self.trainer.accumulate_grad_batches / tokens
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
         norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
-        if not self.patience.takes(norm, self.trainer.fit_loop.total_batch_idx):
+        if not self.patience.takes(norm, self.trainer.fit_loop.total_batch_idx, nll / tokens):
             # AdamW skips parameters without a gradient: neither weights nor moments change.
             optimizer.zero_grad()
 
@@ -61,3 +93,13 @@ class SFTModule(ReportModule):
         """Average the gradients that a strategy with sharded layers does not average."""
         if self.policy.sharded:
             average_gradients(self.parameters(), self.trainer.world_size)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the sums of a step that is not finished, whose gradients are saved as well."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["window"] = self.window
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the sums of a step that is not finished."""
+        super().on_load_checkpoint(checkpoint)
+        self.window = checkpoint.get("window", self.window)
