@@ -73,8 +73,8 @@ class ReportModule(L.LightningModule):
         compile_decode: Compile the decoding steps, see `CompiledDecoder`: takes minutes at the start of a run and saves
             time per token where kernel launches dominate, as on a GPU.
         optimizer: Optimizer, learning rate schedule and gradient clipping.
-        patience: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds of dead groups only,
-            after which training stops.
+        patience: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds of dead
+            groups only, after which training stops.
         margin: Margin of MCCS, in training and in evaluation.
         labeler: Labeler for rewards and scores; `RulesLabeler` by default.
 
@@ -141,8 +141,8 @@ class ReportModule(L.LightningModule):
         micro, macro = CEF1(labeler=self.labeler), CEF1(average="macro", labeler=self.labeler)
         mccs = MCCS(margin=margin, labeler=self.labeler)
         self.scores = nn.ModuleDict({"mccs": mccs, "ce_f1": micro, "ce_f1_macro": macro})
-        # Means over studies or tokens. Lightning's means of logged floats are wrong if ranks have different numbers of studies,
-        # because it rounds the mean of their counts to an integer.
+        # Means over studies or tokens. Lightning's means of logged floats are wrong if ranks have different numbers of
+        # studies, because it rounds the mean of their counts to an integer.
         self.means = nn.ModuleDict({"format": MeanMetric()})
         self.predictions: list[dict[str, Any]] = []
         self.num_scored, self.identity = 0, ""

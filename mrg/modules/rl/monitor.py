@@ -177,8 +177,8 @@ class Patience:
     """Ends a run that no longer learns.
 
     Args:
-        limit: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds without a signal, after
-            which the run ends.
+        limit: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds without a
+            signal, after which the run ends.
     """
 
     def __init__(self, limit: int) -> None:
