@@ -145,6 +145,7 @@ class ReportModule(L.LightningModule):
         # studies, because it rounds the mean of their counts to an integer.
         self.means = nn.ModuleDict({"format": MeanMetric()})
         self.predictions: list[dict[str, Any]] = []
+        self.truncated: list[bool] = []  # of the last batch; a baseline's are never
         self.num_scored, self.identity = 0, ""
 
     def setup(self, stage: str) -> None:
@@ -219,7 +220,9 @@ class ReportModule(L.LightningModule):
     def _write(self, batch: Batch) -> list[str]:
         with torch.no_grad():
             prompts = self.policy.embed(batch)
-        return sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder).texts
+        rollout = sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder)
+        self.truncated = rollout.truncated.tolist()
+        return rollout.texts
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         texts = self._write(batch)
@@ -235,18 +238,16 @@ class ReportModule(L.LightningModule):
                 metric.update(*(labels if isinstance(metric, known) else (reports, batch.target)))
             # Logged in any case: all ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
-        valid = sum(p.well_formed for p in parsed) / len(parsed)
-        self._log_mean(stage, "format", valid, batch, batch.num_counted)
+        self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch.num_counted, batch)
         if stage == "test" and batch.counts:
-            self.predictions += [tested(*row) for row in zip(batch.studies, texts, parsed, *labels, strict=True)]
+            cut = self.truncated or [False] * len(batch)
+            self.predictions += [tested(*row) for row in zip(batch.studies, texts, parsed, *labels, cut, strict=True)]
 
-    def _log_mean(
-        self, stage: str, name: str, value: float | Tensor, batch: Batch, weight: int, **options: Any
-    ) -> None:
+    def _log_mean(self, stage: str, name: str, value: float | Tensor, weight: int, batch: Batch, **more: Any) -> None:
         metric = self.means[name]
         assert isinstance(metric, MeanMetric)
         metric.update(value, weight)
-        self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **options)
+        self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **more)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Write reports by greedy decoding, and score them."""

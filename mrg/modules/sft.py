@@ -6,6 +6,7 @@ micro-batches or ranks would weigh a token by the lengths of the other reports i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,8 +14,10 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from mrg.datamodules.collate import Batch
+from mrg.datamodules.study import Study
 from mrg.modules.base import ReportModule
 from mrg.modules.policy.fsdp import average_gradients, clip_gradients
+from mrg.modules.targets import Lengths, check_targets, encode_targets, warn_truncated
 
 
 class SFTModule(ReportModule):
@@ -28,19 +31,27 @@ class SFTModule(ReportModule):
         self.window = (0.0, 0.0, 0.0)
 
     def setup(self, stage: str) -> None:
-        """Load the policy, and forget the micro-batches of a step that an earlier `fit` did not finish."""
+        """Load the policy, check the targets, and forget a step that an earlier `fit` did not finish.
+
+        Raises:
+            UserError: If the policy cannot write a target.
+        """
         super().setup(stage)
         self.window = (0.0, 0.0, 0.0)
+        if stage == "fit":
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            lengths = self._check_targets(data.train_reports(), data.splits["train"])
+            self._check_targets([study.report for study in data.splits["val"]], data.splits["val"])
+            warn_truncated(lengths, self.max_new_tokens)
+
+    def _check_targets(self, reports: list[str], studies: Sequence[Study]) -> Lengths:
+        names = (study.id for study in studies)
+        return check_targets(self.policy, self.target_texts(reports), names, self.max_new_tokens)
 
     def completions(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Target completions (B, C), padded on the right, and their mask."""
-        tokenizer = self.policy.processor.tokenizer
-        texts = self.target_texts(batch.target)
         # A target that is too long loses its end and the end token: the policy must not learn to stop early.
-        rows = [
-            [*tokenizer(text, add_special_tokens=False)["input_ids"], self.policy.eos_id][: self.max_new_tokens]
-            for text in texts
-        ]
+        rows = [ids[: self.max_new_tokens] for ids in encode_targets(self.policy, self.target_texts(batch.target))]
         longest = max(map(len, rows))
         ids = torch.tensor([row + [self.policy.pad_id] * (longest - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
@@ -68,7 +79,7 @@ class SFTModule(ReportModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Log the held-out loss per token, then write and score reports."""
         total, count = self._loss(batch)
-        self._log_mean("val", "loss", total / count, batch, int(count) * batch.counts, prog_bar=True)
+        self._log_mean("val", "loss", total / count, int(count) * batch.counts, batch, prog_bar=True)
         super().validation_step(batch, batch_idx)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
