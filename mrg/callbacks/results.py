@@ -106,7 +106,7 @@ class ResultWriter(L.Callback):
         else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-        pl_module.policy.save(self.folder / "policy", write=trainer.is_global_zero)
+        pl_module.policy.save(self.folder / "policy", trainer.is_global_zero, pl_module.max_new_tokens)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
             print(f"Policy: {self.folder / 'policy'}{pl_module.policy.merge_note()}")

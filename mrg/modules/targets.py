@@ -17,12 +17,12 @@ class Lengths(NamedTuple):
     """Lengths of targets in tokens.
 
     Args:
-        count: Number of targets.
+        total: Number of targets.
         truncated: Number of targets that are longer than the limit.
         longest: Tokens of the longest target.
     """
 
-    count: int
+    total: int
     truncated: int
     longest: int
 
@@ -75,9 +75,9 @@ def warn_truncated(lengths: Lengths, limit: int) -> None:
         limit: `max_new_tokens`.
     """
     if lengths.truncated:
-        share = 100 * lengths.truncated / lengths.count
+        share = 100 * lengths.truncated / lengths.total
         log.warning(
-            f"{lengths.truncated:,} of {lengths.count:,} training targets ({share:.1f} %) are truncated at "
+            f"{lengths.truncated:,} of {lengths.total:,} training targets ({share:.1f} %) are truncated at "
             f"model.init_args.max_new_tokens ({limit}) and lose their end; the longest has {lengths.longest} tokens. "
             f"Set max_new_tokens to {lengths.longest} to teach whole reports."
         )

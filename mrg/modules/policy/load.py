@@ -82,8 +82,8 @@ def load_policy(
         )
     if tags := special_tags(processor.tokenizer):
         log.warning(
-            f"{', '.join(tags)} are special tokens of the policy {path!r}, which are never sampled: SFT teaches them as "
-            "ordinary text, and without SFT the policy does not write valid completions."
+            f"{', '.join(tags)} are special tokens of the policy {path!r}, which are never sampled: SFT teaches them "
+            "as ordinary text, and without SFT the policy does not write valid completions."
         )
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
