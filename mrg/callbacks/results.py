@@ -24,6 +24,7 @@ from mrg.metrics.evaluation import (
 )
 from mrg.metrics.labelers.base import Labeler
 from mrg.modules.base import ReportModule
+from mrg.modules.completion import count_unfinished, warn_unfinished
 from mrg.modules.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
 from mrg.run.checkpoints import CheckpointFolder
@@ -105,7 +106,7 @@ class ResultWriter(L.Callback):
         else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-        pl_module.policy.save(self.folder / "policy", write=trainer.is_global_zero)
+        pl_module.policy.save(self.folder / "policy", trainer.is_global_zero, pl_module.max_new_tokens)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
             print(f"Policy: {self.folder / 'policy'}{pl_module.policy.merge_note()}")
@@ -161,6 +162,7 @@ class ResultWriter(L.Callback):
             "fingerprint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
             "skipped": {"count": len(skipped), "studies": skipped},
+            "completions": (unfinished := count_unfinished(rows)),
             "data_description": data.describe(),
             "baselines": baselines,
         }
@@ -173,6 +175,7 @@ class ResultWriter(L.Callback):
         if remark := remark_on_frequency(reports, "most frequent report", "training report"):
             print(remark)
         _log_skipped(len(data.splits["test"]), "test", skipped)
+        warn_unfinished(unfinished, pl_module.max_new_tokens)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -58,5 +58,5 @@ class Trainer(L.Trainer):
         if adapter:
             model.policy.save_adapter(folder)
         else:
-            model.policy.save(folder)
+            model.policy.save(folder, max_new_tokens=model.max_new_tokens)
         print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{model.policy.merge_note()}", flush=True)

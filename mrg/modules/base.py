@@ -23,7 +23,7 @@ from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labels import label_together
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
 from mrg.modules.completion import predicted, target_text, tested
-from mrg.modules.policy.fsdp import optimizer_groups, shard
+from mrg.modules.policy.fsdp import shard
 from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy, SharedPrefix
@@ -73,8 +73,8 @@ class ReportModule(L.LightningModule):
         compile_decode: Compile the decoding steps, see `CompiledDecoder`: takes minutes at the start of a run and saves
             time per token where kernel launches dominate, as on a GPU.
         optimizer: Optimizer, learning rate schedule and gradient clipping.
-        patience: Number of consecutive steps without a finite gradient, or of consecutive rounds of dead groups only,
-            after which training stops.
+        patience: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds of dead
+            groups only, after which training stops.
         margin: Margin of MCCS, in training and in evaluation.
         labeler: Labeler for rewards and scores; `RulesLabeler` by default.
 
@@ -141,10 +141,11 @@ class ReportModule(L.LightningModule):
         micro, macro = CEF1(labeler=self.labeler), CEF1(average="macro", labeler=self.labeler)
         mccs = MCCS(margin=margin, labeler=self.labeler)
         self.scores = nn.ModuleDict({"mccs": mccs, "ce_f1": micro, "ce_f1_macro": macro})
-        # Means over studies. Lightning's means of logged floats are wrong if ranks have different numbers of studies,
-        # because it rounds the mean of their counts to an integer.
+        # Means over studies or tokens. Lightning's means of logged floats are wrong if ranks have different numbers of
+        # studies, because it rounds the mean of their counts to an integer.
         self.means = nn.ModuleDict({"format": MeanMetric()})
         self.predictions: list[dict[str, Any]] = []
+        self.truncated: list[bool] = []  # of the last batch; a baseline's are never
         self.num_scored, self.identity = 0, ""
 
     def setup(self, stage: str) -> None:
@@ -214,16 +215,14 @@ class ReportModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""
-        settings = self.optimizer_settings
-        parameters = optimizer_groups(self.parameters(), settings.weight_decay)
-        optimizer = torch.optim.AdamW(parameters, settings.learning_rate, betas=(0.9, 0.99))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, settings.scale)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimizer_settings.build(self.parameters())
 
     def _write(self, batch: Batch) -> list[str]:
         with torch.no_grad():
             prompts = self.policy.embed(batch)
-        return sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder).texts
+        rollout = sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder)
+        self.truncated = rollout.truncated.tolist()
+        return rollout.texts
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
         texts = self._write(batch)
@@ -239,15 +238,16 @@ class ReportModule(L.LightningModule):
                 metric.update(*(labels if isinstance(metric, known) else (reports, batch.target)))
             # Logged in any case: all ranks must log the same.
             self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, prog_bar=name != "ce_f1_macro")
-        self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch)
+        self._log_mean(stage, "format", sum(p.well_formed for p in parsed) / len(parsed), batch.num_counted, batch)
         if stage == "test" and batch.counts:
-            self.predictions += [tested(*row) for row in zip(batch.studies, texts, parsed, *labels, strict=True)]
+            cut = self.truncated or [False] * len(batch)
+            self.predictions += [tested(*row) for row in zip(batch.studies, texts, parsed, *labels, cut, strict=True)]
 
-    def _log_mean(self, stage: str, name: str, value: float | Tensor, batch: Batch, **options: Any) -> None:
+    def _log_mean(self, stage: str, name: str, value: float | Tensor, weight: float, batch: Batch, **more: Any) -> None:
         metric = self.means[name]
         assert isinstance(metric, MeanMetric)
-        metric.update(value, batch.num_counted)
-        self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **options)
+        metric.update(value, weight)
+        self.log(f"{stage}/{name}", metric, batch_size=batch.num_counted, **more)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Write reports by greedy decoding, and score them."""

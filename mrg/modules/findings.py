@@ -126,7 +126,7 @@ class FindingsModule(SupervisedStep):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Held-out cross-entropy; the rest is computed once all studies are there."""
         logits = self(batch)
-        self._log_mean("val", "loss", self._loss(logits, batch), batch, prog_bar=True)
+        self._log_mean("val", "loss", self._loss(logits, batch), batch.num_counted, batch, prog_bar=True)
         self.num_scored += batch.num_counted
         if batch.counts:
             self.logits.append((batch.study_id, logits.cpu(), self._found(batch.target).cpu()))

@@ -274,7 +274,7 @@ class GRPOModule(RewardedModule):
         if not any_rank(bool(live), world_size, self.device):
             optimizer.zero_grad()  # with gradients of 0, momentum would still move the weights
         norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
-        if self.patience.takes(norm, self.round_index):
+        if self.patience.takes(norm, self.round_index, mean_over_ranks(float(totals["loss"]), world_size, self.device)):
             optimizer.step()
             torch.clear_autocast_cache()  # a cache, if it is on, holds casts of the weights before the step
         scheduler = self.lr_schedulers()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+from torch import nn
+
 from mrg.errors import UserError
 from mrg.log import log
+from mrg.modules.policy.fsdp import optimizer_groups
 from mrg.modules.policy.precision import check_precision
 from mrg.modules.rl.advantage import Scale
 from mrg.modules.rl.corpus_f1 import CorpusF1
@@ -80,6 +84,14 @@ class OptimizerSettings:
         """Learning rate of a step as a fraction of its peak."""
         warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
         return warmup * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else warmup
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
+        """Optimizer and schedule in the form that Lightning takes."""
+        optimizer = torch.optim.AdamW(
+            optimizer_groups(parameters, self.weight_decay), self.learning_rate, betas=(0.9, 0.99)
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclasses.dataclass(frozen=True)

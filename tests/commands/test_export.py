@@ -1,5 +1,7 @@
 """What a run exports is what plain transformers and peft load."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -66,6 +68,25 @@ def test_merged_and_adapter_write_what_the_run_writes(run, tmp_path):
     untrained = AutoModelForImageTextToText.from_pretrained(base)
     assert greedy(untrained, batch, module) != expected
     assert load_policy(str(tmp_path / "adapter-False")).eos_id == module.policy.eos_id
+
+
+def test_the_exported_policy_generates_as_it_was_scored(policy, studies, tmp_path):
+    """Without any argument, and whatever the base's own sampling is."""
+    from transformers import AutoModelForImageTextToText, GenerationConfig
+
+    trainer, settings, batch, expected, module = trained(policy, studies, tmp_path)
+    base, output = tmp_path / "base", tmp_path / "out"
+    own = {"do_sample": True, "repetition_penalty": 1.5, "temperature": 1e-6, "top_k": 1, "no_repeat_ngram_size": 2}
+    GenerationConfig(**own, max_new_tokens=3, min_new_tokens=3).save_pretrained(base)
+    fresh = GRPOModule(**nested(policy=str(base), **settings))
+    trainer.export(fresh, ckpt_path=str(tmp_path / "last.ckpt"), output=str(output))
+    written = json.loads((output / "generation_config.json").read_text())
+    assert not {*own, "min_new_tokens"} - {"do_sample"} & set(written)
+    assert written["do_sample"] is False
+    assert (written["max_new_tokens"], written["eos_token_id"]) == (10, module.policy.eos_id)
+    model = AutoModelForImageTextToText.from_pretrained(output).eval()
+    tokens = model.generate(**model_inputs(module.policy, batch))[0, batch.prompt_ids.shape[1] :].tolist()
+    assert tokens == expected
 
 
 @pytest.mark.parametrize("train_vision", [False, True])

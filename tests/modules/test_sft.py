@@ -26,7 +26,8 @@ class Broken(SFTModule):
         self.broken, self.seen = broken, []
 
     def _loss(self, batch):
-        return super()._loss(batch) * (float("nan") if self.global_step in self.broken else 1.0)
+        total, count = super()._loss(batch)
+        return total * (float("nan") if self.global_step in self.broken else 1.0), count
 
     def on_train_batch_end(self, *args):
         self.seen.append(weights(self))
@@ -57,6 +58,26 @@ def test_a_step_without_a_finite_gradient_is_left_out(saved, studies, weight_dec
     assert all(w.isfinite().all() for w in fourth.values())
     assert {int(state["step"]) for state in lightning.optimizers[0].state.values()} == {3}
     assert module.patience.bad_steps == 0
+
+
+def test_an_infinite_loss_is_a_bad_step_though_its_gradient_is_finite(saved, studies):
+    """As the loss of a token with probability 0: only the value is infinite."""
+
+    class Infinite(Broken):
+        def _loss(self, batch):
+            total, count = SFTModule._loss(self, batch)
+            return total + (float("inf") if self.global_step in self.broken else 0.0), count
+
+    torch.manual_seed(0)
+    settings = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, **SETTINGS}
+    module = Infinite((1,), **nested(policy=saved, **settings))
+    trainer(3).fit(module, FixedData(studies[:4], batch_size=2))
+    first, second, third = module.seen
+    assert equal(first, second)
+    assert not equal(second, third)
+    module = Infinite(range(9), **nested(policy=saved, patience=3, **settings))
+    with pytest.raises(RuntimeError, match="The loss was inf in 3 steps in a row, the last in round 2: check that"):
+        trainer(9).fit(module, FixedData(studies[:4], batch_size=2))
 
 
 def test_a_report_that_the_policy_cannot_write_breaks_a_step_alone(saved, studies):

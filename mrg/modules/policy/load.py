@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from mrg.errors import UserError
+from mrg.log import log
 from mrg.modules.policy.families import FAMILIES, LANGUAGE_LINEARS
 from mrg.modules.policy.lora import LoRA, add_adapter
 from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.precision import hold_trained
+from mrg.modules.policy.processor import close_think, special_tags
 from mrg.modules.policy.quantization import prepare_quantized, quantization_config
 from mrg.modules.prefix.language_model import install_attention
 
@@ -66,6 +68,7 @@ def load_policy(
     options: dict[str, Any] = {"quantization_config": quantization_config(kind)} if load_in_4bit else {}
     with _readable(path):
         processor = FAMILIES[kind].load_processor(path, max_pixels)
+        close_think(processor)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
         )
@@ -76,6 +79,11 @@ def load_policy(
         raise UserError(
             f"The checkpoint {path!r} is incomplete: it lacks {len(missing)} weights, the first of which is "
             f"{missing[0]}. Check model.init_args.policy."
+        )
+    if tags := special_tags(processor.tokenizer):
+        log.warning(
+            f"{', '.join(tags)} are special tokens of the policy {path!r}, which are never sampled: SFT teaches them "
+            "as ordinary text, and without SFT the policy does not write valid completions."
         )
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
@@ -298,19 +299,29 @@ class Policy(nn.Module):
             raise UserError("This policy has no adapter: it was trained without model.init_args.lora.")
         self.model.save_pretrained(folder)
 
-    def save(self, folder: str | Path, write: bool = True) -> None:
+    def save(self, folder: str | Path, write: bool = True, max_new_tokens: int | None = None) -> None:
         """Write a checkpoint that transformers loads: the weights with the adapter merged, and the processor.
+
+        Its generation settings are those of evaluation, greedy decoding without the banned tokens, and not the base's.
 
         If the base is in 4 bits, the adapter is merged into the unquantized base, which is loaded on the CPU.
 
         Args:
             folder: Folder of the checkpoint.
             write: Whether this rank writes; if layers are sharded, all ranks must call this.
+            max_new_tokens: Largest number of tokens of a completion; None leaves it out of the generation settings.
 
         Raises:
             ValueError: If the base is in 4 bits and its checkpoint cannot be loaded.
         """
-        save_merged(self.model, self.processor, folder, write, self.sharded)
+        generation = GenerationConfig(
+            do_sample=False,
+            eos_token_id=self.eos_id,
+            pad_token_id=self.pad_id,
+            suppress_tokens=self.banned_ids,
+            max_new_tokens=max_new_tokens,
+        )
+        save_merged(self.model, self.processor, folder, write, self.sharded, generation)
 
     def merge_note(self) -> str:
         """Note in brackets for the line that names the saved policy; empty unless merging rounds its weights."""

@@ -124,6 +124,31 @@ def _complete(processor: Any) -> None:
         raise UserError("it has no chat template")
 
 
+def close_think(processor: Any) -> None:
+    """Remove a `<think>` that a chat template opens at the end of the prompt, as those of Thinking models do.
+
+    It belongs to the completion, which would otherwise have no opening tag, and so no valid format. The template is
+    wrapped, so that it renders everything else as before, and is saved with the policy.
+    """
+    template, message = processor.chat_template, [{"role": "user", "content": [{"type": "text", "text": ""}]}]
+    prompt = str(processor.apply_chat_template(message, tokenize=False, add_generation_prompt=True))
+    if not isinstance(template, str) or not prompt.rstrip().endswith("<think>"):
+        return
+    # Block tags on lines of their own leave the white space of the template as it is: Jinja would strip one newline.
+    whole = template[:-1] if template.endswith("\n") else template
+    processor.chat_template = processor.tokenizer.chat_template = (
+        f"{{% set prompt %}}\n{whole}{{% endset %}}\n"
+        "{% if add_generation_prompt and prompt.rstrip().endswith('<think>') %}"
+        "{{ prompt.rstrip()[:-7] }}{% else %}{{ prompt }}{% endif %}"
+    )
+
+
+def special_tags(tokenizer: Any) -> list[str]:
+    """The tags of the think/report format that a tokenizer has as special tokens, which are never sampled."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return [tag for tag in TAGS if tag in special]
+
+
 def save_processor(processor: Any, folder: str | Path) -> None:
     """Save a processor so that `load_policy` and transformers can load it."""
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)

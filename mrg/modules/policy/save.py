@@ -17,7 +17,7 @@ from mrg.modules.policy.processor import save_processor
 from mrg.modules.policy.quantization import is_quantized, load_whole_base
 
 
-def save_merged(model: Any, processor: Any, folder: str | Path, write: bool, sharded: bool) -> None:
+def save_merged(model: Any, processor: Any, folder: str | Path, write: bool, sharded: bool, generation: Any) -> None:
     """Write a checkpoint with the adapter merged into the weights, and the processor.
 
     Args:
@@ -26,6 +26,7 @@ def save_merged(model: Any, processor: Any, folder: str | Path, write: bool, sha
         folder: Folder of the checkpoint.
         write: Whether this rank writes; the others only help to gather sharded weights.
         sharded: Whether layers are sharded over ranks.
+        generation: Generation settings to write.
 
     Raises:
         ValueError: If the base is in 4 bits and its checkpoint cannot be loaded.
@@ -36,6 +37,7 @@ def save_merged(model: Any, processor: Any, folder: str | Path, write: bool, sha
     base = load_whole_base(own) if is_quantized(own) else own
     weights = merged_weights(model, write, base) if has_adapter(model) or sharded else None
     if write:
+        base.generation_config = generation
         base.save_pretrained(folder, state_dict=weights)
         _set_dtype(base, Path(folder))
         save_processor(processor, folder)

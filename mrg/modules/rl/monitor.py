@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -185,8 +186,8 @@ class Patience:
     """Ends a run that no longer learns.
 
     Args:
-        limit: Number of consecutive steps without a finite gradient, or of consecutive rounds without a signal, after
-            which the run ends.
+        limit: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds without a
+            signal, after which the run ends.
     """
 
     def __init__(self, limit: int) -> None:
@@ -201,17 +202,22 @@ class Patience:
         """Restore the counts; an empty state resets them."""
         self.bad_steps, self.dead_rounds = state.get("bad_steps", 0), state.get("dead_rounds", 0)
 
-    def takes(self, norm: Tensor, round_index: int) -> bool:
-        """Whether to take a step with a gradient of this norm.
+    def takes(self, norm: Tensor, round_index: int, loss: float = 0.0) -> bool:
+        """Whether to take a step with a gradient of this norm and this loss, which are equal on all ranks.
+
+        A token of probability 0 makes the loss infinite, while its gradient is finite.
 
         Raises:
-            RunError: If too many consecutive gradients were not finite.
+            RunError: If too many consecutive gradients or losses were not finite.
         """
-        self.bad_steps = 0 if bool(norm.isfinite()) else self.bad_steps + 1
+        finite = bool(norm.isfinite())
+        self.bad_steps = 0 if finite and math.isfinite(loss) else self.bad_steps + 1
         if self.bad_steps >= self.limit:
+            what = f"The loss was {loss}" if finite else f"The gradient's norm was {float(norm)}"
+            remedy = "check that the policy can write its targets, or " if finite else ""
             raise RunError(
-                f"The gradient's norm was {float(norm)} in {self.bad_steps} steps in a row, the last in round "
-                f"{round_index}: lower model.init_args.optimizer.learning_rate."
+                f"{what} in {self.bad_steps} steps in a row, the last in round {round_index}: {remedy}lower "
+                "model.init_args.optimizer.learning_rate."
             )
         return not self.bad_steps
 
