@@ -246,7 +246,7 @@ class ReportDataModule(L.LightningDataModule):
                 their embeddings are cached.
         """
         module: Any = self.trainer.lightning_module if self.trainer else None
-        if self.augment is not None and getattr(module, "vision_cache", ""):
+        if self.augment is not None and getattr(module, "vision_cache", False):
             raise UserError(
                 "vision_cache holds embeddings of unchanged images: set data.init_args.augment to null or "
                 "model.init_args.vision_cache to ''."

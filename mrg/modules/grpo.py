@@ -77,8 +77,8 @@ class GRPOModule(RewardedModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        counts = {"num_minibatches": num_minibatches, "num_iterations": num_iterations}
-        check_counts(**counts, micro_batch_tokens=micro_batch_tokens)
+        check_counts(num_minibatches=num_minibatches, num_iterations=num_iterations)
+        check_counts(micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
         kl.check_fixed(self.train_vision, self.lora)
         if rollout.servers is not None and self.lora is None:
