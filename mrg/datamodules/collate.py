@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.errors import ImageReadError, TextError
 from mrg.datamodules.images.cache import PixelCache
 from mrg.datamodules.images.preprocess import pixels_for
 from mrg.datamodules.study import Study, View
@@ -21,11 +21,12 @@ THINK_PROMPT = (
     "Write the findings section of the radiology report for this chest X-ray study. First list what you see in "
     "<think></think>, then write the report in <report></report>."
 )
+TAGS = ("<think>", "</think>", "<report>", "</report>")
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A study that was skipped because an image cannot be read.
+    """A study that was skipped because an image cannot be read, or a text in its prompt is not plain.
 
     Args:
         id: Identifier of the study.
@@ -135,6 +136,27 @@ class StudyCollator:
         self.max_views = max_views
         self.max_prompt_length = max_prompt_length
         self.use_prior = use_prior
+        self.marks = _marks(processor)
+        if mark := self._mark(prompt):
+            raise UserError(f"Expected model.init_args.prompt to be plain text, but it contains the token {mark!r}.")
+
+    def _mark(self, text: str) -> str:
+        """The first special token that a text contains; empty if there is none."""
+        return next((mark for mark in self.marks if mark in text), "")
+
+    def _check_text(self, study: Study) -> None:
+        """Check that the texts in the prompt of a study are plain text.
+
+        Raises:
+            TextError: If one contains a special token, such as that of an image.
+        """
+        report = study.prior.report if self.use_prior and study.prior else ""
+        for name, text in (("indication", study.indication if self.use_indication else ""), ("prior report", report)):
+            if mark := self._mark(text):
+                raise TextError(
+                    f"Study {study.id}: its {name} contains {mark!r}, a token of the policy that marks images or turns "
+                    f"and is not text: remove it. The {name}: {text!r}"
+                )
 
     def views(self, study: Study) -> tuple[View, ...]:
         """The views of a study in the order in which the policy sees them, those of its prior first."""
@@ -171,8 +193,9 @@ class StudyCollator:
         """Read and resize the views of a study.
 
         Raises:
-            ImageReadError: If an image cannot be read; names the study.
+            ImageReadError: If an image cannot be read, or a text in the prompt is not plain; names the study.
         """
+        self._check_text(study)
         views = self.views(study)
         try:
             return [self.pixels.read(view, len(views)) for view in views]
@@ -218,6 +241,14 @@ class StudyCollator:
             contents=contents,
             views=[self.views(study) for study in studies],
         )
+
+
+def _marks(processor: Any) -> list[str]:
+    """Special tokens that would change the structure of a prompt: all but the unknown word and the format's tags."""
+    tokenizer = processor.tokenizer
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    named = {getattr(processor, name, None) for name in ("image_token", "video_token", "boi_token", "eoi_token")}
+    return sorted({mark for mark in special | named if mark} - {tokenizer.unk_token, *TAGS})
 
 
 def _images(first: int, count: int) -> str:

@@ -23,6 +23,10 @@ class ImageReadError(UserError):
     """An image file is missing, truncated, too large or not an image; the message is one line that names the file."""
 
 
+class TextError(ImageReadError):
+    """A text in the prompt contains a special token of the policy; such studies are skipped like unreadable ones."""
+
+
 class DecoderMissingError(ImageReadError):
     """Reading an image needs an optional package; such images are never skipped. The message names the pip command."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,7 +16,7 @@ from torch import nn
 from mrg.errors import UserError
 from mrg.log import log
 from mrg.modules.policy.families import FAMILIES, LANGUAGE_LINEARS
-from mrg.modules.policy.lora import LoRA, add_adapter
+from mrg.modules.policy.lora import LoRA, add_adapter, merge_saved
 from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.policy.processor import close_think, special_tags
@@ -65,13 +66,17 @@ def load_policy(
     check_frozen(train_vision, "", load_in_4bit, lora)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     kind = _family(path)
+    has_adapter = _check_adapter(path, load_in_4bit)
     options: dict[str, Any] = {"quantization_config": quantization_config(kind)} if load_in_4bit else {}
     with _readable(path):
         processor = FAMILIES[kind].load_processor(path, max_pixels)
         close_think(processor)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
-        )
+        with _without_adapter(path, has_adapter) as folder:
+            model, info = AutoModelForImageTextToText.from_pretrained(
+                folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True, **options
+            )
+    if has_adapter:
+        model = merge_saved(model, path)
     if load_in_4bit:
         prepare_quantized(model)
     missing = sorted(info["missing_keys"])
@@ -133,6 +138,11 @@ def _family(path: str) -> str:
     """Type of a checkpoint, a key of `FAMILIES`."""
     if path.startswith((".", "/", "runs/")) or Path(path).exists():
         config = Path(path) / "config.json"
+        if not config.is_file() and (Path(path) / "adapter_config.json").is_file():
+            raise UserError(
+                f"Policy {path!r} is an adapter without the weights of its base. Merge it into the base with peft's "
+                "merge_and_unload, save both model and processor, and set model.init_args.policy to that folder."
+            )
         if not config.is_file():
             raise UserError(
                 f"Policy {path!r} is not a checkpoint: {config} does not exist. Check model.init_args.policy."
@@ -152,6 +162,38 @@ def _family(path: str) -> str:
             "the checkpoint that it was made from, and load_in_4bit to true."
         )
     return str(kind)
+
+
+def _check_adapter(path: str, load_in_4bit: bool) -> bool:
+    """Whether a local folder has an adapter next to full weights; logs a warning that it is merged into them.
+
+    Raises:
+        UserError: If it cannot be merged, because the weights are to be held in 4 bits.
+    """
+    file = Path(path) / "adapter_config.json"
+    if not file.is_file():
+        return False
+    what = f"Policy {path!r} has an adapter ({file.name}) next to full weights"
+    if load_in_4bit:
+        raise UserError(f"{what}, which cannot be merged into 4-bit weights: merge it first, or remove its files.")
+    log.warning(
+        f"{what}: it is merged into them, because transformers loads both. If the weights contain the adapter already, "
+        f"remove {file.name}."
+    )
+    return True
+
+
+@contextlib.contextmanager
+def _without_adapter(path: str, has_adapter: bool) -> Iterator[str]:
+    """A folder with the files of a checkpoint but not its adapter: transformers would add the adapter's layers."""
+    if not has_adapter:
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for file in Path(path).iterdir():
+            if not file.name.startswith("adapter_"):
+                (Path(folder) / file.name).symlink_to(file.resolve())
+        yield folder
 
 
 @contextlib.contextmanager

@@ -38,6 +38,13 @@ def add_adapter(model: Any, lora: LoRA, layers: str) -> Any:
     return get_peft_model(model, shape)
 
 
+def merge_saved(model: Any, folder: str) -> Any:
+    """Merge an adapter in a folder into a transformers model, all of whose weights are trainable afterwards."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder).merge_and_unload().requires_grad_(True)
+
+
 def has_adapter(model: Any) -> bool:
     """Whether a model is wrapped by peft."""
     return hasattr(model, "get_base_model")

@@ -12,6 +12,7 @@ from transformers import AutoProcessor, AutoTokenizer, InternVLProcessor, PreTra
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
+from mrg.datamodules.collate import TAGS
 from mrg.errors import UserError
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<|image_pad|>", "<|video_pad|>"
@@ -24,7 +25,6 @@ SPECIAL_TOKENS = (
     IMAGE_TOKEN,
     VIDEO_TOKEN,
 )
-TAGS = ("<think>", "</think>", "<report>", "</report>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
