@@ -1,10 +1,11 @@
 """An index on disk: rows that take minutes to gather, in Arrow shards, each written completely or not at all.
 
-    folder/index.json            fingerprint of what the rows were made from
-    folder/shard-00000.arrow     one shard of rows, memory-mapped by `datasets`
+    folder/index.json                          fingerprint of what the rows were made from
+    folder/shard-<fingerprint>-00000.arrow     one shard of rows, memory-mapped by `datasets`
 
 An interrupted build is resumed from its complete shards. If the fingerprint differs, the index is rebuilt. Two
-processes that build the same index do the work twice, without harm.
+processes that build the same index do the work twice, without harm. The fingerprint is in the name and in the header of
+each shard, so that a process never reads the shards of another that builds from other files in the same folder.
 """
 
 from __future__ import annotations
@@ -68,14 +69,15 @@ def open_index(
     start = time.monotonic()
     try:
         num_shards = _prepare(folder, name, fingerprint, count)
+        made_from = hashlib.blake2b(json.dumps(sorted(fingerprint.items())).encode(), digest_size=8).hexdigest()
         shards, num_made, shown = [], 0, start
         for number in range(num_shards):
-            file = folder / f"shard-{number:05d}.arrow"
-            shard = _open(file, is_stale)
+            file = folder / f"shard-{made_from}-{number:05d}.arrow"
+            shard = _open(file, made_from, is_stale)
             if shard is None:
-                _write(file, make(number), features)
+                _write(file, make(number), features, made_from)
                 num_made += 1
-                shard = _open(file, lambda shard: False)
+                shard = _open(file, made_from, lambda shard: False)
             if shard is None:
                 raise UserError(f"Index shard {file} cannot be read after it was written; is the disk full?")
             shards.append(shard)
@@ -116,7 +118,7 @@ def _prepare(folder: Path, name: str, fingerprint: Mapping[str, str], count: Cal
     return num_shards
 
 
-def _open(file: Path, is_stale: Callable[[Dataset], bool]) -> Dataset | None:
+def _open(file: Path, made_from: str, is_stale: Callable[[Dataset], bool]) -> Dataset | None:
     import pyarrow as pa
     from datasets import Dataset
 
@@ -126,15 +128,16 @@ def _open(file: Path, is_stale: Callable[[Dataset], bool]) -> Dataset | None:
         shard = Dataset.from_file(str(file))
     except pa.ArrowInvalid:
         return None
-    return None if is_stale(shard) else shard
+    header = json.loads((shard.data.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return None if header.get("fingerprint") != made_from or is_stale(shard) else shard
 
 
-def _write(file: Path, rows: Sequence[Mapping[str, Any]], features: Features) -> None:
+def _write(file: Path, rows: Sequence[Mapping[str, Any]], features: Features, made_from: str) -> None:
     from datasets.arrow_writer import ArrowWriter
 
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
-        with ArrowWriter(path=str(temporary), features=features) as writer:
+        with ArrowWriter(path=str(temporary), features=features, fingerprint=made_from) as writer:
             writer.write_batch({column: [row[column] for row in rows] for column in features})
             writer.finalize()
         temporary.replace(file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ Embeddings = tuple[Tensor, tuple[Tensor, ...]]
 class VisionCache:
     """Cache with one file per image and vision tower.
 
-    A file is named by a hash of the image's processed pixels, which depend on the pixel budget, of the tower's weights
-    and of the precision. Files are never removed.
+    A file is named by a hash of the image's processed pixels, which depend on the pixel budget, of all weights of the
+    tower and of the precision. It holds a checksum; a file that is damaged or not finite is replaced. Files are never
+    removed.
 
     Args:
         folder: Folder with the files.
@@ -41,9 +41,7 @@ class VisionCache:
         digest = hashlib.sha256()
         for name in family.vision:
             for key, value in getattr(base, name).state_dict().items():
-                # In float64 on the CPU, so that the sum does not depend on the order of summation.
-                start = value.detach().flatten()[:1024].cpu().double()
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)} {start.sum().item()!r}".encode())
+                _update(digest, key, value)
         self.tower = digest.digest()
 
     def images(self, batch: Batch) -> Embeddings:
@@ -86,18 +84,34 @@ class VisionCache:
         return hashlib.sha256(self.tower + shape + pixels).hexdigest()
 
 
+def _update(digest: Any, name: str, value: Tensor) -> None:
+    """Add name, type, shape and all bytes of a tensor to a hash."""
+    digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+    digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _checksum(file: Path, parts: list[Tensor]) -> str:
+    """Hash of the content of a file and of its name, so that no file answers for another one."""
+    digest = hashlib.sha256(file.name.encode())
+    for number, part in enumerate(parts):
+        _update(digest, str(number), part)
+    return digest.hexdigest()
+
+
 def _load(file: Path) -> list[Tensor] | None:
+    """The embeddings in a file; None if it is missing, damaged or not finite, so that it will be replaced."""
     try:
-        parts: list[Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-        return parts
-    except FileNotFoundError:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        parts: list[Tensor] = content["parts"]
+        intact = content["checksum"] == _checksum(file, parts) and all(bool(part.isfinite().all()) for part in parts)
+    except Exception:  # a damaged pickle raises nearly any error
         return None
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # truncated by a crash: will be replaced
-        return None
+    return parts if intact else None
 
 
 def _save(file: Path, parts: list[Tensor]) -> None:
     # Ranks may write the same file at once: each writes a temporary file of its own, and the last one wins.
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    torch.save([part.detach().cpu() for part in parts], temporary)
+    parts = [part.detach().cpu() for part in parts]
+    torch.save({"parts": parts, "checksum": _checksum(file, parts)}, temporary)
     temporary.replace(file)

@@ -59,7 +59,7 @@ def test_a_killed_build_goes_on_where_it_stopped(source, tmp_path):
     source.killed_at = 1
     with pytest.raises(KeyboardInterrupt):
         source.open(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json", "shard-00000.arrow"]
+    assert [path.name.rpartition("-")[2] for path in sorted(tmp_path.iterdir())] == ["index.json", "00000.arrow"]
     source.killed_at = -1
     assert len(source.open(tmp_path)) == 6
     assert source.made == [0, 1, 2]
@@ -75,7 +75,7 @@ def test_half_a_shard_is_never_taken_for_a_whole_one(source, tmp_path, monkeypat
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
     source.open(tmp_path)
-    shard = tmp_path / "shard-00001.arrow"
+    (shard,) = tmp_path.glob("shard-*-00001.arrow")
     shard.write_bytes(shard.read_bytes()[:100])
     assert len(source.open(tmp_path)) == 6
     assert source.made == [0, 0, 1, 2, 1]
@@ -128,3 +128,33 @@ def test_progress_is_shown_now_and_then(source, tmp_path, monkeypatch, notes):
     monkeypatch.setattr(index, "_PROGRESS_SECONDS", -1.0)
     source.open(tmp_path)
     assert "Test: 2 of 3 shards after 0 s" in notes.messages
+
+
+def test_two_processes_with_different_sources_in_one_folder(source, tmp_path, monkeypatch):
+    """The second one starts while the first one builds: neither takes a shard of the other, then or later."""
+    other, rows = Source(), source.rows
+    other.rows = lambda shard: [{"id": f"other {shard}-{row}", "names": []} for row in range(2)]
+
+    def interrupted(shard):
+        if shard == 1 and not source.made[1:]:
+            other.open(tmp_path, "z")
+        return rows(shard)
+
+    monkeypatch.setattr(source, "rows", interrupted)
+    mine = ["0-0", "0-1", "1-0", "1-1", "2-0", "2-1"]
+    assert source.open(tmp_path)["id"][:] == mine
+    assert other.open(tmp_path, "z")["id"][:] == [f"other {name}" for name in mine]
+    assert source.open(tmp_path)["id"][:] == mine
+
+
+def test_a_shard_of_another_index_under_this_name_is_made_again(source, tmp_path):
+    source.open(tmp_path / "a")
+    other = Source()
+    other.open(tmp_path / "b", "z")
+    for mine, theirs in zip(
+        sorted((tmp_path / "a").glob("*.arrow")), sorted((tmp_path / "b").glob("*.arrow")), strict=True
+    ):
+        assert mine.name != theirs.name
+        theirs.replace(mine)
+    source.open(tmp_path / "a")
+    assert source.made == [0, 1, 2] * 2

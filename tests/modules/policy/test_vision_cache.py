@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.modules.policy import vision_cache
 from tests.families import QWEN, family_policy, unequal_studies
 
 
@@ -85,3 +86,47 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file.cache cannot be created \(Not a directory\).*vision_cache"):
         family_policy("qwen2_5_vl").keep_images(tmp_path / "file" / "cache")
+
+
+def test_all_weights_are_part_of_the_name(tmp_path):
+    """Beyond the first elements of a tensor, and with equal sums."""
+    policy = family_policy("qwen2_5_vl", dtype=torch.float32)
+    batch = family_batch(policy)
+    policy.keep_images(tmp_path)
+    first = policy.embed(batch).embeds
+    num = len(list(tmp_path.iterdir()))
+    weight = max(policy.base.model.visual.parameters(), key=torch.numel)
+    assert weight.numel() > 1024
+    with torch.no_grad():
+        weight.view(-1)[1024:] = weight.view(-1)[1024:].flip(0)
+    policy.keep_images(tmp_path)
+    assert not torch.allclose(policy.embed(batch).embeds, first)
+    assert len(list(tmp_path.iterdir())) == 2 * num
+
+
+def test_a_file_with_a_flipped_bit_is_made_again(tmp_path):
+    policy = family_policy("qwen2_5_vl", dtype=torch.float32)
+    batch = family_batch(policy)
+    policy.keep_images(tmp_path)
+    expected = policy.embed(batch).embeds
+    file = sorted(tmp_path.iterdir())[0]
+    content = file.read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 40)):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        assert torch.allclose(policy.embed(batch).embeds, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["swapped", "not finite", "old form"])
+def test_a_file_that_is_not_the_embedding_is_made_again(tmp_path, damage):
+    policy = family_policy("qwen2_5_vl", dtype=torch.float32)
+    batch = family_batch(policy)
+    policy.keep_images(tmp_path)
+    expected = policy.embed(batch).embeds
+    one, two, *_ = sorted(tmp_path.iterdir())
+    if damage == "swapped":
+        one.write_bytes(two.read_bytes())
+    else:
+        parts = [torch.full_like(part, torch.inf) for part in torch.load(one, weights_only=True)["parts"]]
+        content = {"parts": parts, "checksum": vision_cache._checksum(one, parts)}
+        torch.save(content if damage == "not finite" else parts, one)
+    assert torch.allclose(policy.embed(batch).embeds, expected, atol=1e-5)
