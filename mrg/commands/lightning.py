@@ -28,6 +28,7 @@ from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
+from mrg.commands.configuration import check_limits, replaced_lists
 from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.datamodules.base import ReportDataModule
@@ -97,6 +98,9 @@ class MrgCLI(CommandLine):
         config.trainer.default_root_dir = str(self.folder)
         files = [Path(str(path)) for path in config.config or []]
         check_not_moved(files, self.folder)
+        for line in replaced_lists(files):
+            log.warning(line)
+        check_limits(str(self.subcommand), config.trainer)
         if not _class(str(config.model.class_path)).trained:
             self._prepare_baseline(config)
             return
