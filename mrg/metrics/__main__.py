@@ -162,7 +162,10 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
 
 def _read_columns(predictions: Predictions) -> str:
     columns = predictions.columns
-    return f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
+    line = f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
+    if columns["target"] == "section_findings":
+        line += " ReXrank scores findings; --target report would score them against whole reports."
+    return line
 
 
 def _notes(predictions: Predictions) -> str:

@@ -54,6 +54,8 @@ def read_predictions(
     if not rows:
         raise UserError(f"{path} holds no studies.")
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
+    if target_column is None and any("section_findings" in row and "model_prediction" in row for row in rows):
+        target_column = "section_findings"  # ReXrank's protocol: findings are scored, though the file has whole reports
     target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
     if preds_column == target_column:
         raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: set --preds and --target.")

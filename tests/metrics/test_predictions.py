@@ -128,3 +128,17 @@ def test_headings_with_spaces_and_long_fields(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("id, prediction , target\n1," + "a" * 200_000 + ",b\n")
     assert read_predictions(path).preds == ["a" * 200_000]
+
+
+def test_findings_are_the_references_of_rexrank(tmp_path):
+    """Its files hold whole reports, too; findings that repeat the reference are perfect."""
+    findings = "The heart is enlarged. No effusion."
+    entry = {"section_findings": findings, "report": f"{findings} Impression: Possible edema.", "age": 3}
+    path = tmp_path / "rexrank.json"
+    path.write_text(json.dumps({"a": {**entry, "model_prediction": findings}}))
+    read = read_predictions(path)
+    assert read.columns["target"] == "section_findings"
+    assert read.preds == read.target
+    assert read_predictions(path, target_column="report").target == [entry["report"]]
+    path.write_text(json.dumps({"a": {"report": findings, "model_prediction": findings}}))
+    assert read_predictions(path).columns["target"] == "report"
