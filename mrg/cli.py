@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import mrg
@@ -22,7 +23,7 @@ USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
   demo      train on synthetic images with SFT, then GRPO, and compare both: offline, on a CPU, in minutes
   fit       train the model that --config describes; all output is written to <runs>/<name>/
   validate  score the best checkpoint of a run on the validation split
-  test      score it on the test split, next to baselines; without options, that of the latest run
+  test      score it on the test split, next to baselines; without --config and --name, that of the latest run
   predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
   compare   compare two tested runs: a table of paired differences, and a page of the studies in which they differ
   page      write the page of a run, <runs>/<name>/index.html, again
@@ -81,19 +82,31 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(
             f"There is no command '{argv[0]}'{nearest(argv[0], commands) or '.'} Commands: {', '.join(commands)}."
         )
-    names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
+    whole = ("-c", "-h", "--help", "--model", "--model.class_path")  # a configuration of its own, or none
+    names_run = any(word.partition("=")[0] in whole or word.startswith("--config") for word in argv)
     own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)
     if own_images:
         from mrg.commands.predict_images import with_images
 
         argv = ["predict", *with_images(argv[1:])]
-    if argv == ["test"] or ((own_images or argv[0] == "export") and not names_run):
-        from mrg.run.folder import latest_run
+    if argv[0] in LIGHTNING[1:] and not names_run:
+        from mrg.run.folder import latest_run, named_run
 
-        folder = latest_run(Path("runs"))
-        log.info(f"Latest run: {folder}")
+        runs, name = Path(_value(argv, "--runs") or "runs"), _value(argv, "--name")
+        folder = named_run(runs, name) if name else latest_run(runs)
+        log.info(f"{'Run' if name else 'Latest run'}: {folder}")
         run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
         argv = [argv[0], *run_of, *argv[1:]]
     from mrg.commands.lightning import run
 
     run(argv)
+
+
+def _value(argv: Sequence[str], option: str) -> str:
+    """Last value of an option, as `--name x` or `--name=x`; empty if it is not given."""
+    value = ""
+    for word, after in pairwise([*argv, ""]):
+        key, is_set, own = word.partition("=")
+        if key == option:
+            value = own if is_set else after
+    return value

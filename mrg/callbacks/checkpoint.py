@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from mrg.strategy import FSDP2
 
 LOGS = ("metrics.csv", "samples.jsonl")
 """Files of the run folder to which training appends; a resumed run removes the lines written after its checkpoint."""
+TRAINING = ("train", "reward", "recall", "seconds")
+"""Groups of scores that are logged in training; all others must be there after the sanity check."""
 
 
 class CheckpointError(RunError):
@@ -119,6 +121,8 @@ class Checkpoints(Checkpoint):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note that there is a new score."""
         self.validated = not trainer.sanity_checking
+        if trainer.sanity_checking and self.monitor.partition("/")[0] not in TRAINING:
+            self._check_monitor(trainer.callback_metrics)
 
     def boundary(self, place: str) -> None:
         """Save if a checkpoint is due, and leave if a signal has asked for it."""
@@ -140,14 +144,17 @@ class Checkpoints(Checkpoint):
 
     def _compare(self, name: str) -> None:
         metrics = self.trainer.callback_metrics
-        if self.monitor not in metrics:
-            known = ", ".join(sorted(key for key in metrics if key.startswith("val/")))
-            raise UserError(f"The run logs no {self.monitor!r} to choose its best checkpoint by; --monitor: {known}.")
+        self._check_monitor(metrics)
         score = float(metrics[self.monitor])
         better = score < self.best.score if self.monitor.endswith("loss") else score > self.best.score
         # Also the first one, one after a score that was not a number, and the first one by another score.
         if better or self.best.score != self.best.score or self.best.monitor != self.monitor:
             self.best = Best(name, score, self.monitor)
+
+    def _check_monitor(self, metrics: Iterable[str]) -> None:
+        if self.monitor not in (names := list(metrics)):
+            known = ", ".join(sorted(key for key in names if key.startswith("val/")))
+            raise UserError(f"The run logs no {self.monitor!r} to choose its best checkpoint by; --monitor: {known}.")
 
     def save(self, name: str, before: Snapshot | None = None) -> None:
         """Write the state of all ranks into one checkpoint.
@@ -228,6 +235,12 @@ class Checkpoints(Checkpoint):
     def on_data_ready(self) -> None:
         """Restore the run folder to the time of the checkpoint, now that all checks have passed."""
         trainer, resumed = self.trainer, self.resumed
+        logged: list[str] = []
+        if resumed is not None and (table := self.run_folder / LOGS[0]).is_file():
+            with table.open(encoding="utf-8") as file:
+                logged = file.readline().strip().split(",")
+        if self.monitor.startswith("val/") and any(name.startswith("val/") for name in logged):
+            self._check_monitor(logged)  # a resumed run has no sanity check
         if trainer.is_global_zero:
             best = restore_folder(self.run_folder, self.files, resumed, self.monitor, self.begin)
             self.best = best or self.best

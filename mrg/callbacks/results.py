@@ -15,6 +15,7 @@ from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.log import log
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import (
     CONSTANT_NORMAL,
     evaluate_systems,
@@ -154,6 +155,7 @@ class ResultWriter(L.Callback):
             pl_module.margin,
             {"model": rate} if pl_module.trained else None,
             [("model", name) for name in baselines],
+            best=BestConstants.of(reports, labeler, pl_module.margin),
         )
         protocol = {
             "mrg": mrg.__version__,
@@ -172,6 +174,8 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", results)
         print(format_table(results))
+        if results["best_constant"] is None:
+            print("The data have no training reports, so the best constant report is not known.")
         if remark := remark_on_frequency(reports, "most frequent report", "training report"):
             print(remark)
         _log_skipped(len(data.splits["test"]), "test", skipped)

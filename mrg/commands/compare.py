@@ -65,6 +65,7 @@ def compare(
     from mrg.files import print_if_read
     from mrg.metrics.compare import compare_systems, format_comparison
     from mrg.metrics.predictions import align, read_predictions
+    from mrg.metrics.remarks import against_best
     from mrg.pages.gallery import Gallery, of_studies
     from mrg.pages.images import ImageOptions
     from mrg.pages.tested_run import TestedRun
@@ -83,7 +84,8 @@ def compare(
     judge = _labeler(runs, names, labeler, chexbert)
     _warn(runs, names, judge)
     result = compare_systems(first.preds, second.preds, first.target, judge, first.ids, margin, num_trials, seed)
-    print_if_read(format_comparison(result, names, num_changed))
+    results = _with_baselines(runs, names, judge, margin, seed)
+    print_if_read("\n".join([format_comparison(result, names, num_changed), "", *against_best(results)]))
     by_id = {str(row["id"]): row for row in runs[1].rows}
     runs[1].rows = [by_id[name] for name in first.ids]
     Gallery(
@@ -92,7 +94,7 @@ def compare(
         margin,
         **of_studies(runs[0].studies() or runs[1].studies()),
         max_views=runs[0].max_views,
-        results=_with_baselines(runs, names, judge, margin, seed),
+        results=results,
         comparison=result,
         title=f"{names[0]} and {names[1]}, study by study",
         image_options=image_options,
@@ -123,8 +125,11 @@ def _with_baselines(
     baselines = runs[0].baselines or {"constant normal": CONSTANT_NORMAL}
     texts = {name: [text] * len(target) for name, text in baselines.items()}
     texts |= {name: run.reports for name, run in zip(names, runs, strict=True)}
+    best = runs[0].best_constants
+    if best is not None and (best.labeler, best.margin) != (labeler.name, margin):
+        best = None
     formats = {name: run.format for name, run in zip(names, runs, strict=True) if run.format is not None}
-    return evaluate_systems(texts, target, labeler, margin, formats, seed=seed)
+    return evaluate_systems(texts, target, labeler, margin, formats, seed=seed, best=best)
 
 
 def _names(run_a: Path, run_b: Path) -> tuple[str, str]:

@@ -174,6 +174,7 @@ class Demo:
             margin=runs[SFT].results["margin"],
             formats={title: run.format for title, run in runs.items() if run.format is not None},
             differences=[(GRPO, SFT), *([(CONTINUED, SFT), (GRPO, CONTINUED)] if CONTINUED in runs else [])],
+            best=runs[SFT].best_constants,
         )
         # The protocol that all policies share, and the policy and checkpoint of each.
         protocols = {title: run.results["protocol"] for title, run in runs.items()}

@@ -28,6 +28,7 @@ from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
+from mrg.commands.configuration import check_limits, replaced_lists
 from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.datamodules.base import ReportDataModule
@@ -37,7 +38,7 @@ from mrg.modules.base import ReportModule
 from mrg.modules.settings import check_no_moved_keys
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
-from mrg.run.folder import check_not_moved, check_writable, lock, make_room
+from mrg.run.folder import check_is_of, check_not_moved, check_writable, lock, make_room
 from mrg.run.resume import KEPT, changed_settings, describe_changes
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
@@ -65,6 +66,12 @@ class MrgCLI(CommandLine):
         parser.add_argument(
             "--into", type=str, default="", help="subfolder of the run for what test and predict write about other data"
         )
+        parser.add_argument(
+            "--starting_policy",
+            type=bool,
+            default=False,
+            help="outside of fit: use the policy that the configuration names as it is, in a folder without a run",
+        )
         parser.add_argument("--overwrite", type=bool, default=False, help="start over in a folder that contains a run")
         parser.add_argument(
             "--monitor",
@@ -89,7 +96,11 @@ class MrgCLI(CommandLine):
         """Refuse to overwrite a run; outside of `fit`, use the best checkpoint of the run unless one is named."""
         config = self.config[self.subcommand]
         config.trainer.default_root_dir = str(self.folder)
-        check_not_moved([Path(str(path)) for path in config.config or []], self.folder)
+        files = [Path(str(path)) for path in config.config or []]
+        check_not_moved(files, self.folder)
+        for line in replaced_lists(files):
+            log.warning(line)
+        check_limits(str(self.subcommand), config.trainer)
         if not _class(str(config.model.class_path)).trained:
             self._prepare_baseline(config)
             return
@@ -101,7 +112,9 @@ class MrgCLI(CommandLine):
             config.verbose = False  # our table replaces Lightning's
         self.save_config_callback = None  # config.yaml is the configuration that the run was trained with
         if config.ckpt_path is None:
-            best = best_of(self.folder, str(config.model.init_args.policy))
+            best = best_of(self.folder, str(config.model.init_args.policy), config.starting_policy)
+            if best is not None:
+                check_is_of(files, self.folder)
             config.ckpt_path = None if best is None else str(best)
         if config.ckpt_path is not None:
             strategy = str(getattr(config.trainer.strategy, "class_path", ""))

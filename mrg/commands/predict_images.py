@@ -13,7 +13,7 @@ def parser() -> argparse.ArgumentParser:
     """Create the parser of the options that replace settings of the data module."""
     result = argparse.ArgumentParser("python -m mrg predict", add_help=False, allow_abbrev=False)
     own = result.add_argument_group(
-        "your own images, instead of --data; without --config, the latest run writes the reports"
+        "your own images, instead of --data; without --config and --name, the latest run writes the reports"
     )
     own.add_argument(
         "--images", nargs="+", action="extend", default=[], metavar="FILE", help="files, folders and patterns"

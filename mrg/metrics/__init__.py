@@ -3,7 +3,6 @@
 from mrg.metrics.ce import CEF1, ce_f1
 from mrg.metrics.conditions import BLANK, CONDITIONS, FIVE, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.conventions import CONVENTIONS, FAMILIES, convention
-from mrg.metrics.evaluation import CETable, ce_table
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
@@ -11,6 +10,7 @@ from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.mccs import MCCS, ccs, mccs
 from mrg.metrics.nlg import NLGScores, nlg_scores
 from mrg.metrics.scorer import ReportScore, load_scorer
+from mrg.metrics.tables import CETable, ce_table
 from mrg.metrics.trl import as_reward, format_reward
 
 __all__ = [

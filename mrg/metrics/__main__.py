@@ -12,6 +12,7 @@ from typing import Any
 from mrg.errors import ExtensionError, MrgError, UserError, one_line, where_raised
 from mrg.files import write_json
 from mrg.metrics.compare import compare_systems, format_comparison
+from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.evaluation import (
     CONSTANT_NORMAL,
     evaluate_systems,
@@ -34,12 +35,16 @@ from mrg.metrics.predictions import (
     align,
     column_names,
     read_predictions,
+    read_reports,
     some,
 )
+from mrg.metrics.remarks import BASELINES
+from mrg.metrics.resampling import MIN_CASES
 from mrg.metrics.scorer import ReportScore, load_scorer
 
 DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
-intervals, next to the constant normal report and the most frequent reference as baselines."""
+intervals, next to baselines: the constant normal report, the most frequent reference and, with --train, the best
+constant report of each score."""
 EPILOG = """The files are JSON lines (.jsonl, as written by `python -m mrg test`), JSON (.json: a list of studies, or
 ReXrank's object of studies by id) or tables with a header line (.csv, .tsv). Reports are labelled by rules unless
 --labeler or --chexbert is given; see docs/labelers.md."""
@@ -63,7 +68,11 @@ def parser() -> argparse.ArgumentParser:
         "(default: rules)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
+    add("--train", type=Path, metavar="FILE", help="training reports, for the best constant report of each "
+        "score: a file like the others, or an annotation.json")  # fmt: skip
     add("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
+    add("--min_cases", type=int, default=MIN_CASES, help="fewest references with a condition that counts in "
+        "informedness (default: %(default)s)")  # fmt: skip
     add("--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'")
     add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalisation before --nlg (default: "
         "%(default)s)")  # fmt: skip
@@ -123,7 +132,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _score(predictions: Predictions, output: Path, options: argparse.Namespace) -> None:
     name = options.predictions.stem
-    if name in ("constant normal", "most frequent reference"):
+    if name in (*BASELINES, BEST):
         name += " (file)"
     systems = {
         "constant normal": [CONSTANT_NORMAL] * len(predictions.ids),
@@ -131,14 +140,19 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
         name: predictions.preds,
     }
     differences = [(name, "constant normal"), (name, "most frequent reference")]
+    labeler = _labeler(options)
+    train = read_reports(options.train, next(iter(options.target), None)) if options.train is not None else []
+    best = BestConstants.of(train, labeler, options.margin)
     result = evaluate_systems(
-        systems, predictions.target, _labeler(options), options.margin, None, differences, options.trials or 1000,
-        options.seed, _scorers(options),
+        systems, predictions.target, labeler, options.margin, None, differences, options.trials or 1000,
+        options.seed, _scorers(options), best, options.min_cases,
     )  # fmt: skip
     left_out = {"no_reference": predictions.no_target, "no_prediction": predictions.no_preds}
     result = {"predictions": str(options.predictions), "columns": predictions.columns, **left_out, **result}
     write_json(output, result)
     print(_notes(predictions))
+    if best is None:
+        print("Without training reports (--train FILE), the best constant report of each score is not known.")
     print(f"{format_table(result)}\n\n{format_conventions(result, name)}", flush=True)
     if options.nlg:  # last: the other results stay if Java or the extra is missing
         texts, how = predictions.target, options.normalization
@@ -151,7 +165,10 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
 
 def _read_columns(predictions: Predictions) -> str:
     columns = predictions.columns
-    return f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
+    line = f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
+    if columns["target"] == "section_findings":
+        line += " ReXrank scores findings; --target report would score them against whole reports."
+    return line
 
 
 def _missing(predictions: Predictions) -> list[str]:
@@ -181,12 +198,14 @@ def _notes(predictions: Predictions) -> str:
 
 def _check(options: argparse.Namespace) -> None:
     """Check the options before any work."""
-    for name, least in (("trials", 1), ("seed", 0), ("changed", 0)):
+    for name, least in (("trials", 1), ("seed", 0), ("changed", 0), ("min_cases", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"Expected --{name} to be at least {least}, but got {value}.")
     if options.compare is not None and options.nlg:
         raise UserError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
+    if options.compare is not None and options.train is not None:
+        raise UserError("--train is for scoring one file. Leave out --compare.")
     if options.labeler is not None and options.chexbert is not None:
         raise UserError("--labeler and --chexbert are mutually exclusive.")
     if options.tokenizer is not None and options.chexbert is None:

@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.ce import average_score, ce_f1, condition_counts, confusion
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS, POSITIVE, THIRTEEN, stated
-from mrg.metrics.conventions import CONVENTIONS, FAMILIES, SCORES, convention
+from mrg.metrics.ce import ce_f1
+from mrg.metrics.conditions import CONDITIONS, THIRTEEN, stated
+from mrg.metrics.constants import BEST, BestConstants
+from mrg.metrics.conventions import CONVENTIONS
 from mrg.metrics.imports import name_of
-from mrg.metrics.labels import Labeler, Reports, Scorer, as_labels, label_together, require_reports
-from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval
+from mrg.metrics.labels import Labeler, Scorer, label_together, require_reports
+from mrg.metrics.remarks import BASELINES, legend, remarks, wrapped
+from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval
+from mrg.metrics.tables import columns, condition_scores, format_ce, percent
 
 CONSTANT_NORMAL = (
     "The heart is normal in size. The mediastinum is normal. The lungs are clear. No focal consolidation, pneumonia, "
@@ -29,7 +31,8 @@ CONSTANT_NORMAL = (
 )
 """The constant normal report, a baseline: the same normal findings for every image."""
 
-COLUMNS = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "CE-F1 micro-14")
+COLUMNS = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "informedness", "CE-F1 micro-14")
+"""Scores in tables; the last one only on pages, which are wider."""
 NO_FINDING = "No reference contains a finding, so CE-F1 over 13 or 5 conditions is 0 for any report. Use other studies."
 
 
@@ -69,6 +72,8 @@ def evaluate_systems(
     num_resamples: int = 1000,
     seed: int = 0,
     scorers: Mapping[str, Scorer] | None = None,
+    best: BestConstants | None = None,
+    min_cases: int = MIN_CASES,
 ) -> dict[str, Any]:
     """Score several systems on the same references.
 
@@ -82,22 +87,33 @@ def evaluate_systems(
         num_resamples: Number of bootstrap samples.
         seed: Seed of the bootstrap.
         scorers: Name -> further score per report, whose mean gets a column.
+        best: Best constants on the training reports, found with the same labeler and margin.
+        min_cases: Fewest references with a condition that counts in informedness.
 
     Returns:
-        Settings, support, `systems` and `differences`, JSON-serialisable.
+        Settings, support, `systems`, `differences`, and `best_constant`, JSON-serialisable.
 
     Raises:
-        UserError: If a system does not have N reports, or N is 0.
+        UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.
     """
+    if best is not None and best.margin != margin:
+        raise UserError(f"Expected argument `best` to have the MCCS margin {margin:g}, but got {best.margin:g}.")
     for name, preds in systems.items():
         if len(preds) != len(target):
             raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
     reference, *of_systems = label_together(labeler, target, *systems.values())
     require_reports(reference)
     labels = dict(zip(systems, of_systems, strict=True))
-    sums = {name: ReportSums.of(p, labels[name], target, reference, margin, scorers) for name, p in systems.items()}
+    sums = {
+        name: ReportSums.of(p, labels[name], target, reference, margin, scorers, min_cases)
+        for name, p in systems.items()
+    }
+    rows = list(dict.fromkeys(map(tuple, best.rows.values()))) if best else []
+    constant = [ReportSums(reference.new_tensor(row).expand_as(reference), reference, margin) for row in rows]
+    drawn = bootstrap([*sums.values(), *constant], num_resamples, seed)
     corpus = {name: own.corpus() for name, own in sums.items()}
-    samples = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
+    samples = dict(zip(systems, drawn[: len(sums)], strict=True))
+    of_row = dict(zip(rows, zip(constant, drawn[len(sums) :], strict=True), strict=True))
     return {
         "num_studies": len(target),
         "labeler": name_of(labeler),
@@ -105,6 +121,8 @@ def evaluate_systems(
         "conventions": {name: {**s, "conditions": list(s["conditions"])} for name, s in CONVENTIONS.items()},
         "empty_references": float((reference[:, :13] == 0).all(1).double().mean()),
         "support": dict(zip(CONDITIONS, stated(reference).sum(0).tolist(), strict=True)),
+        "min_cases": min_cases,
+        "informative": _informative(reference, min_cases),
         "systems": {
             name: {
                 "scores": {score: _interval(value, samples[name][score]) for score, value in corpus[name].items()},
@@ -115,7 +133,35 @@ def evaluate_systems(
             for name, preds in systems.items()
         },
         "differences": _differences(corpus, samples, differences),
+        "best_constant": None if best is None else dataclasses.asdict(best) | _constants(best, of_row, corpus, samples),
     }
+
+
+def _informative(reference: Tensor, min_cases: int) -> list[str]:
+    cases = stated(reference).sum(0).tolist()
+    return [name for name in THIRTEEN if max(1, min_cases) <= cases[CONDITIONS.index(name)] < len(reference)]
+
+
+def _constants(
+    best: BestConstants,
+    of_row: Mapping[tuple[int, ...], tuple[ReportSums, Mapping[str, np.ndarray]]],
+    corpus: Mapping[str, Mapping[str, float]],
+    samples: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, Any]:
+    """Score each best constant by its own score, and subtract it from the systems that are not baselines."""
+    scores = {}
+    gaps: list[dict[str, Any]] = []
+    for score, row in best.rows.items():
+        sums, drawn = of_row[tuple(row)]
+        value = sums.corpus()[score]
+        scores[score] = _interval(value, drawn[score])
+        gaps += [
+            {"a": name, "b": BEST, "score": score}
+            | _interval(corpus[name][score] - value, samples[name][score] - drawn[score])
+            for name in corpus
+            if name not in BASELINES
+        ]
+    return {"scores": scores, "differences": gaps}
 
 
 def _differences(
@@ -141,136 +187,29 @@ def _shares(preds: Tensor, target: Tensor) -> dict[str, Any]:
     return {
         "precision": {c: float(ce_f1(preds, target, **v, score="precision")) for c, v in CONVENTIONS.items()},
         "recall": {c: float(ce_f1(preds, target, **v, score="recall")) for c, v in CONVENTIONS.items()},
-        "per_condition": {c: {k: 0.0 if v != v else v for k, v in rows[c].items()} for c in THIRTEEN},
+        "per_condition": {
+            c: {k: v if v == v else None if k == "informedness" else 0.0 for k, v in rows[c].items()} for c in THIRTEEN
+        },
     }
-
-
-def condition_scores(preds: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
-    """Scores of each condition, with uncertain counted as positive.
-
-    Args:
-        preds: (N, 14) label classes.
-        target: (N, 14) label classes.
-
-    Returns:
-        Condition -> `f1`, `precision` and `recall` (nan for 0/0), `support` and `predicted` (numbers of reports).
-    """
-    counts = condition_counts(confusion(preds, target), "positive")
-    columns = {score: average_score(counts, "none", score, "nan").tolist() for score in SCORES}
-    columns |= {"support": (counts[0] + counts[2]).tolist(), "predicted": (counts[0] + counts[1]).tolist()}
-    return {name: {key: values[i] for key, values in columns.items()} for i, name in enumerate(CONDITIONS)}
-
-
-@dataclasses.dataclass(frozen=True)
-class CETable:
-    """CE in many conventions, as fractions; `print` shows percent.
-
-    Args:
-        num_reports: N.
-        scores: Convention -> `precision`, `recall`, `f1`, and `normal`: the F1 of a report whose only label is No
-            Finding, on the same references.
-        conditions: Condition -> `precision`, `recall`, `f1`, and `support`: the number of references with the
-            condition. Uncertain counts as positive.
-    """
-
-    num_reports: int
-    scores: dict[str, dict[str, float]]
-    conditions: dict[str, dict[str, float]]
-
-    def __str__(self) -> str:
-        """The printed table, at most 100 columns wide."""
-        lines = [
-            f"CE of {self.num_reports:,} reports, in percent. A convention is named by its average and conditions:",
-            "14, 13 (without No Finding) or 5; + counts uncertain as positive, otherwise it is negative; 0/0 = 0.",
-            "normal: F1 of a constant normal report, a baseline.",
-        ]
-        rows = {
-            name: [_percent(row[key]) for key in ("precision", "recall", "f1", "normal")]
-            for name, row in self.scores.items()
-        }
-        return "\n".join([*lines, "", *_format_ce(["precision", "recall", "F1", "normal"], rows, self.conditions)])
-
-
-def ce_table(
-    preds: Reports, target: Reports, labeler: Labeler | None = None, conventions: Sequence[str] | str | None = None
-) -> CETable:
-    """Compute CE in many conventions.
-
-    Args:
-        preds: N generated reports: (N, 14) label classes, or strings with a `labeler`.
-        target: N reference reports in either form.
-        labeler: Labeler for strings.
-        conventions: Name or names from `CONVENTIONS` and `FAMILIES`; all of `CONVENTIONS` by default.
-
-    Raises:
-        UserError: If a name is unknown, a value is not a label class, lengths differ, or there is no report.
-        UserTypeError: If a report is neither a row of labels nor a string.
-
-    Example:
-        >>> target = torch.tensor([[0, 1, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0]])
-        >>> ce_table(target, target, conventions="r2gen").scores["micro-14"]["f1"]
-        1.0
-    """
-    names = [conventions] if isinstance(conventions, str) else list(CONVENTIONS if conventions is None else conventions)
-    members = dict.fromkeys(member for name in names for member in FAMILIES.get(name, (name,)))
-    settings = {name: convention(name) for name in members}
-    p, t = as_labels(preds, target, labeler)
-    require_reports(p)
-    normal = torch.zeros(1, NUM_CONDITIONS, dtype=torch.int64, device=p.device)
-    normal[0, CONDITIONS.index("No Finding")] = POSITIVE
-    scores = {}
-    for name, setting in settings.items():
-        scores[name] = {score: float(ce_f1(p, t, **setting, score=score)) for score in SCORES}
-        scores[name]["normal"] = float(ce_f1(normal.expand_as(t), t, **setting))
-    rows = condition_scores(p, t)
-    return CETable(len(p), scores, {c: {k: row[k] for k in (*SCORES, "support")} for c, row in rows.items()})
 
 
 def format_conventions(results: Mapping[str, Any], system: str) -> str:
     """CE of one system from `evaluate_systems` in every convention and for each condition, in percent."""
     row, others = results["systems"][system], [name for name in results["systems"] if name != system]
+    best = results["best_constant"]
     rows = {
         name: [
-            _percent(row["precision"][name]),
-            _percent(row["recall"][name]),
+            percent(row["precision"][name]),
+            percent(row["recall"][name]),
             format_span(row["scores"][f"CE-F1 {name}"]),
-            *(_percent(results["systems"][other]["scores"][f"CE-F1 {name}"]["value"]) for other in others),
+            *(percent(results["systems"][other]["scores"][f"CE-F1 {name}"]["value"]) for other in others),
+            *([percent(best["scores"][f"CE-F1 {name}"]["value"])] if best else []),
         ]
         for name in CONVENTIONS
     }
-    head = ["precision", "recall", "F1 [95 % interval]", *others]
+    head = ["precision", "recall", "F1 [95 % interval]", *others, *([BEST] if best else [])]
     lines = [f"CE of {system} in every convention, in percent, followed by the F1 of the other rows."]
-    return "\n".join([*lines, *_format_ce(head, rows, row["per_condition"])])
-
-
-def _format_ce(
-    head: list[str], rows: Mapping[str, list[str]], conditions: Mapping[str, Mapping[str, float]]
-) -> list[str]:
-    """Lines of the CE table: a row for each convention with the papers that report it, then one for each condition."""
-    users = {name: ", ".join(family for family, members in FAMILIES.items() if name in members) for name in rows}
-    lines = _columns([["convention", *head], *([name, *row] for name, row in rows.items())])
-    lines = [f"{line}   {by}".rstrip() for line, by in zip(lines, ["reported by", *users.values()], strict=True)]
-    counts = [key for key in ("support", "predicted") if key in next(iter(conditions.values()))]
-    table = [["condition (+)", "precision", "recall", "F1", *counts]]
-    for name, row in conditions.items():
-        support, predicted = row["support"], row.get("predicted", 1)
-        shares = (("precision", predicted), ("recall", support), ("f1", support + predicted))
-        cells = [_percent(row[score]) if defined and row[score] == row[score] else "-" for score, defined in shares]
-        table.append([name, *cells, *(f"{row[key]:,.0f}" for key in counts)])
-    return [*lines, "", *_columns(table)]
-
-
-def _columns(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
-    """Rows of cells with the first column aligned left and the others aligned right."""
-    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
-    return [
-        row[0].ljust(first) + "".join(cell.rjust(gap + width) for cell, width in zip(row[1:], widths, strict=True))
-        for row in rows
-    ]
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return "\n".join([*lines, *format_ce(head, rows, row["per_condition"])])
 
 
 def format_span(score: Mapping[str, float], scale: float = 100, digits: int = 1, sign: str = "") -> str:
@@ -281,7 +220,7 @@ def format_span(score: Mapping[str, float], scale: float = 100, digits: int = 1,
 
 def is_share(score: str) -> bool:
     """Whether a score of `evaluate_systems` is a fraction, shown in percent; the range of other scorers is unknown."""
-    return score == "MCCS" or score.startswith("CE-F1 ")
+    return score in ("MCCS", "informedness") or score.startswith("CE-F1 ")
 
 
 def format_table(results: Mapping[str, Any]) -> str:
@@ -290,29 +229,40 @@ def format_table(results: Mapping[str, Any]) -> str:
     lines = [
         f"{results['num_studies']} studies, labeler {results['labeler']}, MCCS margin {results['margin']:g}; "
         "95 % bootstrap intervals over studies.",
-        "In percent. CE-F1 over 13 conditions (without No Finding) or 14; +: uncertain counts as positive; 0/0 = 0.",
+        "In percent. CE-F1 over 13 conditions (without No Finding); +: uncertain counts as positive; 0/0 = 0.",
         *textwrap.wrap(
             f"Support (positive or uncertain), {sum(support[c] for c in THIRTEEN)} findings: "
             + ", ".join(f"{c} {support[c]}" for c in CONDITIONS)
-            + f". References that mention none of the 13 conditions: {_percent(results['empty_references'])} %.",
+            + f". References that mention none of the 13 conditions: {percent(results['empty_references'])} %.",
             width=112,
         ),
         *([] if any(support[c] for c in THIRTEEN) else [NO_FINDING]),
         "",
     ]
     extras = [score for score in next(iter(systems.values()))["scores"] if not is_share(score)]
-    table = [["", *(c.removeprefix("CE-F1 ") for c in (*COLUMNS, *extras)), "distinct", "format"]]
+    shown = (*COLUMNS[:4], *extras)
+    table = [["", *(c.removeprefix("CE-F1 ") for c in shown), "distinct", "format"]]
     for name, row in systems.items():
-        spans = [format_span(row["scores"][c]) for c in COLUMNS] + [format_span(row["scores"][c], 1, 3) for c in extras]
-        spans = [span.replace(", ", ",") for span in spans]  # to fit into the width
         rate = "-" if row["format"] is None else f"{100 * row['format']:.0f} %"
-        table.append([name, *spans, f"{100 * row['distinct']:.0f} %", rate])
-    rows = _columns(table)
-    lines += rows if len(rows[0]) <= 112 else _columns(table, gap=1)
-    for gap in results["differences"]:
+        table.append([name, *_spans(row["scores"], shown), f"{100 * row['distinct']:.0f} %", rate])
+    if best := results["best_constant"]:
+        place = 1 + max((place for place, name in enumerate(systems, 1) if name in BASELINES), default=0)
+        scores = best["scores"]
+        if results["informative"]:
+            scores = scores | {"informedness": dict.fromkeys(("value", "low", "high"), 0.0)}
+        table.insert(place, [BEST, *_spans(scores, shown), "-", "-"])
+    rows = columns(table)
+    lines += rows if len(rows[0]) <= 112 else columns(table, gap=1)
+    for gap in [*results["differences"], *(best or {}).get("differences", [])]:
         if gap["score"] in COLUMNS[:2]:
             lines.append(f"{gap['a']} - {gap['b']}, {gap['score']}: {format_span(gap, sign='+')}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *legend(results), *wrapped(remarks(results))])
+
+
+def _spans(scores: Mapping[str, Any], shown: Sequence[str]) -> list[str]:
+    """Cells of a row, without blanks in the intervals to fit into the width; "-" for a score that is not defined."""
+    spans = [format_span(scores[c], *((100, 1) if is_share(c) else (1, 3))) if c in scores else "-" for c in shown]
+    return [span.replace(", ", ",") for span in spans]
 
 
 def format_nlg(scores: Mapping[str, Any]) -> str:
@@ -321,9 +271,9 @@ def format_nlg(scores: Mapping[str, Any]) -> str:
     names = list(next(iter(systems.values())))
     table = [["", *names]]
     for system, row in systems.items():
-        table.append([system, *(f"{row[name]:.3f}" if name == "CIDEr" else _percent(row[name]) for name in names)])
+        table.append([system, *(f"{row[name]:.3f}" if name == "CIDEr" else percent(row[name]) for name in names)])
     lines = [
         f"NLG with normalization {scores['normalization']}, in percent (CIDEr: 0 to 10): similarity of wording, not of "
         "findings; not clinical evidence.",
     ]
-    return "\n".join([*lines, *_columns(table)])
+    return "\n".join([*lines, *columns(table)])

@@ -107,7 +107,9 @@ def nlg_scores(
 
     per_report: dict[str, Any] = {}
     corpus: dict[str, float] = {}
-    _bleu_rouge_cider(p, t, corpus, per_report)
+    # ROUGE-L of pycocoevalcap splits at each blank, so that two blanks in a row enclose an empty word.
+    as_is = normalization == "none" and max_tokens is None
+    _bleu_rouge_cider(p, t, corpus, per_report, (list(preds), list(target)) if as_is else (p, t))
     if meteor:
         corpus["METEOR"], per_report["METEOR"] = _meteor(p, t)
     order = [*(f"BLEU-{n}" for n in range(1, 5)), *(["METEOR"] if meteor else []), "ROUGE-L", "CIDEr"]
@@ -161,7 +163,11 @@ def _r2gen(text: str, runs: tuple[tuple[str, str, int], ...]) -> str:
 
 
 def _bleu_rouge_cider(
-    preds: list[str], target: list[str], corpus: dict[str, float], per_report: dict[str, Any]
+    preds: list[str],
+    target: list[str],
+    corpus: dict[str, float],
+    per_report: dict[str, Any],
+    given: tuple[list[str], list[str]],
 ) -> None:
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -173,7 +179,7 @@ def _bleu_rouge_cider(
     values, reports = Bleu(4).compute_score(gts, res, verbose=0)
     for n in range(4):
         corpus[f"BLEU-{n + 1}"], per_report[f"BLEU-{n + 1}"] = values[n], reports[n]
-    rouge = torch.as_tensor(Rouge().compute_score(gts, res)[1], dtype=torch.float64)
+    rouge = torch.as_tensor(Rouge().compute_score(_captions(given[1]), _captions(given[0]))[1], dtype=torch.float64)
     # Splitting "" at spaces gives one empty word, which would match that of an empty reference.
     per_report["ROUGE-L"] = rouge * torch.tensor([bool(text) for text in preds])
     corpus["ROUGE-L"] = float(per_report["ROUGE-L"].mean())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ def read_predictions(
     if not rows:
         raise UserError(f"{path} holds no studies.")
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
+    if target_column is None and any("section_findings" in row and "model_prediction" in row for row in rows):
+        target_column = "section_findings"  # ReXrank's protocol: findings are scored, though the file has whole reports
     target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
     if preds_column == target_column:
         raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: set --preds and --target.")
@@ -134,8 +137,32 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
     return aligned
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _table, ".tsv": _table}
+def read_reports(path: Path, column: str | None = None) -> list[str]:
+    """Read reports, such as training reports, from a file like that of `read_predictions`; empty ones are left out.
+
+    Args:
+        path: The file, or an annotation.json of R2Gen's form, of which the training split is read.
+        column: Column of the report; the first of `TARGET_COLUMNS` by default.
+
+    Raises:
+        NotFoundError: If the file does not exist.
+        UserError: If it cannot be read, or has no reports.
+    """
+    rows = _rows(path, "train")
+    column = _column(path, rows, column, TARGET_COLUMNS, "target", "report")
+    reports = [row[column] for row in rows if isinstance(row.get(column), str) and row[column].strip()]
+    if not reports:
+        raise UserError(f"{path} holds no reports in its column {column!r}.")
+    return reports
+
+
+def _rows(path: Path, split: str = "") -> list[dict[str, Any]]:
+    readers: dict[str, Callable[[Path], Iterable[Any]]] = {
+        ".jsonl": _json_lines,
+        ".json": partial(_json, split=split),
+        ".csv": _table,
+        ".tsv": _table,
+    }
     if path.suffix.lower() not in readers:
         raise UserError(f"Expected a file that ends in {', '.join(readers)}, but got {path}.")
     if not path.is_file():
@@ -165,13 +192,15 @@ def _json_lines(path: Path) -> Iterable[Any]:
                 raise UserError(f"{path}, line {number}: {error}.") from None
 
 
-def _json(path: Path) -> Iterable[Any]:
+def _json(path: Path, split: str = "") -> Iterable[Any]:
     try:
         value = parse_json(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
     except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
         raise UserError(f"{path} cannot be read as JSON: {error}.") from error
+    if split and isinstance(value, dict) and isinstance(value.get(split), list):
+        return list(value[split])
     if isinstance(value, list):
         return value
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):

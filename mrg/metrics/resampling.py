@@ -24,6 +24,8 @@ from mrg.metrics.mccs import mccs
 _BLOCK = 2_000_000
 _MAPPINGS = ("negative", "positive")
 _SETS = list(SETS.values())
+MIN_CASES = 10
+"""Fewest references with a condition that counts in the macro average of informedness."""
 
 
 class ReportSums:
@@ -35,6 +37,8 @@ class ReportSums:
         margin: Margin of MCCS.
         is_written: (N,) bool, False for empty predictions, whose MCCS is 0.
         extras: Name -> (N,) further scores per report, whose mean is the corpus score.
+        min_cases: Fewest references with a condition that counts in informedness; without such a condition, the scores
+            do not include informedness.
 
     Raises:
         UserError: If there is no report.
@@ -49,6 +53,7 @@ class ReportSums:
         reference: Tensor,
         margin: float,
         scorers: Mapping[str, Scorer] | None = None,
+        min_cases: int = MIN_CASES,
     ) -> ReportSums:
         """Sums of N reports whose labels are known.
 
@@ -59,9 +64,10 @@ class ReportSums:
             reference: (N, 14) label classes of `target`.
             margin: Margin of MCCS.
             scorers: Name -> further score per report.
+            min_cases: Fewest references with a condition that counts in informedness.
         """
         extras = {name: torch.as_tensor(scorer(preds, target)) for name, scorer in (scorers or {}).items()}
-        return cls(labels, reference, margin, has_text(preds), extras)
+        return cls(labels, reference, margin, has_text(preds), extras, min_cases)
 
     def __init__(
         self,
@@ -70,6 +76,7 @@ class ReportSums:
         margin: float = 0.5,
         is_written: Tensor | None = None,
         extras: Mapping[str, Tensor] | None = None,
+        min_cases: int = MIN_CASES,
     ) -> None:
         if not len(preds):
             raise UserError("Expected at least one report to score, but got none.")
@@ -89,6 +96,9 @@ class ReportSums:
         self.columns: np.ndarray = torch.cat([*(part.cpu() for part in flat), *values], 1).numpy()
         self.defined = {mapping: counts[mapping].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
         self.num_reports = len(preds)
+        cases = (counts["positive"][0] + counts["positive"][2]).sum(0).cpu()[:13]
+        self.min_cases = min_cases
+        self.informative = (cases >= max(1, min_cases)) & (cases < len(preds))
 
     def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
         """Corpus scores by name.
@@ -104,6 +114,9 @@ class ReportSums:
         size = 3 * NUM_CONDITIONS
         means = dict(zip(self.means, sums[:, 2 * size :].T / self.num_reports, strict=True))
         result = {"MCCS": means.pop("MCCS"), **dict.fromkeys(f"CE-F1 {name}" for name in CONVENTIONS)}
+        if self.informative.any():
+            positive = torch.from_numpy(sums[:, size : 2 * size]).reshape(-1, 3, NUM_CONDITIONS)[:, :, :13]
+            result = {"MCCS": result.pop("MCCS"), "informedness": self._informedness(positive, resampled), **result}
         for i, mapping in enumerate(_MAPPINGS):
             counts = torch.from_numpy(sums[:, i * size : (i + 1) * size]).reshape(-1, 3, NUM_CONDITIONS)
             averages = _averages(counts.transpose(0, 1).contiguous(), self.defined[mapping] if resampled else None)
@@ -112,6 +125,20 @@ class ReportSums:
                     score = averages[setting["average"]][:, _SETS.index(setting["conditions"])]
                     result[f"CE-F1 {name}"] = score.numpy()
         return {**result, **means}
+
+    def _informedness(self, counts: Tensor, resampled: bool) -> np.ndarray:
+        """Macro informedness (T,) from (T, 3, 13) counts: recall + specificity - 1 (Youden, 1950).
+
+        A condition that all reports of a sample have, or none, is left out of that sample.
+        """
+        tp, fp, fn = counts.unbind(1)
+        cases = tp + fn
+        others = self.num_reports - cases
+        chosen = self.informative if resampled else cases >= self.min_cases
+        chosen = chosen & (cases > 0) & (others > 0)
+        values = tp / cases.clamp(min=1) + (others - fp) / others.clamp(min=1) - 1
+        mean: np.ndarray = ((values * chosen).sum(1) / chosen.sum(1).clamp(min=1)).numpy()
+        return mean
 
     def corpus(self) -> dict[str, float]:
         """Corpus scores of all reports, without resampling."""

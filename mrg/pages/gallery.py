@@ -21,6 +21,7 @@ from mrg.metrics.evaluation import COLUMNS
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
+from mrg.metrics.remarks import remarks
 from mrg.metrics.verdicts import ERRORS, VERDICTS, verdicts
 from mrg.pages.images import ImageOptions, page_images
 from mrg.pages.page import write_page
@@ -123,7 +124,7 @@ class Gallery:
             **shared,
             title=self.title,
             data=data,
-            columns=COLUMNS,
+            columns=[c for c in COLUMNS if c != "informedness" or (self.results or {}).get("informative")],
             images=[(f"image-{study}-{view}", text) for (study, view), text in images.embedded.items()],
             script=Markup(script),  # our own file, no data in it
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
@@ -132,6 +133,7 @@ class Gallery:
             has_evidence=has_evidence,
             labeler=name_of(self.labeler),
             results=self.results,
+            remarks=remarks(self.results) if self.results else [],
             comparison=self.comparison,
             stated=None if has_reference else _num_stated(studies),
             num_left_out=num_studies - len(studies),

@@ -12,6 +12,7 @@ from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 from mrg.files import read_lines
 from mrg.log import log
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.labelers.base import Labeler
 from mrg.run.checkpoint_file import is_outdated
 
@@ -65,6 +66,11 @@ class TestedRun:
     def baselines(self) -> dict[str, str]:
         """Name -> report of the baselines that the run was tested with; empty if results.json does not list them."""
         return dict(self.results.get("protocol", {}).get("baselines") or {})
+
+    @property
+    def best_constants(self) -> BestConstants | None:
+        """Best constants that the run was tested with; None if results.json does not list them."""
+        return BestConstants.read(self.results.get("best_constant"))
 
     @property
     def max_views(self) -> int:

@@ -8,6 +8,7 @@ from mrg.errors import UserError
 from mrg.log import log
 from mrg.run.checkpoint_file import META, check_ours
 from mrg.run.checkpoints import BEST, CheckpointFolder
+from mrg.run.folder import list_runs
 
 
 def to_resume(files: CheckpointFolder, resume: str, setting: str) -> Path | None:
@@ -71,18 +72,22 @@ def to_use(path: Path, sharding: bool) -> None:
     _check(path)
 
 
-def best_of(folder: Path, policy: str) -> Path | None:
-    """Return the best checkpoint of a run; None if a published policy is used as it is.
+def best_of(folder: Path, policy: str, starting: bool = False) -> Path | None:
+    """Return the best checkpoint of a run; None if the starting policy is used as it is.
 
     Args:
-        folder: Folder of the run.
+        folder: Folder of the run, in the folder of all runs.
         policy: Its `model.init_args.policy`.
+        starting: Whether to use this policy, which must not be done in the folder of a run.
 
     Raises:
-        UserError: If a run has none, or there is no run and the policy is untrained.
+        UserError: If there is no run, or it has no checkpoint; or if the starting policy is untrained, or would write
+            into the folder of a run.
     """
     files = CheckpointFolder(folder / "checkpoints")
     best = files.path / BEST
+    if starting and (best.exists() or (folder / "config.yaml").is_file()):
+        raise UserError(f"{folder} contains a trained run: choose another --name for the starting policy.")
     if best.exists():
         return best
     if (folder / "config.yaml").is_file():
@@ -93,7 +98,15 @@ def best_of(folder: Path, policy: str) -> Path | None:
             f"trainer.val_check_interval.{last}"
         )
     if policy == "tiny":
-        raise UserError(f"No checkpoint {best}, and a tiny policy is untrained: run `fit` first, or pass --ckpt_path.")
+        raise UserError(
+            f"No checkpoint {best}, and a tiny policy is untrained: run `fit` first, or pass --ckpt_path. "
+            f"{list_runs(folder.parent)}"
+        )
+    if not starting:
+        raise UserError(
+            f"No checkpoint {best}, and no run in {folder}. {list_runs(folder.parent)} To use {policy} itself, without "
+            "training, pass --starting_policy true."
+        )
     return None
 
 

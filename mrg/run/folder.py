@@ -25,18 +25,57 @@ WRITTEN = (
 
 
 def latest_run(runs: Path) -> Path:
-    """Return the folder of the run with the newest best checkpoint.
+    """Return the folder of the run with the newest best checkpoint; arms of ablations and parts of demos do not count.
 
     Raises:
         UserError: If there is no run with a checkpoint.
     """
-    found = [path for path in runs.glob("**/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
+    found = [path for path in runs.glob("*/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
     if not found:
         raise UserError(
             f"No run with a checkpoint in {runs.absolute()}: train one first, for example with "
             "`python -m mrg fit --config configs/demo_sft.yaml`."
         )
     return max(found, key=lambda path: path.stat().st_mtime).parents[1]
+
+
+def named_run(runs: Path, name: str) -> Path:
+    """Return the folder of a run.
+
+    Raises:
+        UserError: If there is none of this name; the message lists the runs.
+    """
+    folder = runs / name
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"There is no run {name} in {runs}. {list_runs(runs)}")
+    return folder
+
+
+def list_runs(runs: Path, most: int = 20) -> str:
+    """A sentence with the names of all runs in a folder and its subfolders, for messages."""
+    names = sorted(path.parents[1].relative_to(runs).as_posix() for path in runs.glob("**/checkpoints/*"))
+    names = [name for name in dict.fromkeys(names) if (runs / name / "config.yaml").is_file()]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"Runs there: {', '.join(names[:most])}{more}." if names else "There are no runs."
+
+
+def check_is_of(configs: Iterable[Path], folder: Path) -> None:
+    """Refuse the configuration of one run with the checkpoint of another.
+
+    Args:
+        configs: Configuration files that were given.
+        folder: Folder of the run whose checkpoint is used.
+
+    Raises:
+        UserError: If one of them is the config.yaml of another run.
+    """
+    for path in configs:
+        own = path.parent
+        if path.name == "config.yaml" and (own / "checkpoints").is_dir() and own.resolve() != folder.resolve():
+            raise UserError(
+                f"{path} is the configuration of the run {own}, but the checkpoint would be that of {folder}: leave "
+                f"out --config to use {folder}, leave out --runs and --name to use {own}, or pass --ckpt_path."
+            )
 
 
 def check_writable(folder: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.files import count_lines
 from mrg.modules.policy.lora import LoRA
+from mrg.modules.sft import SFTModule
 from mrg.run.checkpoints import CheckpointFolder, checkpoint_name
 from tests.callbacks.resuming import Stop, StopAt, differences, fit, newest, on_ranks
 
@@ -194,6 +195,24 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, policy_folder):
 def test_unknown_monitor_names_those_there_are(tmp_path, policy_folder):
     with pytest.raises(ValueError, match=r"no 'val/bleu' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
         fit(tmp_path, "sft", policy_folder, monitor="val/bleu")
+
+
+@pytest.mark.parametrize("monitor", ["val/mcsc", "vla/mccs", "mccs"])
+def test_a_mistyped_monitor_is_found_before_training(tmp_path, policy_folder, monitor, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(SFTModule, "training_step", lambda *args: rounds.append(1))
+    with pytest.raises(ValueError, match=f"no '{monitor}' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
+        fit(tmp_path, "sft", policy_folder, monitor=monitor)
+    assert not rounds
+
+
+def test_a_mistyped_monitor_is_found_before_a_run_resumes(tmp_path, policy_folder, monkeypatch):
+    fit(tmp_path, "sft", policy_folder, max_epochs=1)
+    monkeypatch.setattr(SFTModule, "training_step", lambda *args: rounds.append(1))
+    rounds = []
+    with pytest.raises(ValueError, match=r"no 'val/mcsc' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
+        fit(tmp_path, "sft", policy_folder, monitor="val/mcsc", checkpoint=str(newest(tmp_path)))
+    assert not rounds
 
 
 @pytest.mark.parametrize("name", ["save_every", "keep"])

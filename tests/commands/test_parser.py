@@ -57,13 +57,12 @@ def test_a_key_that_is_not_known_comes_with_the_nearest(tmp_path, monkeypatch, c
     assert text.splitlines()[-1].endswith(end), text
 
 
-@pytest.mark.parametrize("command", ["fit", "test", "predict"])
-def test_a_command_without_a_configuration_says_so(monkeypatch, capsys, command):
+def test_fit_without_a_configuration_says_so(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["/somewhere/__main__.py"])
-    code, text = failure(capsys, [command, "--name=x"])
+    code, text = failure(capsys, ["fit", "--name=x"])
     usage, _, error = text.splitlines()
     assert code == 2
-    assert usage == f"usage: python -m mrg {command} [--config FILE] [--KEY VALUE ...]"
+    assert usage == "usage: python -m mrg fit [--config FILE] [--KEY VALUE ...]"
     assert error.endswith("are required: data, model; name a configuration, such as --config configs/iu.yaml")
 
 

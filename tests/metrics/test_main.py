@@ -49,7 +49,9 @@ def test_table_and_json(predictions, capsys):
     assert line.split()[1:4] == ["66.7", "66.7", "66.7"]
     assert line.split()[-2:] == ["0.0", "0.0"]
     condition = next(line for line in text.splitlines() if line.startswith("Pleural Effusion"))
-    assert condition.split()[2:] == ["0.0", "0.0", "0.0", "1", "1"]
+    # Informedness: no case is found, and 1 of 3 others is stated.
+    assert condition.split()[2:] == ["0.0", "0.0", "0.0", "-33.3", "1", "1"]
+    assert "Without training reports (--train FILE), the best constant report of each score is not known." in text
     assert "predictions.jsonl.scores.json" in text
     assert "Reports: 'prediction'; references: 'target'; ids: 'id'." in text
     assert "4 studies are few" in text
@@ -66,6 +68,29 @@ def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
         scores.append(result["systems"]["most frequent reference"]["scores"]["CE-F1 micro-13+"]["value"])
         assert "No reference occurs more than once: the row 'most frequent reference'" in capsys.readouterr().out
     assert scores[0] == scores[1]
+
+
+def test_training_reports(predictions, tmp_path, capsys):
+    train = write(tmp_path / "train.csv", [{"id": i, "report": t} for i, t in enumerate([*TARGET, ""])])
+    annotation = tmp_path / "annotation.json"
+    splits = {"train": [{"id": "1", "report": t} for t in TARGET], "test": [{"id": "2", "report": "Edema."}]}
+    annotation.write_text(json.dumps(splits))
+    for file in (train, annotation):
+        main([str(predictions), "--train", str(file), "--min_cases", "2"])
+        text = capsys.readouterr().out
+        best = json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())["best_constant"]
+        assert best["reports"] == {"MCCS": "The lungs are clear."}
+        assert best["num_reports"] == 4
+        assert "predictions - best constant, MCCS: " in text
+        assert "Without training reports" not in text
+    line = next(line for line in text.splitlines() if line.startswith("micro-13+"))
+    assert line.split()[-1] == "40.0"  # all three conditions in each report: 2 * 3 / (3 * 4 + 3)
+    assert "informedness is undefined: no condition has at least 2 cases" in text
+    assert "holds no reports in its column 'report'" in fails(
+        capsys, predictions, "--train", write(tmp_path / "none.json", [{"report": " "}])
+    )
+    assert "--train is for scoring one file" in fails(capsys, predictions, "--train", train, "--compare", predictions)
+    assert "--min_cases to be at least 1" in fails(capsys, predictions, "--min_cases", "0")
 
 
 def test_compare(predictions, tmp_path, capsys):

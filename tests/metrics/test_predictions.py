@@ -178,3 +178,17 @@ def test_a_repeated_study_is_an_error(tmp_path):
     path.write_text('{"id": 1, "prediction": "a", "target": "b"}\n{"id": 2, "prediction": "a", "prediction": "b"}\n')
     with pytest.raises(ValueError, match=r"p\.jsonl, line 2: the key 'prediction' occurs more than once"):
         read_predictions(path)
+
+
+def test_findings_are_the_references_of_rexrank(tmp_path):
+    """Its files hold whole reports, too; findings that repeat the reference are perfect."""
+    findings = "The heart is enlarged. No effusion."
+    entry = {"section_findings": findings, "report": f"{findings} Impression: Possible edema.", "age": 3}
+    path = tmp_path / "rexrank.json"
+    path.write_text(json.dumps({"a": {**entry, "model_prediction": findings}}))
+    read = read_predictions(path)
+    assert read.columns["target"] == "section_findings"
+    assert read.preds == read.target
+    assert read_predictions(path, target_column="report").target == [entry["report"]]
+    path.write_text(json.dumps({"a": {"report": findings, "model_prediction": findings}}))
+    assert read_predictions(path).columns["target"] == "report"

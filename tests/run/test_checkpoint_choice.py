@@ -1,13 +1,17 @@
 """What a user hears who names a file or a folder that is no checkpoint of ours."""
 
 import argparse
+import json
+import os
 import zipfile
 
 import pytest
 import torch
 
 from mrg.cli import main
+from mrg.errors import UserError
 from mrg.run.checkpoint_file import ForeignCheckpointError, check_ours
+from mrg.run.folder import latest_run, named_run
 from tests.callbacks.runs import fit_arguments, grpo_arguments
 from tests.test_cli import failure
 
@@ -157,3 +161,75 @@ def test_a_checkpoint_of_sft_is_none_of_grpo(place, capsys):
         f"mrg: The checkpoint belongs to the run {place / 'run'}, which trained SFTModule, but this run trains "
         f"GRPOModule. To start from that run's policy, set model.init_args.policy to {policy} and pass no checkpoint.",
     )
+
+
+def published(place, *options):
+    """Arguments of a command with the policy of `place/run` as a published one, without a run in the folder."""
+    policy = f"--model.init_args.policy={place / 'run' / 'policy'}"
+    return fit_arguments(place, policy, "--model.init_args.tiny=null", "--name=zzz", *options)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict", "export"])
+def test_a_starting_policy_is_not_taken_for_a_run(tmp_path, place, capsys, command):
+    options = [f"--output={tmp_path / 'out'}"] if command == "export" else []
+    code, text = failure(capsys, [command, *published(place, *options)])
+    assert (code, text) == (
+        2,
+        f"mrg: No checkpoint {place / 'zzz' / 'checkpoints' / 'best.ckpt'}, and no run in {place / 'zzz'}. Runs there: "
+        f"run. To use {place / 'run' / 'policy'} itself, without training, pass --starting_policy true.",
+    )
+    assert not (place / "zzz").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_starting_policy_on_demand(place, capsys):
+    main(["test", *published(place, "--starting_policy=true", "--name=start")])
+    protocol = json.loads((place / "start" / "results.json").read_text())["protocol"]
+    assert (protocol["policy"], protocol["checkpoint"]) == (str(place / "run" / "policy"), "")
+    code, text = failure(capsys, ["test", *published(place, "--starting_policy=true", "--name=run")])
+    run = place / "run"
+    line = f"mrg: {run} contains a trained run: choose another --name for the starting policy."
+    assert (code, text.splitlines()[-1]) == (2, line)
+
+
+def test_a_command_without_a_configuration_is_that_of_the_named_or_the_latest_run(place, capsys, monkeypatch):
+    run, best = place / "run", place / "run" / "checkpoints" / "best.ckpt"
+    for options in ([], ["--name", "run"], ["--name=run"]):
+        main(["test", f"--runs={place}", "--data.init_args.limit_test=2", *options])
+        err = capsys.readouterr().err
+        assert f"{'Run' if options else 'Latest run'}: {run}\ntest: {best}\n" in err
+        results = json.loads((run / "results.json").read_text())
+        assert results["num_studies"] == 2
+        assert results["protocol"]["checkpoint"] == str(best)
+    for argv in (["test"], ["predict"], ["predict", "--images", "a.png"], ["validate"], ["export", "--output=x"]):
+        code, text = failure(capsys, [*argv, f"--runs={place}", "--name=zzz"])
+        assert (code, text) == (2, f"mrg: There is no run zzz in {place}. Runs there: run.")
+
+
+def test_the_configuration_of_one_run_is_not_used_with_the_checkpoint_of_another(tmp_path, place, capsys):
+    other = tmp_path / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "config.yaml").write_bytes((place / "run" / "config.yaml").read_bytes())
+    (other / "checkpoints" / "best.ckpt").write_bytes((place / "run" / "checkpoints" / "best.ckpt").read_bytes())
+    config = place / "run" / "config.yaml"
+    code, text = failure(capsys, ["test", f"--config={config}", f"--runs={tmp_path}", "--name=other"])
+    assert (code, text.splitlines()[-1]) == (
+        2,
+        f"mrg: {config} is the configuration of the run {place / 'run'}, but the checkpoint would be that of {other}: "
+        f"leave out --config to use {other}, leave out --runs and --name to use {place / 'run'}, or pass --ckpt_path.",
+    )
+
+
+def test_the_latest_run_is_no_arm_of_an_ablation(tmp_path):
+    for age, name in enumerate(("ablation/seed0/grpo", "demo-1/sft", "new", "old")):
+        best = tmp_path / name / "checkpoints" / "best.ckpt"
+        best.parent.mkdir(parents=True)
+        best.touch()
+        os.utime(best, (1000 - age, 1000 - age))
+        (tmp_path / name / "config.yaml").touch()
+    assert latest_run(tmp_path) == tmp_path / "new"
+    assert named_run(tmp_path, "demo-1/sft") == tmp_path / "demo-1" / "sft"
+    with pytest.raises(UserError, match=r"no run a in .*\. Runs there: ablation/seed0/grpo, demo-1/sft, new, old\."):
+        named_run(tmp_path, "a")
+    with pytest.raises(UserError, match=r"no run a in .*\. There are no runs\."):
+        named_run(tmp_path / "nothing", "a")

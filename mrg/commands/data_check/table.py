@@ -216,9 +216,10 @@ def _labels(labels: Mapping[str, Any]) -> Table:
 
 def _baselines(baselines: Mapping[str, Any]) -> list[Table]:
     made = []
+    columns = [column for column in COLUMNS if column != "informedness"]  # 0 for all of them
     for split, scores in baselines["scores"].items():
         rows = [
-            [name, *(_score(row["scores"][column]) for column in COLUMNS)] for name, row in scores["systems"].items()
+            [name, *(_score(row["scores"][column]) for column in columns)] for name, row in scores["systems"].items()
         ]
         note = (
             f"{scores['num_studies']:,} studies, labeler {scores['labeler']}, MCCS margin {scores['margin']:g}, in "
@@ -226,7 +227,7 @@ def _baselines(baselines: Mapping[str, Any]) -> list[Table]:
         )
         if baselines["train_count"]:
             note += f" The most frequent report occurs {baselines['train_count']:,} times in train."
-        made.append(Table(f"baselines_{split}", f"Baselines on the {split} split", ["", *COLUMNS], rows, note))
+        made.append(Table(f"baselines_{split}", f"Baselines on the {split} split", ["", *columns], rows, note))
     return made
 
 
