@@ -264,7 +264,7 @@ def test_two_processes(tmp_path, policy_folder, strategy):
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
     assert count_lines(tmp_path / "parts" / "metrics.csv") > 10
     if strategy == "ddp":
-        with pytest.raises(ValueError, match="was written by 2 processes, but this run has 1: use as many"):
+        with pytest.raises(ValueError, match="was written by 2 processes, but this run has 1: use the same number"):
             fit(
                 tmp_path / "parts", "grpo", policy_folder, checkpoint=newest(tmp_path / "parts"), data={"batch_size": 1}
             )
