@@ -127,7 +127,7 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
     place = {name: row for row, name in enumerate(second.ids)}
     order = [place[name] for name in first.ids]
     preds, target = ([texts[i] for i in order] for texts in (second.preds, second.target))
-    aligned = second._replace(ids=first.ids, preds=preds, target=target)
+    aligned = Predictions(first.ids, preds, target, *second[3:])
     other = [name for name, a, b in zip(first.ids, first.target, aligned.target, strict=True) if a.split() != b.split()]
     if other:
         raise UserError(
