@@ -124,7 +124,7 @@ def prepare(
     for name, parameter in policy.named_parameters():
         if any(f".{module}." in name for module in policy.family.vision):
             parameter.requires_grad_(train_vision)
-    hold_trained(policy.parameters())
+    hold_trained(policy)
     # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning does not change it.
     policy.train()
     return policy
