@@ -1,4 +1,4 @@
-"""Score a file of reports, or compare two: `python -m mrg.metrics predictions.jsonl [--compare other.jsonl]`."""
+"""Score a file of reports, compare two, or rank several: `python -m mrg.metrics predictions.jsonl [...]`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.named import load_labeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import Labeler, Scorer
+from mrg.metrics.leaderboard import COLUMNS, SCORES, format_leaderboard, leaderboard
+from mrg.metrics.leaderboard_page import write_page
 from mrg.metrics.nlg import NORMALIZATIONS, nlg_scores
 from mrg.metrics.predictions import (
     ID_COLUMNS,
@@ -26,6 +28,7 @@ from mrg.metrics.predictions import (
     column_names,
     read_predictions,
 )
+from mrg.metrics.progress import ReportingLabeler
 from mrg.metrics.results import (
     CONSTANT_NORMAL,
     evaluate_systems,
@@ -36,6 +39,7 @@ from mrg.metrics.results import (
     remark_on_frequency,
 )
 from mrg.metrics.scorer import ReportScore, load_scorer
+from mrg.metrics.texts import join, read_texts
 
 DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
 intervals, beside what a constant normal report and the most frequent reference earn on the same references."""
@@ -47,7 +51,16 @@ ReXrank's object of studies by id) or tables with a head line (.csv, .tsv). Repo
 def parser() -> argparse.ArgumentParser:
     """The arguments."""
     result = argparse.ArgumentParser("python -m mrg.metrics", description=DESCRIPTION, epilog=EPILOG)
-    result.add_argument("predictions", type=Path, help="file of generated and reference reports")
+    result.add_argument("predictions", type=Path, nargs="+",
+                        help="file of generated reports, and of references unless --references is given; of several "
+                        "files, one per system, a leaderboard is printed")  # fmt: skip
+    result.add_argument("--references", type=Path, metavar="FILE", help="file of references, joined by id")
+    result.add_argument("--by-row", action="store_true", help="join by the order of the files, not by id")
+    result.add_argument("--nearest-image", type=Path, metavar="FILE",
+                        help="reports of the nearest-image baseline, a row of the leaderboard")  # fmt: skip
+    result.add_argument("--rank-by", default=COLUMNS[0], metavar="SCORE",
+                        help='score of the ranking: "MCCS" or "CE-F1 CONVENTION" (default: %(default)s)')  # fmt: skip
+    result.add_argument("--page", type=Path, metavar="FILE", help="HTML page of the leaderboard to write")
     result.add_argument("--compare", type=Path, metavar="FILE", help="second file: paired differences to it")
     columns = (("id", ID_COLUMNS), ("preds", PREDS_COLUMNS), ("target", TARGET_COLUMNS))
     for name, known in columns:
@@ -79,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
 def main(args: Sequence[str] | None = None) -> None:
     """Run; a user's mistake prints one line and exits with 2."""
     options = parser().parse_args(args)
+    options.systems, options.predictions = options.predictions, options.predictions[0]
     try:
         run(options)
     except BrokenPipeError:  # the reader of the output has seen enough
@@ -94,6 +108,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def run(options: argparse.Namespace) -> None:
     """Score or compare, print, and write the JSON."""
     _check(options)
+    if len(options.systems) > 1 or options.nearest_image is not None:
+        _rank(options)
+        return
     first, *others = _read(options)
     if options.compare is None:
         _score(first, _output(options, "scores.json"), options)
@@ -146,6 +163,61 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
     print(f"\nAll of it: {output}")
 
 
+def _rank(options: argparse.Namespace) -> None:
+    """The leaderboard of several files."""
+    output = _output(options, "leaderboard.json")
+    named = dict(zip(_system_names(options.systems), options.systems, strict=True))
+    if options.nearest_image is not None:
+        named["nearest image"] = options.nearest_image
+    pairs = {name: _joined(path, options) for name, path in named.items()}
+    first = next(iter(pairs.values()))
+    for name, other in pairs.items():
+        aligned = other if options.by_row else align(first, other, (next(iter(pairs)), name))
+        if [text.split() for text in aligned.target] != [text.split() for text in first.target]:
+            raise ValueError(f"{named[name]} has other references than {options.predictions}: use --references.")
+        pairs[name] = aligned
+    result = leaderboard(
+        {name: pair.preds for name, pair in pairs.items()}, first.target, _labeler(options), options.margin,
+        options.trials or 1000, options.seed, _scorers(options), options.rank_by,
+    )  # fmt: skip
+    result = {"files": {name: str(path) for name, path in named.items()}, **result}
+    write_json(output, result)
+    print(format_leaderboard(result), flush=True)
+    if options.page is not None:
+        write_page(result, options.page)
+        print(f"\nPage: {options.page}")
+    if options.nlg:
+        how = options.normalization
+        scores = {name: nlg_scores(pair.preds, first.target, how).corpus for name, pair in pairs.items()}
+        result["nlg"] = {"normalization": how, **scores}
+        write_json(output, result)
+        print(f"\n{format_nlg(result['nlg'])}")
+    print(f"\nAll of it: {output}")
+
+
+def _joined(path: Path, options: argparse.Namespace) -> Predictions:
+    """One system's reports with their references, from one file or from two."""
+    if options.references is None:
+        held = [column_names(path)]
+        return read_predictions(path, *(_column(names, held[0], held) for names in _columns(options)))
+    id_column, preds_column, target_column = (names[0] if names else None for names in _columns(options))
+    preds = read_texts(path, "preds", id_column, preds_column)
+    return join(preds, read_texts(options.references, "target", id_column, target_column), options.by_row)
+
+
+def _columns(options: argparse.Namespace) -> list[list[str]]:
+    return [options.id, options.preds, options.target]
+
+
+def _system_names(paths: Sequence[Path]) -> list[str]:
+    """The files' stems, with as many of their folders as tell them apart."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"Expected different files, but one is given twice: {', '.join(map(str, paths))}.")
+
+
 def _read_columns(predictions: Predictions) -> str:
     columns = predictions.columns
     return f"Reports: {columns['preds']!r}; references: {columns['target']!r}; ids: {columns['id']!r}."
@@ -167,6 +239,15 @@ def _remarks(predictions: Predictions) -> str:
 
 def _check(options: argparse.Namespace) -> None:
     """Before any work."""
+    if options.by_row and options.references is None:
+        raise ValueError("--by-row joins reports with the file of --references: pass it too.")
+    several = len(options.systems) > 1 or options.nearest_image is not None
+    if options.compare is not None and several:
+        raise ValueError("--compare pairs two files: give one file beside it, or leave it out for a leaderboard.")
+    if options.page is not None and not several:
+        raise ValueError("--page is the page of a leaderboard: give at least two files of predictions.")
+    if options.rank_by not in SCORES:
+        raise ValueError(f"Expected --rank-by to be one of {', '.join(SCORES)}, but got {options.rank_by}.")
     for name, least in (("trials", 1), ("seed", 0), ("changed", 0)):
         value = getattr(options, name)
         if value is not None and value < least:
@@ -187,7 +268,8 @@ def _output(options: argparse.Namespace, ending: str) -> Path:
     output: Path = options.output or options.predictions.with_name(f"{options.predictions.name}.{ending}")
     if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
         raise ValueError(f"{output} cannot be written: name a file in a folder that exists with --output.")
-    inputs = [path.resolve() for path in (options.predictions, options.compare) if path is not None]
+    others = (options.compare, options.references, options.nearest_image)
+    inputs = [path.resolve() for path in (*options.systems, *others) if path is not None]
     if output.resolve() in inputs:
         raise ValueError(f"--output {output} is a file of predictions: name another one.")
     return output
@@ -196,6 +278,8 @@ def _output(options: argparse.Namespace, ending: str) -> Path:
 def _read(options: argparse.Namespace) -> list[Predictions]:
     """The file, and the one that it is compared with."""
     paths = [options.predictions, *([] if options.compare is None else [options.compare])]
+    if options.references is not None:
+        return [_joined(path, options) for path in paths]
     given = [options.id, options.preds, options.target]
     if not any(given):
         return [read_predictions(path) for path in paths]
@@ -223,11 +307,11 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
 
 def _labeler(options: argparse.Namespace) -> Labeler:
     if options.labeler is not None:
-        return load_labeler(options.labeler)
+        return ReportingLabeler(load_labeler(options.labeler))
     if options.chexbert is None:
-        return RulesLabeler()
+        return ReportingLabeler(RulesLabeler())
     tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
-    return CheXbertLabeler(options.chexbert, **tokenizer)
+    return ReportingLabeler(CheXbertLabeler(options.chexbert, **tokenizer), block=1000)
 
 
 def _scorers(options: argparse.Namespace) -> dict[str, Scorer]:

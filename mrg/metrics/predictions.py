@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ID_COLUMNS = ("id", "study_id")
-PREDS_COLUMNS = ("prediction", "preds", "model_prediction", "generated", "hypothesis")
-TARGET_COLUMNS = ("target", "reference", "report", "ground_truth", "section_findings")
+PREDS_COLUMNS = (
+    "prediction", "preds", "model_prediction", "generated", "generated_report", "model_output", "pred_report",
+    "hypothesis", "output", "response", "res",
+)  # fmt: skip
+TARGET_COLUMNS = (
+    "target", "reference", "report", "ground_truth", "section_findings", "gt_report", "reference_report", "gt", "gts",
+    "findings",
+)  # fmt: skip
 
 
 class Predictions(NamedTuple):
@@ -47,7 +53,7 @@ def read_predictions(
         ValueError: If it cannot be read, has no rows, lacks a column, repeats an id, or holds something other than text
             in a report; the message names the file and the rows.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     if not rows:
         raise ValueError(f"{path} holds no studies.")
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
@@ -59,17 +65,17 @@ def read_predictions(
     if id_column is not None:
         without = [str(number) for number, row in enumerate(rows, 1) if row.get(id_column) in (None, "")]
         if without:
-            has = _quoted(rows[0])
-            raise ValueError(f"{path} has no {id_column!r} in {len(without)} rows: {_some(without)}; it has {has}.")
+            has = quoted(rows[0])
+            raise ValueError(f"{path} has no {id_column!r} in {len(without)} rows: {some(without)}; it has {has}.")
     ids = [str(number if id_column is None else row[id_column]) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
     if repeated:
-        raise ValueError(f"{path} holds {len(repeated)} studies twice: {_some(repeated)}; each must count once.")
+        raise ValueError(f"{path} holds {len(repeated)} studies twice: {some(repeated)}; each must count once.")
     for column in (preds_column, target_column):
         wrong = [name for name, row in zip(ids, rows, strict=True) if not isinstance(row.get(column), str)]
         if wrong:
-            raise ValueError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {_some(wrong)}.")
+            raise ValueError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {some(wrong)}.")
     preds, target = ([row[column] for row in rows] for column in (preds_column, target_column))
     columns = {"id": id_column or "row number", "preds": preds_column, "target": target_column}
     return Predictions(ids, preds, target, id_column is not None, columns)
@@ -82,7 +88,7 @@ def column_names(path: Path) -> list[str]:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read.
     """
-    return list(dict.fromkeys(column for row in _rows(path) for column in row))
+    return list(dict.fromkeys(column for row in read_rows(path) for column in row))
 
 
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
@@ -93,7 +99,7 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
     """
     if set(first.ids) != set(second.ids):
         only = [[name for name in a.ids if name not in set(b.ids)] for a, b in ((first, second), (second, first))]
-        parts = [f"{len(ids)} only in {name} ({_some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
+        parts = [f"{len(ids)} only in {name} ({some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
         raise ValueError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
     place = {name: row for row, name in enumerate(second.ids)}
     order = [place[name] for name in first.ids]
@@ -103,12 +109,18 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
     if other:
         raise ValueError(
             f"A paired comparison needs equal references, but those of {len(other)} studies differ between "
-            f"{names[0]} and {names[1]}: {_some(other)}."
+            f"{names[0]} and {names[1]}: {some(other)}."
         )
     return aligned
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, each with named fields.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read.
+    """
     readers = {".jsonl": _json_lines, ".json": _json, ".csv": _table, ".tsv": _table}
     if path.suffix.lower() not in readers:
         raise ValueError(f"Expected a file that ends in {', '.join(readers)}, but got {path}.")
@@ -145,10 +157,19 @@ def _json(path: Path) -> Iterable[Any]:
     except (RecursionError, ValueError) as error:  # nested or long beyond what Python reads
         raise ValueError(f"{path} cannot be read as JSON: {error}.") from error
     if isinstance(value, list):
-        return value
+        return [{"text": row} if isinstance(row, str) else row for row in value]
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
         return [{"study_id": name, **row} for name, row in value.items()]
+    if isinstance(value, dict) and value and all(_one_text(text) is not None for text in value.values()):
+        return [{"study_id": name, "text": _one_text(text)} for name, text in value.items()]
     raise ValueError(f"{path} is neither a list of studies nor an object of studies by id (ReXrank's form).")
+
+
+def _one_text(value: Any) -> str | None:
+    """A text, or the only one of a list (R2GenGPT's form); None for anything else."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, str) else None
 
 
 def _table(path: Path) -> Iterable[Any]:
@@ -161,11 +182,11 @@ def _table(path: Path) -> Iterable[Any]:
             raise ValueError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
-            raise ValueError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
+            raise ValueError(f"{path} has more than one column {quoted(sorted(repeated))}.")
         reader.fieldnames = names
         for row in reader:
             if None in row:
-                raise ValueError(f"{path}: a row ({_some([str(v) for v in row.values()][:1])}) has too many fields.")
+                raise ValueError(f"{path}: a row ({some([str(v) for v in row.values()][:1])}) has too many fields.")
             yield row
 
 
@@ -177,17 +198,18 @@ def _column(
     if chosen is None or chosen not in names:
         looked = repr(name) if name is not None else " or ".join(known)
         raise ValueError(
-            f"{path} has no column for the {what} (looked for {looked}); it has {_quoted(names)}: name it with "
+            f"{path} has no column for the {what} (looked for {looked}); it has {quoted(names)}: name it with "
             f"--{option}."
         )
     return chosen
 
 
-def _quoted(names: Iterable[str]) -> str:
+def quoted(names: Iterable[str]) -> str:
+    """Names for a message."""
     return ", ".join(map(repr, names))
 
 
-def _some(names: Sequence[str], most: int = 10) -> str:
+def some(names: Sequence[str], most: int = 10) -> str:
     """The first names and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

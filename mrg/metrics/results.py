@@ -59,6 +59,7 @@ def evaluate_systems(
     num_resamples: int = 1000,
     seed: int = 0,
     scorers: Mapping[str, Scorer] | None = None,
+    rank_by: str | None = None,
 ) -> dict[str, Any]:
     """Score several systems on the same references.
 
@@ -72,6 +73,7 @@ def evaluate_systems(
         num_resamples: Of the bootstrap.
         seed: Of the bootstrap.
         scorers: Name to a further score per report, whose mean gets a column of its own.
+        rank_by: Score to rank the systems by; adds `ranking`, see `ranks`.
 
     Returns:
         A dict that json can write.
@@ -111,12 +113,40 @@ def evaluate_systems(
     drawn = dict(zip(systems, bootstrap(list(sums.values()), num_resamples, seed), strict=True))
     for name, row in result["systems"].items():
         row["scores"] = {s: _interval(value, drawn[name][s]) for s, value in sums[name].corpus().items()}
+    if rank_by is not None:
+        result["ranking"] = {"by": rank_by, "systems": ranks(result["systems"], drawn, rank_by)}
     for a, b in differences:
         values = sums[a].corpus(), sums[b].corpus()
         for score in values[0]:
             gap = _interval(values[0][score] - values[1][score], drawn[a][score] - drawn[b][score])
             result["differences"].append({"a": a, "b": b, "score": score, **gap})
     return result
+
+
+def ranks(
+    systems: Mapping[str, Mapping[str, Any]], drawn: Mapping[str, Mapping[str, np.ndarray]], by: str
+) -> dict[str, dict[str, float]]:
+    """Rank of each system by one score, and how stable it is under the bootstrap.
+
+    Args:
+        systems: Name to a row with `scores`.
+        drawn: Name to its scores in each bootstrap sample, the same samples for all systems.
+        by: The score.
+
+    Returns:
+        Name to `rank` (1 is best; equal scores share the better rank), `low` and `high`, the 95 % interval of the rank
+        over the samples, and `first`, the share of samples in which no other system is better; best first.
+    """
+    values = np.array([row["scores"][by]["value"] for row in systems.values()])
+    samples = np.stack([drawn[name][by] for name in systems])
+    rank = 1 + (values[None, :] > values[:, None] + 1e-12).sum(1)
+    sampled = 1 + (samples[None, :] > samples[:, None] + 1e-12).sum(1)
+    low, high = np.quantile(sampled, (0.025, 0.975), axis=1, method="nearest")
+    rows = {
+        name: {"rank": int(rank[i]), "low": int(low[i]), "high": int(high[i]), "first": float((sampled[i] == 1).mean())}
+        for i, name in enumerate(systems)
+    }
+    return dict(sorted(rows.items(), key=lambda row: row[1]["rank"]))
 
 
 def _interval(value: float, drawn: np.ndarray) -> dict[str, float]:
