@@ -48,6 +48,7 @@ import torch
 from torch import Tensor
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding, attributes, relevant
 from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.layout import HARD
 from mrg.metrics.labelers.lexicon import OTHER, Lexicon, Tokens
@@ -154,6 +155,40 @@ class RulesLabeler(Labeler):
             if len(self._cache) > self.cache_size:
                 del self._cache[next(iter(self._cache))]
         return row
+
+    def findings(self, text: str) -> list[Finding]:
+        """The findings of one report with side, place, severity and change; see `attributes.py`.
+
+        Args:
+            text: A report.
+
+        Returns:
+            Stated findings, sure or uncertain, and those that have resolved, in reading order.
+
+        Raises:
+            TypeError: If `text` is not a string.
+
+        Example:
+            >>> finding = RulesLabeler().findings("Small left pleural effusion, unchanged.")[0]
+            >>> finding.condition, finding.side, finding.severity, finding.change
+            ('Pleural Effusion', 'left', 'small', 'unchanged')
+        """
+        check_texts([text])
+        tokens = self._lexicon.tokens(text)
+        mentions = Reader(tokens.words, self._lexicon).read(self._lexicon.find(tokens.words))
+        read = attributes(tokens.words, mentions)
+        result = []
+        for mention in sorted(mentions, key=lambda mention: mention.span):
+            own = relevant(mention.label, read.get(mention.span, {}))
+            if own is None or mention.label == BLANK or mention.condition == OTHER:
+                continue
+            said = sorted({span for _, span in own.values()})
+            side, place, severity, change = (own[kind][0] if kind in own else None for kind in ATTRIBUTES)
+            start, end = tokens.spans[mention.span[0]][0], tokens.spans[mention.span[1] - 1][1]
+            words = tuple(text[tokens.spans[a][0] : tokens.spans[b - 1][1]] for a, b in said)
+            name = CONDITIONS[mention.condition]
+            result.append(Finding(name, mention.label, side, place, severity, change, start, end, words))
+        return result
 
     def _label(self, text: str) -> bytes:
         row = [BLANK] * (OTHER + 1)
