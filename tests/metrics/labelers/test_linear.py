@@ -12,7 +12,8 @@ REPEATED = [
     "---", "\u0301", "\ufb01", "a\u00ad\n", "edema unlikely ", "edema possible ", "no edema ", "edema, ", "edema or ",
     "heart ", "heart enlarged ", "heart stable ", "edema: no ", "Edema\n", "a mild ", "no entirely ",
     "mediastinal and ",
-    "clinical\n", "Indication: x. ", "Findings\n", "blunting cleared ",
+    "clinical\n", "Indication: x. ", "Findings\n", "blunting cleared ", "edema left ", "left edema ",
+    "has resolved ",
 ]  # fmt: skip
 
 
@@ -29,6 +30,7 @@ def test_long_texts_are_labelled(labeler, prefix, unit):
     start = time.process_time()
     labeler([text])
     labeler.evidence(text)
+    labeler.findings(text)
     assert time.process_time() - start < 10
 
 
