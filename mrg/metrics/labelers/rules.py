@@ -106,6 +106,8 @@ class RulesLabeler(Labeler):
         {'Pneumothorax': 'negative', 'Pleural Effusion': 'positive'}
     """
 
+    name = "rules"
+
     def __init__(self, cache_size: int = 65_536, convention: str = "chexbert") -> None:
         if convention not in CONVENTIONS:
             raise ValueError(f"Expected argument `convention` to be 'chexbert' or 'plain', but got {convention!r}.")
@@ -113,7 +115,8 @@ class RulesLabeler(Labeler):
             raise ValueError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
         self.cache_size = cache_size
         self.convention = convention
-        self.name = "rules" if convention == "chexbert" else f"rules-{convention}"
+        if convention != "chexbert":
+            self.name = f"rules-{convention}"
         self._lexicon = Lexicon(convention)
         self._cache: dict[str, bytes] = {}
 
