@@ -1,19 +1,18 @@
-"""Time how studies become batches against the plain loop around transformers' processor, on the same images.
+"""Time StudyCollator against a plain loop around transformers' processor, on the same images.
 
     python benchmarks/data.py [--threads 1] [--repeats 3] [--num 6] [--size 2000] [--output data.json]
     python benchmarks/data.py --iu ../shared/data/iu_xray [--num 200]
 
-Without --iu, images are drawn: a smooth body with the noise of a detector, as PNG of 8 bits, PNG of 16 (12 of them
-used), JPEG, and uncompressed DICOM of 12 bits where pydicom is installed. With --iu, they are the first images of that
-folder.
+Without --iu, images are synthetic: a smooth body with detector noise, as 8-bit PNG, 16-bit PNG (12 bits used), JPEG,
+and uncompressed 12-bit DICOM if pydicom is installed. With --iu, they are the first images of that folder.
 
-(a) plain: Image.open and the processor, for each study; (b) StudyCollator; (c) StudyCollator that fills an empty pixel
-cache; (d) StudyCollator from the full cache. All take one study at a time, in one process, with the same processor, a
-Qwen2.5-VL's of --max-pixels. Every repeat runs all of them in turn; files are in the system's page cache, so what is
-timed is decoding and arithmetic, not the disk. The plain loop gets 16 bits and DICOM wrong: it clips the one and cannot
-open the other, for which it takes pydicom's pixel array without a window. "x plain" says how many times faster than (a)
-a method is: by the fastest repeats, and beside it the median of the repeats' ratios. Before timing, (b) is compared
-with (a) where that is right, and (d) with (b) everywhere: all numbers must be equal.
+(a) plain loop: Image.open and the processor for each study; (b) StudyCollator; (c) StudyCollator filling an empty pixel
+cache; (d) StudyCollator reading from the full cache. All process one study at a time in one process, with the same
+Qwen2.5-VL processor at --max-pixels. Each repeat runs all of them in turn. Files are in the system's page cache, so the
+times cover decoding and arithmetic, not the disk. The plain loop is wrong for 16-bit PNG, which it clips, and for
+DICOM, which it cannot open and for which it uses pydicom's pixel array without a window. "x plain" is the speedup over
+(a): from the fastest repeats, followed by the median of the repeats' ratios. Before timing, (b) is compared with (a)
+where (a) is right, and (d) with (b) in all cases: all values must be equal.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ from PIL import Image
 import mrg
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.study import Study, View
-from mrg.modules.processor import build_processor
+from mrg.modules.policy.processor import build_processor
 
 PROMPT = "Write the findings section of the radiology report for this chest X-ray study."
 PLAIN, OURS, FILLING, KEPT = "plain loop", "StudyCollator", "filling the cache", "from the cache"
 
 
 def draw(size: int, seed: int) -> np.ndarray:
-    """(size, size) uint16 of 12 bits: smooth shapes and noise that grows with the signal."""
+    """(size, size) 12-bit image as uint16: smooth shapes, and noise that grows with the signal."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
     lungs = np.exp(-(((abs(x) - 0.42) / 0.25) ** 2) - ((y + 0.1) / 0.6) ** 2)
@@ -96,7 +95,7 @@ def draw_files(folder: Path, num: int, size: int) -> dict[str, list[Path]]:
 
 
 class PlainLoop:
-    """What a script around transformers does."""
+    """The usual loop around transformers' processor."""
 
     def __init__(self, processor: Any, prompt: Callable[[Study], str]) -> None:
         self.processor, self.prompt = processor, prompt
@@ -116,7 +115,7 @@ class PlainLoop:
 
 
 def check(studies: Sequence[Study], plain: PlainLoop | None, ours: StudyCollator, kept: StudyCollator) -> None:
-    """Fill the cache, and compare."""
+    """Fill the cache and compare the methods' outputs."""
     for study in studies:
         one = ours([study])
         for other in (kept([study]), kept([study])):
@@ -129,7 +128,7 @@ def check(studies: Sequence[Study], plain: PlainLoop | None, ours: StudyCollator
 
 
 def time_files(files: Sequence[Path], processor: Any, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Seconds of each method in each repeat, and how large the cache is."""
+    """Seconds of each method in each repeat, and size of the cache."""
     views = [files[i : i + options.views] for i in range(0, len(files), options.views)]
     studies = [Study(str(i), tuple(View(path) for path in paths), "") for i, paths in enumerate(views)]
     cache, empty = folder / "kept", folder / "empty"
@@ -176,7 +175,7 @@ def compare(values: list[float], plain: list[float], num: int) -> dict[str, Any]
 def show(kind: str, row: dict[str, Any]) -> None:
     print(
         f"\n{kind}: {row['images']} images of {row['bytes_per_file'] / 1e3:,.0f} kB, "
-        f"{row['bytes_per_kept_image'] / 1e3:,.0f} kB kept of each"
+        f"{row['bytes_per_kept_image'] / 1e3:,.0f} kB cached per image"
         + ("" if row["equal_to_plain"] else " (the plain loop's pixels are wrong)")
     )
     print(f"{'':20}{'images/s':>10}{'x plain':>9}{'(median)':>10}")
@@ -191,15 +190,15 @@ def hardware() -> dict[str, Any]:
 
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time how studies become batches.")
-    parser.add_argument("--iu", type=Path, help="folder of IU X-Ray; drawn images without it")
-    parser.add_argument("--num", type=int, default=6, help="images of each kind")
-    parser.add_argument("--size", type=int, default=2000, help="pixels along each side of a drawn image")
-    parser.add_argument("--views", type=int, default=2, help="images of a study")
+    parser = argparse.ArgumentParser(description="Time StudyCollator against a plain loop.")
+    parser.add_argument("--iu", type=Path, help="IU X-Ray folder (default: synthetic images)")
+    parser.add_argument("--num", type=int, default=6, help="number of images per format")
+    parser.add_argument("--size", type=int, default=2000, help="side of a synthetic image in pixels")
+    parser.add_argument("--views", type=int, default=2, help="images per study")
     parser.add_argument("--max-pixels", type=int, default=512 * 512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="where to write the results as JSON")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(args)
 
 
@@ -213,10 +212,10 @@ def main(args: Sequence[str] | None = None) -> None:
             found = (path for path in (options.iu / "images").rglob("*") if path.suffix.lower() in (".png", ".jpg"))
             kinds = {"IU X-Ray": sorted(itertools.islice(found, options.num))}
             if not kinds["IU X-Ray"]:
-                raise SystemExit(f"There are no images in {options.iu / 'images'}.")
+                raise SystemExit(f"Found no images in {options.iu / 'images'}.")
         else:
             kinds = draw_files(folder, options.num, options.size)
-        time.sleep(0.1)  # a file that was just written is not kept
+        time.sleep(0.1)  # a file that was just written is not cached
         results = {
             "date": datetime.date.today().isoformat(),
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "mrg": mrg.__version__}

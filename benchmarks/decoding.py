@@ -1,11 +1,11 @@
-"""Time a decoding step: at shrinking shapes, at fixed shapes, and compiled, on the same random model and prompts.
+"""Time a decoding step with shrinking shapes, fixed shapes and compilation, on the same random model and prompts.
 
     python benchmarks/decoding.py --output benchmarks/results/decoding.json
     python benchmarks/decoding.py --geometry 3b --device cuda --dtype bfloat16
 
-The three take turns in one process: each round is a whole rollout of each, of full length (no row ends), from the first
-step after the prompts to the last. Weights are random, LoRA is on; compiling is timed apart. The bound is what reading
-the weights and all keys and values once would take at the speed of a large copy.
+The three alternate in one process: each round runs one full-length rollout of each (no row ends early), timed from the
+first step after the prompts to the last. Weights are random and LoRA is on; compilation is timed separately. The bound
+is the time to read the weights and all keys and values once, at the speed of a large copy.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ import numpy as np
 import torch
 from grpo_step import GEOMETRIES, Clock, build, machine
 
-from mrg.modules.compiled_decoding import CompiledDecoder
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.prompts import Prompts
-from mrg.modules.rollout import sample
-from mrg.modules.static_decoding import StaticDecoder
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.rollout.compiled import CompiledDecoder
+from mrg.modules.rollout.sampling import sample
+from mrg.modules.rollout.static_cache import StaticDecoder
 
 SIDES = ("shrinking", "fixed", "compiled")
 
 
 def random_prompts(policy: Any, options: argparse.Namespace) -> Prompts:
-    """Prompts without images: a decoding step sees only their keys and values."""
+    """Prompts without images: a decoding step only uses their keys and values."""
     shape = (options.studies, options.prompt)
     generator = torch.Generator().manual_seed(0)
     width = policy.base.config.text_config.hidden_size
@@ -55,13 +56,13 @@ def seconds_of(function: Any) -> float:
 
 
 def copy_speed(device: torch.device) -> float:
-    """Bytes per second, read and written, of a large copy at best."""
+    """Highest rate of a large copy in bytes per second, reads and writes counted."""
     source, target = torch.ones(2, 2**28 if device.type == "cuda" else 2**26, device=device, dtype=torch.uint8)
     return 2 * source.numel() / min(seconds_of(lambda: target.copy_(source)) for _ in range(10))
 
 
 def step_bytes(policy: Any, options: argparse.Namespace) -> int:
-    """Bytes that a step in the middle of a rollout must read: weights once, keys and values once."""
+    """Bytes read by a step in the middle of a rollout: weights once, keys and values once."""
     text = policy.base.model.language_model
     weights = sum(p.numel() * p.element_size() for n, p in text.named_parameters() if "embed_tokens" not in n)
     weights += policy.base.lm_head.weight.numel() * policy.base.lm_head.weight.element_size()
@@ -109,7 +110,7 @@ def report(options: argparse.Namespace, result: dict[str, Any]) -> None:
         f"geometry {options.geometry}, {options.dtype}, {options.device}, P {options.prompt}, C {options.completion}, "
         f"G {options.group_size}, studies {options.studies}, {options.threads} threads, {options.repeats} rounds"
     )
-    print(f"the bound by bandwidth is {1000 * result['bound_s']:.3f} ms a step")
+    print(f"bandwidth bound: {1000 * result['bound_s']:.3f} ms a step")
     base = np.array(result["seconds_per_step"]["shrinking"])
     for side in SIDES:
         own = np.array(result["seconds_per_step"][side])
@@ -120,7 +121,7 @@ def report(options: argparse.Namespace, result: dict[str, Any]) -> None:
             f"{np.median(own) / result['bound_s']:.1f} times the bound; first rollout "
             f"{result['first_rollout_s'][side]:.1f} s; {100 * result['equal_tokens'][side]:.1f} % equal tokens"
         )
-    print(result["refused"] or "every checked step was as the eager one")
+    print(result["refused"] or "every checked step matched the eager step")
 
 
 def arguments() -> argparse.Namespace:

@@ -1,8 +1,9 @@
-"""How long a gallery of many studies takes to open, and how smoothly it scrolls, in Chromium.
+"""Measure how fast a gallery of many studies opens and how smoothly it scrolls in Chromium.
 
     python benchmarks/gallery.py --studies 2000 [--image_size 448]
 
-Images are drawn at 112 pixels and enlarged with new noise, so that a JPEG of them is as large as a radiograph's.
+Images are synthesized at 112 pixels and enlarged with added noise, so that their JPEG files are as large as those of
+radiographs.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from mrg.datamodules.demo import World, make_study
 from mrg.datamodules.study import View
 from mrg.metrics import RulesLabeler
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.gallery import Gallery
 
 SCROLL = """async () => {
@@ -103,7 +104,7 @@ def measure(page: Path) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=2000)
-    parser.add_argument("--image_size", type=int, default=448, help="pixels of the images before they are scaled down")
+    parser.add_argument("--image_size", type=int, default=448, help="side of the images in pixels, before downscaling")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "gallery.html"

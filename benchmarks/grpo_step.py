@@ -1,10 +1,10 @@
-"""Time a GRPO step of TRL and of mrg on the same random vision-language model, in one run.
+"""Time a GRPO step of TRL and of mrg on the same random vision-language model.
 
     python benchmarks/grpo_step.py --output benchmarks/results/grpo_step.json
 
-Each side runs in a process of its own, one study per step, completions of full length, LoRA and a reference. Needs
-`pip install 'mrg[dev]'` for TRL. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a random
-model of that size, beside what the GPU could do at best.
+Each side runs in a separate process, with one study per step, full-length completions, LoRA and a reference model. TRL
+is part of `pip install 'mrg[dev]'`. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a
+random model of that size and compares it with the peak rates of the GPU.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ LANGUAGE_LINEARS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|
 
 
 def build(folder: Path, geometry: str, max_pixels: int, dtype: str) -> None:
-    """Save a random model with a processor whose tokenizer is trained on a few words."""
+    """Save a random model, and a processor whose tokenizer is trained on a few words."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    from mrg.modules.processor import build_processor
+    from mrg.modules.policy.processor import build_processor
 
     torch.manual_seed(0)
     processor = build_processor([PROMPT] * 4, 600, max_pixels)
@@ -79,26 +79,26 @@ def picture(index: int, height: int, width: int) -> np.ndarray:
 
 
 def reward(texts: list[str]) -> list[float]:
-    """Differs within a group, so that no group is dead."""
+    """Rewards that differ within a group, so that every group has a gradient."""
     return [float(len(set(text)) % 7) + 0.1 * (index % 8) for index, text in enumerate(texts)]
 
 
 class Clock:
-    """Wall time of steps and memory: of the process on a CPU, of the device on a GPU."""
+    """Wall time of steps, and peak memory of the process (CPU) or of the device (GPU)."""
 
     def __init__(self) -> None:
         self.stamps: list[float] = []
         self.begin()
 
     def begin(self) -> None:
-        """Count memory from here."""
+        """Start counting memory."""
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.base = self.peak()
 
     @staticmethod
     def peak() -> float:
-        """In MB."""
+        """Peak memory in MB."""
         if torch.cuda.is_available():
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -124,8 +124,9 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from mrg.datamodules.base import ReportDataModule
     from mrg.datamodules.study import Study, View
     from mrg.modules.grpo import GRPOModule
-    from mrg.modules.load import LoRA
-    from mrg.modules.reward import Rewards
+    from mrg.modules.policy.lora import LoRA
+    from mrg.modules.rl.reward import Rewards
+    from mrg.modules.settings import OptimizerSettings, RolloutSettings
 
     class Pictures(ReportDataModule):
         def read(self) -> dict[str, list[Study]]:
@@ -140,7 +141,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
             self.clock, self.phases, self.found = clock, [], {}
 
         def on_train_start(self, *args: Any) -> None:
-            self.clock.begin()  # the policy is loaded, and where it is trained
+            self.clock.begin()  # the policy is loaded and on its device
 
         def on_train_batch_start(self, *args: Any) -> None:
             if not self.clock.stamps:
@@ -151,16 +152,17 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
             self.phases.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("seconds/")})
 
         def on_train_end(self, trainer: Any, module: Any) -> None:
-            self.found = self.clock.result()  # before what follows allocates, and before the policy leaves the device
+            self.found = self.clock.result()  # before anything else is allocated or the policy leaves the device
             batch = trainer.datamodule.collator(trainer.datamodule.splits["train"][:1]).to(module.device)
             with torch.no_grad():
-                prompt = module.writer.embed(batch)
+                prompt = module.policy.embed(batch)
             self.found |= {"prompt_tokens": int(prompt.mask.sum()), "image_tokens": int(prompt.visual.sum())}
             self.found |= speed_of_light(module.device)
 
     module = GRPOModule(
-        policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", group_size=options.group_size,
-        max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing, warmup_steps=0,
+        policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", rollout=RolloutSettings(options.group_size),
+        max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing,
+        optimizer=OptimizerSettings(warmup_steps=0),
         dtype=options.dtype, micro_batch_tokens=options.micro_batch_tokens,
     )  # fmt: skip
 
@@ -178,7 +180,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
     def without_end(stage: str) -> None:
         setup(stage)
-        module.writer.__dict__["banned_ids"] = [*module.writer.banned_ids, module.writer.eos_id]
+        module.policy.__dict__["banned_ids"] = [*module.policy.banned_ids, module.policy.eos_id]
 
     module.setup = without_end  # type: ignore[method-assign]
     clock = Clock()
@@ -187,12 +189,12 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     trainer.fit(module, data)
     names = timed.phases[-1]
     phases = {name: float(np.median([p[name] for p in timed.phases[1:]])) for name in names}
-    weights = sum(p.numel() * p.element_size() for p in module.writer.base.model.language_model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in module.policy.base.model.language_model.parameters())
     return {**timed.found, "phases": phases, "weight_bytes": weights}
 
 
 def speed_of_light(device: torch.device) -> dict[str, float]:
-    """What this machine does at best: operations per second of a large product, bytes per second of a large copy."""
+    """Peak rates of this machine: operations per second of a large product, bytes per second of a large copy."""
     dtype, size = (torch.bfloat16, 8192) if device.type == "cuda" else (torch.float32, 1024)
     a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     source = torch.empty(2**28 if device.type == "cuda" else 2**26, device=device, dtype=torch.uint8)
@@ -217,10 +219,10 @@ def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from transformers import AutoModelForImageTextToText, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from mrg.modules.processor import load_processor
+    from mrg.modules.policy.processor import load_qwen_processor
 
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=getattr(torch, options.dtype))
-    processor = load_processor(folder)
+    processor = load_qwen_processor(folder)
     num = options.studies * (options.steps + 2)
     images = [Image.fromarray(picture(i, options.height, options.width)).convert("RGB") for i in range(num)]
     prompts = [[{"role": "user", "content": PROMPT}] for _ in range(num)]
@@ -253,17 +255,17 @@ def run_trl(options: argparse.Namespace, folder: str) -> dict[str, Any]:
 
 
 def ideal(options: argparse.Namespace, prompt: int, image_tokens: int) -> float:
-    """How many times less arithmetic a step needs where the prompt is computed once per study."""
+    """Factor by which computing the prompt once per study reduces the operations of a step."""
     images, group = vision_operations(options.geometry, image_tokens), options.group_size
     once, repeated = (
         language_operations(options.geometry, prompt, copies, group, options.completion) for copies in (1, group)
     )
-    # Rollout and reference are one pass each, the policy two: with frozen weights backward costs as much as forward.
+    # Rollout and reference take one pass each, the policy two: with frozen weights, backward costs as much as forward.
     return (4 * repeated + 3 * group * images) / (4 * once + images)
 
 
 def efficiency(options: argparse.Namespace, mine: dict[str, Any]) -> dict[str, float]:
-    """Tokens per second, and how near the policy pass and decoding come to what the machine does at best."""
+    """Tokens per second, and how close the policy pass and decoding come to the peak rates of the machine."""
     text, prompt = GEOMETRIES[options.geometry]["text"], mine["prompt_tokens"]
     passes = 3 if options.checkpointing else 2
     once = language_operations(options.geometry, prompt, 1, options.group_size, options.completion)
@@ -309,14 +311,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--side", choices=["mrg", "trl"], help="run one side only and print its numbers as JSON")
+    parser.add_argument("--side", choices=["mrg", "trl"], help="run one side and print its numbers as JSON")
     parser.add_argument("--folder")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
 
 def run_side(side: str, folder: str) -> dict[str, Any]:
-    """Run a side in a process of its own."""
+    """Run a side in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
     output = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
@@ -327,7 +329,7 @@ def run_side(side: str, folder: str) -> dict[str, Any]:
 
 
 def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Print the comparison and return it."""
+    """Print and return the comparison."""
     mine = results["mrg"]
     prompt, image_tokens = mine["prompt_tokens"], mine["image_tokens"]
     print(
@@ -337,16 +339,16 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> d
     for side, row in results.items():
         seconds, memory = row["seconds"], row["peak_mb"] - row["base_mb"]
         print(
-            f"{side:<5}{np.median(seconds):8.2f} s a step ({min(seconds):.2f} to {max(seconds):.2f}), "
+            f"{side:<5}{np.median(seconds):8.2f} s per step ({min(seconds):.2f} to {max(seconds):.2f}), "
             f"{memory:,.0f} MB above the loaded model"
         )
     print("mrg by phase: " + ", ".join(f"{k.removeprefix('seconds/')} {v:.2f}" for k, v in mine["phases"].items()))
     near = efficiency(options, mine)
     print(
         f"{near['tokens_per_s']:,.0f} tokens/s; the policy pass runs at "
-        f"{100 * near['policy_share_of_matmul']:.0f} % of a large product's speed; the rollout takes "
-        f"{near['rollout_over_bandwidth_bound']:.1f} times as long as reading "
-        "the weights and one copy of each prompt's keys would"
+        f"{100 * near['policy_share_of_matmul']:.0f} % of the speed of a large matrix product; the rollout takes "
+        f"{near['rollout_over_bandwidth_bound']:.1f} times the time "
+        "of reading the weights and one copy of each prompt's keys"
     )
     settings = {k: v for k, v in vars(options).items() if k not in ("output", "side", "folder")}
     summary: dict[str, Any] = {**machine(options), "settings": settings, "efficiency": near}
@@ -355,8 +357,8 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> d
         memory = [row["peak_mb"] - row["base_mb"] for row in (mine, results["trl"])]
         best = ideal(options, prompt, image_tokens)
         print(
-            f"{speedup:.2f} times faster in {memory[0] / memory[1]:.2f} of the memory; counting arithmetic alone it "
-            f"would be {best:.2f} times"
+            f"{speedup:.2f} times faster, using {memory[0] / memory[1]:.2f} of the memory; the ratio of operations "
+            f"is {best:.2f}"
         )
         summary |= {"speedup": speedup, "memory_ratio": memory[0] / memory[1], "ideal": best}
     return summary

@@ -1,21 +1,22 @@
-"""Time CheXbertLabeler against the plain loops that other evaluations run, with the same weights, and count labels.
+"""Time CheXbertLabeler against plain loops with the same weights, and count the labels that differ.
 
     python benchmarks/labeling.py [--threads 1] [--device cpu] [--repeats 3] [--output labeling.json]
     python benchmarks/labeling.py --checkpoint chexbert.pth --tokenizer bert-base-uncased --texts reports.txt
 
-Without --checkpoint, weights are random, of the size and in the file layout of the published ones, which may not be
-passed on. Time does not depend on the values of weights; how many labels bfloat16 changes does. Without --texts (one
-report a line), reports are those of the demo, cut or joined to lengths as of real ones (about 60 tokens, 20 to 150).
+Without --checkpoint, weights are random, with the size and file layout of the published ones, which may not be
+redistributed. The time does not depend on the values of the weights; the number of labels changed by bfloat16 does.
+Without --texts (one report per line), reports are the demo's, cut or joined to realistic lengths (about 60 tokens, 20
+to 150).
 
-1. A pile of reports: (a) batches of 64 in the order of input, padded to their longest; (b) one report at a time;
-   (c) CheXbertLabeler; (d) CheXbertLabeler in bfloat16. (a) and (b) are transformers' BertModel with its pooler and 14
+1. A set of reports: (a) batches of 64 in input order, padded to the longest report; (b) one report at a time; (c)
+   CheXbertLabeler; (d) CheXbertLabeler in bfloat16. (a) and (b) are transformers' BertModel with its pooler and 14
    heads. No text occurs twice and no cache is used.
-2. A step of GRPO, for each study 8 completions and 8 times their reference: (a) as above, each side for itself;
-   (b) CheXbertLabeler's batches, each side for itself, every text labelled; (c) CheXbertLabeler, which takes both sides
-   in one call. When the studies come again, in a later epoch, the completions are new and the references known.
+2. A GRPO step with 8 completions and 8 copies of the reference per study: (a) as above, predictions and references
+   separately; (b) CheXbertLabeler's batches, separately, with every text labelled; (c) CheXbertLabeler, which labels
+   both in one call. When the studies recur in a later epoch, the completions are new and the references are cached.
 
-Every repeat runs all of them in turn. "x ours" says how many times ours (c) is faster: by the fastest repeats, and
-beside it the median of the repeats' ratios.
+Each repeat runs all of them in turn. "x ours" is the speedup of (c): from the fastest repeats, followed by the median
+of the repeats' ratios.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizer
 
 import mrg
-from mrg.datamodules.demo_reports import NEGATIVE_PHRASES, NOUNS, write_report
+from mrg.datamodules.demo.reports import NEGATIVE_PHRASES, NOUNS, write_report
 from mrg.metrics.labelers.chexbert import CheXbertLabeler, _batches, prepare
 from mrg.metrics.labelers.chexbert_checkpoint import find_checkpoint, read_checkpoint
 
@@ -52,7 +53,7 @@ Timings = dict[str, list[float]]
 
 
 class PlainLoop:
-    """What CheXbert's own code and the packages around it do."""
+    """The loop of CheXbert's own code and of packages that use it."""
 
     def __init__(self, checkpoint: Path, tokenizer: Path | str, device: str) -> None:
         weights = read_checkpoint(checkpoint)
@@ -86,7 +87,7 @@ class PlainLoop:
 
 
 def label_every_text(labeler: CheXbertLabeler, texts: Sequence[str]) -> Tensor:
-    """The labeler's batches without what spares it a text: neither equal nor known ones are left out."""
+    """Label with the labeler's batches, but without skipping duplicate or cached texts."""
     network, tokenizer = labeler._network(), labeler._shared.tokenizer
     ids = tokenizer([prepare(text) for text in texts], truncation=True, max_length=512)["input_ids"]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
@@ -98,7 +99,7 @@ def label_every_text(labeler: CheXbertLabeler, texts: Sequence[str]) -> Tensor:
 
 
 def make_texts(num: int, seed: int) -> list[str]:
-    """Different reports of the demo's phrases, with lengths as of real findings sections."""
+    """Distinct reports made of the demo's phrases, with the lengths of real findings sections."""
     rng = np.random.default_rng(seed)
     texts: dict[str, None] = {}
     while len(texts) < num:
@@ -115,7 +116,7 @@ def make_texts(num: int, seed: int) -> list[str]:
 
 @torch.no_grad()
 def make_checkpoint(folder: Path, texts: Sequence[str]) -> None:
-    """Write chexbert.pth and vocab.txt of a random bert-base, its heads centered so that all classes occur."""
+    """Write chexbert.pth and vocab.txt of a random bert-base whose heads are centered so that all classes occur."""
     words = sorted({word.lower() for text in texts for word in WORD.findall(text)})
     vocabulary = [*SPECIAL, *words, *(f"[unused{i}]" for i in range(30_522 - len(SPECIAL) - len(words)))]
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
@@ -132,7 +133,7 @@ def make_checkpoint(folder: Path, texts: Sequence[str]) -> None:
 
 
 def compare(seconds: Timings, num: int, ours: str) -> dict[str, Any]:
-    """Best and median time of each method, reports a second, and how many times ours is faster."""
+    """Best and median time of each method, reports per second, and speedup of our method."""
     return {
         name: {
             "seconds": [round(value, 3) for value in values],
@@ -149,7 +150,7 @@ def compare(seconds: Timings, num: int, ours: str) -> dict[str, Any]:
 
 
 def time_pile(texts: list[str], plain: PlainLoop, labelers: dict[str, CheXbertLabeler], repeats: int) -> dict[str, Any]:
-    """Part 1."""
+    """Part 1: a set of reports."""
     methods: dict[str, Callable[[], Tensor]] = {
         "input order, batches of 64": lambda: plain(texts, 64),
         "one at a time": lambda: plain(texts, 1),
@@ -172,7 +173,7 @@ def time_pile(texts: list[str], plain: PlainLoop, labelers: dict[str, CheXbertLa
 def time_grpo(
     texts: list[str], plain: PlainLoop, labeler: CheXbertLabeler, studies: int, repeats: int
 ) -> dict[str, Any]:
-    """Part 2: the same studies in two epochs."""
+    """Part 2: GRPO steps on the same studies in two epochs."""
     target = [reference for reference in texts[:studies] for _ in range(GROUP_SIZE)]
     num = len(target)
     completions = [texts[studies : studies + num], texts[studies + num : studies + 2 * num]]
@@ -227,16 +228,16 @@ def hardware(device: str) -> dict[str, Any]:
 
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time CheXbertLabeler.")
-    parser.add_argument("--checkpoint", help="real weights; random ones without it")
-    parser.add_argument("--tokenizer", help="folder or hub id, with --checkpoint")
-    parser.add_argument("--texts", type=Path, help="a file with one report a line")
-    parser.add_argument("--num", type=int, default=64, help="reports of the pile")
-    parser.add_argument("--studies", type=int, default=3, help="studies of a GRPO step")
+    parser.add_argument("--checkpoint", help="CheXbert weights (default: random)")
+    parser.add_argument("--tokenizer", help="folder or hub id of the tokenizer, with --checkpoint")
+    parser.add_argument("--texts", type=Path, help="file with one report per line")
+    parser.add_argument("--num", type=int, default=64, help="number of reports in part 1")
+    parser.add_argument("--studies", type=int, default=3, help="studies per GRPO step")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--output", type=Path, help="where to write the results as JSON")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
     return parser.parse_args(args)
 
 
@@ -250,7 +251,7 @@ def main(args: Sequence[str] | None = None) -> None:
     else:
         texts = make_texts(needed, seed=0)
     if len(texts) < needed:
-        raise SystemExit(f"{needed} different reports are needed, but {options.texts} holds {len(texts)}.")
+        raise SystemExit(f"Expected at least {needed} distinct reports in {options.texts}, but found {len(texts)}.")
     with tempfile.TemporaryDirectory() as folder:
         checkpoint, tokenizer = options.checkpoint or folder, options.tokenizer or folder
         if not options.checkpoint:
@@ -261,7 +262,7 @@ def main(args: Sequence[str] | None = None) -> None:
         }
         plain = PlainLoop(find_checkpoint(checkpoint), tokenizer, options.device)
         for label in (partial(plain, batch_size=2), *labelers.values()):
-            label(texts[:2])  # the first call builds what later ones use
+            label(texts[:2])  # the first call loads the weights
         lengths = [len(ids) for ids in plain.tokenizer(texts[: options.num])["input_ids"]]
         results = {
             "date": datetime.date.today().isoformat(),

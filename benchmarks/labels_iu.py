@@ -1,19 +1,19 @@
-"""Measure the rules labeler on the real IU X-Ray reports against the MeSH terms that indexers assigned by hand.
+"""Measure the rules labeler on the IU X-Ray reports against the MeSH terms assigned by indexers.
 
     python benchmarks/labels_iu.py DATA [--splits train] [--text findings+impression] [--output labels.json]
 
-DATA holds `annotation.json` (R2Gen's form and splits) and `NLMCXR_reports.tgz` (the XML reports of Open-I).
+DATA contains `annotation.json` (R2Gen's reports and splits) and `NLMCXR_reports.tgz` (the XML reports of Open-I).
 
 The terms say what is there, so the rules are read plainly (`convention="plain"`).
 
-MeSH terms are a weak gold standard: the indexers read the whole report, gave terms to about half of what was hedged
-("Cardiomegaly/borderline"), and sometimes chose a neighbouring term. So each figure is given
+MeSH terms are a weak gold standard: the indexers read the whole report, assigned terms to about half of the hedged
+findings ("Cardiomegaly/borderline"), and sometimes chose a related term. Each figure is therefore given
 
-- for two texts: the findings, which are the reports of `annotation.json`, and findings and impression;
-- over two sets: "all" studies, and "named": without those that carry the term although no name of the condition stands
-  in the text (`NAMES`, which knows nothing of the labeler). No study without the term is left out, so that every false
-  positive counts in both;
-- with uncertain labels read as positive, as negative, and ignored (the U-Ones, U-Zeros and U-Ignore of CheXpert).
+- for two texts: the findings, which are the reports of `annotation.json`, and findings plus impression;
+- over two sets: "all" studies, and "named", which excludes studies that have the term although the text does not
+  contain any name of the condition (`NAMES`, which is independent of the labeler). Studies without the term are never
+  excluded, so every false positive counts in both sets;
+- with uncertain labels read as positive, as negative, and ignored (CheXpert's U-Ones, U-Zeros and U-Ignore).
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ TERMS: dict[str, tuple[str, ...]] = {
     "Fracture": ("Fractures, Bone",),
     "Support Devices": ("Catheters, Indwelling", "Implanted Medical Device", "Tube, Inserted"),
 }
-"""Condition -> MeSH terms that mean it; one with a slash needs all its qualifiers, in any order.
+"""Condition -> MeSH terms for it; a term with slashes requires all of its qualifiers, in any order.
 
 Congestion and heart failure are Edema by the CheXpert labeler's list of mentions; so are scars and markings Lung
-Opacity, and fibrosis Pleural Other. Calcified granulomas have terms of their own and are no Lung Lesion, crowded
-bronchovascular markings are no Lung Opacity, and monitor leads (Medical Device) are no Support Device. Blunted
-costophrenic angles have a term of their own, Costophrenic Angle, which does not count as Pleural Effusion."""
+Opacity, and fibrosis Pleural Other. Calcified granulomas have separate terms and do not count as Lung Lesion; crowded
+bronchovascular markings do not count as Lung Opacity, nor monitor leads (Medical Device) as Support Devices. Blunted
+costophrenic angles have a separate term, Costophrenic Angle, which does not count as Pleural Effusion."""
 
 NAMES: dict[str, str] = {
     "Atelectasis": r"at\w*lect|collaps",
@@ -70,7 +70,7 @@ NAMES: dict[str, str] = {
     "Support Devices": r"cathet|line|tub(e|ing)|device|pace|icd|picc|port|lead|screw|rod|hardware|stimul|valve|plate"
     r"|fixat|generat|prosth|arthropl",
 }
-"""Condition -> what its names look like, as a regular expression on small letters."""
+"""Condition -> regular expression for its names in lower-case text."""
 
 TEXTS = ("findings", "findings+impression")
 READINGS = ("positive", "negative", "ignored")
@@ -85,15 +85,15 @@ class Study(NamedTuple):
 
 
 Table = dict[int, tuple[int, int]]
-"""Label class -> how many studies have it, with the term and without."""
+"""Label class -> number of studies with it that have the term, and that do not."""
 
 
 def figures(tables: list[Table], uncertain: str) -> dict[str, float]:
-    """Support, counts, precision, recall and F1 (0 / 0 is 0) of one condition, or of several together.
+    """Support, counts, precision, recall and F1 (0 / 0 is 0) of one condition, or of several combined.
 
     Args:
         tables: One table per condition.
-        uncertain: What an uncertain label counts as: "positive", "negative", or "ignored".
+        uncertain: Treatment of uncertain labels: "positive", "negative", or "ignored".
     """
     present = (POSITIVE, UNCERTAIN) if uncertain == "positive" else (POSITIVE,)
     absent = (BLANK, NEGATIVE, UNCERTAIN) if uncertain == "negative" else (BLANK, NEGATIVE)
@@ -107,12 +107,14 @@ def read_studies(folder: Path) -> dict[str, list[Study]]:
     """Split -> its studies, in the order of `annotation.json`.
 
     Raises:
-        FileNotFoundError: If one of the two files is missing; the message names both.
+        FileNotFoundError: If one of the two files is missing.
         ValueError: If a study of the annotation has no report in the archive.
     """
     annotation, archive = folder / "annotation.json", folder / "NLMCXR_reports.tgz"
     if not annotation.is_file() or not archive.is_file():
-        raise FileNotFoundError(f"Expected {annotation} and {archive}: give the folder of the IU X-Ray data.")
+        raise FileNotFoundError(
+            f"Expected {annotation} and {archive}, but at least one is missing: pass the folder of the IU X-Ray data."
+        )
     reports: dict[str, ElementTree.Element] = {}
     with tarfile.open(archive) as members:
         for member in members:
@@ -125,7 +127,7 @@ def read_studies(folder: Path) -> dict[str, list[Study]]:
         for item in items:
             report = reports.get(item["id"].split("_")[0])
             if report is None:
-                raise ValueError(f"{annotation} names the study {item['id']}, which has no report in {archive}.")
+                raise ValueError(f"Study {item['id']} of {annotation} has no report in {archive}.")
             splits.setdefault(split, []).append(_study(item["report"], report))
     return splits
 
@@ -139,7 +141,7 @@ def _study(findings: str, root: ElementTree.Element) -> Study:
 
 
 def has_term(study: Study, condition: str) -> bool:
-    """Whether the indexers gave the study a term that means the condition."""
+    """Whether the study has a term for the condition."""
     for wanted in TERMS[condition]:
         head, *qualifiers = wanted.split("/")
         for term in study.terms:
@@ -150,7 +152,7 @@ def has_term(study: Study, condition: str) -> bool:
 
 
 def compare(labeler: RulesLabeler, studies: list[Study], text: str) -> dict[str, dict[str, Table]]:
-    """Condition -> its table over "all" studies, and over those where it is "named" if it is indexed."""
+    """Set of studies ("all", "named") -> condition -> table."""
     texts = [study.texts[text] for study in studies]
     labels = labeler(texts)
     tables: dict[str, dict[str, Table]] = {"all": {}, "named": {}}
@@ -167,7 +169,7 @@ def compare(labeler: RulesLabeler, studies: list[Study], text: str) -> dict[str,
 
 
 def silence(labeler: RulesLabeler, studies: list[Study], text: str) -> tuple[int, int]:
-    """How many labels are blank where no name of the condition stands in the text, and how many such labels exist."""
+    """Number of blank labels where the text does not name the condition, and number of all labels there."""
     texts = [study.texts[text] for study in studies]
     labels = labeler(texts)
     silent = torch.tensor([[not re.search(name, text.lower()) for name in NAMES.values()] for text in texts])
@@ -176,13 +178,13 @@ def silence(labeler: RulesLabeler, studies: list[Study], text: str) -> tuple[int
 
 
 def normal_share(labeler: RulesLabeler, studies: list[Study], text: str) -> tuple[int, int]:
-    """How many of the studies indexed as normal get No Finding, and how many there are."""
+    """Number of studies indexed as normal that are labelled No Finding, and number of all studies indexed as normal."""
     texts = [study.texts[text] for study in studies if "normal" in study.terms]
     return int(labeler(texts)[:, CONDITIONS.index("No Finding")].sum()), len(texts)
 
 
 def reports_per_second(texts: list[str], repeats: int = 5) -> float:
-    """Distinct reports per second on one thread without a cache: the best of some runs."""
+    """Distinct reports per second on one thread, without a cache; best of `repeats` runs."""
     threads, distinct = torch.get_num_threads(), list(dict.fromkeys(texts))
     torch.set_num_threads(1)
     labeler, best = RulesLabeler(cache_size=0, convention="plain"), float("inf")
@@ -195,7 +197,7 @@ def reports_per_second(texts: list[str], repeats: int = 5) -> float:
 
 
 def summary(tables: dict[str, Table]) -> dict[str, dict[str, Any]]:
-    """All figures per condition and for the seven together, one set for each reading of "uncertain"."""
+    """All figures per condition and for the seven combined, for each treatment of "uncertain"."""
     groups = {condition: [table] for condition, table in tables.items()}
     groups[MICRO] = [tables[condition] for condition in SEVEN]
     rows: dict[str, dict[str, Any]] = {}
@@ -221,13 +223,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the IU X-Ray data")
     parser.add_argument(
-        "--splits", default="train", help='joined by "+" into one table: train, val+test (default: train)'
+        "--splits", default="train", help='splits, joined by "+" into one table, such as val+test (default: train)'
     )
-    parser.add_argument("--text", choices=TEXTS, help="what to label (default: both, one after the other)")
-    parser.add_argument("--output", type=Path, help="also write all figures to this JSON file")
+    parser.add_argument("--text", choices=TEXTS, help="text to label (default: both)")
+    parser.add_argument("--output", type=Path, help="JSON file for all figures")
     arguments = parser.parse_args()
     if arguments.output and not arguments.output.absolute().parent.is_dir():
-        sys.exit(f"Expected --output in a folder that exists, but got {arguments.output}.")
+        sys.exit(f"Expected the folder of --output to exist, but got {arguments.output}.")
     try:
         splits = read_studies(arguments.data)
     except (FileNotFoundError, ValueError) as error:
@@ -247,8 +249,10 @@ def main() -> None:
         blank, silent = silence(labeler, studies, text)
         result[text] |= {"normal": normal, "normal with No Finding": clean, "reports per second": round(speed)}
         result[text] |= {"not named": silent, "not named and blank": blank}
-        print(f"\n{blank} of {silent} labels are blank where no name of the condition stands in the text.")
-        print(f"{clean} of {normal} studies indexed as normal get No Finding.  {speed:,.0f} distinct reports/s.")
+        print(f"\n{blank} of {silent} labels are blank where the text does not name the condition.")
+        print(
+            f"{clean} of {normal} studies indexed as normal are labelled No Finding.  {speed:,.0f} distinct reports/s."
+        )
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 

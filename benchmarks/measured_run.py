@@ -1,4 +1,4 @@
-"""What a GRPO run on one device measured, and with which settings it ran."""
+"""Phase times, completion lengths and settings of a GRPO run on one device."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def measured(file: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of each phase, and lengths, over a run's rounds but the first."""
+    """Median seconds of each phase and mean completion lengths, over all rounds but the first."""
     with file.open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row.get("seconds/policy")][1:]
     if not rows:
-        raise SystemExit(f"{file} holds no rounds with seconds/policy: it is not of a GRPO run of two rounds or more.")
+        raise SystemExit(
+            f"Expected {file} to be from a GRPO run of at least two rounds, but found no values of seconds/policy."
+        )
     phases = {name: float(np.median([float(row[f"seconds/{name}"]) for row in rows])) for name in PHASES}
     lengths = {name: float(np.mean([float(row[f"train/{name}"]) for row in rows])) for name in ("length", "length_max")}
     return phases, lengths
@@ -26,15 +28,15 @@ def measured(file: Path) -> tuple[dict[str, float], dict[str, float]]:
 
 @dataclasses.dataclass
 class Settings:
-    """Of the run.
+    """Settings of the run.
 
     Args:
-        batch_size: Studies of a round.
-        group_size: Completions of a study.
-        max_new_tokens: Longest completion.
-        micro_batch_tokens: Of one pass.
-        rank: Of the adapter; 0 without one.
-        source: Where these come from, in words.
+        batch_size: Studies per round.
+        group_size: Completions per study.
+        max_new_tokens: Length limit of a completion.
+        micro_batch_tokens: Tokens per forward and backward pass.
+        rank: Rank of the adapter; 0 without one.
+        source: Description of the file that they were read from.
     """
 
     batch_size: int
@@ -46,22 +48,22 @@ class Settings:
 
 
 def settings_of(metrics: Path, config: Path | None = None) -> Settings:
-    """The settings of the run that wrote a metrics.csv, which holds none itself.
+    """Read the settings of the run that wrote a metrics.csv.
 
     Args:
-        metrics: The file.
-        config: The run's configuration; by default the config.yaml beside `metrics`, else the demo's is assumed.
+        metrics: The run's metrics.csv, which contains no settings.
+        config: The run's configuration; by default config.yaml in the same folder, or else that of the demo.
     """
     beside = metrics.with_name("config.yaml")
     file = config or (beside if beside.is_file() else DEMO)
     source = str(config or beside) if file != DEMO else f"{DEMO.parent.name}/{DEMO.name}"
     if file == DEMO and config is None:
-        source += f", assumed: there is no {beside}, and no --config"
+        source += f", assumed, because {beside} does not exist and --config was not given"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
     try:
         model, data = content["model"]["init_args"], content["data"]["init_args"]
-        names = ("group_size", "max_new_tokens", "micro_batch_tokens")
+        sizes = (model["rollout"]["group_size"], model["max_new_tokens"], model["micro_batch_tokens"])
         rank = (model.get("lora") or {"rank": 0})["rank"]
-        return Settings(data["batch_size"], *(model[name] for name in names), rank, source)
+        return Settings(data["batch_size"], *sizes, rank, source)
     except (KeyError, TypeError) as error:
-        raise SystemExit(f"{file} is no whole configuration of a GRPO run ({error}): pass its config.yaml.") from None
+        raise SystemExit(f"Expected {file} to be the config.yaml of a GRPO run, but {error} is missing.") from None

@@ -1,5 +1,4 @@
-"""Time and memory of indexing MIMIC-CXR: invented studies in the published layout, in two sizes, and what that makes of
-all 227,835.
+"""Measure time and memory of indexing MIMIC-CXR on synthetic trees of two sizes, extrapolated to all 227,835 studies.
 
 python benchmarks/mimic_index.py --folder /tmp/mimic_tree --studies 5000 20000
 """
@@ -27,7 +26,7 @@ SENTENCES = (
 
 
 def report(draw: random.Random) -> str:
-    """About as long as a report of the data set, in one of four forms."""
+    """A report in one of the dataset's forms, about as long as a real one."""
     text = "\n \n ".join(" ".join(draw.choices(SENTENCES, k=4)) for _ in range(3))
     head = " " * 33 + "FINAL REPORT\n"
     form = draw.random()
@@ -43,12 +42,12 @@ def report(draw: random.Random) -> str:
 
 
 def write_tree(root: Path, num_studies: int) -> int:
-    """Write so many studies, 3.5 for each patient, with empty image files; returns the number of images."""
+    """Write `num_studies` studies, 3.5 per patient, with empty image files; returns the number of images."""
     draw = random.Random(0)
     split_rows, metadata_rows, written = [], [], 0
     patient = 10_000_000
     while written < num_studies:
-        # Spread over p10 to p19 as the real ones are.
+        # Spread over p10 to p19, as in the published dataset.
         patient += max(1, int(2 * 10_000_000 / (num_studies / 3.5) * draw.random()))
         split = draw.choices(("train", "validate", "test"), (0.978, 0.008, 0.014))[0]
         for _ in range(min(num_studies - written, draw.choice((1, 2, 3, 4, 5, 6)))):
@@ -77,7 +76,7 @@ def _write_csv(file: Path, columns: tuple[str, ...], rows: list[tuple[object, ..
 
 
 def measure(root: Path, index: Path) -> dict[str, float]:
-    """In a process of its own: seconds and peak memory of making the index, then of reading it again."""
+    """Seconds and peak memory of building the index and of opening it again, measured in a separate process."""
     script = f"""
 import json, resource, time
 import lightning, torch, datasets
@@ -112,9 +111,9 @@ print(json.dumps({{"imports_mib": before, "peak_mib": built, "build_s": seconds[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="where the trees are written; emptied afterwards")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the trees, which are removed afterwards")
     parser.add_argument("--studies", type=int, nargs="+", default=[5000, 20_000])
-    parser.add_argument("--keep", action="store_true", help="keep the trees, for another run")
+    parser.add_argument("--keep", action="store_true", help="keep the trees for another run")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows = []

@@ -1,4 +1,4 @@
-"""Shapes of the models that are timed, and how many operations their passes take."""
+"""Shapes of the benchmarked models, and the number of operations of their passes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GEOMETRIES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def language_operations(geometry: str, prompt: int, copies: int, group: int, length: int) -> float:
-    """Of one pass of the language model over a group of completions with so many copies of their prompt."""
+    """Operations of one pass of the language model over a group of completions with `copies` copies of their prompt."""
     text = GEOMETRIES[geometry]["text"]
     width = text["hidden_size"]
     kv = text["num_key_value_heads"] * width // text["num_attention_heads"]
@@ -45,7 +45,7 @@ def language_operations(geometry: str, prompt: int, copies: int, group: int, len
 
 
 def vision_operations(geometry: str, image_tokens: int) -> float:
-    """Of one pass of the vision tower over a study's images."""
+    """Operations of one pass of the vision tower over the images of a study."""
     vision, patches = GEOMETRIES[geometry]["vision"], 4 * image_tokens
     width, depth, full = vision["hidden_size"], vision["depth"], len(vision["fullatt_block_indexes"])
     block = 4 * width**2 + 3 * width * vision["intermediate_size"]

@@ -1,11 +1,11 @@
-"""Predict rounds on 8 and 64 GPUs: what ranks send, how long they take, what uneven lengths cost.
+"""Predict rounds on 8 and 64 GPUs: data sent by each rank, time per round, and cost of uneven lengths.
 
     python benchmarks/scaling.py --metrics benchmarks/results/scaling-2026-11-25/demo-metrics.csv \\
         --output benchmarks/results/scaling-2026-11-25/scaling.json
 
-Phase seconds come from a run's metrics.csv on one device; for the published sizes, of which there is no run, they are
-counted from arithmetic and memory traffic on an assumed GPU, and say so. Lengths are drawn from a log-normal
-distribution. The same seed gives the same tables.
+Phase times come from the metrics.csv of a run on one device. For the published model sizes, which have not been run,
+they are estimated from operations and memory traffic on an assumed GPU, and labelled as such. Lengths are sampled from
+a log-normal distribution. The same seed gives the same tables.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from measured_run import measured, settings_of
 from operations import language_operations, vision_operations
 from uneven import Cost, Lengths, sigma_of, simulate
 
-from mrg.sizing.activations import Numbers
-from mrg.sizing.communication import round_seconds, volume
-from mrg.sizing.geometry import Geometry, geometry, read_geometry
-from mrg.sizing.memory import Plan
+from benchmarks.communication import round_seconds, volume
+from mrg.commands.size.activations import Training
+from mrg.commands.size.geometry import Geometry, geometry, read_geometry
+from mrg.commands.size.memory import Plan
 
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What is assumed of a GPU and of what joins it to others; nothing of it was measured.
+    """Assumed, not measured, properties of a GPU and its interconnect.
 
     Args:
-        operations: Per second, of a large product in bfloat16.
-        share: Of these that a pass reaches.
-        memory: Bytes per second that it reads.
-        inside: Bytes per second that a GPU sends to the others of its machine.
-        outside: And to other machines.
+        operations: Operations per second of a large bfloat16 matrix product.
+        share: Fraction of these that a pass reaches.
+        memory: Memory bandwidth in bytes per second.
+        inside: Bytes per second sent to GPUs of the same machine.
+        outside: Bytes per second sent to other machines.
         latency: Seconds of one step of a ring.
-        gpus: Of one machine.
+        gpus: GPUs per machine.
     """
 
     operations: float = 989e12
@@ -55,16 +55,16 @@ class Machine:
 
 
 ETHERNET = Machine(inside=1.25e9, outside=1.25e9, latency=50e-6)
-"""Of the run whose phases were measured on a CPU: 10 Gb/s between its ranks, assumed."""
+"""Assumed network of the run whose phases were measured on a CPU: 10 Gb/s between ranks."""
 
 
 def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Machine) -> dict[str, float]:
-    """Seconds of each phase of a published size, by arithmetic and memory traffic alone; rewards are left out."""
+    """Seconds of each phase of a published model size, from operations and memory traffic; rewards are excluded."""
     studies, prompt, tokens = plan.batch_size, plan.prompt_tokens, round(length)
     language = language_operations(name, prompt, 1, plan.group_size, tokens) * studies
     reading = language_operations(name, prompt, 1, 0, 0) * studies
     speed = machine.share * machine.operations
-    passes = 3 if plan.numbers.checkpointing else 2  # with frozen weights backward costs as much as forward
+    passes = 3 if plan.training.checkpointing else 2  # with frozen weights backward costs as much as forward
     return {
         "vision": vision_operations(name, plan.image_tokens) * studies * plan.images / speed,
         "rollout": reading / speed,  # decoding is simulated
@@ -75,8 +75,8 @@ def assumed(name: str, shape: Geometry, plan: Plan, length: float, machine: Mach
 
 
 def decoding_cost(shape: Geometry, plan: Plan, length: float, machine: Machine) -> Cost:
-    """A step reads the weights once, each row's keys, and one copy of each prompt's; starting kernels is left out."""
-    size = plan.numbers.language
+    """Cost of reading the weights, each row's keys and one copy of each prompt's keys; kernel launches are excluded."""
+    size = plan.training.language
     token = 2 * shape.num_layers * shape.kv_width * 2
     weights = (shape.decoder + shape.vocab_size * shape.width) * size
     fixed = (weights + token * plan.batch_size * plan.prompt_tokens) / machine.memory
@@ -84,11 +84,11 @@ def decoding_cost(shape: Geometry, plan: Plan, length: float, machine: Machine) 
 
 
 def measure_decoding(tokens: tuple[int, int] = (4, 36)) -> Cost:
-    """A step's cost on this machine: rollouts of the demo's shape that never end, of two lengths, on one thread."""
+    """Measure a step on this machine, on one thread: rollouts of the demo's shape without an end, of two lengths."""
     import torch
 
-    from mrg.modules.prompts import Prompts
-    from mrg.modules.rollout import sample
+    from mrg.modules.prefix.prompts import Prompts
+    from mrg.modules.rollout.sampling import sample
 
     torch.set_num_threads(1)
     policy, numbers, seconds = demo_policy(), (1, 2, 4, 8, 16), []
@@ -113,7 +113,7 @@ def measure_decoding(tokens: tuple[int, int] = (4, 36)) -> Cost:
 
 
 def passes_of(plan: Plan, length: float) -> int:
-    """Micro-batches of a round."""
+    """Number of micro-batches in a round."""
     group = plan.prompt_tokens + plan.group_size * length
     return -(-plan.batch_size // max(1, int(plan.micro_batch_tokens // group)))
 
@@ -122,7 +122,7 @@ def predict(
     label: str, shape: Geometry, plan: Plan, phases: dict[str, float], decoding: float, length: float,
     machine: Machine, waits: dict[int, float], world_sizes: list[int],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """A round on one GPU and on several, the batch of each GPU the same."""
+    """Time of a round on one GPU and on several, with the same batch per GPU."""
     whole = {**phases, "rollout": phases["rollout"] + decoding}
     alone, result = sum(whole.values()), []
     for strategy in ("ddp", "fsdp"):
@@ -143,7 +143,7 @@ def predict(
 
 
 def show_simulation(title: str, rows: list[dict[str, Any]]) -> None:
-    print(f"\n{title}\n| way | ranks | mean of a rank | slowest rank | slowest / mean | faster than one by one |")
+    print(f"\n{title}\n| decoding | ranks | mean rank | slowest rank | slowest / mean | speedup over one by one |")
     print("|---|---:|---:|---:|---:|---:|")
     first = {row["world_size"]: row["slowest"] for row in rows if row["way"] == "one study after another"}
     for row in rows:
@@ -154,7 +154,7 @@ def show_simulation(title: str, rows: list[dict[str, Any]]) -> None:
 
 
 def show_prediction(rows: list[dict[str, Any]]) -> None:
-    print("\n| run | strategy | GPUs | a rank sends | round | studies per second against one GPU's, times GPUs |")
+    print("\n| run | strategy | GPUs | sent per rank | round | scaling efficiency |")
     print("|---|---|---:|---:|---:|---:|")
     for row in rows:
         if row["world_size"] == 1 and row["strategy"] != "ddp":
@@ -177,32 +177,38 @@ def size_of(count: float) -> str:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metrics", type=Path, required=True, help="metrics.csv of a GRPO run on one device")
-    parser.add_argument("--policy", default="", help="its policy's folder or hub id; the demo's shape by default")
-    parser.add_argument("--config", type=Path, help="its configuration; by default the config.yaml beside its metrics")
+    parser.add_argument("--policy", default="", help="folder or hub id of its policy (default: the demo's shape)")
+    parser.add_argument(
+        "--config", type=Path, help="its configuration (default: config.yaml in the folder of --metrics)"
+    )
     parser.add_argument("--prompt-tokens", type=int, default=25)
     parser.add_argument("--world-sizes", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--between", type=float, default=0.5, help="share of variance common to a study's completions")
-    parser.add_argument("--long-mean", type=float, default=128.0, help="of the drawn lengths for the published sizes")
+    parser.add_argument(
+        "--between", type=float, default=0.5, help="share of the variance common to a study's completions"
+    )
+    parser.add_argument("--long-mean", type=float, default=128.0, help="mean sampled length for the published sizes")
     parser.add_argument("--long-sigma", type=float, default=0.5)
-    parser.add_argument("--fixed", type=float, default=1.43e-3, help="seconds of a decoding step on the CPU")
-    parser.add_argument("--per-row", type=float, default=4.15e-5, help="and of each of its rows")
-    parser.add_argument("--measure", action="store_true", help="measure the two on this machine instead")
+    parser.add_argument(
+        "--fixed", type=float, default=1.43e-3, help="seconds of a decoding step on the CPU, whatever its rows"
+    )
+    parser.add_argument("--per-row", type=float, default=4.15e-5, help="seconds added by each row")
+    parser.add_argument("--measure", action="store_true", help="measure --fixed and --per-row on this machine")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     for name, file in (("metrics", given.metrics), ("config", given.config)):
         if file is not None and not file.is_file():
-            parser.error(f"--{name}: there is no file {file}")
+            parser.error(f"--{name}: {file} does not exist")
     return given
 
 
 def demo_policy() -> Any:
-    """A policy of the demo's shape, vocabulary included."""
+    """A policy with the shape and vocabulary of the demo's."""
     import torch
 
     from mrg.datamodules.demo import World, make_study
-    from mrg.modules.tiny import Tiny, tiny_policy
+    from mrg.modules.policy.tiny import Tiny, tiny_policy
 
     torch.manual_seed(0)
     reports = [make_study(World(), 0, "train", index, 112).report for index in range(1000)]
@@ -219,13 +225,13 @@ def main() -> None:
     cost = measured_cost = (
         measure_decoding()
         if options.measure
-        else Cost(options.fixed, options.per_row, "by --measure, earlier: the demo's shape, one CPU thread")
+        else Cost(options.fixed, options.per_row, "measured earlier with --measure: the demo's shape, one CPU thread")
     )
     print(
         f"Measured run {options.metrics}: {', '.join(f'{name} {value:.3f} s' for name, value in phases.items())}; "
-        f"lengths {lengths['length']:.1f} on average, the longest of a round {lengths['length_max']:.1f}: log-normal "
-        f"with sigma {sigma:.3f}.\nA decoding step there: {1e3 * cost.fixed:.3f} ms and {1e6 * cost.per_row:.1f} us a "
-        f"row ({cost.source})."
+        f"mean length {lengths['length']:.1f}, longest of a round {lengths['length_max']:.1f}: log-normal "
+        f"with sigma {sigma:.3f}.\nA decoding step there: {1e3 * cost.fixed:.3f} ms and {1e6 * cost.per_row:.1f} us "
+        f"per row ({cost.source})."
     )
     common = (run.batch_size, run.group_size, options.rounds, options.seed)
     tables = {"measured run": simulate(short, cost, worlds, *common)}
@@ -233,7 +239,7 @@ def main() -> None:
     show_simulation(f"{title} ({run.source})", tables["measured run"])
     shape = read_geometry(options.policy) if options.policy else geometry(demo_policy().base.config)
     own = Plan(
-        Numbers(4, False, run.rank, False), batch_size=run.batch_size, group_size=run.group_size,
+        Training(4, False, run.rank, False), batch_size=run.batch_size, group_size=run.group_size,
         max_new_tokens=run.max_new_tokens, micro_batch_tokens=run.micro_batch_tokens, images=0,
         text_tokens=options.prompt_tokens,
     )  # fmt: skip
@@ -243,7 +249,7 @@ def main() -> None:
     long = Lengths(options.long_mean, options.long_sigma, options.between, 256)
     for name in ("3b", "7b", "32b"):
         shape = read_geometry(name)
-        plan = Plan(Numbers(), batch_size=8, micro_batch_tokens=8192, text_tokens=93, image_tokens=334)
+        plan = Plan(Training(), batch_size=8, micro_batch_tokens=8192, text_tokens=93, image_tokens=334)
         cost = decoding_cost(shape, plan, long.mean, machine)
         tables[name] = simulate(long, cost, worlds, plan.batch_size, plan.group_size, *common[2:])
         if name == "7b":

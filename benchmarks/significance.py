@@ -1,4 +1,4 @@
-"""Time paired significance of all scores against recomputing every score in each trial, as other packages do.
+"""Time paired significance tests of all scores against recomputing every score in each trial.
 
 python benchmarks/significance.py --output benchmarks/results/significance.json
 """
@@ -21,7 +21,7 @@ from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, r
 
 
 def labels(num: int, seed: int) -> torch.Tensor:
-    """(num, 14) classes about as rare as in reports."""
+    """(num, 14) random labels, about as rare as in reports."""
     weights = torch.tensor([0.6, 0.1, 0.25, 0.05])
     return torch.multinomial(weights, num * 14, True, generator=torch.Generator().manual_seed(seed)).view(num, 14)
 
@@ -41,14 +41,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--reports", type=int, default=4000)
     parser.add_argument("--trials", type=int, default=10_000)
-    parser.add_argument("--peer-trials", type=int, default=10, help="trials of the slow way, scaled up")
+    parser.add_argument(
+        "--peer-trials", type=int, default=10, help="trials with recomputed scores, scaled up to --trials"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     a, b, target = (labels(options.reports, seed) for seed in range(3))
-    seconds: dict[str, list[float]] = {"both": [], "randomisation": [], "recomputed": []}
+    seconds: dict[str, list[float]] = {"both": [], "randomization": [], "recomputed": []}
     for _ in range(options.repeats):
         start = time.perf_counter()
         sums = [ReportSums(x, target) for x in (a, b)]
@@ -59,7 +61,7 @@ def main() -> None:
         randomization_p(sums[0], sums[1], options.trials)
         end = time.perf_counter()
         seconds["both"].append(end - start)
-        seconds["randomisation"].append(end - middle)
+        seconds["randomization"].append(end - middle)
         recomputed(a, b, target, options.peer_trials)
         seconds["recomputed"].append((time.perf_counter() - end) * options.trials / options.peer_trials)
     result = {
@@ -70,12 +72,12 @@ def main() -> None:
         "trials": options.trials,
         "scores": 1 + len(CONVENTIONS),
         "seconds": seconds,
-        "ratio_to_recomputing": float(np.median(seconds["recomputed"]) / np.median(seconds["randomisation"])),
+        "ratio_to_recomputing": float(np.median(seconds["recomputed"]) / np.median(seconds["randomization"])),
     }
     for name, label in (
-        ("both", "bootstrap intervals and randomisation p, all scores"),
-        ("randomisation", "of which randomisation"),
-        ("recomputed", f"randomisation, scores recomputed (scaled up from {options.peer_trials} trials)"),
+        ("both", "bootstrap intervals and randomization p, all scores"),
+        ("randomization", "of which randomization"),
+        ("recomputed", f"randomization, scores recomputed (scaled up from {options.peer_trials} trials)"),
     ):
         values = seconds[name]
         print(f"{label:<66}{min(values):9.2f} {np.median(values):9.2f} {max(values):9.2f} s (min, median, max)")

@@ -1,15 +1,15 @@
-"""Kill a GRPO run at random moments, resume it, and compare it with the run that was left alone, bit for bit.
+"""Kill a GRPO run at random moments, resume it, and compare it bit for bit with an uninterrupted run.
 
     python benchmarks/torture.py --trials 50 --output benchmarks/results/torture
 
-A trial is `python -m mrg fit --resume auto` with `kill -9` once to three times, then without. Four in ten kills fall at
-a moment drawn from the run's whole time, the others a few milliseconds after a file of the checkpoint folder began to
-be written. In some trials the newest checkpoint is torn as well after the kill. At the end `test` writes predictions.
-Compared are all tensors of the last and the best checkpoint (weights, optimiser, generators, counters), metrics.csv
-without its times, samples.jsonl, the exported policy and predictions.jsonl.
+A trial runs `python -m mrg fit --resume auto`, interrupted by one to three `kill -9`, and then to its end. Four in ten
+kills come at a random time of the run, the others a few milliseconds after a file in the checkpoint folder began to be
+written. In some trials the newest checkpoint is also truncated after the kill. Finally `test` writes predictions. The
+comparison covers all tensors of the last and the best checkpoint (weights, optimizer, generators, counters),
+metrics.csv without its times, samples.jsonl, the exported policy and predictions.jsonl.
 
-A last trial fills the disk of a run on a tmpfs of 16 MB (root on Linux; left out, and said so, elsewhere).
-Commands run in forks of a process that has imported everything. Linux and macOS.
+The last trial fills the disk of a run, on a 16 MB tmpfs (as root on Linux; elsewhere it is skipped and reported as
+such). Commands run in forks of a process that has imported everything. Works on Linux and macOS.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ import lightning
 import torch
 import transformers
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.cli import main as mrg
+from mrg.run.checkpoints import CheckpointFolder
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DATA = ["--data.init_args.num_train=40", "--data.init_args.num_val=8", "--data.init_args.num_test=12",
         "--data.init_args.batch_size=4", "--data.init_args.eval_batch_size=8", "--data.init_args.image_size=56",
         "--trainer.enable_progress_bar=false"]  # fmt: skip
 SFT = ["--model.init_args.tiny={hidden_size: 64, num_layers: 1, vision_depth: 1, vocab_size: 400}",
-       "--model.init_args.max_pixels=3136", "--model.init_args.max_new_tokens=60", "--model.init_args.decay_steps=0",
-       "--trainer.callbacks=null"]  # fmt: skip
-# Two optimiser steps a round, ten rounds an epoch, a validation every four rounds, a checkpoint every round.
+       "--model.init_args.max_pixels=3136", "--model.init_args.max_new_tokens=60",
+       "--model.init_args.optimizer.decay_steps=0", "--trainer.callbacks=null"]  # fmt: skip
+# Two optimizer steps per round, ten rounds per epoch, validation every four rounds, a checkpoint every round.
 GRPO = ["--model.init_args.lora={rank: 8, alpha: 16, dropout: 0.1}", "--model.init_args.max_pixels=3136",
-        "--model.init_args.group_size=4", "--model.init_args.num_minibatches=2", "--model.init_args.temperature=1.0",
-        "--model.init_args.max_new_tokens=60", "--model.init_args.sample_every=2", "--model.init_args.decay_steps=0",
+        "--model.init_args.rollout.group_size=4", "--model.init_args.num_minibatches=2",
+        "--model.init_args.rollout.temperature=1.0", "--model.init_args.optimizer.decay_steps=0",
+        "--model.init_args.max_new_tokens=60", "--model.init_args.sample_every=2",
         "--trainer.max_steps=28", "--trainer.val_check_interval=4", "--save_every=1"]  # fmt: skip
 ROUNDS = 14
 
@@ -57,8 +58,8 @@ class Command:
     """A command of mrg in a fork of this process.
 
     Args:
-        argv: Its arguments.
-        log: File that its output is added to.
+        argv: Arguments of the command.
+        log: File to which its output is appended.
     """
 
     def __init__(self, argv: list[str], log: Path) -> None:
@@ -82,39 +83,39 @@ class Command:
             os._exit(code)
 
     def ended(self) -> bool:
-        """Whether it has; a process that has ended stays to be waited for."""
+        """Whether the process has ended; it must still be waited for."""
         return bool(os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT))
 
     def wait(self) -> int:
-        """Its exit code, negative where a signal ended it."""
+        """Wait and return the exit code, negative if a signal ended the process."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def kill(self) -> int:
-        """`kill -9`."""
+        """End the process with `kill -9` and return its exit code."""
         os.kill(self.pid, signal.SIGKILL)
         return self.wait()
 
 
 def run(argv: list[str], log: Path) -> None:
-    """A command that must succeed."""
+    """Run a command that must succeed."""
     code = Command(argv, log).wait()
     if code:
         raise SystemExit(f"mrg {' '.join(argv)} ended with {code}; see {log}:\n{log.read_text()[-3000:]}")
 
 
 def arguments(command: str, folder: Path, policy: Path, *options: str) -> list[str]:
-    """The GRPO run's command."""
+    """Arguments of a command on the GRPO run."""
     given = [f"--config={CONFIGS / 'demo.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}", *DATA, *GRPO]
     return [command, *given, f"--model.init_args.policy={policy}", *options]
 
 
 def kill_in(folder: Path, command: Command, rng: random.Random, seconds: float, aimed: bool) -> dict[str, Any]:
-    """Wait for the moment and kill; what was found then."""
+    """Wait for a random moment and kill the command; returns the state of the checkpoint folder."""
     checkpoints = folder / "checkpoints"
     kill: dict[str, Any] = {"aim": "writing" if aimed else "any moment"}
-    stale = {entry.name for entry in temporary_files(checkpoints)}  # of the kill before
+    stale = {entry.name for entry in temporary_files(checkpoints)}  # left by the previous kill
     if aimed:
-        # The so-many-th file in the making since now, each checkpoint and each manifest being one; then a moment more.
+        # Wait until `wanted` temporary files have appeared (checkpoints and manifests), and a moment longer.
         wanted, delay = rng.randint(1, 2 * ROUNDS), rng.uniform(0, 0.005)
         seen: set[str] = set()
         while len(seen) < wanted and not command.ended():
@@ -137,7 +138,7 @@ def kill_in(folder: Path, command: Command, rng: random.Random, seconds: float, 
 
 
 def temporary_files(folder: Path) -> list[os.DirEntry[str]]:
-    """What is being written in a folder."""
+    """Files in a folder that are being written."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if entry.name.startswith(".")]
@@ -146,7 +147,7 @@ def temporary_files(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def tear(folder: Path, rng: random.Random) -> str | None:
-    """Cut the newest checkpoint short, as a machine may that loses its power; its name."""
+    """Truncate the newest checkpoint, as a power cut may; returns its name."""
     files = CheckpointFolder(folder / "checkpoints")
     if len(files.names()) < 2:
         return None
@@ -156,7 +157,7 @@ def tear(folder: Path, rng: random.Random) -> str | None:
 
 
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
-    """Nested values as a flat dict; tensors as bytes, so that equal means equal in every bit."""
+    """Flatten nested values into a dict; tensors become bytes, so that they compare bit for bit."""
     if isinstance(value, torch.Tensor):
         return {
             name: (
@@ -175,7 +176,7 @@ def leaves(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Everything that a run leaves and that must be equal: a flat dict."""
+    """Everything in a run folder that must be equal, as a flat dict."""
     path, damaged = CheckpointFolder(folder / "checkpoints").newest()
     assert path is not None, damaged
     assert not damaged
@@ -198,14 +199,14 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def differences(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
-    """Names of what is not equal."""
+    """Names of the values that differ."""
     return sorted(name for name in set(a) | set(b) if name not in a or name not in b or a[name] != b[name])
 
 
 def trial(
     number: int, folder: Path, policy: Path, seconds: float, expected: dict[str, Any], seed: int
 ) -> dict[str, Any]:
-    """Kill, resume, kill again perhaps, resume to the end, test, compare."""
+    """Kill and resume once or several times, resume to the end, test and compare."""
     rng = random.Random(f"{seed} {number}")
     log = folder.parent / f"{folder.name}.txt"
     kills = []
@@ -213,7 +214,7 @@ def trial(
     while len(kills) < wanted:
         command = Command(arguments("fit", folder, policy, "--resume=auto"), log)
         kill = kill_in(folder, command, rng, seconds, aimed=rng.random() < 0.6)
-        if kill["exit"] != -signal.SIGKILL:  # it had ended: once more from the start, or enough
+        if kill["exit"] != -signal.SIGKILL:  # it had already ended: stop, or start over
             if kills:
                 break
             shutil.rmtree(folder)
@@ -237,13 +238,13 @@ def trial(
 
 
 def fill_disk(folder: Path, policy: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """Let the disk run full in the middle of a run, then make room and resume."""
+    """Fill the disk in the middle of a run, then make room and resume."""
     mount = folder.parent
     mount.mkdir()
     try:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(mount)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        return {"left_out": f"no tmpfs can be mounted here: {error}"}
+        return {"left_out": f"a tmpfs cannot be mounted here: {error}"}
     log = mount.parent / "disk_full.txt"
     try:
         command = Command(arguments("fit", folder, policy), log)
@@ -256,7 +257,7 @@ def fill_disk(folder: Path, policy: Path, expected: dict[str, Any]) -> dict[str,
             try:
                 while True:
                     file.write(bytes(4096))
-            except OSError:  # full; now there is room for logs, but not for a checkpoint
+            except OSError:  # full: make room for logs, but not for a checkpoint
                 file.truncate(max(0, file.tell() - size // 2))
         code = command.wait()
         said = [line for line in log.read_text().splitlines() if line.strip()]
@@ -278,15 +279,17 @@ def fill_disk(folder: Path, policy: Path, expected: dict[str, Any]) -> dict[str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill a GRPO run, resume it, compare it with one left alone.")
+    parser = argparse.ArgumentParser(
+        description="Kill a GRPO run, resume it, and compare it with an uninterrupted run."
+    )
     parser.add_argument("--trials", type=int, default=50)
-    parser.add_argument("--sft_steps", type=int, default=120, help="of the policy that the run starts from")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--sft_steps", type=int, default=120, help="training steps of the initial policy")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     parser.add_argument("--output", type=Path, default=None, help="folder for torture.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    # Forks must find everything imported; this process itself computes nothing.
-    for name in ("mrg.lightning_cli", "peft", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
+    # Forks find everything imported; this process itself computes nothing.
+    for name in ("mrg.commands.lightning", "peft", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"):
         importlib.import_module(name)
 
     begun = time.monotonic()
@@ -305,7 +308,7 @@ def main() -> None:
         "torn_checkpoints": sum(bool(kill.get("torn_after")) for kill in kills),
         "minutes": round((time.monotonic() - begun) / 60, 1),
     }
-    print(f"{equal} of {len(report['trials'])} resumed runs are bit-identical to the run that was left alone: "
+    print(f"{equal} of {len(report['trials'])} resumed runs are bit-identical to the uninterrupted run: "
           f"{report['verdict']}")  # fmt: skip
     if options.output is not None:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -315,7 +318,7 @@ def main() -> None:
 
 
 def torture(place: Path, trials: int, seed: int, sft_steps: int) -> dict[str, Any]:
-    """All trials; the report."""
+    """Run all trials and return the report."""
     policy = place / "sft" / "policy"
     steps = [f"--trainer.max_steps={sft_steps}", f"--trainer.val_check_interval={sft_steps}"]
     sft = ["fit", f"--config={CONFIGS / 'demo_sft.yaml'}", f"--runs={place}", "--name=sft", *DATA, *SFT, *steps]
@@ -332,7 +335,7 @@ def torture(place: Path, trials: int, seed: int, sft_steps: int) -> dict[str, An
     run(arguments("test", place / "again", policy), place / "again.txt")
     repeated = differences(expected, outcome(place / "again"))
     if repeated:
-        raise SystemExit(f"Two runs that nothing disturbs differ, so nothing can be shown here: {repeated[:10]}")
+        raise SystemExit(f"Two uninterrupted runs differ, so resumed runs cannot be compared: {repeated[:10]}")
     weights = sum(name.startswith("last/state_dict") for name in expected)
     print(f"A run of {ROUNDS} rounds takes {seconds:.1f} s; {len(expected)} values are compared, {weights} of them "
           "tensors of weights.", flush=True)  # fmt: skip
@@ -360,7 +363,7 @@ def torture(place: Path, trials: int, seed: int, sft_steps: int) -> dict[str, An
 
 
 def describe(kill: dict[str, Any]) -> str:
-    """One kill in words."""
+    """Describe a kill."""
     found = [f"half of {name}" for name in kill["half_written"]]
     found += [f"{name} not in the manifest" for name in kill["not_in_manifest"]]
     found += [f"{kill['torn_after']} torn"] if kill.get("torn_after") else []

@@ -1,7 +1,7 @@
-"""How long a round of decoding takes where completions are of uneven lengths: drawn, not measured.
+"""Simulate the time of a round's decoding when completions differ in length.
 
-A decoding step takes `fixed + per_row * rows`. A group's rows, and the studies of a batch, leave as `Decoding.compact`
-lets them. Reading the prompts is left out: it takes the same time however they are decoded.
+A decoding step takes `fixed + per_row * rows`. Finished rows and studies leave the batch as in the KV cache of
+`mrg.modules.rollout.kv_cache`. Reading the prompts is excluded, because it takes the same time in all cases.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Cost:
     """Seconds of a decoding step.
 
     Args:
-        fixed: Whatever the number of rows: reading the weights, starting kernels.
-        per_row: For each row.
-        source: Where the two come from.
+        fixed: Seconds independent of the number of rows: reading the weights, launching kernels.
+        per_row: Seconds per row.
+        source: Origin of the two numbers.
     """
 
     fixed: float
@@ -29,7 +29,7 @@ class Cost:
     source: str
 
     def of(self, rows: np.ndarray) -> float:
-        """Seconds of steps with so many rows."""
+        """Total seconds of steps with these numbers of rows."""
         return float(len(rows) * self.fixed + rows.sum() * self.per_row)
 
 
@@ -38,10 +38,10 @@ class Lengths:
     """Log-normal lengths of completions.
 
     Args:
-        mean: Tokens.
+        mean: Mean length in tokens.
         sigma: Standard deviation of the logarithm.
-        between: Share of its variance that completions of one study have in common.
-        most: Where a completion is cut off.
+        between: Share of the variance of the logarithm that is common to the completions of a study.
+        most: Length at which a completion is truncated.
     """
 
     mean: float
@@ -58,7 +58,7 @@ class Lengths:
 
 
 def sigma_of(mean: float, longest: float, number: int) -> float:
-    """The sigma with which the longest of so many independent lengths is `longest` on average, by bisection."""
+    """Find by bisection the sigma with which the longest of `number` independent lengths is `longest` on average."""
     normal = np.random.default_rng(0).standard_normal((4000, number)).max(1)
     low, high = 0.0, 3.0
     for _ in range(60):
@@ -71,7 +71,7 @@ def sigma_of(mean: float, longest: float, number: int) -> float:
 
 
 def rows_by_step(lengths: np.ndarray) -> np.ndarray:
-    """Rows of each pass over a batch of groups (B, G) after the prompts were read, as `Decoding` keeps them."""
+    """Rows in the KV cache at each step over a batch of groups (B, G) after the prompts were read."""
     prompts, places = np.arange(len(lengths)), lengths.shape[1]
     rows = []
     for step in range(1, int(lengths.max())):
@@ -98,7 +98,7 @@ def rows_leave(lengths: np.ndarray, cost: Cost) -> float:
 def simulate(
     lengths: Lengths, cost: Cost, world_sizes: list[int], batch_size: int, group_size: int, rounds: int, seed: int
 ) -> list[dict[str, object]]:
-    """Seconds of a round's decoding: mean over rounds and ranks, of the slowest rank, and what it makes others wait."""
+    """Seconds of a round's decoding: mean over rounds and ranks, slowest rank, and ratio of the two."""
     rng, most = np.random.default_rng(seed), max(world_sizes)
     drawn = lengths.draw((rounds, most, batch_size, group_size), rng)
     functions: list[Callable[[np.ndarray, Cost], float]] = [one_after_another, rows_stay, rows_leave]

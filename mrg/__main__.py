@@ -1,4 +1,4 @@
-"""`python -m mrg`."""
+"""Entry point of `python -m mrg`."""
 
 from mrg.cli import main
 

@@ -1,100 +1,76 @@
-"""The command line: `python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}`.
+"""The command line, `python -m mrg COMMAND`: usage, dispatch, and how errors are printed.
 
-`demo`, `compare`, `page`, `ablate`, `data` and `size` are dispatched before Lightning is imported; the others are
-Lightning's own, with a run folder around them: `<runs>/<name>/` holds config.yaml, metrics.csv, index.html,
-checkpoints/, policy/, predictions.jsonl, results.json, gallery.html and, from `predict`, predict.jsonl.
+Commands of their own are dispatched before Lightning is imported. The others are Lightning's, with a run folder around
+them: `<runs>/<name>/` contains config.yaml, metrics.csv, index.html, checkpoints/, policy/, predictions.jsonl,
+results.json, gallery.html and, from `predict`, predict.jsonl.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib
-import re
 import sys
-import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import mrg
+from mrg.commands import LIGHTNING
+from mrg.errors import RunError, UserError, find_ours, nearest, print_error
+from mrg.log import configure, log
 
-USAGE = """python -m mrg {fit,validate,test,predict,export,compare,page,ablate,data,size,demo}
-       [--config FILE] [--KEY VALUE ...]
+USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
 
-  demo      SFT, GRPO and one table on drawn images: offline, on a CPU, minutes
-  fit       train what --config describes; everything goes to <runs>/<name>/
+  demo      train on synthetic images with SFT, then GRPO, and compare both: offline, on a CPU, in minutes
+  fit       train the model that --config describes; all output is written to <runs>/<name>/
   validate  score the best checkpoint of a run on the validation split
-  test      score it on the test split beside its baselines; alone, `test` takes the latest run
+  test      score it on the test split, next to baselines; without --config and --name, that of the latest run
   predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
-  compare   two tested runs: the paired table, and a page that shows study by study where they differ
-  page      make a run's page, <runs>/<name>/index.html, anew
-  ablate    change one thing at a time, over seeds: one table, one figure
-  export    write a run's policy, merged or as an adapter, for transformers, peft or vLLM
-  data      `data check` looks through the data that --config describes: counts, images, leakage, findings
-  size      will the run that --config describes fit into a GPU's memory, by number of GPUs; what to lower
+  compare   compare two tested runs: a table of paired differences, and a page of the studies in which they differ
+  page      write the page of a run, <runs>/<name>/index.html, again
+  ablate    train variants of a configuration over several seeds: one table, one figure
+  export    write the policy of a run, merged or as an adapter, for transformers, peft or vLLM
+  data      `data check` inspects the data that --config describes: counts, images, leakage, findings
+  size      estimate the GPU memory of the run that --config describes, and what to change if it does not fit
 
-`python -m mrg fit --help` lists every key; `python -m mrg --version` says which version this is."""
+`python -m mrg fit --help` lists every key. `--traceback` prints the traceback of an error above its one-line message.
+`python -m mrg --version` prints the version."""
 
 OWN = {
-    "demo": "mrg.demo",
-    "compare": "mrg.compare",
+    "demo": "mrg.commands.demo",
+    "compare": "mrg.commands.compare",
     "page": "mrg.pages.run",
-    "ablate": "mrg.ablate",
-    "data": "mrg.data",
-    "size": "mrg.sizing.command",
+    "ablate": "mrg.commands.ablate.command",
+    "data": "mrg.commands.data",
+    "size": "mrg.commands.size.command",
 }
-"""Command -> module whose `main` takes the rest of the line."""
-
-LIGHTNING = ("fit", "validate", "test", "predict", "export")
-"""The other commands, which are Lightning's."""
+"""Command -> module whose `main` takes the remaining arguments."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as of a shell: 128 and the number of the signal."""
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend; printed as one line, exit code 2."""
-
-
-def nearest(word: str, names: Iterable[str]) -> str:
-    """A question whether another name was meant, to follow one that is not known; empty where none is like it."""
-    found = difflib.get_close_matches(word, list(names), n=1)
-    return f"; did you mean '{found[0]}'?" if found else ""
-
-
-def latest_run(runs: Path) -> Path:
-    """Folder of the run whose best checkpoint is the newest.
-
-    Raises:
-        UserError: If there is none.
-    """
-    found = [path for path in runs.glob("**/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
-    if not found:
-        raise UserError(
-            f"No run with a checkpoint in {runs.absolute()}: train one first, for example with "
-            "`python -m mrg fit --config configs/demo_sft.yaml`."
-        )
-    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
+"""Exit code after Ctrl-C, as in a shell: 128 plus the number of the signal."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; a user's mistake prints one line and exits with 2, a reward that fails with 1."""
+    """Run a command. The exit code is 2 after a user's mistake and 1 after any other failure."""
     argv = list(sys.argv[1:] if args is None else args)
+    with_traceback = "--traceback" in argv or sys.flags.dev_mode
+    argv = [word for word in argv if word != "--traceback"]
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: {USAGE}")
         raise SystemExit(0 if argv else 2)
     if argv[0] == "--version":
         print(f"mrg {mrg.__version__}")
         return
+    configure()
     try:
         _dispatch(argv)
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        line = one_line(error)
-        if line is None:
+        ours = find_ours(error)
+        if ours is None:
             raise
-        print(f"mrg: {line}", file=sys.stderr)
-        raise SystemExit(1 if isinstance(error, RuntimeError) else 2) from None
+        print_error(error, with_traceback)
+        raise SystemExit(1 if isinstance(ours, RunError) else 2) from None
 
 
 def _dispatch(argv: list[str]) -> None:
@@ -106,47 +82,31 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(
             f"There is no command '{argv[0]}'{nearest(argv[0], commands) or '.'} Commands: {', '.join(commands)}."
         )
-    names_run = any(word in ("-c", "-h", "--help") or word.startswith("--config") for word in argv)
+    whole = ("-c", "-h", "--help", "--model", "--model.class_path")  # a configuration of its own, or none
+    names_run = any(word.partition("=")[0] in whole or word.startswith("--config") for word in argv)
     own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)
     if own_images:
-        from mrg.predict_images import with_images
+        from mrg.commands.predict_images import with_images
 
         argv = ["predict", *with_images(argv[1:])]
-    if argv == ["test"] or ((own_images or argv[0] == "export") and not names_run):
-        from mrg.modules.ranks import say
+    if argv[0] in LIGHTNING[1:] and not names_run:
+        from mrg.run.folder import latest_run, named_run
 
-        folder = latest_run(Path("runs"))
-        say(f"Latest run: {folder}")
+        runs, name = Path(_value(argv, "--runs") or "runs"), _value(argv, "--name")
+        folder = named_run(runs, name) if name else latest_run(runs)
+        log.info(f"{'Run' if name else 'Latest run'}: {folder}")
         run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
         argv = [argv[0], *run_of, *argv[1:]]
-    from mrg.lightning_cli import run
+    from mrg.commands.lightning import run
 
     run(argv)
 
 
-def one_line(error: BaseException) -> str | None:
-    """What to tell the user instead of a traceback; `None` where the error is not one of our own checks.
-
-    The check may be the cause of the error: jsonargparse wraps what a constructor raises. An error that a DataLoader's
-    worker raised carries the worker's whole traceback in its message.
-    """
-    if not _is_ours(error):
-        cause = error.__cause__ or error.__context__
-        return one_line(cause) if cause is not None and isinstance(error, ValueError) else None
-    text = str(error).strip()
-    if text.startswith("Caught "):
-        text = re.sub(r"^[\w.]+: ", "", text.splitlines()[-1])
-    return " ".join(text.split())
-
-
-def _is_ours(error: BaseException) -> bool:
-    frames = traceback.extract_tb(error.__traceback__)
-    # Only a `raise` of ours: an error in compiled code has no frame of its own and would seem to come from our line.
-    raised_here = (
-        bool(frames)
-        and frames[-1].filename.startswith(str(Path(mrg.__file__).parent))
-        and (frames[-1].line or "").startswith("raise ")
-    )
-    kinds = (ValueError, TypeError, FileNotFoundError, ImportError, RuntimeError)
-    declared_here = type(error).__module__.startswith("mrg.")
-    return declared_here or (raised_here and isinstance(error, kinds))
+def _value(argv: Sequence[str], option: str) -> str:
+    """Last value of an option, as `--name x` or `--name=x`; empty if it is not given."""
+    value = ""
+    for word, after in pairwise([*argv, ""]):
+        key, is_set, own = word.partition("=")
+        if key == option:
+            value = own if is_set else after
+    return value

@@ -1,31 +1,34 @@
-"""Folders, JSON and JSON lines on disk; an old file stays whole if writing fails, and what is new outlasts a crash."""
+"""Atomic, durable writes of files, JSON and JSON lines: if a write fails, the previous file is left intact."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from mrg.errors import RunError, UserError
 
-class WriteError(RuntimeError):
+
+class WriteError(RunError):
     """A file could not be written: the disk is full, the folder read-only."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write in the place of another, which stays until the new one is whole and on the disk.
+    """Open a temporary file that replaces `path` once it is complete and on disk.
 
     Args:
-        path: The file to replace or to make; its folder must exist.
+        path: File to create or replace; its folder must exist.
 
     Raises:
-        WriteError: If it cannot be written; what stood there stays.
+        WriteError: If it cannot be written; a previous file is left intact.
     """
-    # A name that nobody else uses: a file of the user's beside it must stay.
+    # A name that nobody else uses, so that no file of the user is overwritten.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -42,7 +45,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put on the disk which names a folder holds: a new name is lost in a crash of the machine otherwise."""
+    """Flush a folder's entries to disk; without it a new name can be lost if the machine crashes."""
     if os.name == "nt":  # folders cannot be opened there
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -53,43 +56,44 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, setting: str) -> None:
-    """Make a folder and those above it, unless it is there.
+    """Create a folder and its parents if they do not exist.
 
     Args:
-        folder: What is made.
-        setting: What names it, for the message.
+        folder: Folder to create.
+        setting: Setting that names the folder, for the message.
 
     Raises:
-        ValueError: If it cannot be made.
+        UserError: If it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"The folder {folder} cannot be made ({error.strerror}): check {setting}.") from error
+        raise UserError(f"The folder {folder} cannot be created ({error.strerror}): check {setting}.") from error
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write through a temporary file, so that an old file stays whole if writing fails."""
-    _replace(path, json.dumps(value, indent=1, ensure_ascii=False))
+    """Write a value as JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write JSON lines in the same manner."""
-    _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write rows as JSON lines, atomically."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, atomically."""
     with replacing(path) as file:
         file.write(text.encode())
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Add JSON lines to a file."""
+    """Append rows to a file of JSON lines."""
     append_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add text to a file and put it on the disk.
+    """Append text to a file and flush it to disk.
 
     Raises:
         WriteError: If that fails.
@@ -104,11 +108,55 @@ def append_text(path: Path, text: str) -> None:
 
 
 def print_if_read(text: str) -> None:
-    """Print; a reader of the output who has seen enough, as `head`, ends neither the work nor the files it writes."""
+    """Print without failing on a closed pipe, such as that of `head`: the command still has files to write."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON in which no object has a key twice; `json` alone would keep the last value.
+
+    Raises:
+        json.JSONDecodeError: If it is not JSON.
+        UserError: If a key is repeated; the message names it.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        repeated = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise UserError(f"the key {repeated!r} occurs more than once in one object; keep one of them")
+    return values
+
+
+def csv_rows(file: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Parse CSV strictly: each row with the number of the line on which it starts; blank lines are skipped.
+
+    Args:
+        file: Text file, opened with `newline=""`.
+        delimiter: Delimiter of the fields.
+
+    Raises:
+        csv.Error: If a quote is not closed, or a closing quote is not followed by a delimiter; the message names the
+            line.
+    """
+    csv.field_size_limit(2**30)
+    reader, line = csv.reader(file, delimiter=delimiter, strict=True), 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            what = "EOF inside string, a quote is not closed" if "end of data" in str(error) else str(error)
+            raise csv.Error(f"the row that starts at line {line}: {what}") from None
+        if row is None:
+            return
+        if row:
+            yield line, row
+        line = reader.line_num + 1
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -117,7 +165,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def count_lines(path: Path) -> int:
-    """Lines that are whole; 0 where there is no file."""
+    """Count complete lines; 0 if there is no file."""
     if not path.is_file():
         return 0
     with path.open("rb") as file:
@@ -125,7 +173,7 @@ def count_lines(path: Path) -> int:
 
 
 def cut_lines(path: Path, count: int) -> int:
-    """Keep the first lines of a file; returns how many it holds now, which may be fewer."""
+    """Truncate a file to its first `count` lines; returns the number of lines left, which may be smaller."""
     if not path.is_file():
         return 0
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Strategies that a configuration may name, and those that it may not."""
+"""Strategies for several devices: FSDP2, and the checks of a trainer's strategy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 
+from mrg.errors import UserError
+
 
 class FSDP2(ModelParallelStrategy):
-    """FSDP2 over all processes: decoder layers are sharded, see `mrg.modules.sharding`.
+    """FSDP2 over all processes: decoder layers are sharded, see `mrg.modules.policy.fsdp`.
 
-    For full training, or for models whose frozen weights do not fit beside the activations. Up to 8B with LoRA,
-    DDP is faster: it never sends weights.
+    Use it to train all weights, or for models whose frozen weights do not fit into memory next to the activations. Up
+    to 8B with LoRA, DDP is faster because it never sends weights.
 
     Args:
-        **kwargs: See Lightning's `ModelParallelStrategy`; checkpoints are consolidated by default, and
-            `save_distributed_checkpoint: true` writes one file per rank.
+        save_distributed_checkpoint: Write one file per rank instead of one file.
+        **kwargs: Other arguments of Lightning's `ModelParallelStrategy`.
     """
 
     def __init__(self, save_distributed_checkpoint: bool = False, **kwargs: Any) -> None:
@@ -27,23 +29,25 @@ class FSDP2(ModelParallelStrategy):
             save_distributed_checkpoint=save_distributed_checkpoint,
             **kwargs,
         )
+        self.one_file_per_rank = save_distributed_checkpoint
 
     def setup_environment(self) -> None:
-        """Take as many ranks as there are processes."""
+        """Shard over all processes, which are counted only now."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """What is trained; the frozen base is on disk already and is not gathered."""
+        """Return the trained weights; the frozen base is already on disk and is not gathered."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        whole = not self._save_distributed_checkpoint
-        options = StateDictOptions(full_state_dict=whole, cpu_offload=True, ignore_frozen_params=True)
+        options = StateDictOptions(
+            full_state_dict=not self.one_file_per_rank, cpu_offload=True, ignore_frozen_params=True
+        )
         assert self.model is not None
         return get_model_state_dict(self.model, options=options)
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Check that a checkpoint is the policy's before its weights are taken."""
+        """Check that a checkpoint belongs to the policy before loading its weights."""
         path = Path(self.broadcast(checkpoint_path))
         known = path / "meta.pt" if path.is_dir() else path
         module = self.lightning_module
@@ -56,7 +60,7 @@ class FSDP2(ModelParallelStrategy):
         return meta
 
     def _load_parts(self, path: Path) -> None:
-        """Read one file per rank; the ranks may be others than those that wrote. What is frozen is not in them."""
+        """Read one file per rank, in which frozen weights are missing; the number of ranks may have changed."""
         from torch.distributed.checkpoint import state_dict as states
         from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -74,35 +78,34 @@ class FSDP2(ModelParallelStrategy):
 
 
 def check_strategy(strategy: Strategy, load_in_4bit: bool = False) -> None:
-    """Refuse what the modules do not know, before anything is loaded.
+    """Refuse a strategy that the modules do not support, before anything is loaded.
 
     Args:
-        strategy: The trainer's.
-        load_in_4bit: Whether the frozen weights are held in 4 bits.
+        strategy: Strategy of the trainer.
+        load_in_4bit: Whether the frozen weights are stored in 4 bits.
 
     Raises:
-        ValueError: If it is neither a single device, nor DDP, nor `FSDP2`, or `FSDP2` cannot hold such weights.
+        UserError: If it is not a single device, DDP or `FSDP2`, or is `FSDP2` with 4-bit weights.
     """
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
-        raise ValueError(
+        raise UserError(
             "Expected trainer.strategy to be 'auto', 'ddp' or mrg.strategy.FSDP2 (configs/strategy/fsdp.yaml), but got "
             f"{type(strategy).__name__}."
         )
     if isinstance(strategy, FSDP2) and load_in_4bit:
-        raise ValueError(
-            "FSDP2 does not share out weights in 4 bits: set trainer.strategy to ddp, or model.init_args.load_in_4bit "
-            "to false."
+        raise UserError(
+            "FSDP2 cannot shard 4-bit weights: set trainer.strategy to ddp, or model.init_args.load_in_4bit to false."
         )
 
 
 def check_ranks(num_studies: int, world_size: int) -> None:
-    """Refuse more processes than there are studies to train on.
+    """Refuse more processes than training studies.
 
     Raises:
-        ValueError: If there are.
+        UserError: If there are more.
     """
     if num_studies < world_size:
-        raise ValueError(
-            f"Expected a training study for each of the {world_size} processes, but the data holds {num_studies}: "
+        raise UserError(
+            f"Expected at least {world_size} training studies, one per process, but the data contain {num_studies}: "
             "lower trainer.devices or num_nodes."
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from mrg.modules.tiny import Tiny, tiny_policy
+from mrg.modules.policy.tiny import Tiny, tiny_policy
 
 
 def save_published_format(folder: Path, corpus: list[str]) -> None:

@@ -6,7 +6,8 @@ import torch
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.demo import World, make_study
-from mrg.modules.tiny import Tiny, tiny_policy
+from mrg.log import log
+from mrg.modules.policy.tiny import Tiny, tiny_policy
 from tests.trees import write_iu_tree
 
 torch.set_num_threads(1)  # two threads only wait for each other where anything else runs
@@ -23,6 +24,15 @@ def no_seed_left():
     yield
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def logger_unconfigured():
+    """The command line sets the level and the handler of the package's logger; the next test finds neither."""
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
 
 
 @pytest.fixture(scope="session")

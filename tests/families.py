@@ -6,10 +6,11 @@ import transformers
 
 from mrg.datamodules.collate import Batch
 from mrg.datamodules.study import Study, View
-from mrg.modules.families import FAMILIES
-from mrg.modules.load import LoRA, prepare
-from mrg.modules.policy import Policy
-from mrg.modules.processor import IMAGE_TOKEN, VIDEO_TOKEN, build_processor
+from mrg.modules.policy.families import FAMILIES
+from mrg.modules.policy.load import prepare
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.policy.policy import Policy
+from mrg.modules.policy.processor import IMAGE_TOKEN, VIDEO_TOKEN, build_processor
 
 CORPUS = ("The heart is enlarged. No pneumothorax.", "Small left pleural effusion.", "The lungs are clear.")
 TEXT = {

@@ -188,6 +188,39 @@ def _llava(corpus: list[str], text_type: str = "llama"):
     return tokenizer, image, processor, config
 
 
+def _fast_vlm(corpus: list[str]):
+    from transformers import FastVlmConfig
+
+    special = ["<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<pad>"]
+    marks = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = _tokenizer(corpus, special, LLAVA_TEMPLATE, {}, **marks)
+    text = _text(tokenizer, len(tokenizer) + 7, num_hidden_layers=2, model_type="qwen2")
+    del text["head_dim"]
+    widths = [8, 8, 16, 16]
+    config = FastVlmConfig(
+        text_config=text,
+        vision_config={
+            "model_type": "resnet",
+            "embedding_size": 8,
+            "hidden_sizes": widths,
+            "depths": [1] * 4,
+            "layer_type": "basic",
+            "hidden_size": 16,
+        },
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+    )
+    image = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 64, "width": 64}}
+    processor = {
+        "image_token": "<image>",
+        "num_additional_image_tokens": 0,
+        "patch_size": 32,
+        "processor_class": "LlavaProcessor",
+        "vision_feature_select_strategy": "full",
+    }
+    return tokenizer, image, processor, config
+
+
 def _internvl(corpus: list[str], text_type: str = "qwen2"):
     from transformers import InternVLConfig
 
@@ -228,6 +261,7 @@ BUILDERS = {
     "internvl": _internvl,
     "internvl-qwen3": lambda corpus: _internvl(corpus, "qwen3"),
     "gemma3": _gemma3,
+    "fast_vlm": _fast_vlm,
     "llava": _llava,
     "llava-mistral": lambda corpus: _llava(corpus, "mistral"),
     "llava-qwen2": lambda corpus: _llava(corpus, "qwen2"),

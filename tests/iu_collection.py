@@ -1,4 +1,4 @@
-"""An invented collection in the three layouts in which IU X-Ray is published."""
+"""A synthetic collection in the three layouts in which IU X-Ray is published."""
 
 import csv
 import dataclasses

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import pkgutil
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +14,10 @@ import pytest
 import torch
 
 import mrg
-from mrg.cli import main, one_line
+from mrg.cli import main
+from mrg.errors import one_line
+from mrg.metrics import RulesLabeler
+from mrg.modules.rl.reward import Reward, WeightedScorer
 from mrg.modules.sft import SFTModule
 from tests.trees import write_annotation
 
@@ -42,7 +47,8 @@ def sft(tmp_path, *options):
 
 
 def failure(capsys, argv):
-    """Exit code and what stands on stderr."""
+    """Exit code, and what is written to standard error from now on."""
+    capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         main(argv)
     return stop.value.code, capsys.readouterr().err.strip()
@@ -55,6 +61,14 @@ def test_version_and_usage(capsys):
         main([])
     assert stop.value.code == 2
     assert "demo" in capsys.readouterr().out
+
+
+def test_mrg_is_a_command_too(capsys):
+    """The entry point in pyproject.toml is `main`."""
+    text = (CONFIGS.parent / "pyproject.toml").read_text()
+    module, _, function = re.search(r'^mrg = "(.+)"$', text, re.MULTILINE)[1].partition(":")
+    pkgutil.resolve_name(f"{module}:{function}")(["--version"])
+    assert capsys.readouterr().out == f"mrg {mrg.__version__}\n"
 
 
 def test_light_commands_do_not_import_lightning():
@@ -78,18 +92,18 @@ def test_from_sft_to_grpo_to_the_latest_run(tmp_path, iu_tree, capsys, monkeypat
     main(["fit", *sft(tmp_path)])
     first = tmp_path / "runs" / "iu_tiny_sft"
     assert {"config.yaml", "metrics.csv", "checkpoints", "policy"} <= {path.name for path in first.iterdir()}
-    steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--model.init_args.group_size=2"]
+    steps = ["--trainer.max_steps=3", "--trainer.val_check_interval=1", "--model.init_args.rollout.group_size=2"]
     main(["fit", *arguments(tmp_path, *steps, config="iu_tiny")])
     capsys.readouterr()
     main(["test"])
-    out = capsys.readouterr().out
+    out, notes = capsys.readouterr()
     run = Path("runs") / "iu_tiny"
-    assert f"Latest run: {run}\ntest: {run / 'checkpoints' / 'best.ckpt'}\n" in out
+    assert f"Latest run: {run}\ntest: {run / 'checkpoints' / 'best.ckpt'}\n" in notes
     results = json.loads((run / "results.json").read_text())
     assert results["protocol"]["data"] == {"module": "IUXRayDataModule", "train": 8, "val": 2, "test": 3}
     description = results["protocol"]["data_description"]
     assert description.startswith("IU X-Ray, form annotation: unknown variant with counts train 8, val 2, test 3; ")
-    assert f"\nData: {description}\n" in out
+    assert f"\nData: {description}\n" in notes
     assert results["protocol"]["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
     assert list(dict.fromkeys(gap["b"] for gap in results["differences"])) == [
         "constant normal",
@@ -116,7 +130,7 @@ def test_a_run_is_not_written_over(tmp_path, iu_tree, capsys):
     code, message = failure(capsys, ["fit", *sft(tmp_path)])
     assert code == 2
     assert message == (
-        f"mrg: Run folder {run} holds a run already: go on with --resume auto, choose another --name, or pass "
+        f"mrg: {run} already contains a run. Resume it with --resume auto, choose another --name, or start over with "
         "--overwrite true."
     )
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -142,7 +156,7 @@ def test_overwriting_waits_until_nothing_can_be_refused(tmp_path, iu_tree, capsy
     main(["fit", *sft(tmp_path, "--overwrite=true")])
     # Whoever trains by its configuration has not asked for that again.
     code, message = failure(capsys, ["fit", f"--config={run / 'config.yaml'}"])
-    assert (code, "holds a run already" in message) == (2, True)
+    assert (code, "already contains a run" in message) == (2, True)
 
 
 def test_overwritten_run_keeps_nothing_that_passes_for_its_own(tmp_path, iu_tree, capsys):
@@ -161,7 +175,7 @@ def test_only_a_runs_own_checkpoint_resumes_it(tmp_path, iu_tree, capsys):
     run = tmp_path / "runs" / "iu_tiny_sft"
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     foreign = tmp_path / "runs" / "other" / "checkpoints" / "best.ckpt"
-    for checkpoint, message in ((foreign, "holds a run already"), (run / "lost.ckpt", "lost.ckpt does not exist")):
+    for checkpoint, message in ((foreign, "already contains a run"), (run / "lost.ckpt", "lost.ckpt does not exist")):
         code, text = failure(capsys, ["fit", *sft(tmp_path, f"--ckpt_path={checkpoint}")])
         assert (code, message in text) == (2, True)
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -203,7 +217,7 @@ def test_predictions_of_two_processes_are_those_of_one(tmp_path, iu_tree):
     assert done.returncode == 0, done.stderr
     assert (run / "predictions.jsonl").read_text() == alone
     assert done.stdout.count("bootstrap intervals") == 1
-    assert done.stdout.count(f"test: {run / 'checkpoints' / 'best.ckpt'}\n") == 1
+    assert done.stderr.count(f"test: {run / 'checkpoints' / 'best.ckpt'}\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -263,7 +277,7 @@ def test_bad_data_is_one_line(tmp_path, iu_tree, capsys, damage, parts, num_work
     code, text = failure(capsys, ["fit", *sft(tmp_path, f"--data.init_args.num_workers={num_workers}")])
     line = text.splitlines()[-1]
     assert code in (1, 2)
-    assert line.startswith("mrg: ")
+    assert line.startswith(("mrg: ", "error: "))  # the latter where the parser knows the choices
     assert all(part in line for part in parts), line
     assert "Traceback" not in text
 
@@ -275,9 +289,9 @@ def test_bad_data_is_one_line(tmp_path, iu_tree, capsys, damage, parts, num_work
         (["--data.init_args.variant=r2gen"], ("train 8, val 2, test 3", "train 2069, val 296, test 590")),
         (["--model.init_args.policy=/no/such/policy"], ("/no/such/policy", "model.init_args.policy")),
         (["--model.init_args.policy=nobody/nothing"], ("nobody/nothing", "model.init_args.policy")),
-        (["--model.init_args.think=maybe"], ("model.init_args.think", "'maybe'")),
+        (["--model.init_args.think=maybe"], ("SFTModule", "think", "'required', 'absent'", "maybe")),
         (["--model.init_args.tiny.hidden_size=50"], ("multiple of 32", "50")),
-        (["--model.init_args.dtype=bf16", "--model.init_args.policy=x/y"], ("model.init_args.dtype", "'bf16'")),
+        (["--model.init_args.dtype=bf16", "--model.init_args.policy=x/y"], ("SFTModule", "dtype", "'float32'", "bf16")),
         (["--model.init_args.lora={rank: 4}"], ("model.init_args.lora",)),
         (["--model.init_args.max_views=-1"], ("model.init_args.max_views", "-1")),
         (["--model.init_args.use_indication=true"], ("model.init_args.use_indication",)),
@@ -358,8 +372,9 @@ def test_ctrl_c_ends_with_the_code_of_a_shell(tmp_path, iu_tree, capsys, monkeyp
         monkeypatch.setattr(SFTModule, f"{name}_step", step)
     try:
         options = ["--resume=auto", "--trainer.max_steps=4"] if command == "fit" else []
-        capsys.readouterr()
-        assert failure(capsys, [command, *sft(tmp_path, *options)]) == (130, "")
+        code, text = failure(capsys, [command, *sft(tmp_path, *options)])
+        assert code == 130
+        assert not any(word in text for word in ("Traceback", "mrg:", "Error"))
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
 
@@ -390,3 +405,50 @@ def test_errors_of_libraries_keep_their_traceback():
     with pytest.raises(RuntimeError) as caught:
         torch.zeros(2).view(3)
     assert one_line(caught.value) is None
+
+
+SCORER = """
+def bad(preds, target):
+    scores = {}
+    return [scores["missing"] for _ in preds]
+"""
+
+
+def test_a_scorer_that_fails_shows_its_traceback(tmp_path, capsys, monkeypatch):
+    """Type, file and line of the user's code, then one line with the study."""
+    (tmp_path / "my_scorers.py").write_text(SCORER)
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = Reward(RulesLabeler(), scorers=[WeightedScorer("my_scorers:bad")])
+    texts = ["<think>Nothing.</think><report>The lungs are clear.</report>"]
+    # A policy of so few steps writes no report that a scorer could read: the round of `fit` is this one.
+    monkeypatch.setattr("mrg.commands.lightning.run", lambda argv: reward(texts, ["The lungs are clear."], ["s1"]))
+    code, text = failure(capsys, ["fit"])
+    assert code == 1
+    assert "Traceback (most recent call last):" in text
+    assert f'File "{tmp_path / "my_scorers.py"}", line 4, in ' in text
+    assert "KeyError: 'missing'" in text
+    last = text.splitlines()[-1]
+    assert last.startswith("mrg: ")
+    assert all(part in last for part in ("bad", "s1", "KeyError", "my_scorers.py, line 4")), last
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_traceback_on_demand(tmp_path, capsys, place):
+    argv = ["test", f"--config={CONFIGS / 'demo_sft.yaml'}", f"--runs={tmp_path}"]
+    code, line = failure(capsys, argv)
+    assert (code, "Traceback" in line) == (2, False)
+    argv.insert(place, "--traceback")
+    code, text = failure(capsys, argv)
+    assert code == 2
+    assert "Traceback (most recent call last):" in text
+    assert "checkpoint_choice.py" in text
+    assert text.splitlines()[-1] == line
+
+
+def test_traceback_in_development_mode(tmp_path):
+    argv = ["test", "--config=configs/demo_sft.yaml", f"--runs={tmp_path}"]
+    command = [sys.executable, "-X", "dev", "-W", "ignore", "-m", "mrg", *argv]
+    done = subprocess.run(command, cwd=CONFIGS.parent, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback (most recent call last):" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("mrg: No checkpoint ")

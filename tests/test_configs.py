@@ -13,9 +13,9 @@ from mrg.cli import main
 from tests.checkpoints import save_published_format
 from tests.trees import REPORTS, write_iu_tree, write_mimic_tree
 
-# An ablation names such files and is none of them, see test_ablate.py.
+# Ablations name such files, but are not configurations of `fit`: see tests/commands/ablate.
 FILES = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
-CONFIGS = [path for path in FILES if not path.stem.endswith("_ablation")]
+CONFIGS = [path for path in FILES if "arms" not in yaml.safe_load(path.read_text())]
 PARTS = sorted((Path(__file__).parent.parent / "configs").glob("*/*.yaml"))
 
 
@@ -30,7 +30,7 @@ def test_config_parses_and_names_its_run(config):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_config_validates_however_few_batches_an_epoch_has(config):
-    """A data set of one's own, or many processes: a count of batches must not be one within an epoch."""
+    """With a small dataset or many processes, validation after a number of batches counts across epochs."""
     trainer = yaml.safe_load(config.read_text())["trainer"]
     by_share = isinstance(trainer["val_check_interval"], float)
     assert by_share == ("check_val_every_n_epoch" not in trainer)
@@ -48,7 +48,7 @@ def test_a_part_composes_with_a_config(part):
 
 
 def assert_within(part, whole):
-    """Every setting of a part stands in the whole."""
+    """Every setting of a part is in the whole."""
     if isinstance(part, dict):
         for name, value in part.items():
             assert_within(value, whole[name])
@@ -76,16 +76,16 @@ def test_iu_config_takes_two_steps_on_a_published_checkpoint(tmp_path, num_views
         "--data.init_args.num_workers=0",
         "--model.init_args.max_new_tokens=12",
     ]
-    # Eight studies are four batches: validation comes when the file says, however few there are.
+    # Eight studies are four batches per epoch: the file validates after a fraction of an epoch.
     short = ["--trainer.max_steps=2", "--data.init_args.batch_size=2"]
-    main(["fit", *common, *short, "--model.init_args.group_size=4"])
+    main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
     run = tmp_path / "runs" / "iu"
     with (run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/logp_gap"]]
     assert [row["step"] for row in rows] == ["0", "1"]
     assert all(float(row["train/logp_gap"]) < 0.05 for row in rows)
     main(["test", *common])
-    assert f"test: {run / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().out
+    assert f"test: {run / 'checkpoints' / 'best.ckpt'}" in capsys.readouterr().err
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["test0", "test1", "test2"]
     assert [len(line["images"]) for line in lines] == [num_views] * 3
@@ -112,11 +112,11 @@ def test_mimic_config_takes_steps_with_priors_on_a_published_checkpoint(tmp_path
         "--data.init_args.num_workers=1",
     ]
     short = ["--trainer.max_steps=2", "--trainer.val_check_interval=1", "--data.init_args.batch_size=2"]
-    main(["fit", *common, *short, "--model.init_args.group_size=4"])
-    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards made" in capsys.readouterr().out
+    main(["fit", *common, *short, "--model.init_args.rollout.group_size=4"])
+    assert f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}, 1 of 1 shards built" in capsys.readouterr().err
     main(["test", *common])
-    out = capsys.readouterr().out
-    assert out.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
+    notes = capsys.readouterr().err
+    assert notes.count(f"MIMIC-CXR: index of 10 rows in {tmp_path / 'index'}.") == 1
     (line,) = map(json.loads, (tmp_path / "runs/mimic/predictions.jsonl").read_text().splitlines())
     assert (line["id"], line["target"]) == ("50000010", "The lungs are clear.")
     assert [Path(image).stem for image in line["images"]] == ["j1", "j2"]

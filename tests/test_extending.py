@@ -12,10 +12,10 @@ import pytest
 import yaml
 
 from mrg.cli import main
-from mrg.modules.families import FAMILIES
+from mrg.modules.policy.families import FAMILIES
 from tests.callbacks.runs import FEW, fit_arguments, grpo_arguments
 from tests.family_checkpoints import BUILDERS, VISION, save_family
-from tests.modules import test_more_families as more_families
+from tests.modules.policy import test_more_families as more_families
 from tests.test_configs import assert_within
 
 ROOT = Path(__file__).parent.parent
@@ -71,16 +71,16 @@ def write_folder(root, studies):
 
 def test_reward_data_labeler_and_score_train_together(example, studies, capsys):
     write_folder(example / "my_data", studies)
-    # What the drawn data alone know.
+    # Settings of the synthetic data only.
     drawn = [option for option in FEW if "num_" in option]
     sft = [option for option in fit_arguments(example, "--name=sft") if option not in drawn]
     data = [f"--config={example / 'my_data.yaml'}", f"--data.init_args.root={example / 'my_data'}"]
     data += [f"--config={example / 'my_labeler.yaml'}", "--data.init_args.num_workers=0"]
     main(["fit", *sft, *data])
-    assert "SFTModule on FolderDataModule (train 4, val 2, test 2)" in capsys.readouterr().out
+    assert "SFTModule on FolderDataModule (train 4, val 2, test 2)" in capsys.readouterr().err
     grpo = [option for option in grpo_arguments(example) if option not in drawn]
     parts = [f"--config={example / name}.yaml" for name in ("my_reward", "my_score")]
-    # Files come first: what is given singly is meant to have the last word.
+    # Files come first, so that single options override them.
     main(["fit", grpo[0], *parts, *grpo[1:], *data])
     with (example / "run" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -122,7 +122,7 @@ def test_family_is_exact_and_trains(example, studies, tmp_path_factory, monkeypa
         main(["fit", *grpo_arguments(example), *short])
     assert "is of type 'vipllava'; supported are qwen2_vl" in capsys.readouterr().err
     main(["fit", *grpo_arguments(example, f"--config={example / 'my_family.yaml'}", "--name=known", *short)])
-    assert "VipLlavaGRPO on DemoDataModule" in capsys.readouterr().out
+    assert "VipLlavaGRPO on DemoDataModule" in capsys.readouterr().err
     by_views = sorted(studies, key=lambda study: len(study.views))
     four = [by_views[-2], by_views[0], by_views[-1], by_views[1]]
     saved = tmp_path_factory.mktemp("saved")

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.cli import main
+from mrg.run.checkpoints import CheckpointFolder
 from tests.test_cli import failure, sft
 
 LONG = ["--trainer.max_steps=6", "--save_every=1"]
@@ -42,14 +42,14 @@ def test_auto_starts_goes_on_and_ends(tmp_path, iu_tree, capsys):
     again = ["fit", *sft(tmp_path, *LONG, "--resume=auto")]
     folder = tmp_path / "runs" / "iu_tiny_sft"
     main(again)
-    assert f"No checkpoint in {folder / 'checkpoints'}: the run starts at its beginning.\n" in capsys.readouterr().out
+    assert f"No checkpoint in {folder / 'checkpoints'}: the run starts from the beginning.\n" in capsys.readouterr().err
     metrics, weights = (folder / "metrics.csv").read_bytes(), state(folder)
     main(again)
-    assert f"Resuming after round 6 from {folder / 'checkpoints' / 'round-00000006.ckpt'}.\n" in capsys.readouterr().out
+    assert f"Resuming after round 6 from {folder / 'checkpoints' / 'round-00000006.ckpt'}.\n" in capsys.readouterr().err
     assert (folder / "metrics.csv").read_bytes() == metrics
     assert all(torch.equal(value, weights[name]) for name, value in state(folder).items())
     main(["test", f"--config={folder / 'config.yaml'}"])
-    assert f"test: {folder / 'checkpoints' / 'best.ckpt'}\n" in capsys.readouterr().out
+    assert f"test: {folder / 'checkpoints' / 'best.ckpt'}\n" in capsys.readouterr().err
 
 
 def test_auto_moves_the_logs_of_a_run_without_checkpoint_aside(tmp_path, run, capsys):
@@ -57,7 +57,7 @@ def test_auto_moves_the_logs_of_a_run_without_checkpoint_aside(tmp_path, run, ca
         path.unlink()
     main(["fit", *sft(tmp_path, "--resume=auto")])
     assert (run / "metrics-1.csv").is_file()
-    assert "starts at its beginning" in capsys.readouterr().out
+    assert "starts from the beginning" in capsys.readouterr().err
 
 
 def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, run, capsys):
@@ -66,9 +66,9 @@ def test_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, run, c
     os.truncate(files.path / newest, 1000)
     capsys.readouterr()
     main(["fit", *sft(tmp_path, *LONG, "--resume=auto")])
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert f"{files.path / newest} is damaged: 1000 bytes, but " in out
-    assert "were written. The one before it is used.\n" in out
+    assert "were written. Using the checkpoint before it.\n" in out
     assert f"from {files.path / before}.\n" in out
     main(["fit", *sft(tmp_path, *LONG, "--name=whole")])
     whole = state(tmp_path / "runs" / "whole")
@@ -82,9 +82,9 @@ def test_damaged_best_is_named_and_another_takes_its_place(tmp_path, run, capsys
     os.truncate(files.path / best, 1000)  # best.ckpt is another name of it
     capsys.readouterr()
     main(["fit", *sft(tmp_path, "--trainer.max_steps=6", "--trainer.val_check_interval=50", "--resume=auto")])
-    out = capsys.readouterr().out
+    out = capsys.readouterr().err
     assert f"{files.path / best} is damaged: 1000 bytes, but " in out
-    assert "were written. It was the best: the best to come takes its place.\n" in out
+    assert "were written. It was the best checkpoint; the next validation chooses a new one.\n" in out
     assert not (files.path / "best.ckpt").exists()
     main(["fit", *sft(tmp_path, "--trainer.max_steps=8", "--resume=auto")])
     assert (files.path / "best.ckpt").samefile(files.path / "round-00000008.ckpt")
@@ -100,7 +100,7 @@ def test_best_outlasts_another_monitor(tmp_path, run, capsys):
     main(["fit", *sft(tmp_path, *LONG, "--trainer.limit_val_batches=0", "--resume=auto")])
     assert scored(run) == score
     main(["fit", *sft(tmp_path, "--trainer.max_steps=8", "--resume=auto", "--monitor=val/mccs")])
-    assert f"by {score[0]} stays until there is one by val/mccs.\n" in capsys.readouterr().out
+    assert f"Keeping the best checkpoint by {score[0]} until val/mccs has been logged.\n" in capsys.readouterr().err
     assert (files.path / "best.ckpt").samefile(files.path / "round-00000008.ckpt")
     assert scored(run)[0] == "val/mccs"
 
@@ -196,9 +196,9 @@ def test_signal_to_the_command(tmp_path, iu_tree, number):
     options = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--save_every=1"]
     folder = tmp_path / "runs" / "iu_tiny_sft"
     argv = ["fit", *sft(tmp_path, *options)]
-    code, out, err = signalled(argv, folder, number)
+    code, _, err = signalled(argv, folder, number)
     path, _ = CheckpointFolder(folder / "checkpoints").newest()
-    go_on = f"Go on with: python -m mrg fit --config {folder / 'config.yaml'} --resume auto\n"
+    go_on = f"Resume with: python -m mrg fit --config {folder / 'config.yaml'} --resume auto\n"
     assert "Traceback" not in err
     if number == signal.SIGTERM:
         assert code == 0, err
@@ -206,7 +206,7 @@ def test_signal_to_the_command(tmp_path, iu_tree, number):
     else:
         assert code == 130, err
         last = f"The last checkpoint is {path}. {go_on}"
-    assert out.endswith(last)
+    assert err.endswith(last)
 
 
 def test_slurm_is_asked_to_queue_the_job_again(tmp_path, iu_tree):
@@ -220,9 +220,9 @@ def test_slurm_is_asked_to_queue_the_job_again(tmp_path, iu_tree):
     job = {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
            "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost"}  # fmt: skip
     environment = {**os.environ, **job, "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    code, out, err = signalled(["fit", *sft(tmp_path, *options)], folder, signal.SIGUSR1, env=environment)
+    code, _, err = signalled(["fit", *sft(tmp_path, *options)], folder, signal.SIGUSR1, env=environment)
     assert code == 0, err
-    assert "SIGUSR1: round " in out
-    assert out.endswith("SLURM job 77 is queued again.\n")
+    assert "SIGUSR1: round " in err
+    assert err.endswith("SLURM job 77 is requeued.\n")
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     assert not list(folder.glob("hpc_ckpt*"))

@@ -70,7 +70,7 @@ def test_a_sharded_run_is_tested_as_one_process_tests_it_and_its_policy_trains_o
 
     grpo = [
         f"--config={CONFIGS / 'demo.yaml'}", *SHARDED, *SHORT, *DATA, f"--runs={tmp_path}", "--name=grpo",
-        f"--model.init_args.policy={sft / 'policy'}", "--model.init_args.group_size=2",
+        f"--model.init_args.policy={sft / 'policy'}", "--model.init_args.rollout.group_size=2",
         "--model.init_args.max_new_tokens=8", "--data.init_args.batch_size=2",
     ]  # fmt: skip
     command("fit", *grpo, "--trainer.strategy.init_args.save_distributed_checkpoint=true")
@@ -102,7 +102,7 @@ def test_two_nodes_of_torchrun_train_one_policy(tmp_path):
                 "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={port}", "-m", "mrg", "fit",
                 f"--config={CONFIGS / 'demo.yaml'}", f"--config={CONFIGS / 'strategy' / 'ddp.yaml'}",
                 "--trainer.devices=1", "--trainer.num_nodes=2", *SHORT, *DATA, f"--runs={tmp_path}", "--name=grpo",
-                f"--model.init_args.policy={tmp_path / 'sft' / 'policy'}", "--model.init_args.group_size=2",
+                f"--model.init_args.policy={tmp_path / 'sft' / 'policy'}", "--model.init_args.rollout.group_size=2",
                 "--model.init_args.max_new_tokens=8", "--data.init_args.batch_size=2",
             ],
             cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -147,10 +147,13 @@ FIT = ["fit", f"--config={CONFIGS / 'demo.yaml'}", *DATA, "--model.init_args.pol
         (["--data.init_args.batch_size=2", "--model.init_args.num_minibatches=4"], "raise data.init_args.batch_size"),
         (
             ["--model.init_args.vision_cache=images", "--model.init_args.train_vision=true",
-             "--model.init_args.kl_coef=0"], "set model.init_args.vision_cache to ''",
+             "--model.init_args.kl.coef=0"], "set model.init_args.vision_cache to ''",
         ),
         (["--model.init_args.load_in_4bit=true", "--model.init_args.lora=null"], "set model.init_args.lora"),
-        (["--model.init_args.servers.urls=[http://127.0.0.1:9]", "--model.init_args.lora=null"], "or servers to null"),
+        (
+            ["--model.init_args.rollout.servers.urls=[http://127.0.0.1:9]", "--model.init_args.lora=null"],
+            "or rollout.servers to null",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line_before_the_policy_is_loaded(tmp_path, capsys, options, message):

@@ -38,7 +38,7 @@ def write_annotation(root: Path, content: object) -> None:
 
 @dataclasses.dataclass
 class MIMICStudy:
-    """One study of an invented MIMIC-CXR: images as (dicom id, ViewPosition)."""
+    """One study of a synthetic MIMIC-CXR: images as (dicom id, ViewPosition)."""
 
     patient: int
     study: int
@@ -81,7 +81,7 @@ MIMIC_STUDIES = (
 def write_mimic_tree(
     reports: Path, images: Path, studies: Sequence[MIMICStudy] = MIMIC_STUDIES, packed: bool = True
 ) -> None:
-    """Invented studies as the two releases lay them out: reports in one root, images and tables in another."""
+    """Synthetic studies as the two releases lay them out: reports in one root, images and tables in another."""
     rng = np.random.default_rng(0)
     split_rows, metadata_rows = ["dicom_id,study_id,subject_id,split"], [",".join(_METADATA)]
     for study in studies:

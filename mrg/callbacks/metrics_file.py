@@ -1,72 +1,88 @@
-"""metrics.csv, to which a resumed run adds, and which a crash never leaves without its rows."""
+"""metrics.csv: a resumed run appends to it, and a crash never leaves it without its rows."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mrg.files import WriteError, append_text, replacing
 
 
-class MetricsFile(CSVLogger):
-    """Lightning's CSV logger for a file that exists: it would delete it.
+class MetricsFile(Logger):
+    """Logger of one CSV file, to which it appends; Lightning's `CSVLogger` would delete an existing one.
 
     Args:
-        folder: The run's folder.
-        every: Steps from one writing to the next.
+        folder: Folder of the run.
+        every: Number of steps between two writes.
     """
 
     def __init__(self, folder: Path, every: int = 10) -> None:
-        # An empty version puts metrics.csv and config.yaml into the run folder itself.
-        super().__init__(folder.parent, name=folder.name, version="", flush_logs_every_n_steps=every)
+        super().__init__()
+        self.folder, self.every = folder, every
+        self.rows: list[dict[str, Any]] = []
 
     @property
-    @rank_zero_experiment
-    def experiment(self) -> Any:
-        """Who writes the file."""
-        if self._experiment is None:
-            self._experiment = _Writer(log_dir=self.log_dir)
-        return self._experiment
+    def name(self) -> str:
+        """Name of the run."""
+        return self.folder.name
 
-    def finalize(self, status: str) -> None:
-        """Write what is left; a disk that is full has been reported when a run fails."""
-        with contextlib.suppress(*([WriteError] if status == "failed" else [])):
-            super().finalize(status)
+    @property
+    def version(self) -> str:
+        """Empty: a run has one file."""
+        return ""
 
+    @property
+    def save_dir(self) -> str:
+        """Folder of the run."""
+        return str(self.folder)
 
-class _Writer(ExperimentWriter):
-    def _check_log_dir_exists(self) -> None:
-        """What is there stays: a run that resumes adds to it."""
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Ignore them: config.yaml contains all settings."""
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add a row, and write all rows every few steps."""
+        step = len(self.rows) if step is None else step
+        self.rows.append({**metrics, "step": step})
+        if (step + 1) % self.every == 0:
+            self.save()
+
+    @rank_zero_only
     def save(self) -> None:
-        """Add the rows since the last time; new columns write the file anew, beside the old one."""
-        if not self.metrics:
+        """Append the rows since the last time; if they have new columns, replace the file."""
+        if not self.rows:
             return
-        path = Path(self.metrics_file_path)
-        rows: list[dict[str, Any]] = []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "metrics.csv"
+        known: list[str] = []
+        old: list[dict[str, Any]] = []
         if path.is_file() and path.stat().st_size:
             with path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
-                self.metrics_keys = list(reader.fieldnames or [])
-                new = self._record_new_keys()
-                rows = list(reader) if new else []
-        else:
-            new = self._record_new_keys()
+                known, old = list(reader.fieldnames or []), list(reader)
+        columns = sorted(set(known).union(*self.rows))
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=self.metrics_keys)
-        if new:
+        writer = csv.DictWriter(text, fieldnames=columns if len(columns) > len(known) else known)
+        if len(columns) > len(known):
             writer.writeheader()
-        writer.writerows(rows + self.metrics)
-        if new:
+            writer.writerows(old + self.rows)
             with replacing(path) as out:
                 out.write(text.getvalue().encode())
         else:
+            writer.writerows(self.rows)
             append_text(path, text.getvalue())
-        self.metrics = []
+        self.rows = []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the remaining rows; after a failure a full disk has already been reported."""
+        with contextlib.suppress(*([WriteError] if status == "failed" else [])):
+            self.save()

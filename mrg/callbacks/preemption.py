@@ -1,20 +1,30 @@
-"""A run that a scheduler ends: what announces it, how it leaves, and how SLURM is asked to start it again."""
+"""How a run ends before its last step: signals, SLURM's requeue, and the line that tells how to resume."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from mrg.callbacks.training_loop import cluster_environment, take_sigterm
+from mrg.errors import one_line
+from mrg.log import log
 
 
 class Preempted(SystemExit):
-    """A run that was asked to end has saved its state and ends; exit code 0.
+    """Ends a run that was asked to stop and has saved its state; the exit code is 0.
 
     Args:
-        reason: What ended it, and after which round.
+        reason: Signal and round, for whoever logs the exception.
     """
 
     def __init__(self, reason: str) -> None:
@@ -26,53 +36,95 @@ class Preempted(SystemExit):
 
 
 class EndSignal:
-    """The signal that has asked this process to end; `number` is 0 as long as none has."""
+    """The signal that has asked this process to end; `number` is 0 until one arrives."""
 
     def __init__(self) -> None:
         self.number = 0
 
     def catch(self, trainer: L.Trainer) -> None:
-        """Catch the signals that announce an end, in the place of Lightning, which would not finish the round.
+        """Handle the signals that announce an end. Lightning's handlers would not finish the round.
 
         Under SLURM with requeueing, Lightning would also save a checkpoint of its own in the middle of a round.
         """
-        connector = trainer._signal_connector
-        self.number = int(signal.SIGTERM) if connector.received_sigterm else 0
-        connector.received_sigterm = False
-        signals = {int(signal.SIGTERM)}
-        if (number := requeue_signal(trainer)) is not None:
-            signals.add(number)
-        for number in signals:
-            # Lightning puts the former handlers back when training has ended.
-            connector._register_signal(signal.Signals(number), self._take)
+        self.number = int(signal.SIGTERM) if take_sigterm(trainer) else 0
+        if threading.current_thread() is not threading.main_thread():
+            return  # only the main thread may set handlers
+        for number in {int(signal.SIGTERM), requeue_signal(trainer) or int(signal.SIGTERM)}:
+            # Lightning restores the previous handlers after training.
+            signal.signal(number, self._receive)
 
-    def _take(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: Any) -> None:
         self.number = number
 
     @property
     def name(self) -> str:
-        """Of the signal; where another rank has it, the usual one."""
+        """Name of the signal; if another rank received it, the usual one."""
         return signal.Signals(self.number or signal.SIGTERM).name
 
     def asks_for_requeue(self, trainer: L.Trainer) -> bool:
-        """Whether SLURM expects the job to be queued again."""
+        """Return whether SLURM expects the job to be requeued."""
         return bool(self.number) and self.number == requeue_signal(trainer)
 
 
 def requeue_signal(trainer: L.Trainer) -> int | None:
-    """The signal on which SLURM expects the job to end and to be queued again."""
-    environment = trainer._accelerator_connector.cluster_environment
+    """Return the signal on which SLURM expects the job to end and to be requeued, if any."""
+    environment = cluster_environment(trainer)
     if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
         return int(environment.requeue_signal or signal.SIGUSR1)
     return None
 
 
 def requeue() -> None:
-    """Ask SLURM to queue this job again, and say what came of it."""
+    """Ask SLURM to requeue this job, and log the outcome."""
     job = str(SLURMEnvironment.job_id())
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
         problem = done.stderr.strip() if done.returncode else ""
     except (OSError, subprocess.SubprocessError) as error:
         problem = str(error)
-    print(f"SLURM job {job} {'could not be requeued: ' + problem if problem else 'is queued again'}.", flush=True)
+    if problem:
+        log.warning(f"SLURM job {job} could not be requeued: {problem}.")
+    else:
+        log.info(f"SLURM job {job} is requeued.")
+
+
+def resume_command(folder: Path) -> str:
+    """Return a sentence with the command that resumes the run of a folder."""
+    return f"Resume with: python -m mrg fit --config {folder / 'config.yaml'} --resume auto"
+
+
+def print_last(error: BaseException, line: str, num_processes: int) -> None:
+    """Print a line to standard error such that it is the last one: below the traceback, if there is one.
+
+    Args:
+        error: Error that ends the run.
+        line: Line to print.
+        num_processes: Number of processes of the run. If there are several, the first may be killed because another one
+            died, before it has printed its traceback, so the line is printed above it as well.
+    """
+    traced = isinstance(error, Exception) and not isinstance(error, MisconfigurationException)
+    below = traced and one_line(error) is None and hasattr(error, "add_note")  # Python 3.11
+    if below:
+        error.add_note(line)
+    if not below or num_processes > 1:
+        print(f"\n{line}", file=sys.stderr, flush=True)  # not logged: the first rank may be gone
+
+
+class Reporter:
+    """Decides which process reports the end of a run: the first, or if it is gone, the second, which it had started.
+
+    Args:
+        patience: Seconds for which the second waits for the first to disappear.
+    """
+
+    def __init__(self, patience: float = 1.0) -> None:
+        self.parent, self.patience = os.getppid(), patience
+
+    def is_here(self, trainer: L.Trainer) -> bool:
+        """Return whether it is this process."""
+        if trainer.is_global_zero or trainer.global_rank > 1:
+            return trainer.is_global_zero
+        end = time.monotonic() + self.patience
+        while os.getppid() == self.parent and time.monotonic() < end:
+            time.sleep(0.05)
+        return os.getppid() != self.parent

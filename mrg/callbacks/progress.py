@@ -1,4 +1,4 @@
-"""One line that says how a run stands: live on a terminal, now and then in a file."""
+"""The progress of a run in one line: live on a terminal, printed from time to time elsewhere."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SCORES = {
     "val/mccs": "MCCS",
     "val/ce_f1": "CE-F1",
 }
-"""Log key -> what the line calls it; the scores of the last validation stay until the next one."""
+"""Log key -> its name in the line; the scores of a validation are shown until the next one."""
 
-STOPS = {"train/truncated": "cut off", "train/dead_groups": "equal rewards"}
-"""Log key of a share -> what the line calls it: completions, or groups of them, from which nothing is learned."""
-MOST = 0.9
-"""From this share on the line says it: rewards alone do not show why they stay."""
+STALLS = {"train/truncated": "truncated", "train/dead_groups": "equal rewards"}
+"""Log key -> its name in the line: shares of completions, or groups of them, that give no gradient."""
+SHOWN_FROM = 0.9
+"""Shares from which they are shown: the reward alone does not show why it stalls."""
 
 
 class Pace:
-    """How far training is and how long it will take: what is left at the speed so far, validation included."""
+    """Progress of training and the time left at the average speed so far, including validation."""
 
     def __init__(self, trainer: L.Trainer) -> None:
         self.trainer = trainer
@@ -36,17 +36,17 @@ class Pace:
 
     @property
     def by_steps(self) -> bool:
-        """Whether the end is a number of optimiser steps and not of batches."""
+        """Whether training ends after a number of optimizer steps rather than of batches."""
         return self.trainer.max_steps is not None and self.trainer.max_steps > 0
 
     @property
     def step(self) -> int:
-        """Optimiser steps taken, or batches where the end is given in epochs."""
+        """Number of optimizer steps so far, or of batches if the end is given in epochs."""
         return self.trainer.global_step if self.by_steps else self.trainer.fit_loop.total_batch_idx + 1
 
     @property
     def num_steps(self) -> int | None:
-        """How many there will be; None where nobody knows."""
+        """Number of steps in total; None if it is unknown."""
         if self.by_steps:
             return self.trainer.max_steps
         total = (self.trainer.max_epochs or 0) * self.trainer.num_training_batches
@@ -54,12 +54,12 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Since training began."""
+        """Seconds since training started."""
         return time.monotonic() - self.started
 
     @property
     def seconds_left(self) -> float | None:
-        """At the speed so far; None before the first step, or without an end."""
+        """Seconds left at the average speed; None before the first step, or without an end."""
         done = self.step - self.first
         if done <= 0 or self.num_steps is None:
             return None
@@ -75,34 +75,34 @@ class Pace:
 
 
 def clock(seconds: float) -> str:
-    """`75` -> `1:15`, hours before minutes where there are any."""
+    """Format seconds as `1:15` or `1:02:05`."""
     whole = round(seconds)
     hours, minutes = whole // 3600, whole // 60 % 60
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
 def score_text(trainer: L.Trainer) -> str:
-    """Reward or loss, what stops learning, the last validation, and speed, of those that there are."""
+    """Return reward or loss, what stalls learning, the last validation, and speed, as far as they are logged."""
     metrics = trainer.callback_metrics
     names = dict(SCORES)
     if "reward/total" in metrics:
-        del names["train/loss"]  # that of GRPO tells nothing
+        del names["train/loss"]  # GRPO's loss is not informative
     parts = [f"{name} {float(metrics[key]):.3f}" for key, name in names.items() if key in metrics]
-    shares = [(float(metrics[key]), name) for key, name in STOPS.items() if key in metrics]
-    parts[1:1] = [f"{math.floor(100 * share)}% {name}" for share, name in shares if share >= MOST]
+    shares = [(float(metrics[key]), name) for key, name in STALLS.items() if key in metrics]
+    parts[1:1] = [f"{math.floor(100 * share)}% {name}" for share, name in shares if share >= SHOWN_FROM]
     if "train/tokens_per_second" in metrics:
         parts.append(f"{float(metrics['train/tokens_per_second']):,.0f} tokens/s")
     return "  ".join(parts)
 
 
 class ProgressLine(ProgressBar):
-    """The progress line.
+    """Progress line that is live on a terminal.
 
-    On a terminal it is live. Elsewhere, in a file or a pipe, a plain line is printed after each validation and at most
-    once a minute besides. Colours follow `NO_COLOR`, as `rich` does.
+    In a file or a pipe a plain line is printed after each validation, and in between at most every `interval` seconds.
+    `NO_COLOR` turns colors off.
 
     Args:
-        interval: Seconds between two plain lines.
+        interval: Smallest number of seconds between two plain lines.
     """
 
     def __init__(self, interval: float = 60.0) -> None:
@@ -115,11 +115,11 @@ class ProgressLine(ProgressBar):
         self.printed = self.drawn = 0.0
 
     def disable(self) -> None:
-        """Say nothing: Lightning calls it on all ranks but the first."""
+        """Turn the line off; Lightning calls this on all ranks but the first."""
         self.enabled = False
 
     def enable(self) -> None:
-        """Speak again."""
+        """Turn the line on."""
         self.enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -128,37 +128,37 @@ class ProgressLine(ProgressBar):
             print(*args, flush=True)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
+        """Open the line."""
         self.pace, self.printed = Pace(trainer), time.monotonic()
         self._open("training", self.pace.num_steps)
         self._show(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Draw the line anew, a few times a second at most, or print one where it is due."""
+        """Update the live line a few times per second, or print a plain one if it is due."""
         now = time.monotonic()
         if self.bar is not None and now - self.drawn > 0.2:
             self._show(trainer)
         elif self.bar is None and now - self.printed > self.interval:
             self._print(trainer)
 
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Count the batches."""
-        if trainer.state.fn == "validate":
-            self._count(batch_idx)
-        else:
-            self._validating(trainer, batch_idx + 1)
-
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin, inside of training on its line."""
+        """Open the line, or show the validation on that of training."""
         if trainer.state.fn == "validate":
             self._open("validate", self._batches(trainer.num_val_batches))
         else:
-            self._validating(trainer, 0)
+            self._show_validation(trainer, 0)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+    ) -> None:
+        """Count a batch."""
+        if trainer.state.fn == "validate":
+            self._count(batch_idx)
+        else:
+            self._show_validation(trainer, batch_idx + 1)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say the scores."""
+        """Show the scores."""
         if trainer.state.fn == "validate":
             self._close()
         elif not trainer.sanity_checking and self.pace is not None:
@@ -167,41 +167,31 @@ class ProgressLine(ProgressBar):
                 self._print(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the last line."""
+        """Close the line after a last update."""
         self._show(trainer)
         self._close()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the line as it is, so that a message stands below it."""
-        self._close()
-
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
+        """Open the line."""
         self._open("test", self._batches(trainer.num_test_batches))
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the line."""
+        self._open("predict", self._batches(trainer.num_predict_batches))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        """Count the batches."""
+        """Count a batch."""
         self._count(batch_idx)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the last line."""
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Close the line, so that messages are printed below it."""
         self._close()
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin."""
-        self._open("predict", self._batches(trainer.num_predict_batches))
-
-    def on_predict_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
-    ) -> None:
-        """Count the batches."""
-        self._count(batch_idx)
-
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave the last line."""
-        self._close()
+    on_predict_batch_end = on_test_batch_end  # type: ignore[assignment]
+    on_predict_end = on_test_end
+    on_exception = on_test_end  # type: ignore[assignment]
 
     @staticmethod
     def _batches(numbers: Any) -> int | None:
@@ -209,7 +199,7 @@ class ProgressLine(ProgressBar):
         return int(total) if total < math.inf else None
 
     def _open(self, name: str, total: int | None) -> None:
-        """A live line on a terminal; nothing elsewhere."""
+        """Open a live line if there is a terminal."""
         console = Console()
         self._close()
         if not self.enabled or not console.is_terminal or console.is_dumb_terminal:
@@ -228,7 +218,7 @@ class ProgressLine(ProgressBar):
         if self.bar is not None:
             self.bar.update(self.task, completed=batch_idx + 1)
 
-    def _validating(self, trainer: L.Trainer, done: int) -> None:
+    def _show_validation(self, trainer: L.Trainer, done: int) -> None:
         if self.bar is not None:
             total = self._batches(trainer.num_val_batches)
             self.bar.update(self.task, scores=f"validating, {done} of {total} batches", refresh=True)

@@ -1,64 +1,90 @@
-"""What a run leaves behind: predictions, results, a table, and the policy as a checkpoint."""
+"""The output of a run: predictions, results, a table, and the policy as a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
-from mrg.callbacks.checkpoint_folder import CheckpointFolder
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
-from mrg.metrics.results import (
+from mrg.log import log
+from mrg.metrics.constants import BestConstants
+from mrg.metrics.evaluation import (
     CONSTANT_NORMAL,
     evaluate_systems,
     format_table,
     most_frequent_report,
     remark_on_frequency,
 )
+from mrg.metrics.labelers.base import Labeler
 from mrg.modules.base import ReportModule
-from mrg.modules.precision import rounding
+from mrg.modules.completion import count_unfinished, warn_unfinished
 from mrg.modules.ranks import gather
+from mrg.run.checkpoint_file import fingerprint
+from mrg.run.checkpoints import CheckpointFolder
 from mrg.strategy import FSDP2
-from mrg.tested import fingerprint
+
+LABELS = {"prediction": "labels", "target": "target_labels"}
+"""Text of a prediction -> the key of its (14,) label classes, if the module has computed them already."""
+
+
+class KnownLabels(Labeler):
+    """A labeler that labels each report once, so that results and gallery share the work.
+
+    Args:
+        labeler: Labeler of reports that are not known.
+        known: Report -> its (14,) label classes.
+    """
+
+    def __init__(self, labeler: Labeler, known: Mapping[str, Tensor] | None = None) -> None:
+        self.labeler, self.known = labeler, {report: labels.cpu() for report, labels in (known or {}).items()}
+        self.name = getattr(labeler, "name", type(labeler).__name__)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """See `Labeler`."""
+        new = [text for text in dict.fromkeys(texts) if text not in self.known]
+        if new or not texts:
+            self.known.update(zip(new, labels := self.labeler(new).cpu(), strict=True))
+        return torch.stack([self.known[text] for text in texts]) if texts else labels
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.labeler, name)
 
 
 class ResultWriter(L.Callback):
-    """Writes the run folder.
+    """Writes predictions, results and the policy into the folder of a run.
 
     Args:
-        folder: `<runs>/<name>`.
+        folder: Folder of the run, `<runs>/<name>`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.predicted: list[dict[str, Any]] = []
         self.kept = False
+        self.tested: tuple[list[dict[str, Any]], dict[str, Any], Labeler] | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is trained on what."""
+        """Log what is trained on which data."""
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
-        if trainer.is_global_zero:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            print(f"{type(pl_module).__name__} on {data.describe()}")
-            print(
-                f"Policy of {total / 1e6:,.1f} million weights, {trained / 1e6:,.2f} million of them trained.",
-                flush=True,
-            )
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        log.info(f"{type(pl_module).__name__} on {data.describe()}")
+        log.info(f"Policy with {total / 1e6:,.1f} million weights, of which {trained / 1e6:,.2f} million are trained.")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is judged on what."""
-        if trainer.is_global_zero:
-            print(f"Data: {trainer.datamodule.describe()}", flush=True)  # type: ignore[attr-defined]
+        """Log the data that are tested on."""
+        log.info(f"Data: {trainer.datamodule.describe()}")  # type: ignore[attr-defined]
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Add the completions that a round shows to samples.jsonl."""
+        """Append the completions that a round shows to samples.jsonl."""
         samples = getattr(pl_module, "samples", None)
         if samples and trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -66,36 +92,35 @@ class ResultWriter(L.Callback):
             samples.clear()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the best policy so that transformers, and the next run's `policy:` setting, can load it."""
+        """Save the best policy such that transformers, and the `policy` setting of the next run, can load it."""
         assert isinstance(pl_module, ReportModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
         for split in ("train", "val"):
-            skipped = _skipped(trainer, split)
-            if trainer.is_global_zero:
-                _say_skipped(len(trainer.datamodule.splits[split]), split, skipped)  # type: ignore[attr-defined]
+            _log_skipped(len(data.splits[split]), split, _skipped(trainer, split))
         best = self.folder / "checkpoints" / "best.ckpt"
         if not trainer.strategy.broadcast(best.exists()):
             if trainer.is_global_zero:
-                self._say_unscored()
+                self._print_unscored()
             return
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.load_checkpoint(best)
         else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
             pl_module.load_state_dict(state, strict=False)
-        pl_module.writer.save(self.folder / "policy", write=trainer.is_global_zero)
+        pl_module.policy.save(self.folder / "policy", trainer.is_global_zero, pl_module.max_new_tokens)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
-            print(f"Policy: {self.folder / 'policy'}{rounding(pl_module.writer)}")
-            self._say_where()
+            print(f"Policy: {self.folder / 'policy'}{pl_module.policy.merge_note()}")
+            self._print_files()
 
-    def _say_where(self) -> None:
+    def _print_files(self) -> None:
         print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
 
-    def _say_unscored(self) -> None:
-        """What a run without a score left behind, and what to run."""
+    def _print_unscored(self) -> None:
+        """Print what a run without a score has written, and the commands that score it and write its policy."""
         print(
-            "No score was computed, as no validation was due (trainer.val_check_interval, trainer.limit_val_batches): "
-            "there is no best checkpoint, and no policy was written."
+            "No score was computed because no validation was due (trainer.val_check_interval, "
+            "trainer.limit_val_batches), so there is no best checkpoint and no policy."
         )
         files, config = CheckpointFolder(self.folder / "checkpoints"), self.folder / "config.yaml"
         if names := files.names():
@@ -105,10 +130,10 @@ class ResultWriter(L.Callback):
                 options = f"--config {config} --ckpt_path {last}"
                 print(f"Score it with: python -m mrg validate {options}")
                 print(f"Write its policy with: python -m mrg export {options} --output {self.folder / 'policy'}")
-        self._say_where()
+        self._print_files()
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write predictions.jsonl and results.json, print the table."""
+        """Write predictions and results, and print the table."""
         assert isinstance(pl_module, ReportModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
         rows = _gather(trainer, pl_module.predictions, data.splits["test"])
@@ -116,18 +141,21 @@ class ResultWriter(L.Callback):
         if not trainer.is_global_zero:
             return
         baselines = {"constant normal": CONSTANT_NORMAL}
-        if reports := data.train_reports():  # data to judge on alone have none
+        if reports := data.train_reports():  # a test set without training data has none
             baselines["most frequent report"] = most_frequent_report(reports)
         systems = {name: [text] * len(rows) for name, text in baselines.items()}
         systems["model"] = [row["prediction"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
+        known = {row[text]: row.pop(key) for row in rows for text, key in LABELS.items() if key in row}
+        labeler = KnownLabels(pl_module.labeler, known)
         results = evaluate_systems(
             systems,
             [row["target"] for row in rows],
-            pl_module.labeler,
+            labeler,
             pl_module.margin,
             {"model": rate} if pl_module.trained else None,
             [("model", name) for name in baselines],
+            best=BestConstants.of(reports, labeler, pl_module.margin),
         )
         protocol = {
             "mrg": mrg.__version__,
@@ -136,16 +164,22 @@ class ResultWriter(L.Callback):
             "fingerprint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
             "skipped": {"count": len(skipped), "studies": skipped},
+            "completions": (unfinished := count_unfinished(rows)),
             "data_description": data.describe(),
             "baselines": baselines,
         }
+        results = {"protocol": protocol, **results}
+        self.tested = rows, results, labeler
         self.folder.mkdir(parents=True, exist_ok=True)
         write_lines(self.folder / "predictions.jsonl", rows)
-        write_json(self.folder / "results.json", {"protocol": protocol, **results})
+        write_json(self.folder / "results.json", results)
         print(format_table(results))
+        if results["best_constant"] is None:
+            print("The data have no training reports, so the best constant report is not known.")
         if remark := remark_on_frequency(reports, "most frequent report", "training report"):
             print(remark)
-        _say_skipped(len(data.splits["test"]), "test", skipped)
+        _log_skipped(len(data.splits["test"]), "test", skipped)
+        warn_unfinished(unfinished, pl_module.max_new_tokens)
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -153,29 +187,29 @@ class ResultWriter(L.Callback):
         self.predicted, self.kept = [], False
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
-        """Keep what was written."""
+        """Keep the reports of a batch."""
         self.predicted += outputs
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hand what was written to the data module, which knows where it belongs."""
+        """Let the data module write the reports in its format."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.predicted = _gather(trainer, self.predicted, data.to_predict())
         self.kept = True
         skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            data.keep_predictions(self.predicted, self.folder)
-            _say_skipped(len(data.to_predict()), "predict", skipped)
+            data.write_predictions(self.predicted, self.folder)
+        _log_skipped(len(data.to_predict()), "predict", skipped)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Keep the reports that a prediction on one process had finished; others cannot be asked any more."""
+        """Write the reports finished so far, if there is one process; others cannot be asked any more."""
         if trainer.state.fn == "predict" and trainer.world_size == 1 and self.predicted and not self.kept:
             self.folder.mkdir(parents=True, exist_ok=True)
-            trainer.datamodule.keep_finished(self.predicted, self.folder)  # type: ignore[attr-defined]
+            trainer.datamodule.write_partial_predictions(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
 def _best_score(trainer: L.Trainer) -> str:
-    """The score that the best checkpoint was chosen by, where it is known."""
+    """Return the score by which the best checkpoint was chosen, if it is known."""
     chosen = trainer.checkpoint_callback
     if not isinstance(chosen, Checkpoints) or not chosen.best.name:
         return ""
@@ -183,7 +217,7 @@ def _best_score(trainer: L.Trainer) -> str:
 
 
 def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:
-    """The rows of all ranks, in the order of the studies."""
+    """Return the rows of all ranks in the order of the studies."""
     if trainer.world_size == 1:
         return rows
     parts = gather(rows, trainer.world_size)
@@ -192,13 +226,13 @@ def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[St
 
 
 def _skipped(trainer: L.Trainer, split: str) -> list[dict[str, str]]:
-    """Id and reason of the studies that any rank left out, in the order of their ids."""
+    """Return id and reason of the studies that any rank skipped, sorted by id."""
     found = trainer.datamodule.skipped[split]  # type: ignore[attr-defined]
     own = {name: study.reason for name, study in found.items()}
     reasons = {name: reason for part in gather(own, trainer.world_size) for name, reason in part.items()}
     return [{"id": name, "reason": reason} for name, reason in sorted(reasons.items())]
 
 
-def _say_skipped(total: int, split: str, skipped: list[dict[str, str]]) -> None:
+def _log_skipped(total: int, split: str, skipped: list[dict[str, str]]) -> None:
     if skipped:
-        print(f"Skipped in {split}: {len(skipped)} of {total} studies, whose images cannot be read (reasons above).")
+        log.warning(f"Skipped in {split}: {len(skipped)} of {total} studies with unreadable images (see above).")

@@ -1,4 +1,4 @@
-"""Keeps `runs/<name>/index.html` and `run.json` up to date while a run trains."""
+"""Updates the page of a run, `runs/<name>/index.html`, and `run.json` during training."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from typing import Any
 import lightning as L
 
 from mrg.callbacks.progress import Pace
-from mrg.cli import one_line
+from mrg.errors import one_line
 from mrg.files import write_json
+from mrg.log import log
 from mrg.metrics import ce_f1, mccs
-from mrg.metrics.results import CONSTANT_NORMAL
+from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.base import ReportModule
-from mrg.pages.run_log import STATE
+from mrg.pages.training_log import STATE
 
 PAUSE = 100
-"""Times what a page took, the pause to the next one."""
+"""Smallest pause between two pages, as a multiple of the time that a page takes."""
 
 
 class RunPage(L.Callback):
-    """Writes the page when training begins and ends, when it fails, and in between as often as it costs at most 1 %.
-
-    The pause between two pages is a hundred times what the last one took, and at least `interval`.
+    """Writes the page when training starts, ends or fails, and in between at a cost of at most 1 % of the time.
 
     Args:
-        folder: `<runs>/<name>`.
-        interval: Least seconds between two pages.
+        folder: Folder of the run, `<runs>/<name>`.
+        interval: Smallest number of seconds between two pages.
     """
 
     def __init__(self, folder: Path, interval: float = 10.0) -> None:
@@ -37,13 +36,11 @@ class RunPage(L.Callback):
         self.state: dict[str, Any] = {}
         self.pace: Pace | None = None
         self.written = 0.0
-        # A guess for the first page of a run that has scores; then what the last one took.
-        self.cost = 0.5
-        # What rounds have waited for pages.
+        self.cost = 0.5  # seconds for the last page, at first a guess
         self.total_cost = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what runs, and what the constant normal report would score on the validation split."""
+        """Record the run and the score of the constant normal report on the validation split."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, ReportModule)
@@ -60,7 +57,7 @@ class RunPage(L.Callback):
         self._write(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Write the page where it is due."""
+        """Write the page if it is due."""
         if self.state and time.monotonic() - self.written >= max(self.interval, PAUSE * self.cost):
             started = time.perf_counter()
             self._write(trainer)
@@ -74,7 +71,7 @@ class RunPage(L.Callback):
             self._write(trainer)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Say on the page why the run stopped."""
+        """Show on the page why the run stopped."""
         if not self.state:
             return
         reason = one_line(exception) or f"{type(exception).__name__}: {exception}".rstrip(": ")
@@ -84,11 +81,11 @@ class RunPage(L.Callback):
         self._write(trainer)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the results too."""
+        """Add the results."""
         self._again(trainer)
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Link what was written."""
+        """Add links to the predictions."""
         self._again(trainer)
 
     def _again(self, trainer: L.Trainer) -> None:
@@ -102,12 +99,12 @@ class RunPage(L.Callback):
         self.written = time.monotonic()
 
     def _write_now(self, trainer: L.Trainer) -> None:
-        # The first import of matplotlib takes half a second, which a test without a page need not wait for.
+        # Importing matplotlib takes half a second, which a test without a page need not wait for.
         from mrg.pages.run import write_run_page
 
         assert self.pace is not None
         for logger in trainer.loggers:
-            logger.save()  # metrics.csv is written a few steps at a time
+            logger.save()  # metrics.csv is written every few steps
         self.folder.mkdir(parents=True, exist_ok=True)
         self.state |= {
             "updated": _now(),
@@ -122,7 +119,7 @@ class RunPage(L.Callback):
 
 
 def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]:
-    """What the constant normal report earns, by log keys; empty without references."""
+    """Score the constant normal report; returns log key -> score, empty without references."""
     if not target:
         return {}
     references = module.labeler(target)
@@ -135,11 +132,11 @@ def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]
 
 
 def _try(write: Callable[[], object]) -> None:
-    """Write the page; where that fails it is said, but ends no run and hides no other reason for an end."""
+    """Write the page; a failure is logged, but neither ends the run nor hides why it ended."""
     try:
         write()
     except Exception as error:
-        print(f"The run's page could not be written: {type(error).__name__}: {error}", flush=True)
+        log.warning(f"The page of the run could not be written: {type(error).__name__}: {error}")
 
 
 def _now() -> str:

@@ -1,66 +1,74 @@
-"""What every data module shares: three lists of studies, and loaders that hand them to a collator."""
+"""Base class of the data modules: three splits of studies, and loaders that pass them to a collator."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import lightning as L
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from mrg.datamodules.collate import Skipped
-from mrg.datamodules.evaluation import PartCollator, Parts, RankBatches
-from mrg.datamodules.sampler import StudySampler
-from mrg.datamodules.skip import NamingCollator, SkippingCollator, StudyReader
-from mrg.datamodules.splits import draw
-from mrg.datamodules.study import Study
-from mrg.datamodules.study_table import StudyTable
+from mrg.datamodules.collate import Batch, Skipped
+from mrg.datamodules.images.augment import Augmentation, augmented
+from mrg.datamodules.loading import (
+    BatchDataset,
+    RaisingCollator,
+    RankBatches,
+    SkippingCollator,
+    StudyDataset,
+    StudyReader,
+    StudySampler,
+)
+from mrg.datamodules.splits import random_subset
+from mrg.datamodules.study import Study, StudyTable
+from mrg.errors import UserError
 from mrg.files import write_lines
+from mrg.log import log
 
-_log = logging.getLogger(__name__)
 
+def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Check arguments that are annotated as `Literal`, as the command line does.
 
-class StudyDataset(Dataset[Study]):
-    """A sequence of studies as a dataset: one item is one study."""
+    Args:
+        function: Function whose signature lists the choices.
+        values: Values by argument name; other names are ignored.
 
-    def __init__(self, studies: Sequence[Study]) -> None:
-        self.studies = studies
-
-    def __len__(self) -> int:
-        return len(self.studies)
-
-    def __getitem__(self, index: int) -> Study:
-        return self.studies[index]
+    Raises:
+        UserError: If a value is not one of the choices.
+    """
+    for name, hint in get_type_hints(function).items():
+        if get_origin(hint) is Literal and values[name] not in get_args(hint):
+            choices = ", ".join(map(repr, get_args(hint)))
+            raise UserError(f"Expected argument `{name}` to be one of {choices}, but got {values[name]!r}.")
 
 
 class ReportDataModule(L.LightningDataModule):
-    """Serves studies; a subclass returns them in `read`.
+    """Base class of data modules; a subclass returns its studies in `read`.
 
-    Images are read and preprocessed in the loader's workers by the `collator`, which the model's module sets when it is
-    set up: the processor belongs to the policy, not to the data.
+    Images are read and preprocessed in the loader's workers by `collator`, which the model's module sets in its setup,
+    because the processor belongs to the policy.
 
     Args:
         batch_size: Studies per training batch.
         eval_batch_size: Studies per batch in validation, test and prediction.
-        num_workers: Loader processes.
-        limit_train: Use only so many training studies, see `draw`; 0 uses all.
-        limit_val: The same for validation.
-        limit_test: The same for test.
-        on_error: What an image that cannot be read does: `"raise"` an error, or `"skip"` its study, which is then
-            reported once and counted; in training the next study takes its place. See `mrg.datamodules.skip`.
+        num_workers: Number of loader processes.
+        limit_train: Size of a random subset of the training studies, see `random_subset`; 0 for all.
+        limit_val: Size of a random subset of the validation studies; 0 for all.
+        limit_test: Size of a random subset of the test studies; 0 for all.
+        on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
+            once and counted; in training the next study replaces it. See `mrg.datamodules.loading`.
+        augment: Random changes of training images; None changes none.
 
     Attributes:
-        splits: The studies of `"train"`, `"val"` and `"test"`, once they are read.
-        num_read: How many studies each split had before `limit_train`, `limit_val` and `limit_test`.
-        removed: What each filter of `read` took away: its name, in words, and the number of studies.
-        skipped: The studies that were left out so far, by split and id; see `on_error`.
-        dropped: Files that are not there, by the setting that lets `read` go on without them.
-        checking: Set by `python -m mrg data check`: `read` then keeps studies at which a run would stop, for an image
-            that is missing or an id that stands twice, so that all can be listed, and leaves the training targets as
-            written.
+        splits: Studies of `"train"`, `"val"` and `"test"`, once they are read.
+        num_read: Number of studies per split before the limits.
+        removed: Number of studies that each filter of `read` removed, by its name in words.
+        skipped: Studies that were skipped so far, by split and id; see `on_error`.
+        dropped: Missing files that `read` left out, by the setting that allows it.
+        checking: Set by `python -m mrg data check`: `read` keeps studies that would stop a run, such as those with a
+            missing image or a repeated id, so that all can be listed, and leaves training targets as written.
     """
 
     def __init__(
@@ -72,22 +80,21 @@ class ReportDataModule(L.LightningDataModule):
         limit_val: int = 0,
         limit_test: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise ValueError(f"Expected data.init_args.{name} to be at least 1, but got {value}.")
-        if on_error not in ("raise", "skip"):
-            raise ValueError(f"Expected data.init_args.on_error to be 'raise' or 'skip', but got {on_error!r}.")
+        check_choices(ReportDataModule.__init__, locals())
         limits = {"train": limit_train, "val": limit_val, "test": limit_test}
-        for name, value in [("num_workers", num_workers), *((f"limit_{split}", n) for split, n in limits.items())]:
-            if value < 0:
-                raise ValueError(f"Expected data.init_args.{name} to be at least 0, but got {value}.")
+        numbers = [("num_workers", num_workers, 0), *((f"limit_{split}", limit, 0) for split, limit in limits.items())]
+        for name, value, least in (("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), *numbers):
+            if value < least:
+                raise UserError(f"Expected data.init_args.{name} to be at least {least}, but got {value}.")
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.limits = limits
         self.on_error = on_error
+        self.augment = augment
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.num_read: dict[str, int] = {}
@@ -98,87 +105,86 @@ class ReportDataModule(L.LightningDataModule):
         self.position: dict[str, int] = {}
 
     def read(self) -> Mapping[str, Sequence[Study]]:
-        """Read all studies: `{"train": [...], "val": [...], "test": [...]}`; note in `removed` what filters take away.
+        """Read all studies, `{"train": [...], "val": [...], "test": [...]}`, and count filtered ones in `removed`.
 
-        A large data set returns sequences that make a study when it is asked for.
+        A large data set returns sequences that make a study on access.
         """
         raise NotImplementedError(f"{type(self).__name__} must define read().")  # abstract
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the studies once, whatever the stage: baselines need the training reports at test time too."""
+        """Read the studies once, whatever the stage: baselines need the training reports at test time, too."""
         if not self.splits:
             splits = self.read()
-            self.splits = {name: draw(studies, self.limits[name]) for name, studies in splits.items()}
+            self.splits = {name: random_subset(studies, self.limits[name]) for name, studies in splits.items()}
             self.num_read = {name: len(studies) for name, studies in splits.items()}
 
     def describe(self) -> str:
-        """Say in one line what was read, and which published variant of the data set it is where there are several."""
+        """Describe in one line what was read, and which published variant of the data set it is."""
         self.setup()
         counts = ", ".join(f"{name} {len(studies)}" for name, studies in self.splits.items())
-        return f"{type(self).__name__} ({counts}{self.drawn()})"
+        return f"{type(self).__name__} ({counts}{self.describe_subset()})"
 
-    def drawn(self) -> str:
-        """What `limit_train`, `limit_val` and `limit_test` left of the splits, as the end of a description."""
+    def describe_subset(self) -> str:
+        """The random subsets that the limits select, as the end of a description; empty if there are none."""
         pairs = {name: (len(studies), self.num_read[name]) for name, studies in self.splits.items()}
-        left = ", ".join(f"{name} {few:,} of {all_:,}" for name, (few, all_) in pairs.items() if few < all_)
-        return f"; drawn: {left}" if left else ""
+        subsets = ", ".join(f"{name} {few:,} of {all_:,}" for name, (few, all_) in pairs.items() if few < all_)
+        return f"; random subset: {subsets}" if subsets else ""
 
     def train_reports(self) -> list[str]:
-        """The training split's reports: the tokenizer of a tiny policy and the most frequent report come from them."""
+        """Reports of the training split, for the most frequent report and the tokenizer of a tiny policy."""
         self.setup()
         studies = self.splits["train"]
         return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
     def to_predict(self) -> Sequence[Study]:
-        """The studies for which `predict` writes reports, with or without a reference: the test split."""
+        """Studies for which `predict` writes reports, with or without a reference: the test split."""
         return self.splits["test"]
 
-    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        """Write what `predict` wrote, one row for each study, into the run's folder, and say so."""
+    def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write the predictions, one row per study, into the run's folder, and print the path."""
         write_lines(folder / "predict.jsonl", rows)
         print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
 
-    def keep_finished(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        """Do as with `keep_predictions` where `predict` was stopped on its way; a part of a split is not kept."""
+    def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Handle the predictions of an interrupted `predict`: part of a split is not written."""
 
     def _loader(
         self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
     ) -> DataLoader[Any]:
         if self.collator is None:
-            raise ValueError("The data module has no collator yet: a ReportModule sets it, or set `collator` yourself.")
+            raise UserError("The data module has no collator. A ReportModule sets it; without one, set `collator`.")
         if not len(studies):
-            raise ValueError(f"There are no studies to load: {self.describe()}; each split in use needs some.")
+            raise UserError(f"There are no studies to load: {self.describe()}. Each split in use needs some.")
         dataset: Any = StudyDataset(studies)
         collate: Any = self.collator
         if self.on_error == "skip" and isinstance(collate, StudyReader):
-            # The collator reads the studies itself: it may need others than those of the batch.
+            # The collator reads the studies itself, because it may need others than those of the batch.
             dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
         else:
-            collate = NamingCollator(collate)
+            collate = RaisingCollator(collate)
         options: dict[str, Any] = {
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
-            # Without one, starting a loader draws from the global generator, which a resumed run does more often.
+            # Otherwise every start of a loader draws from the global generator, which a resumed run does more often.
             "generator": torch.Generator(),
         }
         if share and not shuffle and self.trainer is not None and self.trainer.world_size > 1:
-            parts = RankBatches(len(studies), batch_size, self.trainer.world_size, self.trainer.global_rank)
-            collate = PartCollator(collate, dataset)
-            return DataLoader(Parts(), batch_size=None, sampler=parts, collate_fn=collate, **options)
-        sampler = self._sampler(studies) if shuffle else None
+            sampler = RankBatches(len(studies), batch_size, self.trainer.world_size, self.trainer.global_rank)
+            return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=sampler, **options)
+        order = self._sampler(studies) if shuffle else None
         return DataLoader(
             dataset,
             batch_size=batch_size,
-            sampler=sampler,
-            # A last partial batch would make one optimiser step noisier than the others.
-            drop_last=sampler is not None and len(sampler) >= batch_size,
+            sampler=order,
+            # A partial last batch would make one optimizer step noisier than the others.
+            drop_last=order is not None and len(order) >= batch_size,
             collate_fn=collate,
             **options,
         )
 
     def _sampler(self, studies: Sequence[Study]) -> StudySampler:
-        """The training order, from the place that a checkpoint names."""
+        """The training order, from the position in the checkpoint if there is one."""
         trainer = self.trainer
         num_ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         seed = trainer.strategy.broadcast(torch.initial_seed()) if trainer else torch.initial_seed()
@@ -187,9 +193,9 @@ class ReportDataModule(L.LightningDataModule):
             return StudySampler(studies, seed, num_ranks, rank)
         for name, value in self._counts().items():
             if saved[name] != value:
-                raise ValueError(
+                raise UserError(
                     f"The checkpoint was written with {saved[name]} {name.replace('_', ' ')}, but this run has "
-                    f"{value}: its place among the studies means nothing here. Use the run's own data, or start a new "
+                    f"{value}, so that its position in the data has no meaning. Use the run's own data, or start a new "
                     "run from its policy with model.init_args.policy."
                 )
         start = saved["batches"] * self.batch_size
@@ -199,35 +205,52 @@ class ReportDataModule(L.LightningDataModule):
         return {"training_studies": len(self.splits["train"]), "studies_per_batch": self.batch_size}
 
     def state_dict(self) -> dict[str, int]:
-        """The place in the training order: epoch, batches done in it, and what these numbers depend on."""
+        """Position in the training order: epoch, finished batches, and the numbers on which these depend."""
         trainer = self.trainer
         sampler = getattr(trainer.train_dataloader, "sampler", None) if trainer else None
         if trainer is None or not isinstance(sampler, StudySampler):
             return {}
         epochs: Any = trainer.fit_loop.epoch_progress.current
         done = trainer.fit_loop.epoch_loop.batch_progress.current.completed if epochs.processed < epochs.started else 0
-        place = {"seed": sampler.seed, "epoch": epochs.processed, "batches": done}
-        return place | self._counts()
+        return {"seed": sampler.seed, "epoch": epochs.processed, "batches": done} | self._counts()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin training at this place."""
+        """Start training at the position of a checkpoint."""
         self.position = dict(state_dict)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Note, and log once, which studies a batch had to do without; Lightning calls this in the main process."""
+        """Record the studies that a batch skipped, and log each once; Lightning calls this in the main process."""
         for study in getattr(batch, "skipped", ()):
             known = self.skipped.setdefault(study.split, {})
             if study.id not in known:
                 known[study.id] = study
-                _log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+                log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
         return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment the images of a training batch; Lightning calls this on the device of the batch."""
+        trainer = self.trainer
+        if self.augment is None or trainer is None or not trainer.training or not isinstance(batch, Batch):
+            return batch
+        collator: Any = self.collator
+        number = trainer.fit_loop.epoch_loop.batch_progress.total.completed
+        seed = hash((trainer.train_dataloader.sampler.seed, trainer.global_rank, number, 1)) % 2**63  # type: ignore
+        generator = torch.Generator().manual_seed(seed)
+        return augmented(batch, self.augment, collator.processor.image_processor, generator)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training batches.
 
         Raises:
-            ValueError: If an epoch has fewer than the trainer waits for before it validates.
+            UserError: If an epoch has fewer batches than `trainer.val_check_interval`, or images are augmented although
+                their embeddings are cached.
         """
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        if self.augment is not None and getattr(module, "vision_cache", None):
+            raise UserError(
+                "vision_cache holds embeddings of unchanged images: set data.init_args.augment to null or "
+                "model.init_args.vision_cache to ''."
+            )
         loader = self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
         self._check_validation(len(loader))
         return loader
@@ -239,15 +262,15 @@ class ReportDataModule(L.LightningDataModule):
         limit, every = trainer.limit_train_batches, trainer.val_check_interval
         num_batches = int(num_batches * limit) if isinstance(limit, float) else min(num_batches, limit)
         if isinstance(every, int) and every > num_batches > 0:
-            raise ValueError(
+            raise UserError(
                 f"Expected trainer.val_check_interval to be at most the {num_batches} training batches of an epoch "
                 f"({len(self.splits['train'])} studies, data.init_args.batch_size {self.batch_size}, "
-                f"{trainer.world_size} processes), but got {every}: give a share of an epoch such as 0.5, or set "
-                "trainer.check_val_every_n_epoch to null, which counts on from epoch to epoch."
+                f"{trainer.world_size} processes), but got {every}. Set it to a fraction of an epoch such as 0.5, or "
+                "set trainer.check_val_every_n_epoch to null to count batches across epochs."
             )
 
     def train_in_order(self) -> DataLoader[Any]:
-        """All training studies once each on every rank, in the order of the split, without those that are skipped."""
+        """All training studies once on every rank, in the order of the split."""
         return self._loader("train", self.splits["train"], self.eval_batch_size, shuffle=False, share=False)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -259,5 +282,5 @@ class ReportDataModule(L.LightningDataModule):
         return self._loader("test", self.splits["test"], self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The studies of `to_predict`, for prediction without scores."""
+        """Batches of the studies of `to_predict`."""
         return self._loader("predict", self.to_predict(), self.eval_batch_size, shuffle=False)

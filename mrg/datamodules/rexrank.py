@@ -3,8 +3,8 @@
     {study_id: {"image_path": [...], "key_image_path": "...", "frontal_lateral": [...], "context": "...",
                 "section_findings": "...", "section_impression": "...", "report": "..."}}
 
-`test` scores the studies that have a reference; `predict` writes `rexrank.json`: every study of the file, all of its
-keys and `model_prediction`, which is what ReXrank's own scripts and `python -m mrg.metrics` read.
+`test` scores the studies with a reference. `predict` writes `rexrank.json`, with every study and key of the file plus
+`model_prediction`, which ReXrank's own scripts and `python -m mrg.metrics` read.
 Source: Zhang et al., 2024 (https://github.com/rajpurkarlab/ReXrank).
 """
 
@@ -16,30 +16,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError, ImageFinder
-from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.positions import to_position
-from mrg.datamodules.splits import all_as_test, draw
-from mrg.datamodules.study import Study, View
-from mrg.datamodules.table_rows import first, text
-from mrg.files import write_json
+from mrg.datamodules.base import ReportDataModule, check_choices
+from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
+from mrg.datamodules.images.read import ImageFinder
+from mrg.datamodules.splits import all_as_test, random_subset
+from mrg.datamodules.study import Study, View, pair_positions
+from mrg.datamodules.table.rows import text
+from mrg.errors import UserError
+from mrg.files import parse_json, write_json
+from mrg.log import log
+from mrg.metrics.cells import identifier
 
 REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
-"""What a model writes -> where its reference stands; `report` has both sections behind their names."""
+"""Section that a model writes -> key of its reference; `report` has both sections with their names."""
 
 _INDICATION = re.compile(r"Indication:(.*?)(?:Comparison:|$)", re.DOTALL)
 
 
 class RexrankDataModule(ReportDataModule):
-    """A file of ReXrank as a data module: all of it is test.
+    """Data module of a benchmark file of ReXrank, all of which is test.
 
     Args:
-        file: The file, in `root`.
-        root: Folder that holds it.
-        images: Folder in `root` to which the image paths are relative.
-        reference: What the policy writes and is compared with: `"findings"`, `"impression"` or `"both"`.
-        key_image_first: Put the key image in front, so that a policy of few views sees it.
-        **kwargs: See `ReportDataModule`.
+        file: Name of the file in `root`.
+        root: Folder with the file.
+        images: Folder in `root` to which image paths are relative.
+        reference: Section that the policy writes and is compared with: `"findings"`, `"impression"` or `"both"`.
+        key_image_first: Put the key image first, so that a policy with few views sees it.
+        **kwargs: Arguments of `ReportDataModule`.
     """
 
     def __init__(
@@ -52,47 +55,47 @@ class RexrankDataModule(ReportDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if reference not in REFERENCES:
-            raise ValueError(
-                f"Expected data.init_args.reference to be one of {', '.join(REFERENCES)}, but got {reference!r}."
-            )
+        check_choices(RexrankDataModule.__init__, locals())
         self.root = Path(root).expanduser()
         self.file, self.images = self.root / file, self.root / images
         self.reference, self.key_image_first = reference, key_image_first
         self.entries: dict[str, dict[str, Any]] = {}
         self.studies: list[Study] = []
+        self._unpaired: list[str] = []
 
     def read(self) -> dict[str, list[Study]]:
         """Read all studies; those without a reference are predicted but not scored.
 
         Raises:
             DataNotFoundError: If the file or an image is missing.
-            AnnotationError: If the file is not one of ReXrank's.
+            DataError: If the file is not in ReXrank's format.
         """
         self.entries = read_entries(self.file)
-        finder = ImageFinder(self.images)
+        finder, self._unpaired = ImageFinder(self.images), []
         self.studies = [self._study(name, entry, finder) for name, entry in self.entries.items()]
-        if finder.missing and not self.checking:
-            raise DataNotFoundError(
-                f"{len(finder.missing)} of the {finder.num_found + len(finder.missing)} images that {self.file} names "
-                f"are not in {self.images}: {first(finder.missing)}; set data.init_args.root and data.init_args.images."
+        if not self.checking:
+            finder.check(self.file, "set data.init_args.root and data.init_args.images")
+        if self._unpaired:
+            log.warning(
+                f"File {self.file}: {len(self._unpaired)} studies have more or fewer positions in frontal_lateral than "
+                f"images, so that the positions of their views are unknown: {first_names(self._unpaired)}."
             )
         scored = [study for study in self.studies if study.report]
         self.removed[f"no {REFERENCES[self.reference]}"] = len(self.studies) - len(scored)
-        self.studies = list(draw(self.studies, self.limits["test"]))
+        self.studies = list(random_subset(self.studies, self.limits["test"]))
         return all_as_test(scored)
 
     def to_predict(self) -> Sequence[Study]:
-        """All studies of the file: a submission holds also those without a findings section."""
+        """All studies of the file: a submission includes those without a reference."""
         return self.studies
 
     def describe(self) -> str:
-        """See `ReportDataModule`."""
+        """Describe in one line the file and its reference."""
         return f"{super().describe()} from {self.file}, {len(self.entries)} studies, reference {self.reference}"
 
-    def keep_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
-        """Write predict.jsonl, and `rexrank.json` for a submission."""
-        super().keep_predictions(rows, folder)
+    def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
+        """Write predict.jsonl, and `rexrank.json` for submission."""
+        super().write_predictions(rows, folder)
         submission = {row["id"]: {**self.entries[row["id"]], "model_prediction": row["prediction"]} for row in rows}
         write_json(folder / "rexrank.json", submission)
         print(f"{len(rows)} of {len(self.entries)} studies for ReXrank: {folder / 'rexrank.json'}", flush=True)
@@ -101,42 +104,47 @@ class RexrankDataModule(ReportDataModule):
     def _study(self, name: str, entry: Mapping[str, Any], finder: ImageFinder) -> Study:
         paths, positions = entry["image_path"], entry.get("frontal_lateral")
         paths = [paths] if isinstance(paths, str) else list(paths)
-        words = [positions] if isinstance(positions, str) else list(positions or [])
-        words += [""] * (len(paths) - len(words))
-        pairs = list(zip(paths, words, strict=False))
+        words = positions if isinstance(positions, list) else [positions]
+        # Relative paths of MIMIC-CXR start with a slash in these files.
+        listed = [View(finder.find(path.lstrip("/"))) if (path := text(value)) else None for value in paths]
+        views, agree = pair_positions(listed, list(map(text, words)))
+        if not agree:
+            self._unpaired.append(name)
         if self.key_image_first:
-            pairs.sort(key=lambda pair: pair[0] != entry.get("key_image_path"))  # stable: the others keep their order
-        # Paths of MIMIC-CXR start with a slash there, although they are relative.
-        views = tuple(View(finder.find(path.lstrip("/")), to_position(word)) for path, word in pairs)
+            pairs = zip(filter(None, map(text, paths)), views, strict=True)
+            # Stable: the others keep their order.
+            views = [view for _, view in sorted(pairs, key=lambda pair: pair[0] != entry.get("key_image_path"))]
         found = _INDICATION.search(text(entry.get("context")))
         return Study(
             id=name,
-            views=views,
+            views=tuple(views),
             report=text(entry.get(REFERENCES[self.reference])),
             indication=text(found[1]) if found else "",
-            patient=text(entry.get("subject_id")),
+            patient=identifier(entry.get("subject_id")),
         )
 
 
 def read_entries(file: Path) -> dict[str, dict[str, Any]]:
-    """Read the studies of a file as they stand there, by id.
+    """Read the studies of a file by id, unchanged.
 
     Raises:
-        DataNotFoundError: If there is no such file.
-        AnnotationError: If it is not JSON in ReXrank's form.
+        DataNotFoundError: If the file does not exist.
+        DataError: If it is not JSON in ReXrank's format.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = parse_json(file.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, IsADirectoryError):
         raise DataNotFoundError(
             f"File {file} does not exist; set data.init_args.root and data.init_args.file (published at "
             "https://github.com/rajpurkarlab/ReXrank/tree/main/data)."
         ) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AnnotationError(f"File {file} is not JSON in UTF-8 ({error}); copy it again.") from None
+        raise DataError(f"File {file} is not JSON in UTF-8 ({error}); copy it again.") from None
+    except UserError as error:
+        raise DataError(f"File {file}: {error}.") from None
     if not isinstance(content, dict) or not content or not all(isinstance(entry, dict) for entry in content.values()):
-        raise AnnotationError(f"File {file}: expected an object of studies by id, ReXrank's form.")
+        raise DataError(f"File {file}: expected an object of studies by id, as published by ReXrank.")
     without = [name for name, entry in content.items() if not entry.get("image_path")]
     if without:
-        raise AnnotationError(f"File {file}: {len(without)} studies have no image_path: {first(without)}; correct it.")
+        raise DataError(f"File {file}: {len(without)} studies have no image_path: {first_names(without)}; correct it.")
     return content

@@ -1,4 +1,4 @@
-"""Splits of studies that come without any, by patient or all into one; and a part of a split."""
+"""Splits: by patient or all into test, random subsets, and test studies whose report does not occur in train."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from mrg.datamodules.study import Study
-from mrg.datamodules.study_table import StudyTable
+from mrg.datamodules.study import Study, StudyTable
+from mrg.errors import UserError
 
 SPLITS = ("train", "val", "test")
 
@@ -16,20 +16,21 @@ SPLITS = ("train", "val", "test")
 def split_by_patient(
     studies: Sequence[Study], seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
 ) -> dict[str, list[Study]]:
-    """Split at random so that all studies of a patient are in one split; within a split the order stays.
+    """Split at random so that all studies of a patient are in one split; within a split the order is kept.
 
-    A patient's place depends on the seed and the patient's id alone, so it stays where studies are added or removed.
+    A patient's split depends only on the seed and the patient's id, so it does not change when studies are added or
+    removed.
 
     Args:
-        studies: Studies; one that names no patient is a patient of its own.
-        seed: Another seed gives another split.
-        fractions: Shares of the patients in train, val and test, which add up to 1.
+        studies: Studies; one without a patient counts as a patient of its own.
+        seed: Random seed.
+        fractions: Fractions of the patients in train, val and test, which add up to 1.
 
     Raises:
-        ValueError: If the fractions are negative or do not add up to 1.
+        UserError: If the fractions are negative or do not add up to 1.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"Expected the fractions of train, val and test to add up to 1, but got {fractions}.")
+        raise UserError(f"Expected the fractions of train, val and test to add up to 1, but got {fractions}.")
     splits: dict[str, list[Study]] = {name: [] for name in SPLITS}
     for study in studies:
         digest = hashlib.sha256(f"{seed}/{study.patient or study.id}".encode()).digest()
@@ -40,22 +41,37 @@ def split_by_patient(
 
 
 def all_as_test(studies: Sequence[Study]) -> dict[str, list[Study]]:
-    """All studies as test, none to train on: how a model trained elsewhere is judged on a whole collection."""
+    """Put all studies into the test split, to evaluate a model that was trained elsewhere."""
     return {"train": [], "val": [], "test": list(studies)}
 
 
-def draw(studies: Sequence[Study], num: int) -> Sequence[Study]:
-    """So many studies of a split, drawn at random, in the order of the split.
+def random_subset(studies: Sequence[Study], num: int) -> Sequence[Study]:
+    """Sample studies at random without replacement, in the order of the split.
 
-    Its first studies would not do: published lists are sorted, and the first 100 test studies of R2Gen's list of IU
-    X-Ray state no finding. The draw depends on the number of studies alone, and a smaller one is part of a larger one.
+    The first studies would not be representative: published lists are sorted, and the first 100 test studies of R2Gen's
+    list of IU X-Ray have no finding. The sample depends only on the number of studies, and a smaller sample is part of
+    a larger one.
 
     Args:
-        studies: The split.
-        num: How many; 0, or more than there are, for all.
+        studies: Studies of a split.
+        num: Size of the sample; 0, or a number larger than the split, selects all.
     """
     if not num or num >= len(studies):
         return studies
     order = torch.randperm(len(studies), generator=torch.Generator().manual_seed(0))
-    places = sorted(order[:num].tolist())
-    return studies.select(places) if isinstance(studies, StudyTable) else [studies[place] for place in places]
+    indices = sorted(order[:num].tolist())
+    return studies.select(indices) if isinstance(studies, StudyTable) else [studies[index] for index in indices]
+
+
+def fold(report: str) -> str:
+    """Fold letter case and white space of a report, for comparisons."""
+    return " ".join(report.casefold().split())
+
+
+def leakage_free(test: Sequence[Study], train: Sequence[Study]) -> list[Study]:
+    """Select the test studies whose report does not occur in train, ignoring letter case and white space.
+
+    A policy that repeats training reports verbatim gets full marks on all others.
+    """
+    seen = {fold(study.report) for study in train}
+    return [study for study in test if fold(study.report) not in seen]

@@ -10,9 +10,9 @@ from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.mccs import MCCS, ccs, mccs
 from mrg.metrics.nlg import NLGScores, nlg_scores
-from mrg.metrics.reward import as_reward, format_reward
 from mrg.metrics.scorer import ReportScore, load_scorer
-from mrg.metrics.table import CETable, ce_table
+from mrg.metrics.tables import CETable, ce_table
+from mrg.metrics.trl import as_reward, format_reward
 
 __all__ = [
     "BLANK",

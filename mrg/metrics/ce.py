@@ -1,9 +1,8 @@
 """Clinical efficacy (CE): precision, recall and F1 of findings, in every convention in use.
 
-"CE-F1" is not one number. Papers differ in the conditions they count (14, 13 without No Finding, or 5), in what an
-uncertain finding counts as, in the average, and in what 0/0 is: each is an argument here, and `conventions.py` names
-the combinations in use. All of them but the average over reports follow from one table of counts, condition by
-reference class by predicted class.
+"CE-F1" is not one number. Papers differ in the conditions (14, 13 without No Finding, or 5), the treatment of uncertain
+findings, the average, and the value of 0/0. Each is an argument here, and `conventions.py` names the combinations in
+use. All but the average over reports follow from one table of counts: condition by reference class by predicted class.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import MissingPackageError, UserError
 from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
 from mrg.metrics.conventions import AVERAGES, SCORES, UNCERTAIN_OPTIONS, condition_indices, outcomes
 from mrg.metrics.labels import Labeler, Reports, as_labels, check_labeler, identity, require_reports
@@ -50,7 +50,7 @@ def ratio(counts: Tensor, score: str = "f1", zero_division: int | str = 0) -> Te
     Args:
         counts: (3, …) true positives, false positives, false negatives.
         score: `"f1"`, `"precision"` or `"recall"`.
-        zero_division: What 0/0 gives; nan for both `"nan"` and `"skip"`.
+        zero_division: Value of 0/0; nan for both `"nan"` and `"skip"`.
     """
     tp, fp, fn = counts
     numerator, denominator = {
@@ -89,32 +89,32 @@ def ce_f1(
     zero_division: int | str = 0,
     labeler: Labeler | None = None,
 ) -> Tensor:
-    """CE-F1, or the precision or recall behind it, of a set of reports.
+    """CE-F1 of a set of reports, or its precision or recall.
 
     Args:
         preds: N generated reports: (N, 14) label classes, or strings with a `labeler`.
         target: N reference reports in either form.
-        average: `"micro"`: over all cells; `"macro"`: mean over conditions; `"weighted"`: the same weighted by support;
-            `"example"`: mean over reports; `"none"`: one value per condition.
+        average: `"micro"`: over all reports and conditions; `"macro"`: mean over conditions; `"weighted"`: mean over
+            conditions weighted by support; `"example"`: mean over reports; `"none"`: one value per condition.
         conditions: 13 (without No Finding), 14, 5 (the CheXpert competition's), or names from `CONDITIONS`.
-        uncertain: Whether an uncertain finding counts as `"positive"` or `"negative"`, as a class of its `"own"`, or
-            makes `"ignore"` where the reference has it; see `conventions.outcomes`.
+        uncertain: Treatment of uncertain findings: `"positive"`, `"negative"`, `"own"` (a class of its own) or
+            `"ignore"` (findings that are uncertain in the reference do not count); see `conventions.outcomes`.
         score: `"f1"`, `"precision"` or `"recall"`.
-        zero_division: What 0/0 counts as: 0 (as all published scripts), 1, `"nan"` (the average is nan too) or
-            `"skip"` (left out of averages).
-        labeler: Labels strings.
+        zero_division: Value of 0/0: 0 (as in all published scripts), 1, `"nan"` (the average is nan too) or `"skip"`
+            (left out of averages).
+        labeler: Labeler for strings.
 
     Returns:
         float64 scalar, or (C,) for `average="none"`. `**convention("micro-14+")` gives a named convention's arguments.
 
     Raises:
-        ValueError: If an argument or a label is not one of the above, lengths differ, or there is no report.
-        TypeError: If a report is neither a label row nor a string.
+        UserError: If an argument or a label has another value, lengths differ, or there is no report.
+        UserTypeError: If a report is neither a row of labels nor a string.
 
     Example:
         >>> target = torch.tensor([[0, 1, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0]])
         >>> preds = torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0]])
-        >>> ce_f1(preds, target, uncertain="positive")  # right: cardiomegaly, edema; missed: effusion
+        >>> ce_f1(preds, target, uncertain="positive")  # correct: cardiomegaly, edema; missed: effusion
         tensor(0.8000, dtype=torch.float64)
     """
     columns = _check(average, conditions, uncertain, score, zero_division)
@@ -130,14 +130,14 @@ def ce_f1(
 class CEF1(Metric):
     """`ce_f1` over a stream of batches and over processes; its arguments are those of `ce_f1`.
 
-    The state is one table of counts (14, 4, 4), so that many conventions in a `MetricCollection` cost one: torchmetrics
-    updates equal states once. Only the average over reports needs sums of its own.
+    The state is one table of counts (14, 4, 4), so that all conventions in a `MetricCollection` cost as much as one:
+    torchmetrics updates equal states once. Only the average over reports has additional sums.
 
     Example:
         >>> metric = CEF1(average="macro", conditions=5)
         >>> target = torch.tensor([[0, 1, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0]])
         >>> metric.update(target, target)
-        >>> metric.compute()  # two of the five are nowhere: 0/0 counts as 0
+        >>> metric.compute()  # two of the five do not occur: 0/0 = 0
         tensor(0.6000, dtype=torch.float64)
     """
 
@@ -167,10 +167,10 @@ class CEF1(Metric):
         self.conditions = tuple(CONDITIONS[column] for column in self.columns)
         self.average, self.uncertain = average, uncertain
         self.score, self.zero_division = score, zero_division
-        # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
+        # Not a submodule: its weights stay out of checkpoints, and train() does not reach its dropout.
         object.__setattr__(self, "labeler", labeler)
-        # A collection updates metrics together whose states are equal after a batch. Counts serve all conventions of
-        # one labeler; sums over reports serve their own settings only.
+        # A collection updates metrics together if their states are equal after a batch. Counts serve all conventions
+        # of one labeler; sums over reports serve their own settings only.
         settings = identity(labeler)
         if average == "example":
             options = (UNCERTAIN_OPTIONS.index(uncertain), SCORES.index(score), ZERO_DIVISION.index(zero_division))
@@ -182,14 +182,14 @@ class CEF1(Metric):
         self.add_state("confusion", table, dist_reduce_fx="sum")
 
     def extra_repr(self) -> str:
-        """The settings."""
+        """Settings, for `repr`."""
         return (
             f"average={self.average!r}, conditions={len(self.columns)}, uncertain={self.uncertain!r}, "
             f"score={self.score!r}, zero_division={self.zero_division!r}"
         )
 
     def update(self, preds: Reports, target: Reports) -> None:
-        """Add reports, which may be none."""
+        """Add N reports; N may be 0."""
         p, t = (x.to(self.confusion.device) for x in as_labels(preds, target, self.labeler))
         self.confusion += confusion(p, t)
         if self.average == "example":
@@ -200,38 +200,74 @@ class CEF1(Metric):
             self.num += len(scores)
 
     def compute(self) -> Tensor:
-        """The score, float64: a scalar, or (C,) for `average="none"`."""
+        """CE-F1, float64: a scalar, or (C,) for `average="none"`."""
         if self.average == "example":
             return self.total / self.num
         counts = condition_counts(self.confusion, self.uncertain)[:, self.columns]
         return average_score(counts, self.average, self.score, self.zero_division)
 
     def scores(self, preds: Reports, target: Reports) -> Tensor:
-        """Per-report scores (N,), for rewards; the state stays as it is.
+        """Score each report without changing the metric's state.
+
+        Args:
+            preds: N generated reports: (N, 14) label classes, or strings if the metric has a labeler.
+            target: N reference reports in either form.
+
+        Returns:
+            (N,) float64. With `zero_division=1`, a report that correctly states no finding scores 1.
 
         Raises:
-            ValueError: If the average is not `"example"`: no other one has a score per report.
+            UserError: If `average` is not `"example"`: the other averages have no score per report.
+
+        Example:
+            >>> target = torch.tensor([[0, 1, 0, 0, 3, 0, 0, 0, 2, 1, 0, 0, 0, 0], [2] * 14])
+            >>> preds = torch.tensor([[0, 1, 0, 0, 1, 0, 0, 0, 0, 2, 0, 0, 0, 0], [0] * 14])
+            >>> CEF1(average="example", zero_division=1).scores(preds, target)
+            tensor([0.8000, 1.0000], dtype=torch.float64)
         """
         if self.average != "example":
-            raise ValueError(f"Expected `average` to be 'example' for scores per report, but it is {self.average!r}.")
+            raise UserError(f"Expected `average` to be 'example' for scores per report, but it is {self.average!r}.")
         return self._report_scores(*as_labels(preds, target, self.labeler))
 
     def plot(self, val: Tensor | None = None, ax: Any = None) -> Any:
-        """Draw the score of each condition with its support; needs `pip install matplotlib`.
+        """Draw the score and the support of each condition, the first one at the top; needs matplotlib.
 
         Args:
-            val: (C,) values to draw in place of this metric's own.
-            ax: Axes of matplotlib to draw into.
+            val: (C,) values to draw instead of this metric's own.
+            ax: Matplotlib axes; new ones by default.
 
         Returns:
             The figure and its axes.
-        """
-        from mrg.metrics.plot import plot_conditions
 
+        Raises:
+            MissingPackageError: If matplotlib is not installed.
+            UserError: If `val` does not hold C values.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ModuleNotFoundError as error:
+            raise MissingPackageError("Plots need matplotlib: pip install matplotlib") from error
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
             counts = condition_counts(self.confusion, self.uncertain)[:, self.columns]
-        values = average_score(counts, "none", self.score, "nan") if val is None else val
-        return plot_conditions(values, counts[0] + counts[2], self.conditions, self.score, ax)
+        num = len(self.columns)
+        values = torch.as_tensor(average_score(counts, "none", self.score, "nan") if val is None else val)
+        if values.shape != (num,):
+            got = len(values) if values.ndim else "one number"
+            raise UserError(f"Expected argument `val` to hold {num} values, but got {got}.")
+        figure, axes = (ax.figure, ax) if ax is not None else plt.subplots(figsize=(6.4, 0.8 + 0.3 * num))
+        axes.barh(range(num), values.nan_to_num().tolist(), height=0.65, color="#3b6ea5")
+        for position, value in enumerate(values.tolist()):
+            text, color = ("undefined", "gray") if value != value else (f"{100 * value:.1f}", "black")
+            axes.text(0.01 + (value if value == value else 0), position, text, va="center", fontsize=8, color=color)
+        support = (counts[0] + counts[2]).tolist()
+        axes.set_yticks(range(num), [f"{name} ({n})" for name, n in zip(self.conditions, support, strict=True)])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1.08)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}")
+        axes.set_xlabel(f"{self.score.capitalize()} in percent (in brackets: support)")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout()
+        return figure, axes
 
     def _report_scores(self, preds: Tensor, target: Tensor) -> Tensor:
         return _report_scores(preds, target, self.columns, self.uncertain, self.score, self.zero_division)
@@ -246,10 +282,10 @@ def _report_scores(
 def _check(
     average: str, conditions: int | Sequence[str], uncertain: str, score: str, zero_division: int | str
 ) -> list[int]:
-    """The columns of the chosen conditions, after all arguments have been checked."""
+    """Check all arguments; returns the columns of the conditions."""
     allowed = {"average": (average, AVERAGES), "score": (score, SCORES), "uncertain": (uncertain, UNCERTAIN_OPTIONS)}
     for name, (value, options) in (*allowed.items(), ("zero_division", (zero_division, ZERO_DIVISION))):
         if value not in options:
             listed = ", ".join(map(repr, options[:-1])) + f" or {options[-1]!r}"
-            raise ValueError(f"Expected argument `{name}` to be {listed}, but got {value!r}.")
+            raise UserError(f"Expected argument `{name}` to be {listed}, but got {value!r}.")
     return condition_indices(conditions)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 CONDITIONS: tuple[str, ...] = (
     "Enlarged Cardiomediastinum",
     "Cardiomegaly",
@@ -21,10 +23,22 @@ CONDITIONS: tuple[str, ...] = (
 NUM_CONDITIONS = len(CONDITIONS)
 
 FIVE: tuple[str, ...] = ("Cardiomegaly", "Edema", "Consolidation", "Atelectasis", "Pleural Effusion")
-"""The five conditions of the CheXpert competition, on which most papers report a score of their own."""
+"""The five conditions of the CheXpert competition, for which most papers report a separate score."""
 
 THIRTEEN: tuple[str, ...] = CONDITIONS[:-1]
 """All conditions except No Finding, which is the absence of the others."""
 
 BLANK, POSITIVE, NEGATIVE, UNCERTAIN = range(4)
 CLASSES: tuple[str, ...] = ("blank", "positive", "negative", "uncertain")
+
+
+def stated(labels: Tensor) -> Tensor:
+    """Mask of the findings that a report states, as certain (positive) or as possible (uncertain).
+
+    Args:
+        labels: Label classes of any shape.
+
+    Returns:
+        Booleans of the same shape.
+    """
+    return (labels == POSITIVE) | (labels == UNCERTAIN)

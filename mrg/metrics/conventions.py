@@ -1,4 +1,4 @@
-"""The ways in which papers turn label classes into CE-F1: conditions, uncertain findings, average, and their names."""
+"""Conventions of CE-F1 in the literature: conditions, treatment of uncertain findings, average, and their names."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import CONDITIONS, FIVE, POSITIVE, THIRTEEN, UNCERTAIN
 
 AVERAGES = ("micro", "macro", "weighted", "example", "none")
@@ -27,7 +28,7 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     )
 }
 """Name -> arguments of `CEF1` and `ce_f1`. The names extend LLaVA-Rad's: average, number of conditions, and a plus sign
-where uncertain counts as positive (without it, as negative). 0/0 is 0 in all of them."""
+if uncertain counts as positive (otherwise as negative). 0/0 = 0 in all of them."""
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "r2gen": ("micro-14", "macro-14"),
@@ -36,71 +37,69 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "miura": ("micro-5+",),
     "llava-rad": tuple(f"{average}-{size}{plus}" for size in (14, 5) for average in AVERAGES[:2] for plus in ("", "+")),
 }
-"""What a group of papers means by "CE": R2Gen and R2GenCMN (Chen et al., 2020, 2021); CvT2DistilGPT2 and PromptMRG by
+"""Meaning of "CE" in groups of papers: R2Gen and R2GenCMN (Chen et al., 2020, 2021); CvT2DistilGPT2 and PromptMRG by
 example; the f1chexbert package, vilmedic and RadEval; Miura et al. (2021); LLaVA-Rad (Zambrano Chaves et al., 2025)."""
 
 
 def convention(name: str) -> dict[str, Any]:
-    """The arguments behind a name, for `CEF1(**convention("micro-14+"))`.
+    """Arguments of a named convention, for `CEF1(**convention("micro-14+"))`.
 
     Args:
-        name: A key of `CONVENTIONS`, or of `FAMILIES` where the family reports one number only.
+        name: A key of `CONVENTIONS`, or of `FAMILIES` if the family reports one number only.
 
     Raises:
-        ValueError: If the name is unknown, or stands for several numbers.
+        UserError: If the name is unknown, or the family reports several numbers.
     """
     name = name.lower().replace("-f1-", "-")  # LLaVA-Rad writes Micro-F1-14
     members = FAMILIES.get(name, (name,))
     if len(members) > 1:
-        raise ValueError(f"Expected one convention, but {name!r} stands for several: choose from {', '.join(members)}.")
+        raise UserError(f"Expected one convention, but {name!r} stands for several: choose from {', '.join(members)}.")
     if members[0] not in CONVENTIONS:
         known = ", ".join([*CONVENTIONS, *FAMILIES])
-        raise ValueError(f"Expected argument `name` to be a convention, but got {name!r}; known are {known}.")
+        raise UserError(f"Expected argument `name` to be a convention, but got {name!r}; known are {known}.")
     return dict(CONVENTIONS[members[0]])
 
 
 def condition_indices(conditions: int | Sequence[str]) -> list[int]:
-    """Columns of the chosen conditions.
+    """Columns of conditions in label tensors.
 
     Args:
         conditions: 14, 13 (without No Finding), 5 (the CheXpert competition's), or names from `CONDITIONS`.
 
     Raises:
-        ValueError: If a name is unknown or repeated, or nothing is chosen.
+        UserError: If a name is unknown or repeated, or there is none.
     """
     if isinstance(conditions, int):
         if conditions not in SETS:
-            raise ValueError(
-                f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions}."
-            )
+            raise UserError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions}.")
         conditions = SETS[conditions]
     if isinstance(conditions, str) or not isinstance(conditions, Sequence):
-        raise ValueError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions!r}.")
+        raise UserError(f"Expected argument `conditions` to be 14, 13, 5 or a list of names, but got {conditions!r}.")
     unknown = [c for c in conditions if c not in CONDITIONS]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"Expected argument `conditions` to hold names from {', '.join(CONDITIONS)}, but got {unknown[0]!r}."
         )
     if not conditions or len(set(conditions)) < len(conditions):
-        raise ValueError(f"Expected argument `conditions` to hold different names, but got {list(conditions)}.")
+        raise UserError(f"Expected argument `conditions` to hold different names, but got {list(conditions)}.")
     return [CONDITIONS.index(c) for c in conditions]
 
 
 def outcomes(uncertain: str) -> Tensor:
-    """(3, 4, 4) int64: what each pair (class in the reference, class in the prediction) counts as.
+    """Outcome of each pair of classes: (3, 4, 4) int64, class in the reference by class in the prediction.
 
-    The first axis is true positive, false positive, false negative. With `"positive"` an uncertain finding is a
-    finding, with `"negative"` it is none. With `"own"` the certainty must agree too: a stated finding that is written
-    as uncertain is both missed and invented. With `"ignore"` a finding that the *reference* leaves open does not count
-    (U-Ignore; Irvin et al., 2019), while an uncertain prediction of any other is a prediction: otherwise hedging would
-    be free.
+    The first axis is true positive, false positive, false negative. With `"positive"` an uncertain finding counts as a
+    finding, with `"negative"` it does not. With `"own"` the certainty must agree as well: a positive finding that is
+    predicted as uncertain is both missed and hallucinated. With `"ignore"` a finding that is uncertain in the
+    *reference* does not count (U-Ignore; Irvin et al., 2019), while an uncertain prediction counts as positive, as
+    hedging would otherwise be free.
 
     Raises:
-        ValueError: If the option is unknown.
+        UserError: If the option is unknown.
     """
     if uncertain not in UNCERTAIN_OPTIONS:
         options = "'positive', 'negative', 'own' or 'ignore'"
-        raise ValueError(f"Expected argument `uncertain` to be {options}, but got {uncertain!r}.")
+        raise UserError(f"Expected argument `uncertain` to be {options}, but got {uncertain!r}.")
     classes = torch.arange(4)
     found = (classes == POSITIVE) | ((classes == UNCERTAIN) if uncertain != "negative" else False)
     target, preds = found[:, None], found[None, :]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NEGATIVE, THIRTEEN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding
 from mrg.metrics.labelers.base import check_pairs
@@ -69,7 +70,7 @@ class _PairMetric(Metric):
         super().__init__(**kwargs)
         labeler = RulesLabeler() if labeler is None else labeler
         if not callable(getattr(labeler, "findings", None)):
-            raise TypeError(
+            raise UserTypeError(
                 f"Expected argument `labeler` to read findings (`findings(text)`, as RulesLabeler does), but got "
                 f"{type(labeler).__name__}."
             )
@@ -118,8 +119,8 @@ class FindingF1(_PairMetric):
         **kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: If an attribute or the average is unknown.
-        TypeError: If the labeler does not read findings.
+        UserError: If an attribute or the average is unknown.
+        UserTypeError: If the labeler does not read findings.
 
     Example:
         >>> FindingF1()(["Left effusion. Cardiomegaly."], ["Right effusion. Cardiomegaly."])
@@ -136,11 +137,11 @@ class FindingF1(_PairMetric):
         super().__init__(labeler, **kwargs)
         unknown = [attributes] if isinstance(attributes, str) else [a for a in attributes if a not in ATTRIBUTES]
         if unknown:
-            raise ValueError(
+            raise UserError(
                 f"Expected argument `attributes` to hold names from {', '.join(ATTRIBUTES)}, but got {unknown[0]!r}."
             )
         if average not in AVERAGES:
-            raise ValueError(f"Expected argument `average` to be 'micro' or 'example', but got {average!r}.")
+            raise UserError(f"Expected argument `average` to be 'micro' or 'example', but got {average!r}.")
         self.attributes, self.average = tuple(attributes), average
 
     def compute(self) -> Tensor:
@@ -188,7 +189,7 @@ class AttributeAccuracy(_PairMetric):
         **kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        ValueError: If the attribute is unknown.
+        UserError: If the attribute is unknown.
 
     Example:
         >>> AttributeAccuracy()(["Left effusion. Cardiomegaly."], ["Left effusion. Rib fracture."])
@@ -198,7 +199,7 @@ class AttributeAccuracy(_PairMetric):
     def __init__(self, attribute: str = "side", labeler: FindingsReader | None = None, **kwargs: Any) -> None:
         super().__init__(labeler, **kwargs)
         if attribute not in ATTRIBUTES:
-            raise ValueError(
+            raise UserError(
                 f"Expected argument `attribute` to be one of {', '.join(ATTRIBUTES)}, but got {attribute!r}."
             )
         self.attribute = attribute

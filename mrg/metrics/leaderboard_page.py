@@ -1,4 +1,4 @@
-"""The leaderboard as one HTML page without a network: sortable tables, and F1 per condition as bars."""
+"""The leaderboard as one offline HTML page: sortable tables, and F1 per condition as bars."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mrg.metrics.conditions import THIRTEEN
+from mrg.metrics.constants import BEST
 from mrg.metrics.conventions import CONVENTIONS
-from mrg.metrics.leaderboard import COLUMNS
+from mrg.metrics.evaluation import format_span
+from mrg.metrics.leaderboard import COLUMNS, describe_constant
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
@@ -36,7 +38,7 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
     """Write the page of a leaderboard.
 
     Args:
-        result: What `mrg.metrics.leaderboard.leaderboard` returns.
+        result: Return value of `mrg.metrics.leaderboard.leaderboard`.
         path: HTML file to write.
     """
     ranking, systems = result["ranking"], result["systems"]
@@ -48,12 +50,14 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
         cells = [(name, None), (f"{rank['rank']} [{rank['low']}-{rank['high']}]", rank["rank"])]
         for column in columns:
             score = systems[name]["scores"][column]
-            span = f"{100 * score['value']:.1f} [{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
-            cells.append((span, score["value"]))
+            cells.append((format_span(score), score["value"]))
         distinct = systems[name]["distinct"]
         cells += [(f"{100 * rank['first']:.0f} %", rank["first"]), (f"{100 * distinct:.0f} %", distinct), (beats, None)]
         rows.append(cells)
-    head = ["system", "rank", *columns, "first", "distinct", "beats the best constant"]
+    if best := result["best_constant"]:
+        spans = [(format_span(best["scores"][column]), best["scores"][column]["value"]) for column in columns]
+        rows.append([(BEST, None), ("-", None), *spans, *[("-", None)] * 3])
+    head = ["system", "rank", *columns, "first", "distinct", f"beats the {result['against']}"]
     every = [
         [(convention, None)]
         + [(f"{100 * systems[n]['scores'][f'CE-F1 {convention}']['value']:.1f}",) * 2 for n in ranking["systems"]]
@@ -67,7 +71,7 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
 percent with 95 % bootstrap intervals over studies; <i>first</i> is the share of bootstrap samples in which no other
 system is better.</p>
 <div class="wide">{_table(head, rows)}</div>
-<p>Best constant: <q>{escape(result["best_constant"])}</q></p>
+<p>Compared with the {escape(describe_constant(result))}</p>
 <h2>F1 per condition</h2>
 <div class="wide">{_figure(result)}</div>
 <h2>CE-F1 in every convention</h2>

@@ -1,9 +1,9 @@
 """Margin CheXbert cosine similarity, MCCS (Wang, Ye, Naseem, Kim, MRG-R1, arXiv 2512.16145, 2025).
 
-Each report is a vector over the 13 conditions without No Finding: +1 where a finding is stated, -1 where it is denied,
-0 where the text is silent. `ccs` is the cosine of two such vectors, and MCCS pays only what exceeds a margin. Three
-choices are not public, and are arguments here: the margin, what an uncertain finding counts as, and the cosine of two
-reports that state nothing.
+Each report is a vector over the 13 conditions without No Finding: +1 for a positive finding, -1 for a negative one, 0
+if it is not mentioned. `ccs` is the cosine of two such vectors, and MCCS rescales the part above a margin to [0, 1].
+Three choices are not published and are arguments here: the margin, the value of an uncertain finding, and the cosine of
+two reports that mention none of the conditions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.conventions import condition_indices
 from mrg.metrics.labels import (
@@ -22,10 +23,10 @@ from mrg.metrics.labels import (
     Reports,
     as_labels,
     check_labeler,
+    has_text,
     identity,
     require_reports,
     texts_or_labels,
-    written,
 )
 
 EMPTY = ("match", "zero", "nan")
@@ -46,18 +47,17 @@ def ccs(
     Args:
         preds: N generated reports: (N, 14) label classes, or strings with a `labeler`.
         target: N reference reports in either form.
-        uncertain: What an uncertain finding counts as, in [-1, 1]: 1 as a finding (the default), 0 as silence, or
-            between.
-        empty: Two empty vectors give 1 (`"match"`), 0 (`"zero"`) or nan (`"nan"`); one empty vector gives 0.
+        uncertain: Value of an uncertain finding, in [-1, 1]: 1 counts it as positive (the default), 0 as not mentioned.
+        empty: Cosine of two zero vectors: 1 (`"match"`), 0 (`"zero"`) or nan (`"nan"`); that of one zero vector is 0.
         conditions: 13 (without No Finding), 14, 5, or names from `CONDITIONS`.
-        labeler: Labels strings. A text that holds only white space has no similarity to anything: 0.
+        labeler: Labeler for strings. A prediction without text scores 0.
 
     Returns:
         (N,) float64 in [-1, 1].
 
     Raises:
-        ValueError: If an argument or a label is not one of the above, or lengths differ.
-        TypeError: If a report is neither a label row nor a string.
+        UserError: If an argument or a label has another value, or lengths differ.
+        UserTypeError: If a report is neither a row of labels nor a string.
 
     Example:
         >>> target = torch.tensor([[0, 1, 0, 0, 2, 2, 2, 0, 2, 0, 0, 0, 0, 0]])  # cardiomegaly, four denials
@@ -73,8 +73,8 @@ def ccs(
     cosine = torch.where(norms > 0, dot / norms.clamp(min=1e-300).sqrt(), 0.0)
     both = (a == 0).all(1) & (b == 0).all(1)
     cosine = torch.where(both, {"match": 1.0, "zero": 0.0, "nan": float("nan")}[empty], cosine)
-    is_written = written(reports)
-    return cosine if is_written is None else torch.where(is_written.to(cosine.device), cosine, 0.0)
+    with_text = has_text(reports)
+    return cosine if with_text is None else torch.where(with_text.to(cosine.device), cosine, 0.0)
 
 
 def mccs(
@@ -87,31 +87,31 @@ def mccs(
     conditions: int | Sequence[str] = 13,
     labeler: Labeler | None = None,
 ) -> Tensor:
-    """`max((ccs - margin) / (1 - margin), 0)`.
+    """MCCS, `max((ccs - margin) / (1 - margin), 0)`.
 
-    Normal bias: denying p findings while matching k negatives has the cosine (k - p) / (k + p), .71 for one finding in
-    six negatives, so that saying that all is normal is paid for a missed finding too. Show it beside CE-F1.
+    Normal bias: a report that misses p findings as negative and matches k negatives has the cosine (k - p) / (k + p),
+    .71 for one finding and six negatives, so that a normal report scores despite a missed finding. Show CE-F1 as well.
 
     Args:
-        preds: See `ccs`.
-        target: See `ccs`.
-        margin: In [0, 1); the paper's is not public, 0.5 is ours.
-        uncertain: See `ccs`.
-        empty: See `ccs`.
+        preds: N generated reports, see `ccs`.
+        target: N reference reports, see `ccs`.
+        margin: Margin in [0, 1); the paper's is not published, the default is ours.
+        uncertain: Value of an uncertain finding, see `ccs`.
+        empty: Cosine of two zero vectors, see `ccs`.
         reduction: `"mean"` over the reports whose value is not nan, or `"none"` for one value per report.
-        conditions: See `ccs`.
-        labeler: See `ccs`.
+        conditions: Conditions to compare, see `ccs`.
+        labeler: Labeler for strings, see `ccs`.
 
     Returns:
-        float64 in [0, 1]: a scalar, or (N,).
+        float64 in [0, 1]: a scalar, or (N,) for `reduction="none"`.
 
     Raises:
-        ValueError: As `ccs`, or if the mean of no reports is asked for.
-        TypeError: As `ccs`.
+        UserError: As `ccs`, or if there is no report to average.
+        UserTypeError: As `ccs`.
     """
     _check(margin, uncertain, empty, conditions)
     if reduction not in ("mean", "none"):
-        raise ValueError(f"Expected argument `reduction` to be 'mean' or 'none', but got {reduction!r}.")
+        raise UserError(f"Expected argument `reduction` to be 'mean' or 'none', but got {reduction!r}.")
     score = (ccs(preds, target, uncertain, empty, conditions, labeler) - margin) / (1 - margin)
     score = score.clamp(min=0)
     if reduction == "none":
@@ -121,16 +121,16 @@ def mccs(
 
 
 def _check(margin: float, uncertain: float, empty: str, conditions: int | Sequence[str]) -> list[int]:
-    """The columns of the chosen conditions, after all arguments have been checked."""
+    """Check all arguments; returns the columns of the conditions."""
     for name, value in (("margin", margin), ("uncertain", uncertain)):
         if not isinstance(value, (int, float)):
-            raise ValueError(f"Expected argument `{name}` to be a number, but got {value!r}.")
+            raise UserError(f"Expected argument `{name}` to be a number, but got {value!r}.")
     if not 0 <= margin < 1:
-        raise ValueError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
+        raise UserError(f"Expected argument `margin` to be in [0, 1), but got {margin}.")
     if not -1 <= uncertain <= 1:
-        raise ValueError(f"Expected argument `uncertain` to be in [-1, 1], but got {uncertain}.")
+        raise UserError(f"Expected argument `uncertain` to be in [-1, 1], but got {uncertain}.")
     if empty not in EMPTY:
-        raise ValueError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
+        raise UserError(f"Expected argument `empty` to be 'match', 'zero' or 'nan', but got {empty!r}.")
     return condition_indices(conditions)
 
 
@@ -164,29 +164,37 @@ class MCCS(Metric):
         check_labeler(labeler)
         self.conditions = tuple(CONDITIONS[column] for column in self.columns)
         self.margin, self.uncertain, self.empty = margin, uncertain, empty
-        # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
+        # Not a submodule: its weights stay out of checkpoints, and train() does not reach its dropout.
         object.__setattr__(self, "labeler", labeler)
-        # A collection updates metrics together whose states are equal after a batch: other settings, another state.
+        # A collection updates metrics together if their states are equal after a batch: other settings, other states.
         settings = [*identity(labeler), margin, uncertain, EMPTY.index(empty), *self.columns]
         self.add_state("settings", torch.tensor(settings, dtype=torch.float64), dist_reduce_fx="max")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def extra_repr(self) -> str:
-        """The settings."""
+        """Settings, for `repr`."""
         return f"margin={self.margin}, uncertain={self.uncertain}, empty={self.empty!r}, conditions={len(self.columns)}"
 
     def update(self, preds: Reports, target: Reports) -> None:
-        """Add reports, which may be none."""
+        """Add N reports; N may be 0."""
         scores = self.scores(preds, target).to(self.total.device)
         scores = scores[~scores.isnan()]
         self.total += scores.sum()
         self.num += len(scores)
 
     def compute(self) -> Tensor:
-        """The mean over the reports whose value is not nan, float64."""
+        """Mean over the reports whose value is not nan, float64."""
         return self.total / self.num
 
     def scores(self, preds: Reports, target: Reports) -> Tensor:
-        """Per-report scores (N,), for rewards; the state stays as it is."""
+        """Score each report without changing the metric's state.
+
+        Args:
+            preds: N generated reports: (N, 14) label classes, or strings if the metric has a labeler.
+            target: N reference reports in either form.
+
+        Returns:
+            (N,) float64 in [0, 1]; an empty string scores 0.
+        """
         return mccs(preds, target, self.margin, self.uncertain, self.empty, "none", self.conditions, self.labeler)

@@ -1,22 +1,22 @@
-"""BLEU-1 to 4, METEOR, ROUGE-L and CIDEr, as pycocoevalcap computes them: likeness of wording, not of findings.
+"""BLEU-1 to 4, METEOR, ROUGE-L and CIDEr as computed by pycocoevalcap: similarity of wording, not of findings.
 
-Never show them as clinical evidence alone: a sentence that says the opposite shares most of its words, and a template
-that says the same of every image scores well (see docs/scorers.md). They are here to compare with published tables.
+They are not clinical evidence: a sentence with the opposite meaning shares most of its words, and a fixed template
+scores well (see docs/scorers.md). They are here for comparison with published tables.
 
-A function and not a `torchmetrics.Metric`: corpus BLEU and METEOR are ratios of sums, and CIDEr weighs words by how
-many references of the whole corpus hold them. A stream would have to keep all texts, and strings are no tensor states
-that could be gathered over processes. Collect the texts of a test run, then call `nlg_scores` once.
+A function and not a `torchmetrics.Metric`: corpus BLEU and METEOR are ratios of sums, and CIDEr weights words by their
+frequency in the references of the whole corpus. A metric would have to store all texts, and strings cannot be gathered
+over processes as tensor states. Collect the texts of a test run, then call `nlg_scores` once.
 
 Choices:
 
-- Tokens are what stands between white space, after a normalisation with a name. "none" and "r2gen-…" are what most
+- Tokens are separated by white space, after a named normalisation. "none" and "r2gen-…" are what most
   report-generation code passes to pycocoevalcap; "ptb" is the evaluation of COCO captions. They differ by several
-  points: give the name beside the scores.
-- "r2gen-…" is the cleaning of R2Gen's tokenizer (Chen et al., 2020). Not reproduced: R2Gen also sends references
-  through its vocabulary, where words seen fewer than 3 times (10 on MIMIC-CXR) in training become `<unk>`, so that its
-  references lack rare words. Its cut of long references is `max_tokens`.
-- White space is collapsed and `|||` leaves METEOR's input, because both would break the protocol of its Java process.
-- An empty prediction scores 0 in everything.
+  points: report the name with the scores.
+- "r2gen-…" is the cleaning of R2Gen's tokenizer (Chen et al., 2020). Not reproduced: R2Gen also replaces words of the
+  references that occur fewer than 3 times (10 on MIMIC-CXR) in training by `<unk>`, so that its references lack rare
+  words. Its truncation of long references is `max_tokens`.
+- White space is collapsed and `|||` removed from METEOR's input, as both would break the protocol of its Java process.
+- An empty prediction scores 0 in every metric.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from mrg.errors import MissingPackageError, RunError, UserError
 from mrg.metrics.labelers.base import check_pairs
 
 NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
 
-# What R2Gen shortens before it looks for sentences, and how many times it does so.
+# Replacements that R2Gen makes before it splits sentences, and how many times.
 _R2GEN_RUNS: dict[str, tuple[tuple[str, str, int], ...]] = {
     "r2gen-iu": (("..", ".", 3),),
     "r2gen-mimic": (("\n", " ", 1), ("__", "_", 7), ("  ", " ", 6), ("..", ".", 8)),
 }
-# The hyphen stays: where R2Gen writes it, between the colon and the bracket, it makes a range of characters.
+# The hyphen is not removed: in R2Gen's expression it stands between two characters and denotes a range.
 _R2GEN_REMOVED = re.compile(r"""[.,?;*!%^&_+():<=>@A-Z\[\]{}"'/\\]""")
 
 
 class NLGScores(NamedTuple):
-    """Scores of a corpus and of each of its reports; fractions, not percent points.
+    """Scores of a corpus and of each of its reports, as fractions.
 
     Args:
         corpus: "BLEU-1" to "BLEU-4", "METEOR" unless it is left out, "ROUGE-L", "CIDEr" (0 to 10).
-        per_report: The same names, each (N,) float64. ROUGE-L and CIDEr of the corpus are the means of these values, so
-            that intervals and paired comparisons can resample them. BLEU and METEOR of the corpus are not: they divide
-            sums over all reports, and their interval needs the corpus score of resampled reports.
+        per_report: The same names, each (N,) float64. ROUGE-L and CIDEr of the corpus are the means of these values,
+            which intervals and paired comparisons can resample. BLEU and METEOR of the corpus are ratios of sums over
+            all reports: their intervals need the corpus score of resampled reports.
     """
 
     corpus: dict[str, float]
@@ -72,18 +73,19 @@ def nlg_scores(
         preds: N reports.
         target: N reference reports.
         normalization: `"none"`, `"ptb"`, `"r2gen-iu"` or `"r2gen-mimic"`, see the module.
-        meteor: Whether to compute METEOR, which needs Java and several seconds to start.
-        max_tokens: Keep so many tokens of every text; None keeps all. R2Gen's references hold at most 59 tokens on IU
-            X-Ray and 99 on MIMIC-CXR, its predictions one more.
+        meteor: Whether to compute METEOR, which needs Java and takes several seconds to start.
+        max_tokens: Number of tokens after which texts are truncated; None keeps all. R2Gen's references have at most 59
+            tokens on IU X-Ray and 99 on MIMIC-CXR, its predictions one more.
 
     Returns:
-        See `NLGScores`. CIDEr is 0 where all references are equal, or there is only one: no word then tells them apart.
+        Scores of the corpus and of each report. CIDEr is 0 if all references are equal or there is only one, as no word
+        then distinguishes them.
 
     Raises:
-        ValueError: If the lengths differ, there is no report, or a setting is unknown.
-        TypeError: If something is not a string; the message gives its index.
-        ImportError: If pycocoevalcap is missing.
-        RuntimeError: If Java is missing or fails.
+        UserError: If the lengths differ, there is no report, or a setting is unknown.
+        UserTypeError: If something is not a string; the message gives its index.
+        MissingPackageError: If pycocoevalcap is not installed.
+        RunError: If Java is missing or fails.
 
     Source:
         Papineni et al., 2002; Lavie and Agarwal, 2007; Lin, 2004; Vedantam et al., 2015; the code of Chen et al., 2015.
@@ -95,9 +97,9 @@ def nlg_scores(
     """
     check_pairs(preds, target)
     if not preds:
-        raise ValueError("Expected at least one report, but got none.")
+        raise UserError("Expected at least one report, but got none.")
     if max_tokens is not None and max_tokens < 1:
-        raise ValueError(f"Expected argument `max_tokens` to be at least 1, but got {max_tokens}.")
+        raise UserError(f"Expected argument `max_tokens` to be at least 1, but got {max_tokens}.")
     texts = normalize_reports([*preds, *target], normalization)
     if max_tokens is not None:
         texts = [" ".join(text.split(" ")[:max_tokens]) for text in texts]
@@ -105,7 +107,9 @@ def nlg_scores(
 
     per_report: dict[str, Any] = {}
     corpus: dict[str, float] = {}
-    _bleu_rouge_cider(p, t, corpus, per_report)
+    # ROUGE-L of pycocoevalcap splits at each blank, so that two blanks in a row enclose an empty word.
+    as_is = normalization == "none" and max_tokens is None
+    _bleu_rouge_cider(p, t, corpus, per_report, (list(preds), list(target)) if as_is else (p, t))
     if meteor:
         corpus["METEOR"], per_report["METEOR"] = _meteor(p, t)
     order = [*(f"BLEU-{n}" for n in range(1, 5)), *(["METEOR"] if meteor else []), "ROUGE-L", "CIDEr"]
@@ -116,41 +120,31 @@ def nlg_scores(
 
 
 def bleu(preds: Sequence[str], target: Sequence[str]) -> Tensor:
-    """BLEU-4 of each report (N,), as a scorer for rewards; texts as they are, without METEOR's Java.
-
-    Raises:
-        ImportError: If pycocoevalcap is missing.
-    """
+    """BLEU-4 of each report (N,), a scorer for rewards; without normalisation and without Java."""
     return nlg_scores(preds, target, meteor=False).per_report["BLEU-4"]
 
 
 def rouge_l(preds: Sequence[str], target: Sequence[str]) -> Tensor:
-    """ROUGE-L of each report (N,), in the same manner.
-
-    Raises:
-        ImportError: If pycocoevalcap is missing.
-    """
+    """ROUGE-L of each report (N,), a scorer for rewards; without normalisation and without Java."""
     return nlg_scores(preds, target, meteor=False).per_report["ROUGE-L"]
 
 
 def normalize_reports(texts: Sequence[str], normalization: str) -> list[str]:
-    """Bring reports into the form whose tokens are compared: one line each, tokens separated by one space.
-
-    An empty report stays empty.
+    """Normalise reports to one line each, with tokens separated by one space; an empty report remains empty.
 
     Raises:
-        ValueError: If the normalisation is unknown.
-        ImportError: If `"ptb"` lacks pycocoevalcap.
-        RuntimeError: If `"ptb"` lacks Java or Java fails.
+        UserError: If the normalisation is unknown.
+        MissingPackageError: If `"ptb"` is chosen and pycocoevalcap is not installed.
+        RunError: If `"ptb"` is chosen and Java is missing or fails.
     """
     if normalization not in NORMALIZATIONS:
-        raise ValueError(
+        raise UserError(
             f"Expected argument `normalization` to be one of {', '.join(map(repr, NORMALIZATIONS))}, "
             f"but got {normalization!r}."
         )
     if normalization in _R2GEN_RUNS:
         texts = [_r2gen(text, _R2GEN_RUNS[normalization]) if text.strip() else "" for text in texts]
-    # A lone surrogate, which no Java process could be sent, becomes a question mark.
+    # A lone surrogate cannot be sent to a Java process and becomes a question mark.
     texts = [" ".join(text.encode("utf-8", "replace").decode("utf-8").split()) for text in texts]
     return _ptb(texts) if normalization == "ptb" else texts
 
@@ -159,7 +153,7 @@ def _r2gen(text: str, runs: tuple[tuple[str, str, int], ...]) -> str:
     for old, new, times in runs:
         for _ in range(times):
             text = text.replace(old, new)
-    # Numbers of a list, wherever they stand; "21. " loses its second digit here as there.
+    # List numbers, anywhere in the text; "21. " loses its second digit, as in R2Gen.
     text = text.replace("1. ", "")
     for before in (". ", " "):
         for number in "2345":
@@ -169,7 +163,11 @@ def _r2gen(text: str, runs: tuple[tuple[str, str, int], ...]) -> str:
 
 
 def _bleu_rouge_cider(
-    preds: list[str], target: list[str], corpus: dict[str, float], per_report: dict[str, Any]
+    preds: list[str],
+    target: list[str],
+    corpus: dict[str, float],
+    per_report: dict[str, Any],
+    given: tuple[list[str], list[str]],
 ) -> None:
     try:
         from pycocoevalcap.bleu.bleu import Bleu
@@ -181,13 +179,13 @@ def _bleu_rouge_cider(
     values, reports = Bleu(4).compute_score(gts, res, verbose=0)
     for n in range(4):
         corpus[f"BLEU-{n + 1}"], per_report[f"BLEU-{n + 1}"] = values[n], reports[n]
-    rouge = torch.as_tensor(Rouge().compute_score(gts, res)[1], dtype=torch.float64)
+    rouge = torch.as_tensor(Rouge().compute_score(_captions(given[1]), _captions(given[0]))[1], dtype=torch.float64)
     # Splitting "" at spaces gives one empty word, which would match that of an empty reference.
     per_report["ROUGE-L"] = rouge * torch.tensor([bool(text) for text in preds])
     corpus["ROUGE-L"] = float(per_report["ROUGE-L"].mean())
     if any(target):
         corpus["CIDEr"], per_report["CIDEr"] = Cider().compute_score(gts, res)
-    else:  # pycocoevalcap takes the maximum over the words of all references, and there is none
+    else:  # pycocoevalcap takes the maximum over the words of all references, which are none here
         corpus["CIDEr"], per_report["CIDEr"] = 0.0, [0.0] * len(preds)
 
 
@@ -204,17 +202,17 @@ def _meteor(preds: list[str], target: list[str]) -> tuple[float, list[float]]:
     except (OSError, ValueError) as error:  # a closed pipe, or an answer that is no number
         meteor.meteor_p.kill()
         reason = meteor.meteor_p.stderr.read().decode(errors="replace").strip()
-        raise RuntimeError(f"METEOR's Java process failed: {reason or error}") from error
+        raise RunError(f"METEOR's Java process failed: {reason or error}") from error
     finally:
         _close(meteor)
     return corpus, reports
 
 
 def _close(meteor: Any) -> None:
-    """End the Java process now and not when the object happens to be collected."""
-    if meteor.lock.locked():  # held where an error passed, and the object's own clean-up would wait for it for ever
+    """End the Java process at once and not when the object is garbage-collected."""
+    if meteor.lock.locked():  # held after an error, and the object's own clean-up would wait for it forever
         meteor.lock.release()
-    with contextlib.suppress(OSError):  # what was not sent yet cannot be sent any more
+    with contextlib.suppress(OSError):  # data not sent yet cannot be sent any more
         meteor.meteor_p.stdin.close()
     meteor.meteor_p.kill()
     meteor.meteor_p.wait()
@@ -223,10 +221,10 @@ def _close(meteor: Any) -> None:
 
 
 def _ptb(texts: list[str]) -> list[str]:
-    """The Penn Treebank tokens of pycocoevalcap, without punctuation.
+    """Penn Treebank tokens of pycocoevalcap, without punctuation.
 
-    Its Python class leaves a file beside itself while it runs, which fails where packages are not writable, prints to
-    the error stream, and loses count of texts that are empty; so its Java program and its table are called from here.
+    Its Python class writes a temporary file into its own folder, which may be read-only, prints to standard error and
+    miscounts empty texts; so its Java program and its list of punctuation are used directly.
     """
     try:
         from pycocoevalcap.tokenizer import ptbtokenizer
@@ -245,10 +243,10 @@ def _ptb(texts: list[str]) -> list[str]:
         check=False,
     )
     if result.returncode:
-        raise RuntimeError(f"The Penn Treebank tokenizer failed: {result.stderr.decode(errors='replace').strip()}")
+        raise RunError(f"The Penn Treebank tokenizer failed: {result.stderr.decode(errors='replace').strip()}")
     lines = result.stdout.decode().splitlines()
-    if len(lines) != len(written):  # would shift every later report
-        raise RuntimeError(f"The Penn Treebank tokenizer gave {len(lines)} lines for {len(written)} reports.")
+    if len(lines) != len(written):  # every later report would be shifted
+        raise RunError(f"The Penn Treebank tokenizer gave {len(lines)} lines for {len(written)} reports.")
     dropped = frozenset(ptbtokenizer.PUNCTUATIONS)
     tokens = iter(" ".join(word for word in line.split() if word not in dropped) for line in lines)
     return [next(tokens) if text else "" for text in texts]
@@ -260,10 +258,8 @@ def _captions(texts: list[str]) -> dict[int, list[str]]:
 
 def _need_java(what: str, otherwise: str) -> None:
     if shutil.which("java") is None:
-        raise RuntimeError(
-            f"Expected `java` on the PATH for {what}, but found none: install a Java runtime, {otherwise}."
-        )
+        raise RunError(f"Expected `java` on the PATH for {what}, but found none: install a Java runtime, {otherwise}.")
 
 
-def _missing_extra() -> ImportError:
-    return ImportError("NLG scores need the package pycocoevalcap: pip install 'mrg[nlg]'")
+def _missing_extra() -> MissingPackageError:
+    return MissingPackageError("NLG scores need the package pycocoevalcap: pip install 'mrg[nlg]'")

@@ -1,29 +1,30 @@
-"""Progress of labelling many reports, as lines on standard error."""
+"""Progress of labelling many reports, as notes of the package's logger."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mrg.log import log
+from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler
 
 
-class ReportingLabeler:
-    """A labeler that says how far it is while it labels many reports.
+class ReportingLabeler(Labeler):
+    """A labeler that logs its progress on many reports.
 
     Args:
-        labeler: The labeler that does the work.
-        block: Number of reports labelled at a time; as many or fewer are labelled without a word.
-        seconds: Least time between two lines.
+        labeler: Any labeler.
+        block: Number of reports that are labelled at a time; up to that many are labelled without a note.
+        seconds: Least time between two notes.
     """
 
     def __init__(self, labeler: Labeler, block: int = 10_000, seconds: float = 5.0) -> None:
         self.labeler, self.block, self.seconds = labeler, block, seconds
-        self.name = getattr(labeler, "name", type(labeler).__name__)
+        self.name = name_of(labeler)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """Label reports; see `mrg.metrics.labelers.base.Labeler`."""
@@ -36,6 +37,6 @@ class ReportingLabeler:
             done = start + len(parts[-1])
             if time.monotonic() - told >= self.seconds or done == len(distinct):
                 told = time.monotonic()
-                print(f"Labelled {done:,} of {len(distinct):,} distinct reports.", file=sys.stderr, flush=True)
+                log.info(f"Labelled {done:,} of {len(distinct):,} distinct reports.")
         row = {text: i for i, text in enumerate(distinct)}
         return torch.cat(parts)[torch.tensor([row[text] for text in texts])]

@@ -1,7 +1,7 @@
-"""Intervals and p values of corpus scores that follow from sums over reports.
+"""Intervals and p-values of corpus scores that follow from sums over reports.
 
 Every score here is a function of column sums of one matrix, reports by numbers: counts of true positives, false
-positives and false negatives, and per-report scores. Drawing reports anew is then a product of a matrix of weights with
+positives and false negatives, and per-report scores. Resampling reports is then a product of a matrix of weights with
 that matrix, which serves all scores, systems and trials at once; nothing is labelled or scored twice.
 """
 
@@ -13,15 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.ce import ratio, report_counts
 from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
 from mrg.metrics.conventions import CONVENTIONS, SETS, condition_indices
+from mrg.metrics.labels import Scorer, has_text
 from mrg.metrics.mccs import mccs
 
-# Weights of so many resampled reports are held at a time: 16 MB.
+# Number of resampled reports whose weights are held at a time: 16 MB.
 _BLOCK = 2_000_000
 _MAPPINGS = ("negative", "positive")
 _SETS = list(SETS.values())
+MIN_CASES = 10
+"""Fewest references with a condition that counts in the macro average of informedness."""
 
 
 class ReportSums:
@@ -30,13 +34,40 @@ class ReportSums:
     Args:
         preds: (N, 14) label classes.
         target: (N, 14) label classes.
-        margin: Of MCCS.
-        is_written: (N,) which predictions hold any text; the others have an MCCS of 0.
+        margin: Margin of MCCS.
+        is_written: (N,) bool, False for empty predictions, whose MCCS is 0.
         extras: Name -> (N,) further scores per report, whose mean is the corpus score.
+        min_cases: Fewest references with a condition that counts in informedness; without such a condition, the scores
+            do not include informedness.
 
     Raises:
-        ValueError: If there is no report.
+        UserError: If there is no report.
     """
+
+    @classmethod
+    def of(
+        cls,
+        preds: Sequence[str],
+        labels: Tensor,
+        target: Sequence[str],
+        reference: Tensor,
+        margin: float,
+        scorers: Mapping[str, Scorer] | None = None,
+        min_cases: int = MIN_CASES,
+    ) -> ReportSums:
+        """Sums of N reports whose labels are known.
+
+        Args:
+            preds: N generated reports.
+            labels: (N, 14) label classes of `preds`.
+            target: N reference reports.
+            reference: (N, 14) label classes of `target`.
+            margin: Margin of MCCS.
+            scorers: Name -> further score per report.
+            min_cases: Fewest references with a condition that counts in informedness.
+        """
+        extras = {name: torch.as_tensor(scorer(preds, target)) for name, scorer in (scorers or {}).items()}
+        return cls(labels, reference, margin, has_text(preds), extras, min_cases)
 
     def __init__(
         self,
@@ -45,9 +76,10 @@ class ReportSums:
         margin: float = 0.5,
         is_written: Tensor | None = None,
         extras: Mapping[str, Tensor] | None = None,
+        min_cases: int = MIN_CASES,
     ) -> None:
         if not len(preds):
-            raise ValueError("Expected at least one report to score, but got none.")
+            raise UserError("Expected at least one report to score, but got none.")
         similarity = mccs(preds, target, margin, reduction="none")
         if is_written is not None:
             similarity = similarity * is_written.to(similarity.device)
@@ -64,14 +96,17 @@ class ReportSums:
         self.columns: np.ndarray = torch.cat([*(part.cpu() for part in flat), *values], 1).numpy()
         self.defined = {mapping: counts[mapping].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
         self.num_reports = len(preds)
+        cases = (counts["positive"][0] + counts["positive"][2]).sum(0).cpu()[:13]
+        self.min_cases = min_cases
+        self.informative = (cases >= max(1, min_cases)) & (cases < len(preds))
 
     def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
         """Corpus scores by name.
 
         Args:
             sums: (T, K) column sums of `columns` over T samples of N reports.
-            resampled: A condition that all reports together have, and a sample by chance has not, is left out of the
-                sample's macro average: as 0/0 = 0 it would pull every interval of a rare condition down.
+            resampled: Whether a condition that occurs in the reports but not in a sample is left out of the sample's
+                macro average; counted as 0/0 = 0, it would bias the intervals of rare conditions downwards.
 
         Returns:
             Name -> (T,) scores.
@@ -79,6 +114,9 @@ class ReportSums:
         size = 3 * NUM_CONDITIONS
         means = dict(zip(self.means, sums[:, 2 * size :].T / self.num_reports, strict=True))
         result = {"MCCS": means.pop("MCCS"), **dict.fromkeys(f"CE-F1 {name}" for name in CONVENTIONS)}
+        if self.informative.any():
+            positive = torch.from_numpy(sums[:, size : 2 * size]).reshape(-1, 3, NUM_CONDITIONS)[:, :, :13]
+            result = {"MCCS": result.pop("MCCS"), "informedness": self._informedness(positive, resampled), **result}
         for i, mapping in enumerate(_MAPPINGS):
             counts = torch.from_numpy(sums[:, i * size : (i + 1) * size]).reshape(-1, 3, NUM_CONDITIONS)
             averages = _averages(counts.transpose(0, 1).contiguous(), self.defined[mapping] if resampled else None)
@@ -88,8 +126,22 @@ class ReportSums:
                     result[f"CE-F1 {name}"] = score.numpy()
         return {**result, **means}
 
+    def _informedness(self, counts: Tensor, resampled: bool) -> np.ndarray:
+        """Macro informedness (T,) from (T, 3, 13) counts: recall + specificity - 1 (Youden, 1950).
+
+        A condition that all reports of a sample have, or none, is left out of that sample.
+        """
+        tp, fp, fn = counts.unbind(1)
+        cases = tp + fn
+        others = self.num_reports - cases
+        chosen = self.informative if resampled else cases >= self.min_cases
+        chosen = chosen & (cases > 0) & (others > 0)
+        values = tp / cases.clamp(min=1) + (others - fp) / others.clamp(min=1) - 1
+        mean: np.ndarray = ((values * chosen).sum(1) / chosen.sum(1).clamp(min=1)).numpy()
+        return mean
+
     def corpus(self) -> dict[str, float]:
-        """The scores of all reports as they are."""
+        """Corpus scores of all reports, without resampling."""
         return {name: float(value[0]) for name, value in self.scores(self.columns.sum(0, keepdims=True)).items()}
 
 
@@ -98,7 +150,7 @@ def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
 
     Args:
         counts: True positives, false positives, false negatives.
-        defined: (14,) bool, conditions that must not count where a sample has none of them; None counts all.
+        defined: (14,) bool, conditions that are left out of a sample that has none of them; None keeps all.
     """
     chosen = torch.tensor([[float(c in conditions) for conditions in _SETS] for c in CONDITIONS], dtype=counts.dtype)
     values, support = ratio(counts), counts[0] + counts[2]
@@ -115,10 +167,10 @@ def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
 
 
 def bootstrap(systems: Sequence[ReportSums], num_trials: int = 1000, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Scores of reports drawn with replacement (Efron and Tibshirani, 1993), the same draws for all systems.
+    """Scores of reports resampled with replacement (Efron and Tibshirani, 1993), the same samples for all systems.
 
     Returns:
-        For each system name -> (num_trials,) scores.
+        For each system, name -> (num_trials,) scores.
     """
     rng = np.random.default_rng(seed)
 
@@ -127,20 +179,48 @@ def bootstrap(systems: Sequence[ReportSums], num_trials: int = 1000, seed: int =
         index += np.arange(num)[:, None] * num_reports
         return np.bincount(index.ravel(), minlength=num * num_reports).reshape(num, num_reports)
 
-    return _resample(systems, num_trials, draw)
+    sums = _sums([system.columns for system in systems], num_trials, draw)
+    return [system.scores(part, resampled=True) for system, part in zip(systems, sums, strict=True)]
 
 
 def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of bootstrap values."""
+    """Percentile interval of bootstrap values, the central `level` of them."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """Two-sided p of the difference between two systems by approximate randomisation (Noreen, 1989).
+def ranks(
+    values: Mapping[str, Mapping[str, float]], samples: Mapping[str, Mapping[str, np.ndarray]], by: str
+) -> dict[str, dict[str, float]]:
+    """Rank systems by one score, with the stability of each rank under the bootstrap.
 
-    In each trial the two predictions of a report change places with probability one half; p is the share of trials
-    whose difference is at least as large as the true one, the true one counted among them.
+    Args:
+        values: System -> score -> value.
+        samples: System -> score -> values in the bootstrap samples, which are the same for all systems.
+        by: Score of the ranking.
+
+    Returns:
+        System -> `rank` (1 is best; equal scores share the better rank), `low` and `high` (95 % interval of the rank
+        over the samples), and `first` (share of the samples in which no other system is better); best first.
+    """
+    points = np.array([own[by] for own in values.values()])
+    drawn = np.stack([samples[name][by] for name in values])
+    rank = 1 + (points[None, :] > points[:, None] + 1e-12).sum(1)
+    of_samples = 1 + (drawn[None, :] > drawn[:, None] + 1e-12).sum(1)
+    low, high = np.quantile(of_samples, (0.025, 0.975), axis=1, method="nearest")
+    rows = {
+        name: {"rank": int(rank[i]), "low": int(low[i]), "high": int(high[i])}
+        | {"first": float((of_samples[i] == 1).mean())}
+        for i, name in enumerate(values)
+    }
+    return dict(sorted(rows.items(), key=lambda row: row[1]["rank"]))
+
+
+def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed: int = 0) -> dict[str, float]:
+    """Two-sided p-values of the difference between two systems by approximate randomisation (Noreen, 1989).
+
+    Each trial exchanges the two predictions of a report with probability one half; p is the fraction of trials whose
+    difference is at least as large as the observed one, which is counted as a trial.
 
     Returns:
         Name -> p, at least `1 / (num_trials + 1)`.
@@ -152,9 +232,9 @@ def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed
         return np.unpackbits(bits, axis=1, count=num_reports)
 
     observed = {name: value - b.corpus()[name] for name, value in a.corpus().items()}
-    # The sums of the first system after the exchange are its own plus the difference where reports change places.
+    # After an exchange, the sums of the first system are its own plus the differences of the exchanged reports.
     change = b.columns - a.columns
-    change = change[change.any(1)] if change.any() else change[:1]  # equal reports need not change places
+    change = change[change.any(1)] if change.any() else change[:1]  # equal reports need no exchange
     exchanged = next(_sums([change], num_trials, draw))
     total_a, total_b = a.columns.sum(0), b.columns.sum(0)
     scores_a, scores_b = a.scores(total_a + exchanged), a.scores(total_b - exchanged)
@@ -163,13 +243,6 @@ def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed
         at_least = np.abs(scores_a[name] - scores_b[name]) >= abs(gap) - 1e-12
         result[name] = float((1 + at_least.sum()) / (num_trials + 1))
     return result
-
-
-def _resample(
-    systems: Sequence[ReportSums], num_trials: int, draw: Callable[[int, int], np.ndarray]
-) -> list[dict[str, np.ndarray]]:
-    sums = _sums([system.columns for system in systems], num_trials, draw)
-    return [system.scores(part, resampled=True) for system, part in zip(systems, sums, strict=True)]
 
 
 def _sums(

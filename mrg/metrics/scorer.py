@@ -1,4 +1,4 @@
-"""Any per-report scorer as a metric: RadGraph, RaTEScore, GREEN or your own plug in without becoming a dependency.
+"""Any per-report scorer as a metric: RadGraph, RaTEScore, GREEN or your own, none of them a dependency.
 
 A scorer is a callable from two lists of strings, reports and references, to one number per report. Worked examples of
 the packages above are in docs/scorers.md.
@@ -6,6 +6,7 @@ the packages above are in docs/scorers.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,26 +14,27 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mrg.errors import UserError, UserTypeError
+from mrg.metrics.imports import import_named, name_of
 from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labels import Scorer, identity
-from mrg.metrics.named import import_named, name_of
 
 
 def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> list[float | None]:
-    """Call a scorer and check what it takes and gives; values need not be finite here.
+    """Call a scorer and check its arguments and values; values need not be finite here.
 
     Args:
-        scorer: See `Scorer`; called without gradients, and not at all where there is no report.
+        scorer: Scorer, called without gradients, and not at all if there is no report.
         preds: N reports.
         target: N references.
-        name: Stands in messages.
+        name: Name of the scorer in messages.
 
     Returns:
-        N numbers; None where the scorer returned it, which says that it does not apply to the report.
+        N numbers; None if the scorer returned None for a report, to which it then does not apply.
 
     Raises:
-        TypeError: If something in `preds` or `target` is not a string.
-        ValueError: If the lengths differ, or the scorer does not return N numbers.
+        UserError: If the lengths differ, or the scorer does not return N numbers.
+        UserTypeError: If something in `preds` or `target` is not a string.
     """
     check_pairs(preds, target)
     if not preds:
@@ -42,9 +44,9 @@ def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str],
     try:
         given = list(values)
     except TypeError as error:
-        raise ValueError(f"Expected scorer `{name}` to return a list, but got {type(values).__name__}.") from error
+        raise UserError(f"Expected scorer `{name}` to return a list, but got {type(values).__name__}.") from error
     if len(given) != len(preds):
-        raise ValueError(
+        raise UserError(
             f"Expected scorer `{name}` to return {len(preds)} values, one per report, but got {len(given)}."
         )
     scores: list[float | None] = []
@@ -52,44 +54,25 @@ def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str],
         try:
             scores.append(None if value is None else float(value))
         except (TypeError, ValueError, RuntimeError) as error:  # the last one from a tensor of several numbers
-            raise _no_number(name, value, index) from error
+            raise _not_a_number(name, value, index) from error
     return scores
 
 
-def score_reports(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> Tensor:
-    """`optional_scores` where each report must have one: (N,) float64 on the CPU.
-
-    Raises:
-        TypeError: If something in `preds` or `target` is not a string.
-        ValueError: If the lengths differ, or the scorer does not return N numbers.
-    """
-    scores = optional_scores(scorer, preds, target, name)
-    if None in scores:
-        raise _no_number(name, None, scores.index(None))
-    return torch.tensor(scores, dtype=torch.float64)
-
-
-def _no_number(name: str, value: object, index: int) -> ValueError:
-    return ValueError(f"Expected scorer `{name}` to return numbers, but got {type(value).__name__} for report {index}.")
-
-
-def first_not_finite(scores: Tensor) -> int | None:
-    """Index of the first nan or infinity of (N,) scores; None where all are finite."""
-    bad = (~scores.isfinite()).nonzero()
-    return int(bad[0]) if len(bad) else None
+def _not_a_number(name: str, value: object, index: int) -> UserError:
+    return UserError(f"Expected scorer `{name}` to return numbers, but got {type(value).__name__} for report {index}.")
 
 
 class ReportScore(Metric):
     """Corpus mean of a per-report score.
 
     Args:
-        scorer: See `Scorer`.
-        name: Stands in messages and, by `as_reward`, in logs; the scorer's own name by default.
+        scorer: Scorer, see `mrg.metrics.labels.Scorer`.
+        name: Name in messages and, with `as_reward`, in logs; the scorer's own name by default.
         higher_is_better: Whether a larger value is a better report.
-        kwargs: Of `torchmetrics.Metric`.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
-        TypeError: If the scorer is a class, a metric, or nothing that can be called.
+        UserTypeError: If the scorer is a class, a metric, or cannot be called.
 
     Example:
         >>> def share_of_words(preds, target):
@@ -107,68 +90,69 @@ class ReportScore(Metric):
 
     def __init__(self, scorer: Scorer, name: str | None = None, higher_is_better: bool = True, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        what = _why_no_scorer(scorer)
-        if what:
-            raise TypeError(f"Expected argument `scorer` to be a function of two lists of strings, but got {what}.")
+        _check_scorer(scorer, "argument `scorer`")
         self.name = name or name_of(scorer)
-        # Not a submodule: its weights must not leak into checkpoints, nor train() reach its dropout.
+        # Not a submodule: its weights stay out of checkpoints, and train() does not reach its dropout.
         object.__setattr__(self, "scorer", scorer)
-        object.__setattr__(self, "higher_is_better", higher_is_better)  # torchmetrics keeps it for classes alone
-        # A collection updates metrics together whose states are equal after a batch: another scorer, another state.
+        object.__setattr__(self, "higher_is_better", higher_is_better)  # torchmetrics allows it on classes alone
+        # A collection updates metrics together if their states are equal after a batch: another scorer, another state.
         self.add_state("settings", torch.tensor(identity(scorer)), dist_reduce_fx="max")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("num", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def scores(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
-        """Score reports without touching the state: (N,) float64 on the CPU.
+        """Score each report without changing the metric's state: (N,) float64 on the CPU.
 
         Raises:
-            TypeError: If something in `preds` or `target` is not a string.
-            ValueError: If the lengths differ, or the scorer does not return N finite numbers.
+            UserError: If the lengths differ, or the scorer does not return N finite numbers.
+            UserTypeError: If something in `preds` or `target` is not a string.
         """
-        scores = score_reports(self.scorer, preds, target, self.name)
-        index = first_not_finite(scores)
-        if index is not None:
-            raise ValueError(
-                f"Expected scorer `{self.name}` to return finite values, but got {float(scores[index])} "
-                f"for report {index}."
-            )
-        return scores
+        scores = []
+        for index, score in enumerate(optional_scores(self.scorer, preds, target, self.name)):
+            if score is None:
+                raise _not_a_number(self.name, score, index)
+            if not math.isfinite(score):
+                raise UserError(
+                    f"Expected scorer `{self.name}` to return finite values, but got {score} for report {index}."
+                )
+            scores.append(score)
+        return torch.tensor(scores, dtype=torch.float64)
 
     def update(self, preds: Sequence[str], target: Sequence[str]) -> None:
-        """Add reports; see `scores` for what is checked."""
+        """Add N reports, checked as in `scores`."""
         scores = self.scores(preds, target)
         self.total += scores.sum().to(self.total.device)
         self.num += len(scores)
 
     def compute(self) -> Tensor:
-        """The mean, float64."""
+        """Mean over the reports, float64."""
         return self.total / self.num
 
 
-def _why_no_scorer(value: Any) -> str:
-    """What a value is that is no scorer; empty where it may be one."""
+def _check_scorer(value: Any, what: str) -> None:
+    """Check that a value may be a scorer; a metric can be called too, but gives one number per batch."""
     if isinstance(value, type):
-        return f"the class {value.__name__}, not an object made from it"
-    if isinstance(value, Metric):  # can be called too, but gives one number per batch
-        return f"the metric {type(value).__name__}"
-    return "" if callable(value) else f"an object of type {type(value).__name__}"
+        got = f"the class {value.__name__}, not an object made from it"
+    elif isinstance(value, Metric):
+        got = f"the metric {type(value).__name__}"
+    elif not callable(value):
+        got = f"an object of type {type(value).__name__}"
+    else:
+        return
+    raise UserTypeError(f"Expected {what} to be a function of two lists of strings, but got {got}.")
 
 
 def load_scorer(path: str) -> Scorer:
     """Import a scorer by name, for the command line.
 
     Args:
-        path: `"package.module:function"`; an attribute of an attribute is separated by a dot.
+        path: `"package.module:function"`; attributes of attributes are separated by dots.
 
     Raises:
-        ValueError: If the form is another one, or the attribute is missing.
-        ImportError: If the module cannot be imported; the message says why.
-        TypeError: If what was found is no function and no object to call.
+        UserError: If the name has another form, or the attribute does not exist.
+        MissingPackageError: If the module cannot be imported; the message says why.
+        UserTypeError: If it is neither a function nor an object that can be called.
     """
-    found = import_named(path, "scorer", "function")
-    what = _why_no_scorer(found)
-    if what:
-        raise TypeError(f"Expected scorer {path!r} to be a function of two lists of strings, but it is {what}.")
-    scorer: Scorer = found
+    scorer: Scorer = import_named(path, "scorer", "function")
+    _check_scorer(scorer, f"scorer {path!r}")
     return scorer

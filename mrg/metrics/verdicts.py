@@ -1,9 +1,9 @@
-"""What became of each finding: right, uncertain, missed, invented or contradicted, from the two label classes.
+"""Verdict on each finding from two label classes: correct, uncertain, missed, hallucinated or contradicted.
 
-A finding is a condition that a report states, surely or as possible, as in the scores with a plus sign (`micro-13+`).
-The verdicts part their counts: true positives are `right` and `uncertain`, false negatives are `missed` and what the
-reference states and the prediction denies, false positives are `invented` and what the prediction states and the
-reference denies. The last two together are `contradicted`.
+A finding is a condition that a report states, as certain or as possible, as in the scores with a plus sign
+(`micro-13+`). The verdicts partition their counts: true positives are `correct` and `uncertain`; false negatives are
+`missed` and the contradictions that the reference states; false positives are `hallucinated` and the contradictions
+that the prediction states.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-VERDICTS: tuple[str, ...] = ("right", "uncertain", "missed", "invented", "contradicted", "denied", "silent")
-"""`denied`: absent in both reports, and both say so. `silent`: no finding, and at most one of the reports denies it."""
+VERDICTS: tuple[str, ...] = ("correct", "uncertain", "missed", "hallucinated", "contradicted", "denied", "silent")
+"""`denied`: negative in both reports. `silent`: no finding, and negative in at most one of them."""
 
-ERRORS: tuple[str, ...] = ("missed", "invented", "contradicted")
+ERRORS: tuple[str, ...] = ("missed", "hallucinated", "contradicted")
 
-# First the reference's class, then the prediction's: blank, positive, negative, uncertain.
+# By class in the reference, then in the prediction: blank, positive, negative, uncertain.
 _TABLE = (
-    ("silent", "invented", "silent", "invented"),
-    ("missed", "right", "contradicted", "uncertain"),
+    ("silent", "hallucinated", "silent", "hallucinated"),
+    ("missed", "correct", "contradicted", "uncertain"),
     ("silent", "contradicted", "denied", "contradicted"),
-    ("missed", "uncertain", "contradicted", "right"),
+    ("missed", "uncertain", "contradicted", "correct"),
 )
 _INDICES = torch.tensor([[VERDICTS.index(name) for name in row] for row in _TABLE])
 
 
 def verdict(preds: int, target: int) -> str:
-    """The verdict on one condition of one report.
+    """Verdict on one condition of one report.
 
-    - `right`: both state it, with the same certainty.
-    - `uncertain`: both state it, but only one of them as certain.
+    - `correct`: both state it with the same certainty.
+    - `uncertain`: both state it, only one of them as certain.
     - `missed`: the reference states it, the prediction does not mention it.
-    - `invented`: the prediction states it, the reference does not mention it.
-    - `contradicted`: one states it, surely or as possible, and the other denies it.
+    - `hallucinated`: the prediction states it, the reference does not mention it.
+    - `contradicted`: one states it, as certain or as possible, and the other denies it.
 
     Args:
         preds: Label class in the prediction.
         target: Label class in the reference.
 
     Returns:
-        A name of `VERDICTS`.
+        A name from `VERDICTS`.
 
     Example:
         >>> from mrg.metrics import BLANK, NEGATIVE, POSITIVE, UNCERTAIN
@@ -51,13 +51,13 @@ def verdict(preds: int, target: int) -> str:
 
 
 def verdicts(preds: Tensor, target: Tensor) -> Tensor:
-    """`verdict` for whole tables of label classes.
+    """Verdicts on all conditions of N reports, see `verdict`.
 
     Args:
         preds: (N, 14) label classes.
         target: (N, 14) label classes.
 
     Returns:
-        (N, 14) int64, places in `VERDICTS`.
+        (N, 14) int64, indices into `VERDICTS`.
     """
     return _INDICES.to(preds.device)[target, preds]

@@ -1,9 +1,9 @@
-"""What needs no training, in the place of a model: the same predictions, results and table.
+"""Baselines without training, in place of a model: the same predictions, results and table.
 
     python -m mrg test --config configs/iu.yaml --config configs/baselines/nearest_image.yaml
 
-A report that is the same for every image, and the report of the training study whose image is most alike, are what a
-policy that looks at images must beat (Boag et al., 2020: nearest neighbours come close to trained networks).
+A policy that looks at images must beat a report that is the same for every image, and the report of the training study
+with the most similar image (Boag et al., 2020: nearest neighbors come close to trained networks).
 """
 
 from __future__ import annotations
@@ -16,24 +16,32 @@ from torch import Tensor
 
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.study import Study
+from mrg.errors import UserError
+from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.results import CONSTANT_NORMAL, most_frequent_report
 from mrg.modules.base import ReportModule
-from mrg.modules.image_features import Features, PixelCollator, TowerCollator, nearest, pixel_rows, tower_features
-from mrg.modules.load import load_policy
+from mrg.modules.image_features import (
+    Features,
+    PixelCollator,
+    TowerCollator,
+    nearest,
+    pixel_rows,
+    tower_features,
+)
+from mrg.modules.policy.load import DType, load_policy
 from mrg.modules.settings import check_trainer
 
 
 class Baseline(ReportModule):
-    """A `ReportModule` without a policy; a subclass says in `prepare` what it takes from the training split.
+    """A `ReportModule` without a policy; a subclass takes what it needs from the training split in `prepare`.
 
     Args:
-        margin: Of MCCS.
-        labeler: See `ReportModule`.
+        margin: Margin of MCCS.
+        labeler: Labeler for scores; `RulesLabeler` by default.
     """
 
     title = "baseline"
-    """What it is called in results.json in the place of a policy."""
+    """Name in results.json, in place of a policy."""
     trained = False
 
     def __init__(self, margin: float = 0.5, labeler: Labeler | None = None) -> None:
@@ -44,39 +52,39 @@ class Baseline(ReportModule):
         """Read the data and give the data module its collator.
 
         Raises:
-            ValueError: If it is to be trained.
+            UserError: If it is to be trained.
         """
         if stage == "fit":
-            raise ValueError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
+            raise UserError(f"The baseline {self.title} is not trained: run `test` or `predict`.")
         check_trainer(self.trainer, stage)
         data = getattr(self.trainer, "datamodule", None)
         if data is None:
-            raise ValueError("Expected the trainer to be given a data module (`data:` in the configuration).")
+            raise UserError("Expected the trainer to be given a data module (`data:` in the configuration).")
         data.setup()
         data.collator = self.collator()
 
     def prepare(self, data: ReportDataModule) -> None:
-        """Take what is needed from the training split, once the module is on its device."""
+        """Take what is needed from the training split; the module is on its device."""
 
     def collator(self) -> Callable[[list[Study]], Any]:
-        """What makes a batch of studies; one without images here."""
+        """Collator of studies; by default one without images."""
         return Features
 
     def on_validation_start(self) -> None:
-        """Prepare."""
+        """Call `prepare`."""
         self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_test_start(self) -> None:
-        """Prepare; see also `ReportModule`."""
+        """Reset the predictions, and call `prepare`."""
         super().on_test_start()
         self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def on_predict_start(self) -> None:
-        """Prepare."""
+        """Call `prepare`."""
         self.prepare(self.trainer.datamodule)  # type: ignore[attr-defined]
 
     def reports(self, batch: Features) -> list[str]:
-        """The report of each study."""
+        """Reports of a batch, one per study."""
         raise NotImplementedError(f"{type(self).__name__} must define reports().")  # abstract
 
     def _write(self, batch: Any) -> list[str]:
@@ -84,47 +92,47 @@ class Baseline(ReportModule):
 
 
 class ConstantNormal(Baseline):
-    """Says that all is normal, whatever the image shows; see `Baseline`."""
+    """Writes a constant normal report; takes the arguments of `Baseline`."""
 
     title = "constant normal"
 
     def reports(self, batch: Features) -> list[str]:
-        """The same for every study."""
+        """The same report for every study."""
         return [CONSTANT_NORMAL] * len(batch)
 
 
 class MostFrequentReport(Baseline):
-    """Writes the training split's commonest report; see `Baseline`."""
+    """Writes the most frequent report of the training split; takes the arguments of `Baseline`."""
 
     title = "most frequent report"
 
     def prepare(self, data: ReportDataModule) -> None:
-        """Find it.
+        """Find the most frequent report.
 
         Raises:
-            ValueError: If there are no training studies.
+            UserError: If there are no training studies.
         """
         self.report = most_frequent_report(_training(data, self.title, data.train_reports()))
 
     def reports(self, batch: Features) -> list[str]:
-        """The same for every study."""
+        """The same report for every study."""
         return [self.report] * len(batch)
 
 
 class NearestImage(Baseline):
-    """Writes the report of the training study whose image is most alike, by the cosine of image features.
+    """Writes the report of the training study with the most similar image, by the cosine of image features.
 
-    Of each study one image is looked at, the first frontal one, or the first where none is known to be frontal. Only
-    features are kept, in 16 bits: 2 kB for each training study at 32 by 32 pixels.
+    One image per study is used: the first frontal one, or the first one if none is known to be frontal. Features are
+    stored in 16 bits: 2 kB per training study at 32 by 32 pixels.
 
     Args:
-        size: The features are grey copies of the images of so many pixels along each side, less their mean.
-        tower: Hub id or folder of a policy: the features are what its vision tower makes of the images, averaged over
-            an image's tokens. Empty takes pixels.
-        dtype: Of that policy, see `load_policy`.
-        max_pixels: Pixel budget of one image of that policy; 0 keeps the checkpoint's own.
-        margin: Of MCCS.
-        labeler: See `ReportModule`.
+        size: Side length in pixels of the grayscale copies that serve as features, after subtraction of their mean.
+        tower: Hub id or folder of a policy whose vision tower computes the features, as means over image tokens. Empty
+            uses pixels.
+        dtype: Precision of that policy: `"auto"` takes the checkpoint's.
+        max_pixels: Pixel budget of an image for that policy; 0 keeps the checkpoint's.
+        margin: Margin of MCCS.
+        labeler: Labeler for scores; `RulesLabeler` by default.
     """
 
     title = "nearest image"
@@ -133,14 +141,14 @@ class NearestImage(Baseline):
         self,
         size: int = 32,
         tower: str = "",
-        dtype: str = "auto",
+        dtype: DType = "auto",
         max_pixels: int = 0,
         margin: float = 0.5,
         labeler: Labeler | None = None,
     ) -> None:
         super().__init__(margin, labeler)
         if size < 2:
-            raise ValueError(f"Expected model.init_args.size to be at least 2, but got {size}.")
+            raise UserError(f"Expected model.init_args.size to be at least 2, but got {size}.")
         self.size, self.tower = size, tower
         self.dtype_name, self.max_pixels = dtype, max_pixels
         self.source += f" by {tower}" if tower else f" of {size} x {size} pixels"
@@ -148,19 +156,19 @@ class NearestImage(Baseline):
         self.training_reports: list[str] = []
 
     def collator(self) -> Callable[[list[Study]], Any]:
-        """Reads the one image of each study; loads the tower's policy the first time."""
+        """Collator of the single image of each study; loads the policy of the tower at first."""
         if not self.tower:
             return PixelCollator(self.size)
-        if self.policy is None:
+        if not hasattr(self, "policy"):
             self.policy = load_policy(self.tower, dtype=self.dtype_name, max_pixels=self.max_pixels).eval()
             self.policy.requires_grad_(False)
         return TowerCollator(self.policy.processor)
 
     def prepare(self, data: ReportDataModule) -> None:
-        """Compute the features of the training split, batch by batch.
+        """Compute the features of the training split.
 
         Raises:
-            ValueError: If there are no training studies.
+            UserError: If there are no training studies.
         """
         _training(data, self.title, data.train_reports())
         self.training_reports, known = [], []
@@ -173,15 +181,15 @@ class NearestImage(Baseline):
 
     @torch.no_grad()
     def embed(self, batch: Any) -> Tensor:
-        """Features (B, D) of length 1."""
-        return pixel_rows(batch) if self.policy is None else tower_features(self.policy, batch)
+        """(B, D) features of unit length."""
+        return tower_features(self.policy, batch) if self.tower else pixel_rows(batch)
 
     def reports(self, batch: Features) -> list[str]:
-        """Those of the nearest training studies; the first one among equals."""
+        """Reports of the nearest training studies; of equally near ones, the first."""
         return [self.training_reports[i] for i in nearest(self.embed(batch).half().cpu(), self.known).tolist()]
 
 
 def _training(data: ReportDataModule, title: str, reports: Sequence[str]) -> list[str]:
     if not reports:
-        raise ValueError(f"The {title} needs training studies, but {data.describe()} has none.")
+        raise UserError(f"The {title} needs training studies, but {data.describe()} has none.")
     return list(reports)

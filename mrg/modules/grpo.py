@@ -1,18 +1,27 @@
-"""Group relative policy optimisation on a clinical reward (Shao et al., 2024; MRG-R1, 2025).
+"""Group relative policy optimization on a clinical reward (Shao et al., DeepSeekMath, 2024; MRG-R1, 2025).
 
-A round: the policy writes `group_size` completions for each study, each is rewarded, and its advantage over its group
-weighs its gradient. What a study's completions share is computed once, in the rollout as in the loss: its images and
-its prompt.
+A round: the policy samples a group of completions for each study, every completion is rewarded, and its advantage over
+its group weighs its gradient.
 
-Choices: a round that makes one optimiser step takes the policy's own log-probabilities as the old ones, so the ratio
-is exactly 1; a round of several takes the rollout's. The reference is the policy with its adapter off, or a copy of its
-start. A loss is normalised by the whole step, so its value does not depend on how the step is cut. Without a KL term,
-groups of equal rewards send no gradient and are not computed. Left out: value networks.
+Choices:
+
+- What the completions of a study share, its images and its prompt, is computed once: in the rollout, in the reference
+  pass and in the loss.
+- A round of one optimizer step takes the policy's own log-probabilities as the old ones, so every ratio is exactly 1.
+  A round of several steps takes the sampler's, recomputed by the policy if another engine sampled.
+- The reference model is the policy with its adapter off, or a copy of all trained weights at the start.
+- The loss is normalized by the whole step on all ranks, so it does not depend on how the step is cut.
+- Without a KL term, groups of equal rewards have no gradient and are not computed.
+- A reward that fails stops the run on all ranks, before anything has changed.
+
+Left out: value networks, a KL penalty within the reward, and rounds that overlap with the training of earlier ones.
+
+Sizes: B studies, G completions per study, N = B * G completions of at most C tokens, row n belongs to study n // G;
+n completions of at most c tokens in a micro-batch.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,212 +29,163 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
-from mrg.modules.advantage import equal_groups, group_advantages
-from mrg.modules.base import ReportModule
-from mrg.modules.correction import correction_weights
-from mrg.modules.loss import check_loss_options, grpo_loss
-from mrg.modules.minibatch import Step, check_round, micro_batches, minibatches
-from mrg.modules.monitor import BY_STEP, Monitor, Outcome, first_group
-from mrg.modules.prompts import Prompts
+from mrg.errors import UserError
+from mrg.log import log
+from mrg.modules.policy.fsdp import clip_gradients, gathered, local_gradients, most_of_ranks
+from mrg.modules.prefix.prompts import Prompts
 from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
-from mrg.modules.reward import Reward, Rewards, WeightedScorer, replace_rewards
-from mrg.modules.rollout import Rollout, group_rows, replace_groups, sample
-from mrg.modules.server_rollout import NO_ADAPTER, ServerRollout, connect
-from mrg.modules.servers import Servers
-from mrg.modules.settings import check_counts, check_reference, check_sampling, warn_of_idle_clips
-from mrg.modules.sharding import clip_gradients, gathered, local_gradients, most_of_ranks
+from mrg.modules.rewarded import RewardedModule
+from mrg.modules.rl.advantage import equal_groups
+from mrg.modules.rl.batch import MicroBatch, Step, check_round, micro_batches, minibatches
+from mrg.modules.rl.loss import correction_weights, grpo_loss
+from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
+from mrg.modules.rl.reward import Rewards, replace_rewards
+from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
+from mrg.modules.rollout.vllm import NO_ADAPTER, VLLMClient, connect
+from mrg.modules.settings import KLSettings, LossSettings, RewardSettings, RolloutSettings, check_counts
 
 
-class GRPOModule(ReportModule):
-    """Grouped rollouts, a reward, group advantages, a clipped loss.
+class GRPOModule(RewardedModule):
+    """GRPO: grouped rollouts, a reward, group advantages, and a clipped loss.
 
     Args:
-        group_size: Completions per study.
+        rollout: How completions are sampled.
+        reward: Weights of the parts of the reward.
+        kl: KL term of the loss and its reference model.
+        loss: Policy loss and advantages.
+        num_minibatches: Optimizer steps per pass over the studies of a round.
+        num_iterations: Passes over the studies of a round.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
-            never cut. Lower it where memory runs out.
-        num_minibatches: Optimiser steps into which the studies of a round are cut.
-        num_iterations: How often a round is gone through.
-        temperature: Of sampling, above 0.
-        loss_type: See `mrg.modules.loss`.
-        kl_coef: Weight of the KL to the reference; 0 needs no reference.
-        reference: `"adapter"`: the policy with its adapter off; `"copy"`: a copy of its weights at the start, where all
-            weights are trained.
-        kl_estimator: `"k1"`, `"k2"` or `"k3"`, see `mrg.modules.kl`.
-        kl_ratio_correction: Multiply the KL term by the ratio, see `mrg.modules.kl`.
-        clip_low: See `grpo_loss`.
-        clip_high: See `grpo_loss`.
-        dual_clip: See `clipped_surrogate`.
-        advantage_scale: See `group_advantages`; the batch is that of the rank.
-        mask_truncated: Completions that reached the length limit count in their group's mean but send no gradient.
-        resample_dead: How often groups of equal rewards are sampled again.
-        mccs_weight: See `Reward`.
-        format_weight: See `Reward`.
-        ce_f1_weight: See `Reward`.
-        rewards: Further parts of the reward, each a scorer with a weight, see `WeightedScorer`.
-        sample_every: Rounds from one group that is shown in samples.jsonl to the next; 0 shows none.
-        seed: Rollouts are a function of (seed, rank, round).
-        servers: vLLM servers that write the rollouts, see `mrg.modules.servers`; without any the policy writes them.
-        **kwargs: See `ReportModule`.
+            never cut. Lower it if memory runs out.
+        sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
+        **kwargs: Arguments of `ReportModule`.
+
+    Raises:
+        UserError: If settings are out of range or contradict each other.
     """
 
     def __init__(
         self,
-        group_size: int = 8,
-        micro_batch_tokens: int = 16_384,
+        rollout: RolloutSettings = RolloutSettings(),
+        reward: RewardSettings = RewardSettings(),
+        kl: KLSettings = KLSettings(),
+        loss: LossSettings = LossSettings(),
         num_minibatches: int = 1,
         num_iterations: int = 1,
-        temperature: float = 1.0,
-        loss_type: str = "grpo",
-        kl_coef: float = 0.04,
-        reference: str = "adapter",
-        kl_estimator: str = "k3",
-        kl_ratio_correction: bool = False,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        dual_clip: float | None = None,
-        advantage_scale: str = "group",
-        mask_truncated: bool = False,
-        resample_dead: int = 0,
-        mccs_weight: float = 0.75,
-        format_weight: float = 0.25,
-        ce_f1_weight: float = 0.0,
-        rewards: list[WeightedScorer] | None = None,
+        micro_batch_tokens: int = 16_384,
         sample_every: int = 10,
-        seed: int = 0,
-        servers: Servers | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_counts(
-            group_size=(group_size, 2),
-            micro_batch_tokens=(micro_batch_tokens, 1),
-            num_minibatches=(num_minibatches, 1),
-            num_iterations=(num_iterations, 1),
-            resample_dead=(resample_dead, 0),
-            sample_every=(sample_every, 0),
-        )
-        check_sampling(temperature, advantage_scale)
-        check_reference(reference, kl_coef, self.train_vision, self.lora)
-        check_loss_options(loss_type, clip_low, clip_high, dual_clip, kl_estimator)
-        if servers is not None and self.lora is None:
-            raise ValueError(NO_ADAPTER)
+        check_counts(num_minibatches=num_minibatches, num_iterations=num_iterations)
+        check_counts(micro_batch_tokens=micro_batch_tokens)
+        check_counts(0, sample_every=sample_every)
+        kl.check_fixed(self.train_vision, self.lora)
+        if rollout.servers is not None and self.lora is None:
+            raise UserError(NO_ADAPTER)
         self.automatic_optimization = False  # several backward passes make one step
-        self.group_size, self.micro_batch_tokens, self.temperature = group_size, micro_batch_tokens, temperature
+        self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
+        self.group_size, self.temperature = rollout.group_size, rollout.temperature
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
-        self.reference_kind = reference
-        self.kl_coef, self.advantage_scale, self.mask_truncated = kl_coef, advantage_scale, mask_truncated
-        self.loss_options: dict[str, Any] = {
-            "clip_low": clip_low, "clip_high": clip_high, "kl_coef": kl_coef, "loss_type": loss_type,
-            "dual_clip": dual_clip, "kl_estimator": kl_estimator, "kl_ratio_correction": kl_ratio_correction,
-            "max_tokens": self.max_new_tokens,
-        }  # fmt: skip
-        self.resample_dead, self.rollout_seed = resample_dead, seed
-        self.sample_every = sample_every
+        self.num_steps = num_minibatches * num_iterations
+        self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
+        self.set_reward(reward, loss.advantage_scale)
+        self.monitor = Monitor(rollout.group_size)
+        self.vllm: VLLMClient | None = None
         self.samples: list[dict[str, Any]] = []
-        self.servers = servers
-        self.writers: ServerRollout | None = None
-        self.reward = Reward(
-            self.labeler, mccs_weight, format_weight, self.margin, self.think, ce_f1_weight, rewards or []
-        )
-        self.monitor = Monitor(group_size)
 
     def setup(self, stage: str) -> None:
-        """Also check that there is a reference where the KL term needs one."""
-        if stage == "fit":
-            warn_of_idle_clips(self.num_minibatches * self.num_iterations, self.loss_options)
+        """Load the policy, and check before that a round has a study for each step and the KL term a reference."""
         data: Any = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and data is not None:
-            check_round(data.batch_size, self.num_minibatches)  # before the policy is loaded
-        super().setup(stage)
         if stage == "fit":
-            check_round(
-                min(data.batch_size, len(data.splits["train"]) // self.trainer.world_size), self.num_minibatches
+            self.loss_settings.warn_without_effect(self.num_steps)
+            if data is not None:
+                check_round(data.batch_size, self.num_minibatches)
+        super().setup(stage)
+        if self.kl.coef and not self.policy.has_adapter and self.kl.reference != "copy":
+            raise UserError(
+                "The KL term needs a reference: set model.init_args.lora, kl.reference to 'copy', or kl.coef to 0."
             )
-        if self.kl_coef and not self.writer.has_adapter and self.reference_kind != "copy":
-            raise ValueError(
-                "The KL term needs a reference: set model.init_args.lora, reference to 'copy', or kl_coef to 0."
-            )
-        if stage == "fit" and self.servers is not None:
-            self.writers = connect(self.servers, self.writer, self.trainer)
+        if stage == "fit":
+            num_studies = len(data.splits["train"]) // self.trainer.world_size
+            check_round(min(data.batch_size, num_studies), self.num_minibatches)
+            if self.rollout_settings.servers is not None:
+                self.vllm = connect(self.rollout_settings.servers, self.policy, self.trainer)
 
     def configure_model(self) -> None:
-        """Also keep the reference, sharded as the policy is."""
+        """Shard the policy if the strategy does, and copy its weights as the reference if there is no adapter."""
         super().configure_model()
-        if self.trainer.training and self.kl_coef and not self.writer.has_adapter and not self.writer.kept:
-            self.writer.keep_reference()
+        if self.trainer.training and self.kl.coef and not self.policy.has_adapter and not self.policy.reference_weights:
+            self.policy.keep_reference()
+
+    @property
+    def round_index(self) -> int:
+        """Index of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
+        return self.trainer.fit_loop.total_batch_idx
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """One round: rollout, reward, advantage, reference, loss."""
+        """One round: rollout, reward, advantages, reference, loss."""
         self.intact = False
         with self.monitor.phase("vision"):
-            prompts = self.writer.embed(batch)
-        # Gathered once, for ranks do not sample again equally often.
-        with gathered(self.writer), failing_together(self.trainer.world_size, self._keep):
+            prompts = self.policy.embed(batch)
+        # Weights are gathered once: ranks do not resample equally often.
+        with gathered(self.policy), failing_together(self.trainer.world_size, self._keep_intact):
             with self.monitor.phase("rollout"):
                 rollout = self.rollout(prompts, batch)
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
             rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        advantages = group_advantages(rewards.total, self.group_size, self.advantage_scale, present=rewards.scored).to(
-            self.device
-        )
+        advantages = self.advantages(rewards)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
-            stats = self.update(prompts, rollout, advantages, ref_logps, batch)
-        self.log_round(rollout, rewards, advantages, stats, prompts)
-        if self.sample_every and self.number % self.sample_every == 0:
-            self.samples = first_group(rollout, rewards, batch, self.group_size, self.number)
+            sums = self.update(prompts, rollout, advantages, ref_logps, batch)
+        self.log_round(rollout, rewards, advantages, sums, prompts)
+        if self.sample_every and self.round_index % self.sample_every == 0:
+            self.samples = first_group(rollout, rewards, batch, self.group_size, self.round_index)
 
-    def _keep(self) -> None:
+    def _keep_intact(self) -> None:
         self.intact = True
 
-    @property
-    def number(self) -> int:
-        """Of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
-        return self.trainer.fit_loop.total_batch_idx
-
     def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
-        """`group_size` sampled completions of each study; a function of (seed, rank, round, attempt) and the policy.
+        """Sample a group of completions per study; a function of (seed, rank, round, attempt) and the policy.
 
         Args:
-            prompts: Of the studies that are written for.
-            batch: Of the whole round.
-            groups: Places of these studies in the batch; all of them by default.
-            attempt: 0, or above it where a group is sampled again.
+            prompts: Prompts of the studies to sample for.
+            batch: All studies of the round.
+            groups: Indices of the studies in the batch; all of them by default.
+            attempt: 0, or the number of the attempt if groups are sampled again.
         """
-        # All ranks share a seed in Lightning, but must not write the same completions.
-        seed = hash((self.rollout_seed, self.global_rank, self.number, attempt)) % 2**63
-        if self.writers is not None:
-            self.writers.synchronise(self.number, self.trainer)
+        # All ranks have the same seed in Lightning, but must not sample the same completions.
+        seed = hash((self.rollout_settings.seed, self.global_rank, self.round_index, attempt)) % 2**63
+        if self.vllm is not None:
+            self.vllm.synchronize(self.round_index, self.trainer)
             seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
-            return self.writers.write(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
+            return self.vllm.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
         generator = torch.Generator(self.device).manual_seed(seed)
-        return sample(
-            self.writer, prompts, self.group_size, self.max_new_tokens, self.temperature, generator, self.decoder
-        )
+        options = self.group_size, self.max_new_tokens, self.temperature
+        return sample(self.policy, prompts, *options, generator, self.decoder)
 
     def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
         """Rewards of the completions of some groups, see `rollout`."""
-        studies = groups or range(len(batch))
-        target = [batch.target[study] for study in studies for _ in range(self.group_size)]
-        study_id = [batch.study_id[study] for study in studies for _ in range(self.group_size)]
+        studies = [study for study in groups or range(len(batch)) for _ in range(self.group_size)]  # N
+        target, study_id = [batch.target[i] for i in studies], [batch.study_id[i] for i in studies]
         return self.reward(rollout.texts, target, study_id)
 
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
-        """Sample groups of equal rewards again, `resample_dead` times at most (after Yu et al., DAPO, 2025).
+        """Sample groups of equal rewards again, at most `rollout.resample_dead` times (after Yu et al., DAPO, 2025).
 
-        Groups in which fewer than two completions have a reward are left: where a reward does not apply to a study,
-        others do not earn it either.
+        Groups with fewer than two rewards are left: if a reward does not apply to a study, it will not apply to other
+        completions of the study either.
         """
-        for attempt in range(1, self.resample_dead + 1):
+        for attempt in range(1, self.rollout_settings.resample_dead + 1):
             dead = equal_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
             groups = dead.tolist()
             with self.monitor.phase("rollout"):
                 again = self.rollout(prompts.rows(dead.to(self.device)), batch, groups, attempt)
-            rollout = replace_groups(rollout, again, dead, self.group_size, self.writer.pad_id)
+            rollout = replace_groups(rollout, again, dead, self.group_size, self.policy.pad_id)
             with self.monitor.phase("reward"):
                 new = self.rewards(again, batch, groups)
             rewards = replace_rewards(rewards, new, group_rows(dead, self.group_size))
@@ -233,158 +193,158 @@ class GRPOModule(ReportModule):
 
     @torch.no_grad()
     def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
-        """(N, C) of the reference, or None where there is no KL term."""
-        if not self.kl_coef:
+        """(N, C) log-probabilities of the reference model, or None without a KL term."""
+        if not self.kl.coef:
             return None
-        with self.writer.reference():
-            if not self.writer.has_adapter:
-                prompts = self.writer.embed(batch)  # a copy has embeddings of its own
+        with self.policy.reference():
+            if not self.policy.has_adapter:
+                prompts = self.policy.embed(batch)  # a copy has its own embeddings
             return self.round_logps(prompts, rollout)
 
     @torch.no_grad()
     def round_logps(self, prompts: Prompts, rollout: Rollout) -> Tensor:
-        """(N, C) of the policy as it is, in micro-batches."""
-        logps = torch.zeros_like(rollout.old_logps)
-        groups = range(len(prompts.mask))
-        for part, _ in self.passes(groups, prompts, rollout):
-            rows, few = self.rows(part), prompts.rows(torch.tensor(part, device=self.device))
-            ids, mask = rollout.trimmed(rows)
-            logps[rows, : mask.shape[1]] = self.writer.logps(few, ids, mask, self.temperature).logps.to(logps.dtype)
+        """(N, C) log-probabilities of the policy as it is, in micro-batches; 0 where there is no token."""
+        logps = torch.zeros_like(rollout.old_logps)  # (N, C)
+        for part in self.micro_batches(range(len(prompts.mask)), prompts, rollout):
+            tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
+            logps[part.rows, : part.mask.shape[1]] = tokens.logps.to(logps.dtype)  # (n, c)
         return logps
 
-    def passes(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[tuple[list[int], int]]:
-        """Micro-batches of some groups, each with 1, or with 0 where it only keeps ranks that share layers in step."""
-        shared = self.writer.shares(rollout.completion_ids.shape[1], several=True)
+    def micro_batches(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[MicroBatch]:
+        """Micro-batches of some groups; with dummies at the end if ranks share layers and others have more."""
+        shared = self.policy.shares(rollout.completion_ids.shape[1], several=True)
         num_tokens = self.num_group_tokens(prompts, rollout, 1 if shared else self.group_size)
         parts = micro_batches(groups, num_tokens, self.micro_batch_tokens)
-        spare = most_of_ranks(len(parts), self.device) - len(parts) if self.writer.sharded else 0
-        return [(part, 1) for part in parts] + [([0], 0)] * spare
+        num_dummies = most_of_ranks(len(parts), self.device) - len(parts) if self.policy.sharded else 0
+        return [
+            *(MicroBatch.of(rollout, part, self.group_size) for part in parts),
+            *(MicroBatch.of(rollout, [0], self.group_size, weight=0.0) for _ in range(num_dummies)),
+        ]
 
     def num_group_tokens(self, prompts: Prompts, rollout: Rollout, copies: int = 1) -> list[int]:
-        """Tokens of each group with so many copies of its prompt: one in a packed row."""
-        completions = rollout.completion_mask.sum(1).view(-1, self.group_size).sum(1)
+        """Tokens of each group with this many copies of its prompt; a packed row has one."""
+        completions = rollout.completion_mask.sum(1).view(-1, self.group_size).sum(1)  # (B,)
         return (copies * prompts.mask.sum(1) + completions).tolist()
-
-    def rows(self, groups: list[int]) -> Tensor:
-        """Completions of some groups."""
-        return group_rows(torch.tensor(groups, device=self.device), self.group_size)
 
     def update(
         self, prompts: Prompts, rollout: Rollout, advantages: Tensor, ref_logps: Tensor | None, batch: Batch
     ) -> dict[str, Tensor]:
-        """Optimiser steps on the round.
+        """Optimizer steps of a round.
 
         Returns:
-            Sums over completions and steps, see `loss`; of the loss and the gradient's norm means over steps.
+            Sums over completions and steps, see `loss`; for the loss and the gradient norm, means over steps.
         """
-        num_steps = self.num_minibatches * self.num_iterations
-        generator = torch.Generator().manual_seed(hash((self.rollout_seed, self.number)) % 2**63)
-        # A server's log-probabilities are not the policy's, whose own are needed once it moves within the round.
-        old_logps = self.round_logps(prompts, rollout) if self.writers is not None and num_steps > 1 else None
+        old_logps = None if self.num_steps == 1 else rollout.old_logps  # (N, C)
+        if self.num_steps > 1 and self.vllm is not None:
+            old_logps = self.round_logps(prompts, rollout)  # a server's are not quite the policy's
+        generator = torch.Generator().manual_seed(hash((self.rollout_settings.seed, self.round_index)) % 2**63)
         totals: dict[str, Tensor] = {}
         for _ in range(self.num_iterations):
-            order = generator if num_steps > 1 else None
+            order = generator if self.num_steps > 1 else None
             for groups in minibatches(len(prompts.mask), self.num_minibatches, order):
                 if totals and prompts.embeds.requires_grad:
-                    prompts = self.writer.embed(batch)  # the last step changed what they are made by
-                step = Step(rollout, advantages, ref_logps, groups, on_policy=num_steps == 1, old_logps=old_logps)
-                for name, value in self.step(prompts, step).items():
-                    totals[name] = totals.get(name, 0.0) + (value / num_steps if name in BY_STEP else value)
+                    prompts = self.policy.embed(batch)  # the last step changed what they are made by
+                sums = self.step(prompts, Step(rollout, advantages, ref_logps, groups, old_logps))
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, 0.0) + (value / self.num_steps if name in BY_STEP else value)
         return totals
 
     def step(self, prompts: Prompts, step: Step) -> dict[str, Tensor]:
-        """One optimiser step on some groups, in micro-batches; returns its loss, norm, and sums over completions."""
+        """One optimizer step in micro-batches; returns its loss, its gradient norm, and the sums of `loss`."""
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
         world_size = self.trainer.world_size
         step.num_completions = mean_over_ranks(len(step.groups) * self.group_size, world_size, self.device)
-        step.num_tokens = mean_over_ranks(self.counted_tokens(step), world_size, self.device)
-        # Micro-batches share the prompts' embeddings. Where these are trained, their gradient is collected at leaves
-        # and sent on once: a graph can be walked back only once.
+        step.num_tokens = mean_over_ranks(self.num_loss_tokens(step), world_size, self.device)
+        # Micro-batches share the prompts' embeddings. If these are trained, their gradient is collected at leaves and
+        # sent on once: backward passes through a graph only once.
         leaves = prompts.detached()
-        live = [g for g in step.groups if self.kl_coef or bool(step.advantages.view(-1, self.group_size)[g].any())]
+        advantages = step.advantages.view(-1, self.group_size)  # (B, G)
+        live = [group for group in step.groups if self.kl.coef or bool(advantages[group].any())]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with local_gradients(self.trainer, self.parameters):
-            for part, counts in self.passes(live, prompts, step.rollout):
-                loss, stats = self.loss(leaves, step, part)
-                self.manual_backward(loss * counts)
-                if not counts:
-                    continue
-                for name, value in {**stats, "loss": loss.detach()}.items():
-                    totals[name] = totals.get(name, 0.0) + value
+            for part in self.micro_batches(live, prompts, step.rollout):
+                loss, sums = self.loss(leaves, step, part)
+                self.manual_backward(loss * part.weight)
+                if part.weight:
+                    for name, value in {**sums, "loss": loss.detach()}.items():
+                        totals[name] = totals.get(name, 0.0) + value
             prompts.send_back(leaves, self.manual_backward)
         if not any_rank(bool(live), world_size, self.device):
-            optimizer.zero_grad()  # gradients of 0 would let momentum move the weights, where none leave them
-        norm = clip_gradients(self.parameters(), self.max_grad_norm)
-        if self.patience.takes(norm, self.number):
+            optimizer.zero_grad()  # with gradients of 0, momentum would still move the weights
+        norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
+        if self.patience.takes(norm, self.round_index, mean_over_ranks(float(totals["loss"]), world_size, self.device)):
             optimizer.step()
-            # An autocast whose cache is on, as Lightning's is not, would go on with casts of the weights before.
-            torch.clear_autocast_cache()
+            torch.clear_autocast_cache()  # a cache, if it is on, holds casts of the weights before the step
         scheduler = self.lr_schedulers()
         assert isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR)
         scheduler.step()
         return {**totals, "grad_norm": norm}
 
-    def loss(self, prompts: Prompts, step: Step, groups: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Share of some groups in the step's loss, and sums over their completions.
+    def loss(self, prompts: Prompts, step: Step, part: MicroBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Share of a micro-batch in the loss of a step, and sums over its completions.
 
-        The sums are of means over tokens, `computed` counts the completions and `counted` those that send a gradient.
+        The sums are of means over tokens; `computed` counts the completions and `counted` those with a gradient.
         """
-        rows = self.rows(groups)
-        ids, mask = step.rollout.trimmed(rows)
-        tokens = self.writer.logps(prompts.rows(torch.tensor(groups, device=mask.device)), ids, mask, self.temperature)
-        old_logps = sampled = step.rollout.old_logps[rows, : mask.shape[1]]
-        if step.on_policy:
-            old_logps = tokens.logps.detach()
-        elif step.old_logps is not None:
-            old_logps = step.old_logps[rows, : mask.shape[1]]
+        tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
+        sampled = part.take(step.rollout.old_logps)  # (n, c)
+        old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
         weights = beyond = None
-        if self.servers is not None:
-            kind, limit = self.servers.correction, self.servers.ratio_limit
-            weights, beyond = correction_weights(old_logps, sampled, mask, kind, limit)
-        counted = step.rollout.counted(self.mask_truncated)[rows]
-        loss, stats = grpo_loss(
+        if servers := self.rollout_settings.servers:
+            options = servers.correction, servers.ratio_limit
+            weights, beyond = correction_weights(old_logps, sampled, part.mask, *options)  # (n, c) each
+        counted = part.take(step.rollout.counted(self.loss_settings.mask_truncated))  # (n,)
+        loss, sums = grpo_loss(
             tokens.logps,
             old_logps,
-            None if step.ref_logps is None else step.ref_logps[rows, : mask.shape[1]],
-            step.advantages[rows],
-            mask & counted[:, None],
+            None if step.ref_logps is None else part.take(step.ref_logps),
+            part.take(step.advantages),
+            part.mask & counted[:, None],
             step.num_completions,
+            self.loss_settings.clip_low,
+            self.loss_settings.clip_high,
+            self.kl.coef,
+            loss_type=self.loss_settings.type,
             num_tokens=step.num_tokens,
+            max_tokens=self.max_new_tokens,
+            dual_clip=self.loss_settings.dual_clip,
+            kl_estimator=self.kl.estimator,
+            kl_ratio_correction=self.kl.ratio_correction,
             weights=weights,
-            **self.loss_options,
         )
-        length = mask.sum(1)
+        length = part.mask.sum(1)  # (n,)
         if beyond is not None:
-            stats["corrected"] = (beyond.sum(1) / length).sum()
-        # What sampling and training disagree on; above .05 one of them computes another distribution.
-        stats["logp_gap"] = ((tokens.logps.detach() - sampled).abs().sum(1) / length).sum()
-        stats["entropy"] = (tokens.entropy.sum(1) / length).sum()
-        stats["computed"], stats["counted"] = torch.full_like(loss, len(rows)).detach(), counted.sum()
-        return loss, stats
+            sums["corrected"] = (beyond.sum(1) / length).sum()
+        # The gap between sampling and training; above .05, one of them computes another distribution.
+        sums["logp_gap"] = ((tokens.logps.detach() - sampled).abs().sum(1) / length).sum()
+        sums["entropy"] = (tokens.entropy.sum(1) / length).sum()
+        sums["computed"], sums["counted"] = torch.full_like(loss, len(part.rows)).detach(), counted.sum()
+        return loss, sums
 
-    def counted_tokens(self, step: Step) -> float:
-        """Tokens that an optimiser step is normalised by: its own, or for some losses its share of the round's."""
-        tokens = step.rollout.completion_mask.sum(1) * step.rollout.counted(self.mask_truncated)
-        if self.loss_options["loss_type"] in ("dapo", "cispo"):
+    def num_loss_tokens(self, step: Step) -> float:
+        """Tokens by which a step is normalized: its own, or for `dapo` and `cispo` its share of the round's."""
+        rollout = step.rollout
+        tokens = rollout.completion_mask.sum(1) * rollout.counted(self.loss_settings.mask_truncated)  # (N,)
+        if self.loss_settings.type in ("dapo", "cispo"):
             return float(tokens.sum()) / self.num_minibatches
-        return float(tokens[self.rows(step.groups)].sum())
+        return float(tokens.view(-1, self.group_size)[step.groups].sum())
 
     def log_round(
         self, rollout: Rollout, rewards: Rewards, advantages: Tensor, sums: dict[str, Tensor], prompts: Prompts
     ) -> None:
-        """What tells a healthy round from a collapse, of all ranks."""
+        """Log what tells a healthy round from a collapse, over all ranks."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
-        teaches = advantages.bool() & rollout.counted(self.mask_truncated)
-        own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums)
+        teaches = advantages.bool() & rollout.counted(self.loss_settings.mask_truncated)  # (N,)
+        own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)
         whole = Outcome.joined(gather(own, self.trainer.world_size))
         values = self.monitor.round(whole)
-        if values.get("train/logp_gap", 0.0) > 0.05 and self.num_minibatches * self.num_iterations == 1:
-            warnings.warn(
-                f"Sampling and training disagree by {values['train/logp_gap']:.3f} nats a token: check the precision.",
-                stacklevel=2,
-            )
+        for name, scorer in self.corpus.items():
+            values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
+            scorer.update(*whole.rewards.labels)
+        gap = values.get("train/logp_gap", 0.0)
+        if gap > 0.05 and self.num_steps == 1:
+            log.warning("Sampling and training disagree by %.3f nats per token: check the precision.", gap)
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))
-        self.patience.watch(not whole.teaches and not self.kl_coef)
+        self.patience.watch(not whole.teaches and not self.kl.coef)

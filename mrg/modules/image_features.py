@@ -1,4 +1,4 @@
-"""Studies -> one row of image features each, for the nearest-image baseline."""
+"""Image features of studies, one row each, for the nearest-image baseline."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from mrg.datamodules.collate import Batch, Skipped, StudyCollator
 from mrg.datamodules.study import ImageReadError, Study, View
-from mrg.modules.policy import Policy
+from mrg.modules.policy.policy import Policy
 
 
 @dataclasses.dataclass
 class Features:
-    """B studies with what was computed of their images; it stands where a `Batch` does.
+    """B studies with the features of their images, in place of a `Batch`.
 
     Args:
         studies: The studies.
-        values: (B, D) float32, or empty where no image was read.
-        skipped: See `Batch`.
-        counts: See `Batch`.
+        values: (B, D) float32 features, or empty if no images were read.
+        skipped: Skipped studies, see `Batch`.
+        counts: Whether the studies are scored, see `Batch`.
     """
 
     studies: list[Study]
@@ -43,33 +43,33 @@ class Features:
 
     @property
     def num_counted(self) -> int:
-        """How many of its studies are scored."""
+        """Number of studies that are scored."""
         return len(self.studies) if self.counts else 0
 
     def to(self, device: torch.device | str, **kwargs: Any) -> Features:
-        """Move the features; Lightning calls this."""
+        """Move the features to a device; called by Lightning."""
         return dataclasses.replace(self, values=self.values.to(device, **kwargs))
 
 
 def first_frontal(study: Study) -> View:
-    """The first frontal view, or the first one where none is known to be frontal."""
+    """The first frontal view, or the first view if none is known to be frontal."""
     return next((view for view in study.views if view.position == "frontal"), study.views[0])
 
 
 class PixelCollator:
-    """Turns studies into grey copies of one image each, `size` by `size` pixels, less their mean.
+    """Collates studies into one grey image each, resized to `size` by `size` pixels, minus its mean.
 
-    The cosine of two such rows is the correlation of the images: brightness and contrast do not matter.
+    The cosine of two rows is the correlation of the images, which does not depend on brightness and contrast.
 
     Args:
-        size: Pixels along each side.
+        size: Side of the resized image in pixels.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
 
     def __call__(self, studies: list[Study]) -> Features:
-        """Read and scale.
+        """Read and resize the images of studies.
 
         Raises:
             ImageReadError: If an image cannot be read; names the study.
@@ -77,11 +77,11 @@ class PixelCollator:
         return self.batch(studies, [self.read(study) for study in studies])
 
     def batch(self, studies: list[Study], images: Sequence[np.ndarray]) -> Features:
-        """Make a batch of what `read` returned for each study."""
+        """Combine the results of `read` for each study."""
         return Features(studies, torch.from_numpy(np.stack(images)))
 
     def read(self, study: Study) -> np.ndarray:
-        """Read and scale the image of a study.
+        """Read and resize the image of a study.
 
         Raises:
             ImageReadError: If it cannot be read; names the study.
@@ -97,25 +97,25 @@ class PixelCollator:
 
 
 class TowerCollator:
-    """Turns studies into a `Batch` of one image each, as the policy's processor makes it.
+    """Collates studies into a `Batch` with one image each.
 
     Args:
-        processor: The policy's.
+        processor: The policy's processor.
     """
 
     def __init__(self, processor: Any) -> None:
         self.collator = StudyCollator(processor, prompt="", max_views=1)
 
     def __call__(self, studies: list[Study]) -> Batch:
-        """See `StudyCollator`."""
+        """Read and collate studies, see `StudyCollator`."""
         return self.batch(studies, [self.read(study) for study in studies])
 
     def read(self, study: Study) -> list[np.ndarray]:
-        """See `StudyCollator`."""
+        """Read the image of a study, see `StudyCollator`."""
         return self.collator.read(_of_one_view(study))
 
     def batch(self, studies: list[Study], images: Sequence[list[np.ndarray]]) -> Batch:
-        """See `StudyCollator`."""
+        """Combine the results of `read` for each study."""
         return dataclasses.replace(self.collator.batch([_of_one_view(s) for s in studies], images), studies=studies)
 
 
@@ -124,11 +124,11 @@ def _of_one_view(study: Study) -> Study:
 
 
 def tower_features(policy: Policy, batch: Batch) -> Tensor:
-    """What the vision tower makes of each image, averaged over the image's tokens: (B, D) float32 of length 1.
+    """Mean embedding of each image, normalized to length 1: (B, D) float32.
 
     Args:
-        policy: The policy whose tower it is.
-        batch: Studies of one image each.
+        policy: Policy whose vision tower is used.
+        batch: Studies with one image each.
     """
     images, _ = policy.family.images(policy.base.model, batch)
     counts = (batch.prompt_ids == policy.base.config.image_token_id).sum(1).tolist()
@@ -136,12 +136,12 @@ def tower_features(policy: Policy, batch: Batch) -> Tensor:
 
 
 def nearest(queries: Tensor, known: Tensor, block: int = 16384) -> Tensor:
-    """Places (B,) of the most alike rows, the first among equals, by blocks of the known ones.
+    """Indices (B,) of the most similar rows, the first among equals.
 
     Args:
-        queries: (B, D), of length 1.
-        known: (N, D), of length 1, in any precision.
-        block: Rows of `known` that are in 32 bits at a time.
+        queries: (B, D) rows of length 1.
+        known: (N, D) rows of length 1, in any precision.
+        block: Number of rows of `known` that are converted to float32 at a time.
     """
     best = torch.full((len(queries),), -torch.inf)
     place = torch.zeros(len(queries), dtype=torch.int64)
@@ -153,5 +153,5 @@ def nearest(queries: Tensor, known: Tensor, block: int = 16384) -> Tensor:
 
 
 def pixel_rows(batch: Features) -> Tensor:
-    """Rows (B, D) of length 1; an image of one brightness stays at 0, alike to none."""
+    """Features (B, D) normalized to length 1; those of a uniform image are 0, similar to none."""
     return F.normalize(batch.values, dim=1)

@@ -1,4 +1,4 @@
-"""What processes that train together must agree on."""
+"""Collective operations of the processes that train together."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
+from mrg.errors import RunError
+from mrg.log import set_rank
 
-def say(text: str) -> None:
-    """Print a line on the first rank alone; unlike a trainer's own means it works before there is one."""
-    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-        print(text, flush=True)
+set_rank(lambda: rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def gather(value: Any, world_size: int) -> list[Any]:
-    """The values of all ranks, in their order."""
+    """Values of all ranks, in the order of ranks."""
     if world_size == 1:
         return [value]
     values: list[Any] = [None] * world_size
@@ -26,7 +25,7 @@ def gather(value: Any, world_size: int) -> list[Any]:
 
 
 def any_rank(value: bool, world_size: int, device: torch.device) -> bool:
-    """Whether it is true on any rank."""
+    """Whether a value is true on any rank."""
     if world_size == 1:
         return value
     flag = torch.tensor(int(value), device=device)
@@ -35,7 +34,7 @@ def any_rank(value: bool, world_size: int, device: torch.device) -> bool:
 
 
 def mean_over_ranks(value: float, world_size: int, device: torch.device) -> float:
-    """The mean of a number: gradients are averaged over ranks, so what they are divided by is a mean too."""
+    """Mean of a number over ranks: gradients are averaged, so their divisor must be a mean as well."""
     if world_size == 1:
         return value
     total = torch.tensor(value, dtype=torch.float64, device=device)
@@ -43,19 +42,20 @@ def mean_over_ranks(value: float, world_size: int, device: torch.device) -> floa
     return float(total) / world_size
 
 
-class OtherRankError(RuntimeError):
-    """Another process could not go on."""
+class OtherRankError(RunError):
+    """Another rank stopped the run."""
 
 
 @contextlib.contextmanager
 def failing_together(world_size: int, failed: Callable[[], None]) -> Iterator[None]:
-    """A part of a round in which ranks need not compute equally often; an error of one ends the round on all.
+    """Context in which an error on one rank ends the round on all ranks.
 
-    Otherwise the others would wait for it until they are ended, too, and the state before the round could not be saved.
+    Without it, the other ranks would wait until they are killed, and the state before the round could not be saved.
 
     Args:
-        world_size: Number of ranks; all enter and leave.
-        failed: Called on every rank before the error is raised. A process alone may also be interrupted (Ctrl-C).
+        world_size: Number of ranks; all enter and leave the context.
+        failed: Function that is called on every rank before the error is raised. With a single process, also on an
+            interrupt (Ctrl-C).
 
     Raises:
         OtherRankError: On the ranks that had no error themselves.
@@ -65,13 +65,13 @@ def failing_together(world_size: int, failed: Callable[[], None]) -> Iterator[No
         yield
     except BaseException as error:
         if world_size > 1 and not isinstance(error, Exception):
-            raise  # the others may be anywhere
+            raise  # the other ranks may be anywhere
         problem = error
-    said = gather(None if problem is None else " ".join(f"{type(problem).__name__}: {problem}".split()), world_size)
-    if not any(said):
+    reasons = gather(None if problem is None else " ".join(f"{type(problem).__name__}: {problem}".split()), world_size)
+    if not any(reasons):
         return
     failed()
     if problem is not None:
         raise problem
-    rank, reason = next((rank, text) for rank, text in enumerate(said) if text)
+    rank, reason = next((rank, text) for rank, text in enumerate(reasons) if text)
     raise OtherRankError(f"Rank {rank} stopped the run: {reason}")

@@ -1,163 +1,336 @@
-"""Settings of the modules that are refused before anything is loaded, in one line with their name."""
+"""Grouped settings of the modules. Each group checks itself when it is built, before anything is loaded."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import warnings
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from mrg.modules.advantage import SCALES
-from mrg.modules.precision import check_precision
+import torch
+from torch import nn
+
+from mrg.errors import UserError
+from mrg.log import log
+from mrg.modules.policy.fsdp import optimizer_groups
+from mrg.modules.policy.precision import check_precision
+from mrg.modules.rl.advantage import Scale
+from mrg.modules.rl.corpus_f1 import CorpusF1
+from mrg.modules.rl.loss import LOSS_TYPES, KLEstimator, LossType, check_loss_options
+from mrg.modules.rl.reward import WeightedScorer
+from mrg.modules.rollout.vllm_servers import Servers
+
+OLD_KEYS = {
+    "learning_rate": "optimizer.learning_rate",
+    "warmup_steps": "optimizer.warmup_steps",
+    "decay_steps": "optimizer.decay_steps",
+    "weight_decay": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.max_grad_norm",
+    "group_size": "rollout.group_size",
+    "temperature": "rollout.temperature",
+    "resample_dead": "rollout.resample_dead",
+    "seed": "rollout.seed",
+    "servers": "rollout.servers",
+    "kl_coef": "kl.coef",
+    "kl_estimator": "kl.estimator",
+    "kl_ratio_correction": "kl.ratio_correction",
+    "reference": "kl.reference",
+    "loss_type": "loss.type",
+    "clip_low": "loss.clip_low",
+    "clip_high": "loss.clip_high",
+    "dual_clip": "loss.dual_clip",
+    "advantage_scale": "loss.advantage_scale",
+    "mask_truncated": "loss.mask_truncated",
+    "mccs_weight": "reward.mccs_weight",
+    "format_weight": "reward.format_weight",
+    "ce_f1_weight": "reward.ce_f1_weight",
+    "rewards": "reward.scorers",
+}
+"""Former key of `model.init_args` -> the key that replaced it."""
 
 
-def check_counts(**settings: tuple[int, int]) -> None:
-    """Refuse numbers that are too small.
+@dataclasses.dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW, its learning rate schedule, and gradient clipping.
 
     Args:
-        **settings: Name -> its value and the least that it may be.
-
-    Raises:
-        ValueError: If one is smaller.
+        learning_rate: Peak learning rate.
+        warmup_steps: Steps over which the learning rate rises linearly to its peak.
+        decay_steps: Step at which the learning rate has fallen linearly to 0; 0 keeps it at its peak.
+        weight_decay: Weight decay of matrices; norms, biases and other vectors are not decayed.
+        max_grad_norm: Largest norm of the gradient; larger gradients are scaled down to it.
     """
-    for name, (value, least) in settings.items():
-        if value < least:
-            raise ValueError(f"Expected model.init_args.{name} to be at least {least}, but got {value}.")
 
+    learning_rate: float = 1e-4
+    warmup_steps: int = 10
+    decay_steps: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Refuse a word that is none of the choices.
+    def __post_init__(self) -> None:
+        check_range("optimizer.learning_rate", self.learning_rate, "above 0", 0 < self.learning_rate < math.inf)
+        check_range("optimizer.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < math.inf)
+        check_range("optimizer.max_grad_norm", self.max_grad_norm, "above 0", self.max_grad_norm > 0)
+        check_counts(0, "optimizer.", warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
+        if 0 < self.decay_steps <= self.warmup_steps:
+            raise UserError(
+                "Expected model.init_args.optimizer.decay_steps to be 0 or above warmup_steps "
+                f"({self.warmup_steps}), but got {self.decay_steps}: the learning rate would fall to 0 before it has "
+                "risen."
+            )
 
-    Raises:
-        ValueError: If it is none.
-    """
-    if value not in choices:
-        *most, last = (repr(choice) for choice in choices)
-        raise ValueError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
+    def scale(self, step: int) -> float:
+        """Learning rate of a step as a fraction of its peak."""
+        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
+        return warmup * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else warmup
 
-
-def check_sampling(temperature: float, advantage_scale: str) -> None:
-    """Refuse what rollouts and advantages cannot be made with.
-
-    Raises:
-        ValueError: If one is out of range.
-    """
-    if temperature <= 0:
-        raise ValueError(f"Expected model.init_args.temperature to be above 0, but got {temperature}.")
-    check_choice("advantage_scale", advantage_scale, SCALES)
-
-
-def check_reference(reference: str, kl_coef: float, train_vision: bool, lora: Any) -> None:
-    """Refuse a reference that would move with the policy.
-
-    A copy holds all that is trained, the vision tower too; with the adapter off, the trained tower is still there.
-
-    Raises:
-        ValueError: If it would, there is no such reference, or the KL term has a negative weight.
-    """
-    check_range("kl_coef", kl_coef, "at least 0", 0 <= kl_coef < math.inf)
-    check_choice("reference", reference, ("adapter", "copy"))
-    if kl_coef and train_vision and lora is not None:
-        raise ValueError(
-            "The reference is the policy with its adapter off, whose vision tower is trained too: set "
-            "model.init_args.train_vision to false, kl_coef to 0, or lora to null with reference copy."
+    def build(self, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
+        """Optimizer and schedule in the form that Lightning takes."""
+        optimizer = torch.optim.AdamW(
+            optimizer_groups(parameters, self.weight_decay), self.learning_rate, betas=(0.9, 0.99)
         )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.scale)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """How completions are sampled.
+
+    Args:
+        group_size: Completions per study.
+        temperature: Sampling temperature, > 0.
+        resample_dead: How many times groups of equal rewards are sampled again.
+        seed: Seed of the rollouts, which are a function of (seed, rank, round).
+        servers: vLLM servers that sample the completions; without any, the policy samples them itself.
+    """
+
+    group_size: int = 8
+    temperature: float = 1.0
+    resample_dead: int = 0
+    seed: int = 0
+    servers: Servers | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(2, "rollout.", group_size=self.group_size)
+        check_counts(0, "rollout.", resample_dead=self.resample_dead)
+        check_range("rollout.temperature", self.temperature, "above 0", 0 < self.temperature < math.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class KLSettings:
+    """KL divergence from the reference model, a term of the loss.
+
+    Args:
+        coef: Weight of the term; 0 needs no reference model.
+        estimator: Estimator of the KL divergence at a token, see `mrg.modules.rl.loss`.
+        ratio_correction: Multiply the estimate by the ratio of policy to old policy.
+        reference: `"adapter"` is the policy with its adapter off; `"copy"` is a copy of all trained weights at the
+            start, for training without an adapter.
+    """
+
+    coef: float = 0.04
+    estimator: KLEstimator = "k3"
+    ratio_correction: bool = False
+    reference: Literal["adapter", "copy"] = "adapter"
+
+    def __post_init__(self) -> None:
+        check_range("kl.coef", self.coef, "at least 0", 0 <= self.coef < math.inf)
+        check_choice("kl.estimator", self.estimator, get_args(KLEstimator))
+        check_choice("kl.reference", self.reference, ("adapter", "copy"))
+
+    def check_fixed(self, train_vision: bool, lora: Any) -> None:
+        """Check that the reference model stays fixed while the policy is trained.
+
+        A copy holds all that is trained, the vision tower too; with the adapter off, a trained tower is still there.
+
+        Raises:
+            UserError: If the reference would change with the policy.
+        """
+        if self.coef and train_vision and lora is not None:
+            raise UserError(
+                "The reference is the policy with its adapter off, whose vision tower is trained too: set "
+                "model.init_args.train_vision to false, kl.coef to 0, or lora to null with kl.reference copy."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """The policy loss, see `mrg.modules.rl.loss`, and the advantages that it weighs.
+
+    Args:
+        type: Loss type, a row of the table in `mrg.modules.rl.loss`.
+        clip_low: The ratio is clipped below at 1 - clip_low.
+        clip_high: The ratio is clipped above at 1 + clip_high.
+        dual_clip: Upper limit of the ratio where the advantage is negative, at least 1 + clip_high.
+        advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
+            all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
+        mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
+    """
+
+    type: LossType = "grpo"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    advantage_scale: Scale | Literal["auto"] = "auto"
+    mask_truncated: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("loss.type", self.type, LOSS_TYPES)
+        check_choice("loss.advantage_scale", self.advantage_scale, ("auto", *get_args(Scale)))
+        check_loss_options(self.type, self.clip_low, self.clip_high, self.dual_clip, where="model.init_args.loss.")
+
+    def warn_without_effect(self, num_steps: int) -> None:
+        """Warn about clipping where each round makes a single step, so that every ratio is 1.
+
+        Args:
+            num_steps: Optimizer steps per round.
+        """
+        if num_steps == 1 and (self.clip_low, self.clip_high, self.dual_clip) != (0.2, 0.2, None):
+            log.warning(
+                "model.init_args.loss.clip_low, clip_high and dual_clip have no effect: a round makes one step, whose "
+                "ratios are all 1 (num_minibatches and num_iterations are 1)."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings:
+    """Weights of the parts of the reward, see `mrg.modules.rl.reward.Reward`.
+
+    Args:
+        mccs_weight: Weight of MCCS.
+        format_weight: Weight of the format score.
+        ce_f1_weight: Weight of the CE-F1 of a single report.
+        corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
+        denial_f1_weight: Weight of the corpus F1 of what is ruled out.
+        corpus_f1: Settings of both corpus-F1 parts.
+        scorers: Further parts of the reward, each a scorer with a weight.
+    """
+
+    mccs_weight: float = 0.75
+    format_weight: float = 0.25
+    ce_f1_weight: float = 0.0
+    corpus_f1_weight: float = 0.0
+    denial_f1_weight: float = 0.0
+    corpus_f1: CorpusF1 = dataclasses.field(default_factory=CorpusF1)
+    scorers: list[WeightedScorer] = dataclasses.field(default_factory=list)
+
+
+def moved_key(key: str) -> str:
+    """Name of the new key, to follow the name of a key that has moved; empty if it has not.
+
+    Args:
+        key: Key as typed, such as `model.init_args.learning_rate` or `learning_rate`.
+    """
+    prefix, _, name = key.rpartition(".")
+    if name not in OLD_KEYS or prefix.removeprefix("model").removeprefix(".init_args"):
+        return ""
+    return f"; it is now model.init_args.{OLD_KEYS[name]}"
+
+
+def check_no_moved_keys(config: Mapping[str, Any], file: Path) -> None:
+    """Check that the config.yaml of a run has no keys that have moved since.
+
+    Args:
+        config: Content of the file.
+        file: Path of the file.
+
+    Raises:
+        UserError: If it has one.
+    """
+    for name in (config.get("model") or {}).get("init_args") or {}:
+        if moved := moved_key(name):
+            raise UserError(f"{file} has a key of an earlier version, model.init_args.{name}{moved}: rename it there.")
+
+
+def check_counts(least: int = 1, prefix: str = "", **settings: int) -> None:
+    """Check that settings are at least `least`; their keys in `model.init_args` start with `prefix`.
+
+    Raises:
+        UserError: If a value is too small.
+    """
+    for name, value in settings.items():
+        check_range(f"{prefix}{name}", value, f"at least {least}", value >= least)
 
 
 def check_range(name: str, value: float, expected: str, fits: bool) -> None:
-    """Refuse a number that is out of range.
+    """Check that a number is in range.
 
     Args:
-        name: Of the setting.
-        value: Its value.
+        name: Key in `model.init_args`.
+        value: Value of the setting.
         expected: The range in words.
-        fits: Whether the value is in it; a comparison is false for nan.
+        fits: Whether the value is in range; a comparison with nan is false.
 
     Raises:
-        ValueError: If it is not.
+        UserError: If it is not.
     """
     if not fits:
-        raise ValueError(f"Expected model.init_args.{name} to be {expected}, but got {value}.")
+        raise UserError(f"Expected model.init_args.{name} to be {expected}, but got {value}.")
 
 
-def check_optimiser(
-    learning_rate: float, warmup_steps: int, decay_steps: int, weight_decay: float, max_grad_norm: float
-) -> None:
-    """Refuse an optimiser that would train nothing, or the wrong way.
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Check that a value is one of the choices.
 
     Raises:
-        ValueError: If one is out of range, or the rate would fall to 0 before it has risen.
+        UserError: If it is not.
     """
-    check_range("learning_rate", learning_rate, "above 0", 0 < learning_rate < math.inf)
-    check_range("weight_decay", weight_decay, "at least 0", 0 <= weight_decay < math.inf)
-    check_range("max_grad_norm", max_grad_norm, "above 0", max_grad_norm > 0)
-    check_counts(warmup_steps=(warmup_steps, 0), decay_steps=(decay_steps, 0))
-    if 0 < decay_steps <= warmup_steps:
-        raise ValueError(
-            f"Expected model.init_args.decay_steps to be 0 or above warmup_steps ({warmup_steps}), but got "
-            f"{decay_steps}: the learning rate would fall to 0 before it has risen."
+    if value not in choices:
+        *most, last = (repr(choice) for choice in choices)
+        raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
+
+
+def check_lora(lora: Any, policy: str = "") -> None:
+    """Check the shape of an adapter and that the policy takes one; `lora` may be None.
+
+    Raises:
+        UserError: If one of its numbers is out of range, or the policy is `"tiny"`.
+    """
+    if lora is None:
+        return
+    check_counts(1, "lora.", rank=lora.rank, alpha=lora.alpha)
+    check_range("lora.dropout", lora.dropout, "at least 0 and below 1", 0 <= lora.dropout < 1)
+    if policy == "tiny":
+        raise UserError(
+            "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a trained "
+            "folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO kl.reference to "
+            "'copy', or kl.coef to 0)."
         )
-
-
-def check_lora(lora: Any) -> None:
-    """Refuse an adapter that would change nothing; `lora` may be None.
-
-    Raises:
-        ValueError: If one of its numbers is out of range.
-    """
-    if lora is not None:
-        check_counts(**{"lora.rank": (lora.rank, 1), "lora.alpha": (lora.alpha, 1)})
-        check_range("lora.dropout", lora.dropout, "at least 0 and below 1", 0 <= lora.dropout < 1)
 
 
 def check_trainer(trainer: Any, stage: str) -> None:
-    """Refuse settings of the trainer that the modules do not know.
+    """Check the trainer's settings.
 
     Args:
-        trainer: Lightning's.
-        stage: `"fit"`, or another, in which clipping is of no meaning.
+        trainer: Lightning trainer.
+        stage: `"fit"`, or another one, in which clipping has no meaning.
 
     Raises:
-        ValueError: If there are any.
+        UserError: If the modules do not support them.
     """
     check_precision(trainer.precision)
     if stage == "fit" and trainer.gradient_clip_val is not None:
-        raise ValueError(
-            "Gradients are scaled down to model.init_args.max_grad_norm: set that, and leave trainer.gradient_clip_val "
-            f"({trainer.gradient_clip_val}) out."
-        )
-
-
-def warn_of_idle_clips(num_steps: int, options: dict[str, Any]) -> None:
-    """Warn of clips that are set where each round makes one step, so that every ratio is 1.
-
-    Args:
-        num_steps: Optimiser steps of a round.
-        options: Of `grpo_loss`.
-    """
-    default = {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": None}
-    if num_steps == 1 and any(options[name] != value for name, value in default.items()):
-        warnings.warn(
-            "model.init_args.clip_low, clip_high and dual_clip have no effect: a round makes one step, whose ratios "
-            "are all 1 (num_minibatches and num_iterations are 1).",
-            stacklevel=2,
+        raise UserError(
+            "Gradients are clipped to model.init_args.optimizer.max_grad_norm: set that, and leave "
+            f"trainer.gradient_clip_val ({trainer.gradient_clip_val}) out."
         )
 
 
 def check_text_inputs(data: Any, use_indication: bool, use_prior: bool) -> None:
-    """Refuse to ask for what no study has.
+    """Check that at least one study has the inputs that the prompt uses.
 
     Args:
-        data: The data module, set up.
-        use_indication: Whether indications are asked for.
-        use_prior: Whether earlier studies are.
+        data: Data module after `setup()`.
+        use_indication: Whether the prompt contains the indication.
+        use_prior: Whether the prompt contains the prior study.
 
     Raises:
-        ValueError: If no study has one.
+        UserError: If no study has one.
     """
     if use_indication and not any(study.indication for part in data.splits.values() for study in part):
-        raise ValueError("No study has an indication: set model.init_args.use_indication to false.")
+        raise UserError("No study has an indication: set model.init_args.use_indication to false.")
     if use_prior and not any(study.prior for part in data.splits.values() for study in part):
-        raise ValueError(
+        raise UserError(
             "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
         )

@@ -1,4 +1,4 @@
-"""Charts for pages: matplotlib figures as SVG text inside the page."""
+"""Charts for pages: matplotlib figures as inline SVG."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-# The page's own font and colour, so that a chart follows its light or dark scheme; equal figures give equal text.
+# Text stays text, in the page's font and colour, for its light and dark schemes; equal figures give equal SVG.
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mrg",
@@ -19,16 +19,16 @@ _STYLE = {
 
 
 def new_figure(width: float = 6.0, height: float = 2.6) -> Figure:
-    """An empty figure of so many inches, without any window or global state."""
+    """Empty figure, sized in inches, without a window or global state."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def svg(figure: Figure, description: str) -> Markup:
-    """The figure as an `<svg>` element, black lines and text in the page's text colour.
+    """Render a figure as an `<svg>` element; black lines and text take the page's text colour.
 
     Args:
-        figure: From `new_figure`.
-        description: What the chart shows, for readers who do not see it.
+        figure: Figure made by `new_figure`.
+        description: Text alternative for screen readers.
     """
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
@@ -38,7 +38,7 @@ def svg(figure: Figure, description: str) -> Markup:
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Every figure numbers its parts from 1: on a page of several, only what is referred to may keep its name.
+    # Every figure numbers its parts from 1: to avoid clashes on a page, only ids that are referred to are kept.
     referred = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in referred else "", text)
     label = Markup('<svg role="img" fill="currentColor" aria-label="{}" ').format(description)

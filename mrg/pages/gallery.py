@@ -1,4 +1,4 @@
-"""The gallery: each study's images, its reference and what was written, with every finding's verdict, on one page."""
+"""The gallery: images, reference and generated reports of each study, with a verdict on every finding, on one page."""
 
 from __future__ import annotations
 
@@ -6,53 +6,75 @@ import base64
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
-import torch
 from markupsafe import Markup
 from torch import Tensor
 
 from mrg.datamodules.study import Study, View
+from mrg.errors import UserError
+from mrg.metrics.compare import changes
 from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.metrics.labels import Labeler, as_labels
+from mrg.metrics.evaluation import COLUMNS
+from mrg.metrics.imports import name_of
+from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
+from mrg.metrics.remarks import remarks
 from mrg.metrics.verdicts import ERRORS, VERDICTS, verdicts
-from mrg.pages.evidence import MARKED, STATED, Piece, cut, evidence_of, label_kinds, verdict_kinds
+from mrg.pages.images import ImageOptions, page_images
 from mrg.pages.page import write_page
-from mrg.pages.pictures import Pictures, gather
 
-MEANINGS = {
-    "right": "both reports state it, equally surely",
-    "uncertain": "both state it, only one of them as certain",
-    "missed": "in the reference, not mentioned by the model",
-    "invented": "stated by the model, not mentioned in the reference",
-    "contradicted": "one report states it, the other denies it",
-    "stated": "a finding",
-    "possible": "a finding that is left open",
-    "ruled out": "a finding that is denied",
+MARKED = {
+    "correct": "stated in both reports with the same certainty",
+    "uncertain": "stated in both reports, with certainty in only one",
+    "missed": "stated in the reference, not mentioned by the model",
+    "hallucinated": "stated by the model, not mentioned in the reference",
+    "contradicted": "stated in one report, denied in the other",
 }
-"""The legend: what each kind of mark means; see `mrg.metrics.verdicts`."""
+"""Verdicts that are marked in the texts, and their legend; see `mrg.metrics.verdicts`."""
+
+STATED = {
+    "stated": "positive finding",
+    "possible": "uncertain finding",
+    "ruled out": "negative finding",
+}
+"""Marks of reports without a reference, and their legend."""
+
+_KINDS = {POSITIVE: "stated", UNCERTAIN: "possible", NEGATIVE: "ruled out"}
+
+Piece: TypeAlias = str | list[Any]
+"""Plain text, or `[text, [[kind, condition], …]]` with the condition's index in `CONDITIONS`."""
+
+
+class Mention(Protocol):
+    """The part of `mrg.metrics.labelers.rules.Evidence` that marks need."""
+
+    condition: str
+    label: int
+    mention_start: int
+    mention_end: int
 
 
 @dataclasses.dataclass
 class Gallery:
-    """What a page shows.
+    """The content of a page.
 
     Args:
         systems: Name -> one row per study, as in predictions.jsonl: `id`, `prediction`, `thinking`, `completion` and,
-            where there is a reference, `target` and `format`. All have the same studies in the same order; the first
-            system is the one that filters and order judge by at first.
-        labeler: Reads the reports; its `evidence(text)`, where it has one, is what is marked.
-        margin: Of MCCS.
-        views: Study id -> its views; a study without any is shown without images.
-        indications: Study id -> why the examination was made.
-        max_views: The policy saw only the first so many views; 0: all.
-        results: From `mrg.metrics.results.evaluate_systems`, for the table and the bars on top.
-        comparison: From `mrg.metrics.compare.compare_systems`: the first system minus the second.
-        title: Of the page.
-        max_studies: A longer list is cut to the first so many in the page's order.
-        pictures: How images are shown.
+            if there is a reference, `target` and `format`. All have the same studies in the same order; filters and
+            order go by the first system at first.
+        labeler: Labeler of the reports; if it has a method `evidence(text)`, the words that it returns are marked.
+        margin: Margin of MCCS.
+        views: Study id -> views; a study without any is shown without images.
+        indications: Study id -> indication of the examination.
+        max_views: Number of views that the policy saw; 0: all.
+        results: Return value of `mrg.metrics.evaluation.evaluate_systems`, for the table and the bars at the top.
+        comparison: Return value of `mrg.metrics.compare.compare_systems`: the first system minus the second.
+        title: Title of the page.
+        max_studies: Maximum number of studies, in the page's order.
+        image_options: Size and form of the images.
     """
 
     systems: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -65,154 +87,171 @@ class Gallery:
     comparison: Mapping[str, Any] | None = None
     title: str = "Gallery"
     max_studies: int = 5000
-    pictures: Pictures = dataclasses.field(default_factory=Pictures)
+    image_options: ImageOptions = dataclasses.field(default_factory=ImageOptions)
 
     def write(self, path: Path) -> None:
         """Write the page.
 
         Raises:
-            ValueError: If there is no study, or the systems do not have the same ones.
+            UserError: If there is no study, or the systems do not have the same ones.
         """
         rows = _aligned(self.systems)
         studies = self.studies()
-        has_reference = "target" in rows[0]
+        has_reference, has_evidence = "target" in rows[0], hasattr(self.labeler, "evidence")
         if has_reference:
             studies.sort(key=_changes_first if self.comparison else _worst_first)
         num_studies = len(studies)
         studies = studies[: self.max_studies]
-        shown = gather([self.views.get(study["id"], ()) for study in studies], self.pictures, path.parent)
-        for study, views in zip(studies, shown.views, strict=False):
+        images = page_images([self.views.get(study["id"], ()) for study in studies], self.image_options, path.parent)
+        for study, views in zip(studies, images.views, strict=True):
             study["views"] = views
+        shared = {"systems": list(self.systems), "conditions": CONDITIONS}
         data = {
-            "conditions": CONDITIONS,
+            **shared,
             "classes": CLASSES,
             "verdicts": VERDICTS,
             "errors": ERRORS,
-            "systems": list(self.systems),
             "maxViews": self.max_views,
             "hasReference": has_reference,
-            "hasEvidence": evidence_of(self.labeler) is not None,
+            "hasEvidence": has_evidence,
             "sort": "order" if not has_reference else "changes" if self.comparison else "worst",
             "studies": studies,
         }
-        kinds = MARKED if has_reference else tuple(STATED.values())
         script = _script()
         write_page(
             path,
             "gallery.html",
+            **shared,
             title=self.title,
             data=data,
-            pictures=[(f"picture-{study}-{view}", text) for (study, view), text in shown.embedded.items()],
+            columns=[c for c in COLUMNS if c != "informedness" or (self.results or {}).get("informative")],
+            images=[(f"image-{study}-{view}", text) for (study, view), text in images.embedded.items()],
             script=Markup(script),  # our own file, no data in it
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
-            legend={kind: MEANINGS[kind] for kind in kinds},
+            legend=MARKED if has_reference else STATED,
             has_reference=has_reference,
-            has_evidence=evidence_of(self.labeler) is not None,
-            labeler=getattr(self.labeler, "name", type(self.labeler).__name__),
+            has_evidence=has_evidence,
+            labeler=name_of(self.labeler),
             results=self.results,
+            remarks=remarks(self.results) if self.results else [],
             comparison=self.comparison,
-            systems=list(self.systems),
-            conditions=CONDITIONS,
-            said=None if has_reference else _said(studies),
+            stated=None if has_reference else _num_stated(studies),
             num_left_out=num_studies - len(studies),
             num_studies=num_studies,
-            image_size=shown.image_size,
+            image_size=images.image_size,
         )
 
     def studies(self) -> list[dict[str, Any]]:
-        """The data of each study, in the order of the rows; see the script for how it is read."""
+        """Data of each study for the page's script, in the order of the rows."""
         rows = _aligned(self.systems)
-        target = [row["target"] for row in rows] if "target" in rows[0] else None
-        reference = None if target is None else as_labels(target, target, self.labeler)[0].cpu()
-        studies = [
-            {"id": row["id"], "place": place, "indication": self.indications.get(row["id"], ""), "outputs": []}
-            for place, row in enumerate(rows)
+        references = [[row["target"] for row in rows]] if "target" in rows[0] else []
+        texts = [[row["prediction"] for row in own] for own in self.systems.values()]
+        labels = [own.cpu() for own in label_together(self.labeler, *texts, *references)]
+        reference = labels.pop() if references else None
+        outputs = [
+            self._outputs(own, labels[i], reference, labels[0] if i else None)
+            for i, own in enumerate(self.systems.values())
         ]
-        for study, labels in zip(studies, [] if reference is None else reference.tolist(), strict=False):
-            study["labels"] = _digits(labels)
-        found: list[Tensor] = []
-        for own in self.systems.values():
-            texts = [row["prediction"] for row in own]
-            labels = as_labels(texts, texts, self.labeler)[0].cpu()
-            found.append(labels)
-            for study, output in zip(studies, self._outputs(own, labels, reference), strict=True):
-                study["outputs"].append(output)
-        if reference is not None:
-            for other in range(1, len(found)):
-                for study, change in zip(studies, changes(found[0], found[other], reference), strict=True):
-                    study["outputs"][other]["change"] = change
+        studies: list[dict[str, Any]] = []
+        for place, (row, *of_study) in enumerate(zip(rows, *outputs, strict=True)):
+            indication = self.indications.get(row["id"], "")
+            studies.append({"id": row["id"], "place": place, "indication": indication, "outputs": of_study})
+            if reference is not None:
+                studies[-1]["labels"] = _digits(reference[place].tolist())
         return studies
 
     def _outputs(
-        self, rows: Sequence[Mapping[str, Any]], labels: Tensor, reference: Tensor | None
+        self, rows: Sequence[Mapping[str, Any]], labels: Tensor, reference: Tensor | None, first: Tensor | None
     ) -> list[dict[str, Any]]:
-        """What one system wrote, study by study."""
-        outputs: list[dict[str, Any]] = []
-        for row, own in zip(rows, labels.tolist(), strict=True):
-            output = {"labels": _digits(own), "thinking": row.get("thinking", ""), "completion": ""}
-            if not row["prediction"].strip():
-                output["completion"] = row.get("completion", "")
-            outputs.append(output)
+        """Reports of one system, study by study, and their changes to the first system, unless it is the first."""
+        own = labels.tolist()
+        outputs: list[dict[str, Any]] = [
+            {
+                "labels": _digits(own[i]),
+                "thinking": row.get("thinking", ""),
+                "completion": "" if row["prediction"].strip() else row.get("completion", ""),
+            }
+            for i, row in enumerate(rows)
+        ]
         if reference is None:
-            for row, own, output in zip(rows, labels.tolist(), outputs, strict=True):
-                output["report"] = self._cut(row["prediction"], own, label_kinds(own))
+            for i, output in enumerate(outputs):
+                output["report"] = self._marked(rows[i]["prediction"], own[i], label_kinds(own[i]))
             return outputs
-        table = verdicts(labels, reference).tolist()
-        texts = [row["prediction"] for row in rows]
-        scores = mccs(texts, [row["target"] for row in rows], self.margin, reduction="none", labeler=self.labeler)
+        scores = mccs(labels, reference, self.margin, reduction="none").tolist()
+        indices, target = verdicts(labels, reference).tolist(), reference.tolist()
         for i, (row, output) in enumerate(zip(rows, outputs, strict=True)):
-            kinds = verdict_kinds(table[i])
-            output["verdicts"] = _digits(table[i])
-            output["mccs"] = round(float(scores[i]), 4)
+            kinds = verdict_kinds(indices[i])
+            output["verdicts"] = _digits(indices[i])
+            output["mccs"] = round(scores[i], 4) if row["prediction"].strip() else 0.0
             output["format"] = bool(row.get("format", True))
-            output["report"] = self._cut(row["prediction"], labels[i].tolist(), kinds)
-            output["target"] = self._cut(row["target"], reference[i].tolist(), kinds)
+            output["report"] = self._marked(row["prediction"], own[i], kinds)
+            output["target"] = self._marked(row["target"], target[i], kinds)
+        if first is not None:
+            for output, change in zip(outputs, changes(first, labels, reference), strict=True):
+                output["change"] = change
         return outputs
 
-    def _cut(self, text: str, labels: Sequence[int], kinds: Sequence[str]) -> list[Piece]:
-        evidence = evidence_of(self.labeler)
-        return [text] if evidence is None else cut(text, evidence(text), labels, kinds)
+    def _marked(self, text: str, labels: Sequence[int], kinds: Sequence[str]) -> list[Piece]:
+        evidence = getattr(self.labeler, "evidence", None)
+        return [text] if evidence is None else marked_text(text, evidence(text), labels, kinds)
+
+
+def marked_text(text: str, mentions: Sequence[Mention], labels: Sequence[int], kinds: Sequence[str]) -> list[Piece]:
+    """Split a report at the words that name its findings.
+
+    A mention whose label is not that of the report is left plain: next to "left effusion", "no right effusion" is not
+    decisive.
+
+    Args:
+        text: Report.
+        mentions: Evidence of the labeler.
+        labels: 14 label classes of the report.
+        kinds: 14 kinds of mark for decisive mentions of each condition; an empty one is not marked.
+
+    Returns:
+        Pieces whose joined texts are the report.
+    """
+    shown = []
+    for mention in mentions:
+        index = CONDITIONS.index(mention.condition)
+        if mention.label == labels[index] and kinds[index]:
+            shown.append((mention.mention_start, mention.mention_end, kinds[index], index))
+    edges = sorted({0, len(text), *(place for start, end, *_ in shown for place in (start, end))})
+    pieces: list[Piece] = []
+    for start, end in pairwise(edges):
+        marks = [[kind, index] for first, stop, kind, index in shown if first <= start and end <= stop]
+        marks = [mark for place, mark in enumerate(marks) if mark not in marks[:place]]
+        pieces.append([text[start:end], marks] if marks else text[start:end])
+    return pieces
+
+
+def verdict_kinds(row: Sequence[int]) -> list[str]:
+    """Kinds of mark from 14 indices into `VERDICTS`."""
+    return [VERDICTS[index] if VERDICTS[index] in MARKED else "" for index in row]
+
+
+def label_kinds(row: Sequence[int]) -> list[str]:
+    """Kinds of mark from 14 label classes, without a reference."""
+    return [_KINDS.get(label, "") for label in row]
 
 
 def of_studies(studies: Mapping[str, Study]) -> dict[str, Any]:
-    """What a `Gallery` shows of the studies besides reports."""
+    """Arguments of `Gallery` that come from the studies."""
     return {
         "views": {name: study.views for name, study in studies.items()},
         "indications": {name: study.indication for name, study in studies.items()},
     }
 
 
-def changes(preds: Tensor, other: Tensor, target: Tensor) -> list[dict[str, list[int]]]:
-    """For each study the findings that one system alone has right, places in `CONDITIONS` without No Finding.
-
-    As in `mrg.metrics.compare`, right is to state a finding, surely or as possible, exactly where the reference does.
-
-    Args:
-        preds: (N, 14) label classes of the one system.
-        other: (N, 14) label classes of the other one.
-        target: (N, 14) label classes of the references.
-
-    Returns:
-        N dicts: `gained`, right in `preds` alone, and `lost`, right in `other` alone.
-    """
-    stated = [torch.isin(labels[:, :13], torch.tensor([POSITIVE, UNCERTAIN])) for labels in (preds, other, target)]
-    right, other_right = stated[0] == stated[2], stated[1] == stated[2]
-    gained, lost = right & ~other_right, other_right & ~right
-    return [
-        {"gained": g.nonzero().flatten().tolist(), "lost": k.nonzero().flatten().tolist()}
-        for g, k in zip(gained, lost, strict=True)
-    ]
-
-
 def _aligned(systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sequence[Mapping[str, Any]]:
-    """The first system's rows, after a look whether all have the same studies in the same order."""
+    """Check that all systems have the same studies in the same order; returns the rows of the first."""
     first: Sequence[Mapping[str, Any]] = next(iter(systems.values()), [])
     if not first:
-        raise ValueError("Expected a gallery to have at least one study, but got none.")
+        raise UserError("Expected a gallery to have at least one study, but got none.")
     ids = [row["id"] for row in first]
     for name, rows in systems.items():
         if [row["id"] for row in rows] != ids:
-            raise ValueError(f"Expected system {name!r} to have the same studies in the same order as the first one.")
+            raise UserError(f"Expected system {name!r} to have the same studies in the same order as the first one.")
     return first
 
 
@@ -222,8 +261,8 @@ def _digits(row: Sequence[int]) -> str:
 
 def _worst_first(study: Mapping[str, Any]) -> tuple[float, int, int]:
     output = study["outputs"][0]
-    wrong = sum(VERDICTS[int(digit)] in ERRORS for digit in output["verdicts"][:13])
-    return output["mccs"], -wrong, study["place"]
+    num_errors = sum(VERDICTS[int(digit)] in ERRORS for digit in output["verdicts"][:13])
+    return output["mccs"], -num_errors, study["place"]
 
 
 def _changes_first(study: Mapping[str, Any]) -> tuple[int, float, int]:
@@ -231,8 +270,8 @@ def _changes_first(study: Mapping[str, Any]) -> tuple[int, float, int]:
     return -sum(map(len, second["change"].values())), -abs(first["mccs"] - second["mccs"]), study["place"]
 
 
-def _said(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
-    """Condition -> how many reports of the first system state it, leave it open and deny it."""
+def _num_stated(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
+    """Condition -> numbers of reports of the first system in which it is positive, uncertain and negative."""
     rows = [study["outputs"][0]["labels"] for study in studies]
     return [
         (name, [sum(row[i] == str(label) for row in rows) for label in (POSITIVE, UNCERTAIN, NEGATIVE)])
@@ -241,9 +280,7 @@ def _said(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[int]]]:
 
 
 def _script() -> str:
-    """The page's script from its three files, in a scope of its own."""
+    """The page's script from its three files, in one scope."""
     folder = Path(__file__).parent / "templates"
-    parts = [
-        (folder / name).read_text(encoding="utf-8") for name in ("gallery_data.js", "gallery_study.js", "gallery.js")
-    ]
-    return '"use strict";\n(() => {\n' + "\n".join(parts) + "})();\n"
+    files = ("gallery_data.js", "gallery_study.js", "gallery.js")
+    return '"use strict";\n(() => {\n' + "\n".join((folder / f).read_text(encoding="utf-8") for f in files) + "})();\n"

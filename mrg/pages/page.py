@@ -1,18 +1,19 @@
-"""HTML pages of one file each: no network, nothing to install, text from data never becomes markup."""
+"""HTML pages of one file each: no network access, nothing to install, and data are never interpreted as markup."""
 
 from __future__ import annotations
 
 import functools
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mrg.files import replacing
+
 
 @functools.lru_cache(maxsize=1)
 def _environment() -> Environment:
-    # Autoescaping is on whatever a template is called: a report may hold `<script>`, quotes or anything else.
+    # Always autoescape: a report may contain `<script>`, quotes or anything else.
     return Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -23,16 +24,16 @@ def _environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """Fill a template of `mrg/pages/templates`; values are escaped unless they are `markupsafe.Markup`.
+    """Render a template of `mrg/pages/templates`; values are escaped unless they are `markupsafe.Markup`.
 
     Raises:
-        jinja2.UndefinedError: If the template uses a value that is not given.
+        jinja2.UndefinedError: If the template uses a value that is missing.
     """
     return _environment().get_template(template).render(**values)
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:
-    """Render into a file; an old page stays whole, and is what a browser sees, until the new one is complete."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(render(template, **values), encoding="utf-8")
-    temporary.replace(path)
+    """Render a template into a file, which is replaced as a whole."""
+    text = render(template, **values)
+    with replacing(path) as file:
+        file.write(text.encode())

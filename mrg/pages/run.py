@@ -1,4 +1,4 @@
-"""`runs/<name>/index.html`: how a run stands, made from the files of its folder alone.
+"""The page of a run, `runs/<name>/index.html`, made from the files of its folder alone.
 
 `python -m mrg page runs/NAME` makes it again at any time.
 """
@@ -11,49 +11,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrg.metrics.evaluation import COLUMNS, format_span
 from mrg.pages.page import render, write_page
 from mrg.pages.run_charts import latest, run_charts
-from mrg.pages.run_log import RunLog
-from mrg.tested import is_outdated
+from mrg.pages.training_log import TrainingLog
+from mrg.run.checkpoint_file import is_outdated
 
 PAGE = "index.html"
 FILES = {
-    "gallery.html": "every study, what was written, what is right, missed and invented",
-    "gallery-predict.html": "every study of a prediction",
+    "gallery.html": "images, reports and verdicts of every tested study",
+    "gallery-predict.html": "images and reports of every study of `predict`",
     "results.json": "scores in every convention, with intervals",
-    "predictions.jsonl": "reports of the test split",
-    "predict.jsonl": "reports without scores",
+    "predictions.jsonl": "reports on the test split",
+    "predict.jsonl": "reports of `predict`, without scores",
     "samples.jsonl": "completions of some rounds",
     "metrics.csv": "scores by step",
-    "config.yaml": "the configuration",
-    "checkpoints": "best.ckpt and the last rounds",
-    "policy": "the best policy, for transformers or the next run",
-    "log.txt": "what was printed",
+    "config.yaml": "configuration",
+    "checkpoints": "best.ckpt and those of the last rounds",
+    "policy": "best policy, for transformers or the next run",
+    "log.txt": "output of the commands",
 }
 _GROUPS = 4
-"""How many groups of sampled completions are shown."""
+"""Number of groups of sampled completions on the page."""
 
 
 def write_run_page(folder: Path) -> Path:
-    """Make the page anew.
-
-    Returns:
-        Its path.
+    """Write the page of a run folder; returns its path.
 
     Raises:
-        ValueError: If the folder is no run's.
+        UserError: If it is not the folder of a run.
     """
-    log = RunLog.read(folder)
+    log = TrainingLog.read(folder)
     write_page(folder / PAGE, "run.html", **_values(log))
     return folder / PAGE
 
 
-def run_page(log: RunLog) -> str:
-    """The page as text."""
+def run_page(log: TrainingLog) -> str:
+    """Render the page."""
     return render("run.html", **_values(log))
 
 
-def _values(log: RunLog) -> dict[str, Any]:
+def _values(log: TrainingLog) -> dict[str, Any]:
     state = log.state
     running = state.get("state") == "running"
     return {
@@ -77,7 +75,7 @@ def _values(log: RunLog) -> dict[str, Any]:
     }
 
 
-def _facts(log: RunLog) -> list[str]:
+def _facts(log: TrainingLog) -> list[str]:
     state = log.state
     classes = re.findall(r"class_path: (mrg\.(?:modules|datamodules)\.[\w.]+)", log.config)
     facts = [" on ".join(path.rsplit(".", 1)[1] for path in classes[:2])] if classes else []
@@ -94,7 +92,7 @@ def _facts(log: RunLog) -> list[str]:
         if state["state"] == "running" and state.get("seconds_left") is not None:
             facts.append(f"about {duration(state['seconds_left'])} left")
     if state.get("updated"):
-        facts.append(f"page of {_clock(state['updated'])}")
+        facts.append(f"updated {_clock(state['updated'])}")
     return facts
 
 
@@ -106,7 +104,7 @@ def _clock(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them.
+    """Duration in the two largest units.
 
     Example:
         >>> duration(7_384)
@@ -121,25 +119,27 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
-def find_warnings(log: RunLog) -> list[str]:
-    """What someone who looks at the run should know, from its last ten rounds and its last validation."""
+def find_warnings(log: TrainingLog) -> list[str]:
+    """Warnings from the last ten rounds and the last validation."""
+    limits = (
+        ("train/dead_groups", 0.5, "groups have equal rewards and no gradient: raise temperature or group_size."),
+        ("train/truncated", 0.2, "completions are truncated: raise max_new_tokens."),
+        ("train/nothing_found", 0.5, "completions state no finding: the policy may collapse to a normal report."),
+    )
     found = []
-    dead, truncated = log.last("train/dead_groups", 10), log.last("train/truncated", 10)
-    nothing, mccs = log.last("train/nothing_found", 10), log.last("val/mccs")
-    normal = (log.state.get("constant_normal") or {}).get("val/mccs")
-    if dead is not None and dead > 0.5:
-        found.append(f"{dead:.0%} of the groups have equal rewards and teach nothing: raise temperature or group_size.")
-    if truncated is not None and truncated > 0.2:
-        found.append(f"{truncated:.0%} of the completions are cut off: raise max_new_tokens.")
-    if nothing is not None and nothing > 0.5:
-        found.append(f"{nothing:.0%} of the completions find nothing: the policy may be learning the normal report.")
+    for key, limit, text in limits:
+        share = log.last(key, 10)
+        if share is not None and share > limit:
+            found.append(f"{100 * share:.0f} % of the {text}")
+    mccs, normal = log.last("val/mccs"), (log.state.get("constant_normal") or {}).get("val/mccs")
     if mccs is not None and normal is not None and mccs <= normal:
-        found.append(f"Validation MCCS ({mccs:.3f}) is not above that of the constant normal report ({normal:.3f}).")
+        shares = f"({100 * mccs:.1f} %) is not above that of the constant normal report ({100 * normal:.1f} %)"
+        found.append(f"Validation MCCS {shares}.")
     return found
 
 
 def sample_groups(samples: Sequence[dict[str, Any]], most: int = _GROUPS) -> list[dict[str, Any]]:
-    """The latest groups of samples.jsonl, newest first, each with its completions by falling reward."""
+    """Latest groups of samples.jsonl, newest first, each with its completions by decreasing reward."""
     groups: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
     for row in samples:
         groups.setdefault((row.get("round"), row.get("id")), []).append(row)
@@ -168,28 +168,23 @@ def _score(value: object) -> str:
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any] | None:
-    """The test's systems by a few scores, in percent points."""
+    """Table of the tested systems, in percent."""
     systems = results.get("systems")
     if not systems:
         return None
-    scores = [s for s in ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+") if s in next(iter(systems.values()))["scores"]]
-    rows = []
-    for name, row in systems.items():
-        cells = [_interval(row["scores"][score]) for score in scores]
-        rows.append((name, [*cells, f"{100 * row['distinct']:.0f} %"]))
-    head = [*scores, "distinct"]
-    return {"head": head, "rows": rows, "num_studies": results.get("num_studies"), "margin": results.get("margin")}
-
-
-def _interval(score: dict[str, float]) -> str:
-    value, low, high = (f"{100 * score[key]:.1f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    scores = [score for score in COLUMNS[:3] if score in next(iter(systems.values()))["scores"]]
+    rows = [
+        (name, [*(format_span(row["scores"][score]) for score in scores), f"{100 * row['distinct']:.0f} %"])
+        for name, row in systems.items()
+    ]
+    numbers = {key: results.get(key) for key in ("num_studies", "margin")}
+    return {"head": [*scores, "distinct"], "rows": rows, **numbers}
 
 
 def main(args: Sequence[str]) -> None:
     """`python -m mrg page runs/NAME ...`."""
     if not args or args[0] in ("-h", "--help"):
-        print("usage: python -m mrg page RUN [RUN ...]\n\nMake RUN/index.html anew from the files of a run's folder.")
+        print("usage: python -m mrg page RUN [RUN ...]\n\nWrite RUN/index.html from the files of a run's folder.")
         raise SystemExit(0 if args else 2)
     for folder in args:
         print(write_run_page(Path(folder)))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrg.datamodules.demo import World, make_study
-from mrg.modules.tiny import Tiny, tiny_policy
+from mrg.modules.policy.tiny import Tiny, tiny_policy
 from tests.callbacks.resuming import fit
 
 

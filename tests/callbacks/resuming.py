@@ -18,14 +18,16 @@ from lightning.pytorch.callbacks import EarlyStopping
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.metrics_file import MetricsFile
 from mrg.callbacks.results import ResultWriter
+from mrg.commands.lightning import quiet
 from mrg.datamodules.demo import DemoDataModule
-from mrg.lightning_cli import quiet
-from mrg.metrics.reward import RewardError
+from mrg.log import configure
+from mrg.metrics.trl import RewardError
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
-from mrg.modules.reward import Rewards
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rl.reward import Rewards
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
+from tests.nested import nested
 
 SETTINGS = {"prompt": "Report:", "think": "absent", "max_new_tokens": 8, "max_pixels": 56 * 56, "warmup_steps": 2}
 
@@ -80,11 +82,19 @@ class Lengths:
 def module_of(kind, policy, fails=None, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
     options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
+    if kind == "findings":
+        from mrg.modules.findings import FindingsModule
+
+        return FindingsModule(**nested(**options))
+    if kind == "corpus":
+        from tests.modules.rl.corpus_on_ranks import corpus_module
+
+        return corpus_module(**options)
     if kind == "grpo":
-        module = GRPOModule(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options})
+        module = GRPOModule(**nested(**{"group_size": 3, "temperature": 1.5, "sample_every": 2, **options}))
         module.reward = Lengths(fails)
         return module
-    return SFTModule(**options)
+    return SFTModule(**nested(**options))
 
 
 def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=1, keep=2, patience=0, data=None,
@@ -92,6 +102,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
     """Train a run; returns its module."""
     strategies = {"fsdp": FSDP2(), "fsdp in parts": FSDP2(save_distributed_checkpoint=True)}
     quiet()
+    configure()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     L.seed_everything(0, verbose=False)
@@ -116,7 +127,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
 
 def newest(folder):
     """Path of the checkpoint that `--resume auto` takes."""
-    from mrg.callbacks.checkpoint_folder import CheckpointFolder
+    from mrg.run.checkpoints import CheckpointFolder
 
     path, damaged = CheckpointFolder(Path(folder) / "checkpoints").newest()
     assert not damaged

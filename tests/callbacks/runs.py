@@ -24,5 +24,5 @@ def fit_arguments(tmp_path, *options):
 
 def grpo_arguments(tmp_path, *options):
     """Of GRPO from the policy of `tmp_path/sft` into `tmp_path/run`."""
-    policy = [f"--model.init_args.policy={tmp_path / 'sft' / 'policy'}", "--model.init_args.group_size=2"]
+    policy = [f"--model.init_args.policy={tmp_path / 'sft' / 'policy'}", "--model.init_args.rollout.group_size=2"]
     return [f"--config={CONFIGS / 'demo.yaml'}", *FEW, *policy, f"--runs={tmp_path}", "--name=run", *options]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
-from mrg.callbacks.checkpoint_folder import CheckpointFolder, checkpoint_name
 from mrg.files import count_lines
-from mrg.modules.load import LoRA
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.sft import SFTModule
+from mrg.run.checkpoints import CheckpointFolder, checkpoint_name
 from tests.callbacks.resuming import Stop, StopAt, differences, fit, newest, on_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sampling and training disagree")
@@ -105,7 +106,7 @@ def test_the_one_before_a_damaged_checkpoint_gives_the_same_run(tmp_path, policy
     assert path == files.path / before
     assert damaged in lines[0]
     fit(tmp_path, "grpo", policy_folder, checkpoint=str(path))
-    assert f"Removed what came after it: {damaged}." in capsys.readouterr().out
+    assert f"Removed newer checkpoints: {damaged}." in capsys.readouterr().err
     assert differences(whole("grpo"), tmp_path) == []
 
 
@@ -146,7 +147,7 @@ def test_patience_goes_on(tmp_path, policy_folder):
         def on_fit_start(self, trainer, pl_module):
             pl_module.rewards = lambda rollout, batch: dead(pl_module, rollout, batch)
 
-    from mrg.modules.reward import Rewards
+    from mrg.modules.rl.reward import Rewards
     from tests.callbacks import resuming
 
     def dead(pl_module, rollout, batch):
@@ -194,6 +195,24 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, policy_folder):
 def test_unknown_monitor_names_those_there_are(tmp_path, policy_folder):
     with pytest.raises(ValueError, match=r"no 'val/bleu' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
         fit(tmp_path, "sft", policy_folder, monitor="val/bleu")
+
+
+@pytest.mark.parametrize("monitor", ["val/mcsc", "vla/mccs", "mccs"])
+def test_a_mistyped_monitor_is_found_before_training(tmp_path, policy_folder, monitor, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(SFTModule, "training_step", lambda *args: rounds.append(1))
+    with pytest.raises(ValueError, match=f"no '{monitor}' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
+        fit(tmp_path, "sft", policy_folder, monitor=monitor)
+    assert not rounds
+
+
+def test_a_mistyped_monitor_is_found_before_a_run_resumes(tmp_path, policy_folder, monkeypatch):
+    fit(tmp_path, "sft", policy_folder, max_epochs=1)
+    monkeypatch.setattr(SFTModule, "training_step", lambda *args: rounds.append(1))
+    rounds = []
+    with pytest.raises(ValueError, match=r"no 'val/mcsc' to choose its best checkpoint by.*val/ce_f1, .*val/mccs"):
+        fit(tmp_path, "sft", policy_folder, monitor="val/mcsc", checkpoint=str(newest(tmp_path)))
+    assert not rounds
 
 
 @pytest.mark.parametrize("name", ["save_every", "keep"])
@@ -245,7 +264,7 @@ def test_two_processes(tmp_path, policy_folder, strategy):
     assert differences(tmp_path / "whole", tmp_path / "parts") == []
     assert count_lines(tmp_path / "parts" / "metrics.csv") > 10
     if strategy == "ddp":
-        with pytest.raises(ValueError, match="was written by 2 processes, but this run has 1: use as many"):
+        with pytest.raises(ValueError, match="was written by 2 processes, but this run has 1: use the same number"):
             fit(
                 tmp_path / "parts", "grpo", policy_folder, checkpoint=newest(tmp_path / "parts"), data={"batch_size": 1}
             )

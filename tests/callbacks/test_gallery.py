@@ -52,7 +52,7 @@ def test_test_writes_a_page_and_predict_leaves_it(trained, capsys):
     assert sorted(study["id"] for study in data["studies"]) == ["test0", "test1", "test2"]
     assert data["maxViews"] == 2
     assert [len(study["views"]) for study in data["studies"]] == [3, 3, 3]
-    assert text.count('id="picture-') == 9
+    assert text.count('id="image-') == 9
     assert "constant normal" in text
     main(["predict", *argv])
     assert f"Gallery: {run / 'gallery-predict.html'}\n" in capsys.readouterr().out
@@ -63,7 +63,7 @@ def test_options(trained):
     run, argv = trained
     main(["test", *argv, "--gallery.images=link", "--gallery.max_studies=2"])
     text, data = read(run / "gallery.html")
-    assert "picture-0" not in text
+    assert "image-0" not in text
     links = [view["link"] for study in data["studies"] for view in study["views"]]
     assert len(links) == 6
     assert all((run / link).is_file() for link in links)
@@ -77,6 +77,6 @@ def test_bad_options_are_one_line(trained, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["test", *argv, "--gallery.images=all"])
     assert stop.value.code == 2
-    assert "'embed', 'link' or 'none', but got 'all'" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "'embed', 'link', 'none']. Got value: all" in capsys.readouterr().err.strip().splitlines()[-1]
     with pytest.raises(ValueError, match="at least 1, but got 0"):
         GalleryWriter(max_studies=0)

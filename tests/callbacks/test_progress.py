@@ -44,7 +44,7 @@ def terminal(monkeypatch):
 def test_lines_in_a_file_are_plain_and_few(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path, "--name=sft")])
     main(["fit", *grpo_arguments(tmp_path, "--trainer.val_check_interval=2", "--trainer.max_steps=4")])
-    out = capsys.readouterr().out
+    out, notes = capsys.readouterr()
     assert "\r" not in out
     assert "\x1b" not in out
     lines = [line for line in out.splitlines() if line.startswith("step ")]
@@ -60,7 +60,7 @@ def test_lines_in_a_file_are_plain_and_few(tmp_path, capsys):
     run = tmp_path / "run"
     assert out.endswith(f"Policy: {run / 'policy'}\nPage: {run / 'index.html'}\nMetrics: {run / 'metrics.csv'}\n")
     assert re.search(rf"Best checkpoint: {run}/checkpoints/best.ckpt \(val/mccs 0\.\d{{3}}\)\n", out)
-    assert "GRPOModule on DemoDataModule (train 8, val 4, test 4)\n" in out
+    assert "GRPOModule on DemoDataModule (train 8, val 4, test 4)\n" in notes
 
 
 def test_a_terminal_has_one_line_that_moves(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_the_line_says_what_stops_learning(tmp_path, capsys):
     capsys.readouterr()
     main(["fit", *grpo_arguments(tmp_path, "--model.init_args.max_new_tokens=2")])
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("step 3 of 3"))
-    assert re.match(r"step 3 of 3  reward \d\.\d{3}  100% cut off  100% equal rewards  MCCS ", line), line
+    assert re.match(r"step 3 of 3  reward \d\.\d{3}  100% truncated  100% equal rewards  MCCS ", line), line
 
 
 def test_a_share_is_said_from_nine_tenths_on_and_never_rounded_up_to_all():
@@ -101,7 +101,7 @@ def test_a_share_is_said_from_nine_tenths_on_and_never_rounded_up_to_all():
     trainer.callback_metrics = {"reward/total": 0.5, "train/truncated": 0.899, "train/dead_groups": 0.9999}
     assert score_text(trainer) == "reward 0.500  99% equal rewards"
     trainer.callback_metrics["train/truncated"] = 0.9
-    assert score_text(trainer) == "reward 0.500  90% cut off  99% equal rewards"
+    assert score_text(trainer) == "reward 0.500  90% truncated  99% equal rewards"
     trainer.callback_metrics = {"reward/total": 0.5, "train/truncated": 0.1, "train/dead_groups": 0.2}
     assert score_text(trainer) == "reward 0.500"
 

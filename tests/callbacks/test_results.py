@@ -13,8 +13,8 @@ def test_a_run_without_a_score_says_what_it_left_and_what_to_run(tmp_path, capsy
     last = run / "checkpoints" / "round-00000002.ckpt"
     lines = capsys.readouterr().out.splitlines()
     first = lines.index(
-        "No score was computed, as no validation was due (trainer.val_check_interval, trainer.limit_val_batches): "
-        "there is no best checkpoint, and no policy was written."
+        "No score was computed because no validation was due (trainer.val_check_interval, trainer.limit_val_batches), "
+        "so there is no best checkpoint and no policy."
     )
     assert lines[first + 1] == f"Last checkpoint: {last}"
     assert lines[first + 4 :] == [f"Page: {run / 'index.html'}", f"Metrics: {run / 'metrics.csv'}"]
@@ -28,11 +28,11 @@ def test_a_run_without_a_score_says_what_it_left_and_what_to_run(tmp_path, capsy
     assert "val/mccs" in capsys.readouterr().out
     assert (run / "policy" / "config.json").is_file()
     code, text = failure(capsys, ["test", *fit_arguments(tmp_path)])
-    assert (code, text.endswith(f"Its last one is scored with --ckpt_path {last}.")) == (2, True)
+    assert (code, text.endswith(f"To use its last one, pass --ckpt_path {last}.")) == (2, True)
 
 
 def test_what_is_trained_is_said_once(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path)])
-    out = capsys.readouterr().out
-    assert out.count("DemoDataModule (train 8, val 4, test 4)") == 1
-    assert "No score" not in out
+    printed = capsys.readouterr()
+    assert printed.err.count("DemoDataModule (train 8, val 4, test 4)") == 1
+    assert "No score" not in printed.out

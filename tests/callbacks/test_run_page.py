@@ -9,8 +9,8 @@ import pytest
 from mrg.callbacks.run_page import RunPage
 from mrg.cli import main
 from mrg.metrics import MCCS, RulesLabeler
-from mrg.metrics.results import CONSTANT_NORMAL
-from mrg.modules.rollout import sample
+from mrg.metrics.evaluation import CONSTANT_NORMAL
+from mrg.modules.rollout.sampling import sample
 from tests.callbacks.runs import fit_arguments, grpo_arguments
 
 
@@ -59,11 +59,11 @@ def test_a_run_that_ends_well(tmp_path, often):
 
 
 def test_the_constant_normal_report_is_scored_on_the_validation_split(tmp_path):
-    from mrg.datamodules.demo import World, draw_split
+    from mrg.datamodules.demo import World, make_split
 
     main(["fit", *fit_arguments(tmp_path)])
     metric = MCCS(margin=0.3, labeler=RulesLabeler())
-    target = [study.report for study in draw_split(World(), 0, "val", 4, 112)]
+    target = [study.report for study in make_split(World(), 0, "val", 4, 112)]
     metric.update([CONSTANT_NORMAL] * 4, target)
     normal = state(tmp_path / "run")["constant_normal"]
     assert normal["val/mccs"] == pytest.approx(float(metric.compute()))
@@ -97,7 +97,7 @@ def test_a_reward_that_fails_names_the_study_on_the_page(tmp_path, capsys, monke
     part = [{"scorer": f"{__name__}:failing", "weight": 1}]
     main(["fit", *fit_arguments(tmp_path, "--name=sft")])
     with pytest.raises(SystemExit) as stop:
-        main(["fit", *grpo_arguments(tmp_path, f"--model.init_args.rewards={json.dumps(part)}")])
+        main(["fit", *grpo_arguments(tmp_path, f"--model.init_args.reward.scorers={json.dumps(part)}")])
     assert stop.value.code == 1
     message = capsys.readouterr().err.strip()
     assert message.startswith("mrg: Reward `failing` failed on completion 0 (study train-0000")

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from mrg.datamodules.iu_record import IURecord
-from mrg.datamodules.openi import read_openi
+from mrg.datamodules.iu.openi import read_openi
+from mrg.datamodules.iu.record import IURecord
 
 IU_ROOT = Path(__file__).parents[2].parent / "shared/data/iu_xray"
 

@@ -8,13 +8,15 @@ import lightning as L
 import torch
 
 from mrg.callbacks.results import ResultWriter
-from mrg.modules.load import LoRA
+from mrg.log import configure
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
-from tests.datamodules.test_skip import SETTINGS, Splits, write_studies
+from tests.datamodules.test_loading import SETTINGS, Splits, write_studies
 
 
 def main(policy: str, folder: Path, strategy: str) -> None:
+    configure()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     train = write_studies(folder / "train", 8, bad=(0, 2, 4))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mrg.cli import main
-from mrg.datamodules.annotation import AnnotationError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError
 from mrg.datamodules.rexrank import RexrankDataModule
 from mrg.metrics.__main__ import main as metrics
 from mrg.metrics.predictions import read_predictions
@@ -88,7 +88,7 @@ def test_references_and_order_of_views(root):
 
 def test_a_submission_keeps_every_study_and_every_key(root, capsys):
     data = module(root)
-    data.keep_predictions([{"id": name, "prediction": f"Report {name}."} for name in ENTRIES], root)
+    data.write_predictions([{"id": name, "prediction": f"Report {name}."} for name in ENTRIES], root)
     text = (root / "rexrank.json").read_text()
     written = json.loads(text)
     assert list(written) == list(ENTRIES)
@@ -125,20 +125,20 @@ def test_round_trip_through_the_command_line(root, capsys):
     metrics([str(folder / "rexrank.json"), "--trials=10"])
     scored = json.loads((folder / "rexrank.json.scores.json").read_text())
     assert scored["num_studies"] == 3
-    with pytest.raises(SystemExit):
-        metrics([str(folder / "rexrank.json"), "--target=section_findings"])
-    assert "'section_findings' is not a text in 1 of 3 rows: patient1_study1" in capsys.readouterr().err
+    metrics([str(folder / "rexrank.json"), "--target=section_findings", "--trials=10"])  # the line that predict prints
+    assert "Excluded: 1 of 3 studies have no reference: patient1_study1." in capsys.readouterr().out
+    assert json.loads((folder / "rexrank.json.scores.json").read_text())["num_studies"] == 2
 
 
 @pytest.mark.parametrize(
     ("content", "error", "part"),
     [
         (None, DataNotFoundError, r"does not exist; set data\.init_args\.root"),
-        (b"{", AnnotationError, "is not JSON in UTF-8"),
-        (b'{"a": "\xff"}', AnnotationError, "is not JSON in UTF-8"),
-        (b"[]", AnnotationError, "an object of studies by id"),
-        (b"{}", AnnotationError, "an object of studies by id"),
-        (b'{"a": {"report": "x"}}', AnnotationError, "1 studies have no image_path: a"),
+        (b"{", DataError, "is not JSON in UTF-8"),
+        (b'{"a": "\xff"}', DataError, "is not JSON in UTF-8"),
+        (b"[]", DataError, "an object of studies by id"),
+        (b"{}", DataError, "an object of studies by id"),
+        (b'{"a": {"report": "x"}}', DataError, "1 studies have no image_path: a"),
         (b'{"a": {"image_path": ["x.png"]}}', DataNotFoundError, r"1 of the 1 images .*: x\.png; set"),
     ],
 )
@@ -159,5 +159,27 @@ def test_missing_images_stay_where_the_data_is_checked(root):
 
 
 def test_unknown_reference(root):
-    with pytest.raises(ValueError, match=r"data\.init_args\.reference to be one of findings, impression, both"):
+    with pytest.raises(ValueError, match="argument `reference` to be one of 'findings', 'impression', 'both'"):
         module(root, reference="findings and impression")
+
+
+def test_lists_of_unequal_length_are_not_paired(root, caplog):
+    """The published files have such studies; which of their images a position belongs to is unknown."""
+    entries = {name: dict(entry) for name, entry in ENTRIES.items()}
+    entries["50001"]["frontal_lateral"] = ["left lateral"]
+    entries["CXR1"]["image_path"] = ["", "CXR1/1.png"]
+    (root / "rexrank.json").write_text(json.dumps(entries))
+    with caplog.at_level("WARNING", "mrg"):
+        first, last = module(root).splits["test"]
+    assert [(view.image.name, view.position) for view in first.views] == [("b.jpg", ""), ("a.jpg", "")]
+    assert [(view.image.name, view.position) for view in last.views] == [("1.png", "lateral")]
+    (record,) = caplog.records
+    assert "1 studies have more or fewer positions in frontal_lateral than images" in record.getMessage()
+    assert "unknown: 50001." in record.getMessage()
+
+
+def test_a_repeated_study_is_an_error(root):
+    text = json.dumps(ENTRIES)
+    (root / "rexrank.json").write_text(text[:-1] + ', "CXR1": ' + json.dumps(ENTRIES["CXR1"]) + "}")
+    with pytest.raises(DataError, match=r"rexrank\.json: the key 'CXR1' occurs more than once"):
+        module(root)

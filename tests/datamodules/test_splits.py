@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.splits import all_as_test, draw, split_by_patient
+from mrg.datamodules.splits import all_as_test, leakage_free, random_subset, split_by_patient
 from mrg.datamodules.study import Study, View
 
 VIEW = View(np.zeros((2, 2), np.uint8))
@@ -58,13 +58,13 @@ def test_all_as_test():
 def test_a_draw_is_spread_over_the_split_keeps_its_order_and_holds_the_smaller_ones():
     given = studies(590, per_patient=1)
     place = {study.id: index for index, study in enumerate(given)}
-    drawn = [place[study.id] for study in draw(given, 48)]
+    drawn = [place[study.id] for study in random_subset(given, 48)]
     assert len(set(drawn)) == 48
     assert drawn == sorted(drawn)
     assert min(sum(start <= index < start + 118 for index in drawn) for start in range(0, 590, 118)) > 3
-    assert drawn == [place[study.id] for study in draw(given, 48)]
-    assert set(drawn) < {place[study.id] for study in draw(given, 49)}
-    assert draw(given, 0) is draw(given, 590) is draw(given, 600) is given
+    assert drawn == [place[study.id] for study in random_subset(given, 48)]
+    assert set(drawn) < {place[study.id] for study in random_subset(given, 49)}
+    assert random_subset(given, 0) is random_subset(given, 590) is random_subset(given, 600) is given
 
 
 def test_a_limit_does_not_take_the_normal_head_of_a_sorted_list():
@@ -79,5 +79,17 @@ def test_a_limit_does_not_take_the_normal_head_of_a_sorted_list():
             }
 
     data = Sorted(limit_test=48)
-    assert data.describe() == "Sorted (train 0, val 0, test 48; drawn: test 48 of 590)"
+    assert data.describe() == "Sorted (train 0, val 0, test 48; random subset: test 48 of 590)"
     assert 30 < sum(study.report == "Edema." for study in data.splits["test"]) < 48
+
+
+def test_leakage_free_folds_case_and_space_and_keeps_order() -> None:
+    train = [Study("a", (), "Lungs are clear."), Study("b", (), "Heart large.")]
+    same, other, point = (
+        Study("c", (), " LUNGS  are\nclear. "),
+        Study("d", (), "No effusion."),
+        Study("e", (), "Lungs are clear"),  # the full stop counts
+    )
+    assert leakage_free([same, other, point], train) == [other, point]
+    assert leakage_free([point, same], []) == [point, same]
+    assert leakage_free([same], train) == []

@@ -1,9 +1,10 @@
 import json
 
 import pytest
+import torch
 
-from mrg.metrics import CONVENTIONS, RulesLabeler, ce_f1, mccs
-from mrg.metrics.compare import compare_systems, format_comparison
+from mrg.metrics import CONDITIONS, CONVENTIONS, RulesLabeler, ce_f1, mccs
+from mrg.metrics.compare import changes, compare_systems, format_comparison
 
 TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "Clear lungs.", "Small effusion."] * 5
 PREDS = ["Cardiomegaly.", "Edema. Left effusion.", "Clear lungs.", "No effusion."] * 5
@@ -45,12 +46,25 @@ def test_changed_studies():
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_gained_and_lost_are_those_of_the_changed_studies():
+    torch.manual_seed(0)
+    labeler = RulesLabeler()
+    pool = [*TARGET[:4], *PREDS[:4], "No pneumothorax.", "Fracture. Pacemaker."]
+    a, b, target = ([pool[i] for i in torch.randint(len(pool), (60,)).tolist()] for _ in range(3))
+    got = changes(labeler(a), labeler(b), labeler(target))
+    expected = {row["id"]: row for row in compare_systems(a, b, target, labeler, num_trials=2)["changed"]}
+    for place, change in enumerate(got, 1):
+        row = expected.get(str(place), {"better": [], "worse": []})
+        assert [CONDITIONS[i] for i in change["gained"]] == row["better"]
+        assert [CONDITIONS[i] for i in change["lost"]] == row["worse"]
+
+
 def test_equal_systems_do_not_differ():
     result = compare_systems(PREDS, PREDS, TARGET, RulesLabeler(), num_trials=50)
     for row in result["scores"].values():
         assert (row["difference"], row["low"], row["high"], row["p"]) == (0, 0, 0, 1)
     assert result["changed"] == []
-    assert "0 studies with a finding that only one of them has right." in format_comparison(result, ("a", "b"))
+    assert "0 studies have a finding that only one of the two gets right." in format_comparison(result, ("a", "b"))
 
 
 def test_a_scorer_of_ones_own():

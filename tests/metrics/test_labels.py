@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mrg.metrics import CEF1, MCCS, RulesLabeler, ce_f1, ce_table, mccs
-from mrg.metrics.labels import as_labels, written
+from mrg.metrics.labels import as_labels, has_text
 from tests.metrics.test_ce import PREDS, TARGET
 
 
@@ -38,8 +38,8 @@ def test_forms():
     assert small[0].dtype == small[1].dtype == torch.int64
     generator = as_labels((t for t in ["Edema."]), ["Edema."], RulesLabeler())
     assert torch.equal(*generator)
-    assert written(PREDS) is None
-    assert written(["a", "\n", ""]).tolist() == [True, False, False]
+    assert has_text(PREDS) is None
+    assert has_text(["a", "\n", ""]).tolist() == [True, False, False]
 
 
 BAD = [

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 
 from mrg.metrics import RulesLabeler, ce_f1, convention
-from mrg.metrics.leaderboard import CONSTANT, NORMAL, best_constant, format_leaderboard, leaderboard
+from mrg.metrics.constants import BestConstants
+from mrg.metrics.leaderboard import NORMAL, REFERENCE, best_reference, format_leaderboard, leaderboard
 from mrg.metrics.leaderboard_page import write_page
 from mrg.metrics.progress import ReportingLabeler
-from mrg.metrics.results import ranks
+from mrg.metrics.resampling import ranks
 
 TARGET = ["Cardiomegaly.", "Left effusion.", "Cardiomegaly and effusion.", "The lungs are clear.", "Rib fracture."] * 6
 LABELER = RulesLabeler()
@@ -17,20 +19,20 @@ def result():
     return leaderboard(systems, TARGET, LABELER, num_resamples=200)
 
 
-def test_best_constant_is_the_best_of_all_references():
+def test_best_reference_is_the_best_of_all_references():
     def score(text):
         return float(ce_f1([text] * len(TARGET), TARGET, **convention("micro-13+"), labeler=LABELER))
 
-    best = best_constant(TARGET, LABELER)
+    best = best_reference(TARGET, LABELER)
     assert score(best) == max(map(score, TARGET))
     assert best == "Cardiomegaly and effusion."  # 24 of 60 findings right, 12 missed, 36 hallucinated
     assert score(best) == pytest.approx(2 * 24 / (60 + 30))
     with pytest.raises(ValueError, match="at least one reference"):
-        best_constant([], LABELER)
+        best_reference([], LABELER)
 
 
 def test_ranking(result):
-    assert list(result["ranking"]["systems"]) == ["copies", CONSTANT, "blind", NORMAL]
+    assert list(result["ranking"]["systems"]) == ["copies", REFERENCE, "blind", NORMAL]
     assert result["ranking"]["systems"]["copies"] == {"rank": 1, "low": 1, "high": 1, "first": 1.0}
     assert result["beats"]["copies"]["beats"]
     assert not result["beats"]["blind"]["beats"]
@@ -38,9 +40,9 @@ def test_ranking(result):
 
 
 def test_ranks_by_hand():
-    systems = {name: {"scores": {"x": {"value": value}}} for name, value in (("a", 0.5), ("b", 0.7), ("c", 0.5))}
+    values = {"a": {"x": 0.5}, "b": {"x": 0.7}, "c": {"x": 0.5}}
     drawn = {"a": {"x": np.array([0.9, 0.1])}, "b": {"x": np.array([0.5, 0.6])}, "c": {"x": np.array([0.1, 0.1])}}
-    got = ranks(systems, drawn, "x")
+    got = ranks(values, drawn, "x")
     assert list(got) == ["b", "a", "c"]
     assert [got[name]["rank"] for name in "abc"] == [2, 1, 2]
     assert [got[name]["first"] for name in "abc"] == [0.5, 0.5, 0]
@@ -51,14 +53,14 @@ def test_printed_form(result):
     text = format_leaderboard(result)
     lines = text.splitlines()
     assert "30 studies, labeler rules, ranked by CE-F1 micro-13+" in lines[0]
-    assert lines[4].startswith("1 [1-1]    copies")
+    assert lines[4].split()[:3] == ["copies", "1", "[1-1]"]
     assert any("copies" in line and line.endswith("beats it") and "not" not in line for line in lines)
     assert any("blind" in line and line.endswith("does not beat it") for line in lines)
     assert sum(line.startswith(("micro-", "macro-", "weighted-", "example-")) for line in lines) == 24
 
 
 def test_page(result, tmp_path):
-    result = {**result, "best_constant": "<b>&"}
+    result = {**result, "best_reference": "<b>&"}
     write_page(result, tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;" in page
@@ -77,11 +79,30 @@ def test_bad_input():
         leaderboard({"a": ["x"]}, TARGET, LABELER)
 
 
-def test_progress_of_many_reports(capsys):
+def test_best_constants_on_training_reports_are_rows(tmp_path):
+    best = BestConstants.of(TARGET[:20], LABELER)
+    systems = {"copies": list(TARGET), "blind": ["Rib fracture."] * len(TARGET)}
+    result = leaderboard(systems, TARGET, LABELER, num_resamples=100, best=best)
+    row = torch.tensor([best.rows["CE-F1 micro-13+"]] * len(TARGET))
+    value = float(ce_f1(row, LABELER(TARGET), **convention("micro-13+")))
+    assert result["best_constant"]["scores"]["CE-F1 micro-13+"]["value"] == pytest.approx(value)
+    assert set(result["beats"]) == {"copies", "blind"}
+    assert result["beats"]["copies"]["value"] == pytest.approx(1 - value)
+    text = format_leaderboard(result)
+    line = next(line for line in text.splitlines() if line.startswith("best constant "))
+    assert line.split()[2:4] == ["-", f"{100 * value:.1f}"]
+    assert "Differences from the best constant of CE-F1 micro-13+ on 20 training reports" in text
+    write_page(result, tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<tr>") == 1 + 5 + 1 + 24
+
+
+def test_progress_of_many_reports(caplog):
+    caplog.set_level("INFO", logger="mrg")
     texts = [f"Effusion {i % 25}." for i in range(60)]
     labeler = ReportingLabeler(RulesLabeler(), block=10, seconds=0)
     assert labeler.name == "rules"
     assert labeler(texts).tolist() == RulesLabeler()(texts).tolist()
-    assert capsys.readouterr().err.splitlines() == [f"Labelled {n} of 25 distinct reports." for n in (10, 20, 25)]
+    assert caplog.messages == [f"Labelled {n} of 25 distinct reports." for n in (10, 20, 25)]
+    caplog.clear()
     labeler(texts[:10])
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []

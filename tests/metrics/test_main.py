@@ -41,7 +41,7 @@ def test_table_and_json(predictions, capsys):
     result = json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())
     assert list(result["systems"]) == ["constant normal", "most frequent reference", "predictions"]
     scores = result["systems"]["predictions"]["scores"]
-    # 2 right, 1 invented, 1 missed.
+    # 2 correct, 1 hallucinated, 1 missed.
     assert scores["CE-F1 micro-13+"]["value"] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     assert scores["CE-F1 micro-13+"]["low"] < scores["CE-F1 micro-13+"]["value"] < scores["CE-F1 micro-13+"]["high"]
     assert result["systems"]["constant normal"]["scores"]["CE-F1 micro-13+"]["value"] == 0
@@ -49,11 +49,13 @@ def test_table_and_json(predictions, capsys):
     assert line.split()[1:4] == ["66.7", "66.7", "66.7"]
     assert line.split()[-2:] == ["0.0", "0.0"]
     condition = next(line for line in text.splitlines() if line.startswith("Pleural Effusion"))
-    assert condition.split()[2:] == ["0.0", "0.0", "0.0", "1", "1"]
+    # Informedness: no case is found, and 1 of 3 others is stated.
+    assert condition.split()[2:] == ["0.0", "0.0", "0.0", "-33.3", "1", "1"]
+    assert "Without training reports (--train FILE), the best constant report of each score is not known." in text
     assert "predictions.jsonl.scores.json" in text
     assert "Reports: 'prediction'; references: 'target'; ids: 'id'." in text
     assert "4 studies are few" in text
-    assert "occurs twice" not in text
+    assert "occurs more than once" not in text
 
 
 def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
@@ -64,8 +66,31 @@ def test_the_order_of_a_file_decides_no_baseline(tmp_path, capsys):
         main([str(file)])
         result = json.loads(file.with_name(f"{file.name}.scores.json").read_text())
         scores.append(result["systems"]["most frequent reference"]["scores"]["CE-F1 micro-13+"]["value"])
-        assert "No reference occurs twice: the row 'most frequent reference'" in capsys.readouterr().out
+        assert "No reference occurs more than once: the row 'most frequent reference'" in capsys.readouterr().out
     assert scores[0] == scores[1]
+
+
+def test_training_reports(predictions, tmp_path, capsys):
+    train = write(tmp_path / "train.csv", [{"id": i, "report": t} for i, t in enumerate([*TARGET, ""])])
+    annotation = tmp_path / "annotation.json"
+    splits = {"train": [{"id": "1", "report": t} for t in TARGET], "test": [{"id": "2", "report": "Edema."}]}
+    annotation.write_text(json.dumps(splits))
+    for file in (train, annotation):
+        main([str(predictions), "--train", str(file), "--min_cases", "2"])
+        text = capsys.readouterr().out
+        best = json.loads(predictions.with_name("predictions.jsonl.scores.json").read_text())["best_constant"]
+        assert best["reports"] == {"MCCS": "The lungs are clear."}
+        assert best["num_reports"] == 4
+        assert "predictions - best constant, MCCS: " in text
+        assert "Without training reports" not in text
+    line = next(line for line in text.splitlines() if line.startswith("micro-13+"))
+    assert line.split()[-1] == "40.0"  # all three conditions in each report: 2 * 3 / (3 * 4 + 3)
+    assert "informedness is undefined: no condition has at least 2 cases" in text
+    assert "holds no reports in its column 'report'" in fails(
+        capsys, predictions, "--train", write(tmp_path / "none.json", [{"report": " "}])
+    )
+    assert "--train is for scoring one file" in fails(capsys, predictions, "--train", train, "--compare", predictions)
+    assert "--min_cases to be at least 1" in fails(capsys, predictions, "--min_cases", "0")
 
 
 def test_compare(predictions, tmp_path, capsys):
@@ -95,10 +120,14 @@ def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert predictions.read_text() == before
     assert "--seed to be at least 0, but got -1" in fails(capsys, predictions, "--seed", "-1")
     assert "--nlg scores one file" in fails(capsys, predictions, "--nlg", "--compare", few)
-    assert "one of none, ptb, r2gen-iu, r2gen-mimic, but got r2" in fails(capsys, predictions, "--normalization", "r2")
-    assert "give --chexbert too" in fails(capsys, predictions, "--tokenizer", "x")
+    assert "--tokenizer requires --chexbert" in fails(capsys, predictions, "--tokenizer", "x")
     spec = "tests.metrics.test_main:fails_always"
-    assert f"The scorer {spec} failed: KeyError: 'boom'" in fails(capsys, predictions, "--scorer", spec)
+    assert f"The scorer {spec} failed: KeyError: 'boom' ({__file__}, line " in fails(
+        capsys, predictions, "--scorer", spec
+    )
+    with pytest.raises(SystemExit):
+        main([str(predictions), "--normalization", "r2"])
+    assert "'r2' (choose from " in capsys.readouterr().err
     assert "margin" in fails(capsys, predictions, "--margin", "1")
     assert "--trials" in fails(capsys, predictions, "--trials", "0")
     assert "no column for the generated report" in fails(capsys, predictions, "--preds", "text")
@@ -196,7 +225,7 @@ def test_a_labeler_that_cannot_be_had_is_one_line(predictions, capsys):
     assert f"The labeler {here}:fails_to_label failed: KeyError: 'boom'" in line(f"{here}.fails_to_label")
     assert "return label classes 0..3, but got 5..5" in line(f"{here}.labels_in_fives")
     assert "to return a tensor (" in line("tests.metrics.test_main:len_of")
-    assert "pass one of them" in fails(capsys, predictions, "--labeler", "a.b", "--chexbert", "x.pth")
+    assert "mutually exclusive" in fails(capsys, predictions, "--labeler", "a.b", "--chexbert", "x.pth")
     assert not list(predictions.parent.glob("*.scores.json"))
 
 
@@ -215,7 +244,7 @@ def test_scorers_and_nlg(predictions, capsys):
     assert 0 < result["nlg"]["predictions"]["BLEU-1"] < 1
     row = next(line for line in text.splitlines() if line.startswith("predictions "))
     assert f" {score:.3f} [" in row
-    assert "likeness of wording, not findings" in text
+    assert "similarity of wording, not of findings" in text
 
 
 def fails_always(preds, target):
@@ -267,3 +296,38 @@ def test_comparisons_with_two_runs_are_two_files(predictions, tmp_path, capsys):
         main([str(predictions), "--compare", str(other), "--trials", "10"])
         assert (tmp_path / f"predictions.jsonl.vs.{run}.predictions.jsonl.json").is_file()
         assert f"B: {other}" in capsys.readouterr().out
+
+
+def test_missing_words_are_counted_and_earn_nothing(tmp_path, capsys):
+    """s3 has no prediction, s6 an empty one; s4 and s5 have no reference."""
+    path = tmp_path / "p.csv"
+    path.write_text(
+        "study_id,prediction,reference\ns1,The lungs are clear. No effusion.,No acute disease. No pleural effusion.\n"
+        "s2,Small left effusion.,Moderate left pleural effusion.\ns3,nan,The heart is normal.\ns4,Cardiomegaly.,nan\n"
+        "s5,None,None\ns6,,Edema.\n"
+    )
+    main([str(path), "--trials", "10"])
+    text = capsys.readouterr().out
+    assert "Excluded: 2 of 6 studies have no reference: s4, s5." in text
+    assert "2 of 4 reports are empty and scored as such, of which 1 hold a word such as nan: s3." in text
+    result = json.loads((tmp_path / "p.csv.scores.json").read_text())
+    assert (result["num_studies"], result["no_reference"], result["no_prediction"]) == (4, ["s4", "s5"], ["s3"])
+    # Pleural Effusion is predicted in 1 of 2 studies with a finding, and Edema is missed.
+    assert result["systems"]["p"]["scores"]["CE-F1 micro-13+"]["value"] == pytest.approx(2 / 3)
+    empty = path.with_name("empty.csv")
+    empty.write_text(path.read_text().replace("nan,The", ",The"))
+    main([str(empty), "--trials", "10"])
+    same = json.loads((tmp_path / "empty.csv.scores.json").read_text())
+    assert same["systems"]["empty"]["scores"] == result["systems"]["p"]["scores"]
+
+
+def test_a_comparison_excludes_studies_without_a_reference(predictions, tmp_path, capsys):
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    rows[0]["target"], rows[1]["prediction"] = "nan", None
+    first, second = (tmp_path / name for name in ("a.jsonl", "b.jsonl"))
+    first.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    second.write_text(first.read_text())
+    main([str(first), "--compare", str(second), "--trials", "10"])
+    text = capsys.readouterr().out
+    assert text.count(f"Excluded: 1 of {len(rows)} studies have no reference: {rows[0]['id']}.") == 2
+    assert text.count("hold a word such as nan") == 2

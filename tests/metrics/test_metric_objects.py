@@ -78,6 +78,18 @@ def test_strings_by_hand():
     assert float(margin.compute()) == pytest.approx((0 + 1 + 0 + 0.5**0.5 + 0) / 5)
 
 
+def test_scores_of_each_report_by_hand():
+    """The parts of a reward: from strings, and from labels that were made once for both."""
+    labeler = RulesLabeler()
+    ce, margin = CEF1(average="example", zero_division=1, labeler=labeler), MCCS(0.0, labeler=labeler)
+    assert ce.scores(PREDS, TARGET).tolist() == pytest.approx([2 / 3, 1, 0, 1, 0])
+    assert margin.scores(PREDS, TARGET).tolist() == pytest.approx([0, 1, 0, 0.5**0.5, 0])
+    labels = labeler(PREDS), labeler(TARGET)
+    assert CEF1(average="example", zero_division=1).scores(*labels).tolist() == ce.scores(PREDS, TARGET).tolist()
+    assert MCCS(0.0).scores(*labels).tolist() == margin.scores(PREDS, TARGET).tolist()
+    assert ce.update_count == margin.update_count == 0
+
+
 def test_strings_without_a_labeler_and_one_string():
     for metric in (CEF1(), MCCS()):
         with pytest.raises(ValueError, match="labeler"):

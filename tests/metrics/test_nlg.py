@@ -240,3 +240,22 @@ for arguments in ((["a"], ["a"]), (["a"], ["a"], "ptb")):
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines() == ["NLG scores need the package pycocoevalcap: pip install 'mrg[nlg]'"] * 2
+
+
+def test_rouge_is_that_of_pycocoevalcap_with_double_blanks():
+    """It splits at each blank: an empty word between two blanks is a word for it."""
+    pycoco = pytest.importorskip("pycocoevalcap.rouge.rouge").Rouge()
+    preds = ["The heart is  normal. No effusion.", "No edema.  Clear lungs.", " Small effusion.", "a\nb  c"]
+    target = ["The heart is normal.  No pleural effusion.", "No edema. Lungs clear.", "Small  effusion.", "a b c"]
+    gts, res = ({i: [text] for i, text in enumerate(texts)} for texts in (target, preds))
+    expected = pycoco.compute_score(gts, res)[1]
+    scores = nlg_scores(preds, target, meteor=False)
+    assert scores.per_report["ROUGE-L"].tolist() == pytest.approx(list(expected), abs=1e-15)
+    # By hand: 7 words with one empty, 8 with one empty; the longest common subsequence has 6 words.
+    precision, recall = 6 / 7, 6 / 8
+    assert float(scores.per_report["ROUGE-L"][0]) == pytest.approx(
+        (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
+    )
+    single = nlg_scores([" ".join(text.split()) for text in preds], target, meteor=False)
+    assert single.per_report["BLEU-4"].tolist() == scores.per_report["BLEU-4"].tolist()
+    assert single.per_report["ROUGE-L"][0] != scores.per_report["ROUGE-L"][0]

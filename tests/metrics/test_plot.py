@@ -20,7 +20,7 @@ def test_bars_are_the_scores():
             "Pleural Effusion (1)",
             "Fracture (0)",
         ]
-        assert [text.get_text() for text in axes.texts] == ["1.00", "0.00", "nowhere"]
+        assert [text.get_text() for text in axes.texts] == ["100.0", "0.0", "undefined"]
         plt.close(figure)
 
 

@@ -74,9 +74,13 @@ def test_columns_by_name_and_rows_without_ids(tmp_path):
         ("p.jsonl", b"\xff\xfe\n", "is not UTF-8 text"),
         ("p.json", b'{"a": 1}', "neither a list of studies nor an object of studies by id"),
         ("p.json", b"{", "line 1 is not JSON"),
-        ("p.csv", b"id,prediction,target\n1,a,b,c\n", "too many fields"),
-        ("p.csv", b"id,prediction,target\n1,a\n", "'target' is not a text in 1 of 1 rows: 1"),
+        ("p.csv", b"id,prediction,target\n1,a,b,c\n", "expected 3 fields in line 2, saw 4"),
+        ("p.csv", b"id,prediction,target\n1,a,nan\n2,b,\n", "no reference report: 'target' .* any of its 2 rows"),
+        ("p.csv", b"id,prediction,target\n1,a\n", "expected 3 fields in line 2, saw 2"),
         ("p.csv", b'id,prediction,target\n1,"a,b\n', "not a readable table"),
+        ("p.csv", b'id,prediction,target\n1,"a\nb",c\n2,"a,b\n3,c,d\n', "row that starts at line 4: EOF inside string"),
+        ("p.csv", b'id,prediction,target\n1,"a" b,c\n', "row that starts at line 2: ',' expected after"),
+        ("p.csv", b"id,prediction,target\n1,a,b\rc\n", "expected 3 fields in line 3, saw 1"),
         ("p.csv", b"id;prediction;target\n1;a;b\n", "separates its columns by semicolons"),
         ("p.csv", b"id,prediction,prediction,target\n1,a,b,c\n", "more than one column 'prediction'"),
         ("p.jsonl", b'{"id": null, "prediction": "a", "target": "b"}\n', "no 'id' in 1 rows: 1; it has 'id', "),
@@ -87,7 +91,7 @@ def test_columns_by_name_and_rows_without_ids(tmp_path):
         ),
         ("p.json", b"[" * 100_000, "cannot be read as JSON"),
         ("p.txt", b"", r"ends in .jsonl, .json, .csv, .tsv, but got .*p.txt"),
-        ("p.jsonl", b'{"id": 1, "prediction": null, "target": "b"}\n', "'prediction' is not a text in 1 of 1 rows: 1"),
+        ("p.jsonl", b'{"id": 1, "prediction": 3, "target": "b"}\n', "'prediction' is not a text in 1 of 1 rows: 1"),
         ("p.jsonl", b'{"id": 1, "prediction": "", "target": ""}\n' * 2, "holds 1 studies twice: 1"),
     ],
 )
@@ -128,3 +132,63 @@ def test_headings_with_spaces_and_long_fields(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("id, prediction , target\n1," + "a" * 200_000 + ",b\n")
     assert read_predictions(path).preds == ["a" * 200_000]
+
+
+MISSING_WORDS = """study_id,prediction,reference
+s1,The lungs are clear. No effusion.,No acute disease. No pleural effusion.
+s2,Small left effusion.,Moderate left pleural effusion.
+s3,nan,The heart is normal.
+s4,Cardiomegaly.,nan
+s5,None,None
+s6,,Edema.
+"""
+
+
+@pytest.mark.parametrize("form", ["csv", "null", "NaN"])
+def test_missing_references_are_excluded_and_missing_predictions_are_empty(tmp_path, form):
+    path = tmp_path / ("p.csv" if form == "csv" else "p.json")
+    path.write_text(MISSING_WORDS)
+    if form != "csv":
+        rows = list(csv.DictReader(MISSING_WORDS.splitlines()))
+        value = None if form == "null" else float("nan")
+        path.write_text(json.dumps([{k: value if v in ("nan", "None") else v for k, v in r.items()} for r in rows]))
+    got = read_predictions(path)
+    assert got.ids == ["s1", "s2", "s3", "s6"]
+    assert got.preds == ["The lungs are clear. No effusion.", "Small left effusion.", "", ""]
+    assert got.target[2:] == ["The heart is normal.", "Edema."]
+    assert (got.no_target, got.no_preds) == (("s4", "s5"), ("s3",))
+
+
+def test_a_study_without_the_key_of_its_reference_is_excluded(tmp_path):
+    """As in ReXrank's files, where some studies have no findings."""
+    path = tmp_path / "rexrank.json"
+    studies = {"a": {"model_prediction": "Clear.", "section_findings": "Clear."}, "b": {"model_prediction": "Edema."}}
+    path.write_text(json.dumps(studies))
+    got = read_predictions(path)
+    assert (got.ids, got.no_target) == (["a"], ("b",))
+
+
+def test_a_repeated_study_is_an_error(tmp_path):
+    """json alone takes the last one without a word."""
+    path = tmp_path / "p.json"
+    path.write_text('{"s1": {"prediction": "a", "target": "b"}, "s1": {"prediction": "c", "target": "d"}}')
+    with pytest.raises(ValueError, match=r"p\.json .*the key 's1' occurs more than once"):
+        read_predictions(path)
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"id": 1, "prediction": "a", "target": "b"}\n{"id": 2, "prediction": "a", "prediction": "b"}\n')
+    with pytest.raises(ValueError, match=r"p\.jsonl, line 2: the key 'prediction' occurs more than once"):
+        read_predictions(path)
+
+
+def test_findings_are_the_references_of_rexrank(tmp_path):
+    """Its files hold whole reports, too; findings that repeat the reference are perfect."""
+    findings = "The heart is enlarged. No effusion."
+    entry = {"section_findings": findings, "report": f"{findings} Impression: Possible edema.", "age": 3}
+    path = tmp_path / "rexrank.json"
+    path.write_text(json.dumps({"a": {**entry, "model_prediction": findings}}))
+    read = read_predictions(path)
+    assert read.columns["target"] == "section_findings"
+    assert read.preds == read.target
+    assert read_predictions(path, target_column="report").target == [entry["report"]]
+    path.write_text(json.dumps({"a": {"report": findings, "model_prediction": findings}}))
+    assert read_predictions(path).columns["target"] == "report"

@@ -4,6 +4,7 @@ import torch
 from scipy import stats
 
 from mrg.metrics import CONVENTIONS, ce_f1, mccs
+from mrg.metrics.informedness import macro_informedness
 from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, randomization_p
 from tests.metrics.test_ce import random_labels
 
@@ -17,7 +18,7 @@ def systems(num=60, agreement=0.7, seed=0):
 
 
 def expected_scores(preds, target, margin=0.5):
-    scores = {"MCCS": float(mccs(preds, target, margin))}
+    scores = {"MCCS": float(mccs(preds, target, margin)), "informedness": macro_informedness(preds, target)}
     return {**scores, **{f"CE-F1 {name}": float(ce_f1(preds, target, **s)) for name, s in CONVENTIONS.items()}}
 
 

@@ -208,8 +208,8 @@ def test_load_scorer(tmp_path, monkeypatch):
         load_scorer("my_scorers:wordz")
     with pytest.raises(ValueError, match=r"`my_scorers\.words` has no such attribute 'thirds'"):
         load_scorer("my_scorers:words.thirds")
-    with pytest.raises(TypeError, match="it is the class Words, not an object made from it"):
+    with pytest.raises(TypeError, match="but got the class Words, not an object made from it"):
         load_scorer("my_scorers:Words")
-    with pytest.raises(TypeError, match="but it is an object of type int"):
+    with pytest.raises(TypeError, match="but got an object of type int"):
         load_scorer("my_scorers:number")
     sys.modules.pop("my_scorers")

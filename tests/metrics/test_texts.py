@@ -61,13 +61,13 @@ def test_what_does_not_match_is_counted_and_named_on_both_sides(tmp_path):
 def test_bad_input(tmp_path):
     headless = read_texts(write(tmp_path / "p.csv", "p1\np2\n"), "preds")
     target = read_texts(write(tmp_path / "t.json", {"1": "t1", "2": "t2", "3": "t3"}), "target")
-    with pytest.raises(ValueError, match=r"p.csv has no ids \(id or study_id\) to join by.*--by-row"):
+    with pytest.raises(ValueError, match=r"p.csv has no ids \(id or study_id\) to join by.*--by_row"):
         join(headless, target)
     with pytest.raises(ValueError, match=r"p.csv has 2 and .*t.json 3"):
         join(headless, target, by_row=True)
-    with pytest.raises(ValueError, match=r"1 ids twice: 1"):
+    with pytest.raises(ValueError, match=r"1 studies twice: 1"):
         read_texts(write(tmp_path / "twice.csv", "id,text\n1,a\n1,b\n"), "preds")
-    with pytest.raises(ValueError, match=r"'text' is not text in 1 of 1 rows: 1"):
+    with pytest.raises(ValueError, match=r"'text' is not a text in 1 of 1 rows: 1"):
         read_texts(write(tmp_path / "number.json", [{"id": 1, "text": 2}]), "preds")
     with pytest.raises(
         ValueError, match=r"no column of references.*looked for 'refs'.*it has 'id', 'a', 'b'.*--target"

@@ -13,14 +13,14 @@ B, P, N, U = BLANK, POSITIVE, NEGATIVE, UNCERTAIN
 @pytest.mark.parametrize(
     ("target", "preds", "expected"),
     [
-        (P, P, "right"),
-        (U, U, "right"),
+        (P, P, "correct"),
+        (U, U, "correct"),
         (P, U, "uncertain"),
         (U, P, "uncertain"),
         (P, B, "missed"),
         (U, B, "missed"),
-        (B, P, "invented"),
-        (B, U, "invented"),
+        (B, P, "hallucinated"),
+        (B, U, "hallucinated"),
         (P, N, "contradicted"),
         (U, N, "contradicted"),
         (N, P, "contradicted"),
@@ -42,15 +42,15 @@ def test_tables_are_the_pairs():
     assert names == [[verdict(p, t)] * 14 for p, t in pairs.tolist()]
 
 
-def test_verdicts_part_the_counts_of_ce_f1():
+def test_verdicts_partition_the_counts_of_ce_f1():
     """True positives, false positives and false negatives of the scores with a plus sign."""
     torch.manual_seed(0)
     preds, target = torch.randint(4, (2, 200, 14))
     found = verdicts(preds, target)
     count = {name: (found == place) for place, name in enumerate(VERDICTS)}
     stated = torch.isin(target, torch.tensor([P, U]))
-    tp = count["right"] | count["uncertain"]
-    fp = count["invented"] | (count["contradicted"] & ~stated)
+    tp = count["correct"] | count["uncertain"]
+    fp = count["hallucinated"] | (count["contradicted"] & ~stated)
     fn = count["missed"] | (count["contradicted"] & stated)
     expected = condition_counts(confusion(preds, target), "positive")
     assert torch.stack([tp, fp, fn]).sum(1).equal(expected)

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mrg.cli import main
-from mrg.metrics.results import CONSTANT_NORMAL
+from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.baselines import Baseline, ConstantNormal, MostFrequentReport, NearestImage
 from tests.trees import write_annotation, write_iu_tree
 
@@ -140,7 +140,7 @@ def test_the_results_of_a_trained_run_are_not_written_over(tree, capsys):
     (run / "config.yaml").write_text("{}")
     (run / "predictions.jsonl").write_text("precious")
     line = failure(capsys, options(tree, "--model=mrg.modules.baselines.ConstantNormal"))
-    assert line == f"mrg: Run folder {run} holds a trained run: choose another --name for the baseline."
+    assert line == f"mrg: {run} contains a trained run: choose another --name for the baseline."
     assert (run / "predictions.jsonl").read_text() == "precious"
 
 

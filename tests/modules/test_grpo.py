@@ -7,12 +7,13 @@ import torch
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
-from mrg.modules.loss import LOSS_TYPES
-from mrg.modules.minibatch import Step
-from mrg.modules.reward import RewardError, Rewards
-from mrg.modules.rollout import sample
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rl.batch import MicroBatch, Step
+from mrg.modules.rl.loss import LOSS_TYPES
+from mrg.modules.rl.reward import RewardError, Rewards
+from mrg.modules.rollout.sampling import sample
 from mrg.modules.sft import SFTModule
+from tests.nested import nested
 
 
 class FixedData(ReportDataModule):
@@ -61,7 +62,7 @@ def module_on(saved, studies, batch_size=4, steps=0, **kwargs):
     """A GRPO module, after some rounds of learning to be short, and its data."""
     torch.manual_seed(0)
     settings = {"group_size": 4, "lora": LoRA(4), "learning_rate": 1e-3, "warmup_steps": 1, **SETTINGS, **kwargs}
-    module = GRPOModule(policy=saved, **settings)
+    module = GRPOModule(**nested(policy=saved, **settings))
     data = FixedData(studies, batch_size=batch_size)
     if steps:
         module.reward = Shortness()
@@ -79,13 +80,15 @@ def weights(module):
 
 def rewarded(module, studies, rewards):
     """Loss gradient of a rollout to which the given rewards are paid."""
-    from mrg.modules.advantage import group_advantages
+    from mrg.modules.rl.advantage import group_advantages
 
-    batch = StudyCollator(module.writer.processor, "Report:")(studies)
-    prompts = module.writer.embed(batch)
-    rollout = sample(module.writer, prompts, 4, 10, generator=torch.Generator().manual_seed(0))
-    step = Step(rollout, group_advantages(rewards, 4), None, list(range(len(studies))), True, len(rollout.texts))
-    loss, _ = module.loss(prompts, step, step.groups)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies)
+    prompts = module.policy.embed(batch)
+    rollout = sample(module.policy, prompts, 4, 10, generator=torch.Generator().manual_seed(0))
+    step = Step(
+        rollout, group_advantages(rewards, 4), None, list(range(len(studies))), num_completions=len(rollout.texts)
+    )
+    loss, _ = module.loss(prompts, step, MicroBatch.of(rollout, step.groups, 4))
     module.zero_grad()
     loss.backward()
     return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}, rollout, prompts
@@ -105,7 +108,7 @@ def test_gradient_is_that_of_reinforce_by_autograd(saved, studies):
     grads, rollout, prompts = rewarded(module, studies[:4], rewards)
     groups = rewards.view(4, 4)
     advantages = ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
-    logps = module.writer.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps
+    logps = module.policy.logps(prompts, rollout.completion_ids, rollout.completion_mask).logps
     surrogate = -(advantages * logps.sum(1) / rollout.completion_mask.sum(1)).mean()
     module.zero_grad()
     surrogate.backward()
@@ -118,17 +121,17 @@ def test_gradient_is_that_of_reinforce_by_autograd(saved, studies):
 def test_micro_batches_change_nothing(saved, studies, loss_type):
     """Neither the loss nor a gradient, in passes of other groups in another order."""
     module, _ = module_on(saved, studies, loss_type=loss_type)
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
-    prompts = module.writer.embed(batch)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:4])
+    prompts = module.policy.embed(batch)
     rollout = module.rollout(prompts, batch)
     advantages = torch.randn(16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     num_tokens = float(rollout.completion_mask.sum())
     ref_logps = module.reference_logps(prompts, rollout, batch)
-    step = Step(rollout, advantages, ref_logps, list(range(4)), True, 16, num_tokens)
+    step = Step(rollout, advantages, ref_logps, list(range(4)), num_completions=16, num_tokens=num_tokens)
     losses, grads = [], []
     for parts in ([[0, 1, 2, 3]], [[2], [3, 0], [1]]):
         module.zero_grad()
-        shares = [module.loss(prompts, step, part)[0] for part in parts]
+        shares = [module.loss(prompts, step, MicroBatch.of(rollout, part, 4))[0] for part in parts]
         for share in shares:
             share.backward()
         losses.append(float(sum(share.detach() for share in shares)))
@@ -156,8 +159,8 @@ def test_full_training_reaches_embeddings_and_vision_in_several_micro_batches(sa
 def test_gradient_checkpointing_changes_nothing(saved, studies):
     plain, saving = (module_on(saved, studies, steps=2, gradient_checkpointing=on)[0] for on in (False, True))
     # Layers recompute only where both hold; a loaded model starts in eval mode.
-    assert saving.writer.base.model.language_model.is_gradient_checkpointing
-    assert saving.writer.base.model.language_model.layers[0].training
+    assert saving.policy.base.model.language_model.is_gradient_checkpointing
+    assert saving.policy.base.model.language_model.layers[0].training
     a, b = weights(plain), weights(saving)
     assert all(torch.allclose(a[n], b[n], atol=2e-6) for n in a)
 
@@ -174,8 +177,8 @@ def test_reward_is_learned(saved, studies):
     module.reward = Shortness()
 
     def length():
-        prompts = module.writer.embed(StudyCollator(module.writer.processor, "Report:")(studies))
-        texts = sample(module.writer, prompts, 8, 10, generator=torch.Generator().manual_seed(9)).texts
+        prompts = module.policy.embed(StudyCollator(module.policy.processor, "Report:")(studies))
+        texts = sample(module.policy, prompts, 8, 10, generator=torch.Generator().manual_seed(9)).texts
         return sum(map(len, texts)) / len(texts)
 
     before = length()
@@ -192,9 +195,9 @@ def test_failing_reward_stops_the_run_with_the_study(saved, studies):
 
     module, _ = module_on(saved, studies)
     module.reward.labeler = Broken()
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[:2])
-    rollout = module.rollout(module.writer.embed(batch), batch)
-    with pytest.raises(RewardError, match="failed on study train-00000: no weights"):
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:2])
+    rollout = module.rollout(module.policy.embed(batch), batch)
+    with pytest.raises(RewardError, match="failed on study train-00000: OSError: no weights "):
         module.rewards(rollout, batch)
 
 
@@ -219,17 +222,19 @@ def test_bad_settings(saved, studies, settings, message):
 def test_sft_overfits_and_its_loss_is_the_mean_over_tokens(saved, studies):
     torch.manual_seed(0)
     module = SFTModule(
-        policy=saved, train_vision=True, learning_rate=3e-3, warmup_steps=1, **{**SETTINGS, "max_new_tokens": 90}
+        **nested(
+            policy=saved, train_vision=True, learning_rate=3e-3, warmup_steps=1, **{**SETTINGS, "max_new_tokens": 90}
+        )
     )
     data = FixedData(studies[:2], batch_size=2)
     trainer(60).fit(module, data)
     batch = data.collator(studies[:2])
     ids, mask = module.completions(batch)
-    logps = module.writer.logps(module.writer.embed(batch), ids, mask).logps
+    logps = module.policy.logps(module.policy.embed(batch), ids, mask).logps
     loss = module._loss(batch)
     assert float(loss) == pytest.approx(float(-logps.sum() / mask.sum()), rel=1e-5)
     assert float(loss) < 0.3
-    texts = sample(module.writer, module.writer.embed(batch), 1, 90, temperature=0.0).texts
+    texts = sample(module.policy, module.policy.embed(batch), 1, 90, temperature=0.0).texts
     assert texts == [f"<report>{study.report}</report>" for study in studies[:2]]
 
 
@@ -239,16 +244,16 @@ def test_sft_starts_in_training_mode_and_does_not_teach_to_stop_early(saved, stu
     module.trainer = trainer(0)
     module.trainer.datamodule = FixedData(studies)
     module.setup("fit")
-    assert module.writer.base.model.language_model.layers[0].training
+    assert module.policy.base.model.language_model.layers[0].training
     ids, mask = module.completions(module.trainer.datamodule.collator(studies[:2]))
     assert ids.shape == (2, 20)
     assert mask.all()
-    assert module.writer.eos_id not in ids
+    assert module.policy.eos_id not in ids
 
 
 def test_sft_target_with_thinking():
     from mrg.metrics import RulesLabeler
-    from mrg.modules.target import target_text
+    from mrg.modules.completion import target_text
 
     for report, thinking in (
         ("The heart is enlarged. Possible pneumonia.", "Cardiomegaly, Pneumonia (uncertain)"),
@@ -273,7 +278,7 @@ def test_every_image_is_encoded_once_a_round_and_without_gradient(saved, studies
     module_on(saved, studies, steps=2, micro_batch_tokens=1, resample_dead=1, gradient_checkpointing=True)
     assert len(calls) == 2
     assert not any(with_gradient for _, with_gradient in calls)
-    batch = StudyCollator(module_on(saved, studies)[0].writer.processor, "Report:")(studies)
+    batch = StudyCollator(module_on(saved, studies)[0].policy.processor, "Report:")(studies)
     assert sum(patches for patches, _ in calls) == len(batch.pixel_values)  # two rounds of four of the eight studies
 
 
@@ -283,5 +288,5 @@ def test_a_round_without_any_image(saved, studies):
     module, _ = module_on(saved, bare, steps=1)
     assert any(float(w.abs().max()) > 0 for name, w in weights(module).items() if "lora_B" in name)
     module_on(saved, bare, steps=1, lora=None, reference="copy", train_vision=True)
-    supervised = SFTModule(policy=saved, warmup_steps=1, **SETTINGS)
+    supervised = SFTModule(**nested(policy=saved, warmup_steps=1, **SETTINGS))
     trainer(1).fit(supervised, FixedData(bare, batch_size=2))

@@ -11,10 +11,12 @@ import torch
 from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.monitor import Patience
-from mrg.modules.reward import Rewards
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rl.monitor import Patience
+from mrg.modules.rl.reward import Rewards
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
+from tests.nested import nested
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +38,7 @@ class Constant:
 def fitted(saved, studies, reward, steps=1, callbacks=(), batch_size=4, **settings):
     torch.manual_seed(0)
     options = {"lora": LoRA(4), "group_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, **SETTINGS, **settings}
-    module = GRPOModule(policy=saved, **options)
+    module = GRPOModule(**nested(policy=saved, **options))
     module.reward = reward
     lightning = trainer(steps)
     lightning.callbacks.extend(callbacks)
@@ -86,13 +88,13 @@ def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
     assert lightning.callback_metrics["train/kl"] == 0  # at the start they are one
     module, lightning = fitted(saved, studies[:4], Shortness(), steps=3, reference="copy", **settings)
     assert lightning.callback_metrics["train/kl"] > 1e-3
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[4:6])
-    prompts = module.writer.embed(batch)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[4:6])
+    prompts = module.policy.embed(batch)
     rollout = module.rollout(prompts, batch)
     before = weights(module)
     start, _ = module_on(saved, studies, kl_coef=0.0, lora=None)
-    of_start = start.writer.embed(batch)  # embeddings are trained too
-    expected = start.writer.logps(of_start, rollout.completion_ids, rollout.completion_mask).logps
+    of_start = start.policy.embed(batch)  # embeddings are trained too
+    expected = start.policy.logps(of_start, rollout.completion_ids, rollout.completion_mask).logps
     assert torch.allclose(module.reference_logps(prompts, rollout, batch), expected, atol=1e-5)
     assert all(torch.equal(before[n], w) for n, w in weights(module).items())
     with pytest.raises(ValueError, match="needs a reference"):
@@ -104,9 +106,9 @@ def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
     settings = {"lora": None, "learning_rate": 1e-2, "kl_coef": 0.5, "train_vision": True, "reference": "copy"}
     module, _ = fitted(saved, studies[:4], Shortness(), steps=2, **settings)
     frozen = load_policy(saved, None, True).eval()
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[4:6])
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[4:6])
     with torch.no_grad():
-        prompts = module.writer.embed(batch)
+        prompts = module.policy.embed(batch)
         rollout = module.rollout(prompts, batch)
         ids, mask = rollout.completion_ids, rollout.completion_mask
         expected = frozen.logps(frozen.embed(batch), ids, mask).logps
@@ -114,18 +116,18 @@ def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
         assert torch.allclose(got, expected, atol=1e-5)
         assert all(torch.equal(before[n], w) for n, w in weights(module).items())
         # By the trained tower's embeddings the reference would be another.
-        with module.writer.reference():
+        with module.policy.reference():
             of_policy = module.round_logps(prompts, rollout)
         assert (of_policy - expected).abs().max() > 1e-3
-    tower = {name for name in module.writer.kept if ".visual." in name}
+    tower = {name for name in module.policy.reference_weights if ".visual." in name}
     assert len(tower) > 5
-    assert any(not torch.equal(before[f"policy.{name}"], module.writer.kept[name]) for name in tower)
+    assert any(not torch.equal(before[f"policy.{name}"], module.policy.reference_weights[name]) for name in tower)
 
 
 def test_dead_groups_are_sampled_again(saved, studies):
     module, _ = module_on(saved, studies, resample_dead=2)
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[:3])
-    prompts = module.writer.embed(batch)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:3])
+    prompts = module.policy.embed(batch)
     first = module.rollout(prompts, batch)
 
     class SecondStudyIsDeadAtFirst:
@@ -177,16 +179,16 @@ def test_more_steps_than_studies_are_refused_before_the_first_round(saved, studi
 def test_passes_hold_as_many_tokens_as_they_may(saved, studies, shared_prefix):
     """Of repeated rows each has a prompt of its own."""
     module, _ = module_on(saved, studies, shared_prefix=shared_prefix, micro_batch_tokens=400)
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[:4])
-    prompts = module.writer.embed(batch)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:4])
+    prompts = module.policy.embed(batch)
     rollout = module.rollout(prompts, batch)
-    sizes, hidden = [], module.writer.hidden
+    sizes, hidden = [], module.policy.hidden
 
     def watched(embeds, *args):
         sizes.append(embeds.shape[0] * embeds.shape[1])
         return hidden(embeds, *args)
 
-    module.writer.hidden = watched
+    module.policy.hidden = watched
     module.round_logps(prompts, rollout)
     assert max(sizes) <= 400
     assert len(sizes) == (2 if shared_prefix == "off" else 1)
@@ -217,9 +219,9 @@ def test_a_second_step_of_a_round_computes_with_the_weights_of_the_first(saved, 
     """Under autocast, which keeps its casts of weights until a round ends."""
     module, lightning = fitted(saved, studies[:4], Shortness(), steps=1, kl_coef=0.0)
     seen = []
-    forward = module.writer.logps
-    module.writer.logps = lambda *args: (seen.append(forward(*args)), seen[-1])[1]
-    batch = StudyCollator(module.writer.processor, "Report:")(studies[:1])  # one group, which has one order
+    forward = module.policy.logps
+    module.policy.logps = lambda *args: (seen.append(forward(*args)), seen[-1])[1]
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:1])  # one group, which has one order
     module.num_iterations, module.log = 2, lambda *args, **kwargs: None
     for group in lightning.optimizers[0].param_groups:
         group["lr"] = 1e-2

@@ -9,15 +9,16 @@ import tests.second_device
 from mrg.datamodules.collate import StudyCollator
 from mrg.metrics import CEF1, MCCS, CheXbertLabeler, RulesLabeler
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rollout.static_cache import StaticDecoder
 from mrg.modules.sft import SFTModule
-from mrg.modules.static_decoding import StaticDecoder
 from tests.families import QWEN, family_policy, unequal_studies
 from tests.family_checkpoints import BUILDERS, save_checkpoint
 from tests.metrics.labelers.chexbert_lookalike import ODD, random_text, write_lookalike
-from tests.modules.test_decoding import ending_policy
+from tests.modules.rollout.test_kv_cache import ending_policy
+from tests.modules.rollout.test_static_cache import prompts_for, write
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
-from tests.modules.test_static_decoding import prompts_for, write
+from tests.nested import nested
 from tests.second_device import MOVES, SECOND, DeviceError, second_device, second_strategy
 
 FAMILIES = [*QWEN, *BUILDERS]
@@ -98,7 +99,9 @@ def check_equal(make, monkeypatch):
 def test_grpo_trains_there_as_on_the_cpu(checkpoints, family, monkeypatch):
     settings = {**SETTINGS, "max_pixels": SETTINGS["max_pixels"] if family in QWEN else 0}
     path = checkpoints(family)
-    check_equal(lambda: GRPOModule(policy=path, group_size=4, resample_dead=1, **LORA, **settings), monkeypatch)
+    check_equal(
+        lambda: GRPOModule(**nested(policy=path, group_size=4, resample_dead=1, **LORA, **settings)), monkeypatch
+    )
 
 
 OPTIONS = {
@@ -113,17 +116,17 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_work_there(checkpoints, options, monkeypatch):
     settings = {"group_size": 4, **LORA, **SETTINGS, **options}
-    check_equal(lambda: GRPOModule(policy=checkpoints("qwen3_vl"), **settings), monkeypatch)
+    check_equal(lambda: GRPOModule(**nested(policy=checkpoints("qwen3_vl"), **settings)), monkeypatch)
 
 
 def test_supervision_works_there(checkpoints, monkeypatch):
-    check_equal(lambda: SFTModule(policy=checkpoints("qwen2_5_vl"), **LORA, **SETTINGS), monkeypatch)
+    check_equal(lambda: SFTModule(**nested(policy=checkpoints("qwen2_5_vl"), **LORA, **SETTINGS)), monkeypatch)
 
 
 def test_kept_image_features_come_back_to_the_device(checkpoints, monkeypatch, tmp_path):
     """The first run writes them, the second reads them."""
     settings = {"policy": checkpoints("qwen3_vl"), "group_size": 4, **LORA, **SETTINGS}
-    check_equal(lambda: GRPOModule(vision_cache=str(tmp_path / "images"), **settings), monkeypatch)
+    check_equal(lambda: GRPOModule(**nested(vision_cache=str(tmp_path / "images"), **settings)), monkeypatch)
     assert list((tmp_path / "images").iterdir())
 
 
@@ -166,7 +169,7 @@ def test_a_copied_reference_moves_there_once(monkeypatch):
             with policy.reference():
                 assert {p.device for p in policy.parameters()} == {device}
             counts.append(len(moved))
-    assert counts == [len(policy.kept), 0, 0]
+    assert counts == [len(policy.reference_weights), 0, 0]
 
 
 @pytest.mark.parametrize("decoder", [None, StaticDecoder], ids=["shrinking", "fixed"])

@@ -2,23 +2,30 @@
 
 import functools
 import math
-import warnings
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mrg.ablate import load_ablation
+from mrg.commands.ablate.configuration import load_ablation
+from mrg.commands.size.command import read_config
 from mrg.modules.baselines import ConstantNormal
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA
-from mrg.modules.settings import check_lora, check_optimiser, check_reference, check_trainer
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.settings import (
+    OLD_KEYS,
+    KLSettings,
+    OptimizerSettings,
+    check_lora,
+    check_no_moved_keys,
+    check_trainer,
+)
 from mrg.modules.sft import SFTModule
-from mrg.sizing.command import read_config
 from tests.modules.test_grpo import SETTINGS, FixedData, module_on, trainer
+from tests.nested import nested
 from tests.refusals import refused
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-OPTIMISER = ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "max_grad_norm")
 
 
 @pytest.mark.parametrize(
@@ -43,27 +50,28 @@ OPTIMISER = ("learning_rate", "warmup_steps", "decay_steps", "weight_decay", "ma
 )
 @pytest.mark.parametrize("kind", [SFTModule, GRPOModule])
 def test_out_of_range(kind, settings, message):
-    assert message in refused(lambda: kind(**settings), ValueError)
+    assert message in refused(lambda: kind(**nested(**settings)), ValueError)
 
 
 def test_a_negative_weight_of_the_reference():
-    assert "kl_coef to be at least 0, but got -1.0." in refused(lambda: GRPOModule(kl_coef=-1.0), ValueError)
+    message = refused(lambda: KLSettings(-1.0), ValueError)
+    assert message == "Expected model.init_args.kl.coef to be at least 0, but got -1.0."
 
 
 def test_bounds_are_taken():
-    module = SFTModule(warmup_steps=0, decay_steps=1, max_grad_norm=math.inf, weight_decay=0.0)
-    assert module._rate(0) == 1.0
-    GRPOModule(warmup_steps=4, decay_steps=5, kl_coef=0.0, patience=1)
+    module = SFTModule(**nested(warmup_steps=0, decay_steps=1, max_grad_norm=math.inf, weight_decay=0.0))
+    assert module.optimizer_settings.scale(0) == 1.0
+    GRPOModule(**nested(warmup_steps=4, decay_steps=5, kl_coef=0.0, patience=1))
 
 
 def test_a_reference_that_would_move():
     """With the adapter off, a trained vision tower is still there; a copy holds the tower too."""
-    message = refused(lambda: check_reference("adapter", 0.1, True, LoRA(4)), ValueError)
+    message = refused(lambda: KLSettings(0.1).check_fixed(True, LoRA(4)), ValueError)
     assert "whose vision tower is trained too" in message
-    assert "lora to null with reference copy" in message
-    check_reference("copy", 0.1, True, None)
-    check_reference("adapter", 0.0, True, LoRA(4))
-    check_reference("adapter", 0.1, False, LoRA(4))
+    assert "lora to null with kl.reference copy" in message
+    KLSettings(0.1, reference="copy").check_fixed(True, None)
+    KLSettings(0.0).check_fixed(True, LoRA(4))
+    KLSettings(0.1).check_fixed(False, LoRA(4))
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true", "64-true", "transformer-engine"])
@@ -100,16 +108,16 @@ def test_lightnings_clipping_is_refused_in_supervision_too(studies):
     check_trainer(lightning, "test")  # of no meaning there
 
 
-def test_clips_without_effect_are_told(policy, studies, tmp_path):
+def test_clips_without_effect_are_told(policy, studies, tmp_path, caplog):
     policy.save(tmp_path)
     quiet = [{}, {"clip_high": 0.3, "num_iterations": 2}, {"dual_clip": 3.0, "num_minibatches": 2}]
     for settings in quiet:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            module_on(str(tmp_path), studies, **settings)
+        module_on(str(tmp_path), studies, **settings)
+        assert not caplog.messages
     for settings in ({"clip_low": 0.1}, {"clip_high": 0.3}, {"dual_clip": 3.0}):
-        with pytest.warns(UserWarning, match="have no effect: a round makes one step"):
-            module_on(str(tmp_path), studies, **settings)
+        caplog.clear()
+        module_on(str(tmp_path), studies, **settings)
+        assert "have no effect: a round makes one step" in caplog.text
 
 
 @functools.cache
@@ -119,17 +127,44 @@ def init_args(*files):
 
 def test_what_is_shipped_is_in_range():
     """Every file, every part beside one, and every arm of the ablation."""
-    files = [[path] for path in CONFIGS.glob("*.yaml") if not path.stem.endswith("_ablation")]
+    files = [[path] for path in CONFIGS.glob("*.yaml") if "\narms:" not in path.read_text()]
     files += [[CONFIGS / "iu.yaml", path] for path in CONFIGS.glob("*/*.yaml") if path.parent.name != "baselines"]
     found = [init_args(*each) for each in files]
     assert len(found) >= 10
     for given in found:
-        check_optimiser(*(given[name] for name in OPTIMISER))
+        OptimizerSettings(**vars(given.optimizer))
         check_lora(given.lora)
-        if "kl_coef" in given:
-            check_reference(given.reference, given.kl_coef, given.train_vision, given.lora)
+        if "kl" in given:
+            KLSettings(**vars(given.kl)).check_fixed(given.train_vision, given.lora)
     ablation = load_ablation(CONFIGS / "demo_ablation.yaml")
     for arm in ablation.arms.values():
-        given = vars(init_args(CONFIGS / arm.config))
-        changed = {key.removeprefix("model.init_args."): value for key, value in arm.set.items()}
-        check_optimiser(*((given | changed)[name] for name in OPTIMISER))
+        given = vars(init_args(CONFIGS / arm.config).optimizer)
+        prefix = "model.init_args.optimizer."
+        changed = {key.removeprefix(prefix): value for key, value in arm.set.items() if key.startswith(prefix)}
+        assert changed
+        OptimizerSettings(**(given | changed))
+
+
+def test_a_key_that_has_moved_is_answered_with_the_new_one(tmp_path, capsys):
+    """On the command line, in a configuration, and in the config.yaml of a run that is resumed."""
+    iu = f"--config={CONFIGS / 'iu.yaml'}"
+    for key in ("model.init_args.kl_coef", "model.kl_coef"):
+        with pytest.raises(SystemExit):
+            read_config([iu, f"--{key}=0.1"])
+        assert capsys.readouterr().err.rstrip().endswith("it is now model.init_args.kl.coef")
+    old = {"model": {"class_path": "mrg.modules.sft.SFTModule", "init_args": {"learning_rate": 0.1}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(old))
+    with pytest.raises(SystemExit):
+        read_config([f"--config={tmp_path / 'config.yaml'}"])
+    assert capsys.readouterr().err.rstrip().endswith("it is now model.init_args.optimizer.learning_rate")
+    message = refused(lambda: check_no_moved_keys(old, tmp_path / "config.yaml"), ValueError)
+    assert "model.init_args.learning_rate; it is now model.init_args.optimizer.learning_rate: rename it" in message
+    check_no_moved_keys({"model": {"init_args": {"optimizer": {"learning_rate": 0.1}}}}, tmp_path)
+
+
+def test_every_moved_key_has_a_place():
+    taken = init_args(CONFIGS / "iu.yaml")
+    for old, new in OLD_KEYS.items():
+        group, name = new.split(".")
+        assert name in taken[group]
+        assert old not in taken

@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 import torch
 
-from mrg.modules.load import LoRA
+from mrg.metrics import CEF1, MCCS, RulesLabeler
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer, weights
+from tests.nested import nested
 
 
 @pytest.fixture
@@ -24,7 +26,8 @@ class Broken(SFTModule):
         self.broken, self.seen = broken, []
 
     def _loss(self, batch):
-        return super()._loss(batch) * (float("nan") if self.global_step in self.broken else 1.0)
+        total, count = super()._loss(batch)
+        return total * (float("nan") if self.global_step in self.broken else 1.0), count
 
     def on_train_batch_end(self, *args):
         self.seen.append(weights(self))
@@ -33,7 +36,7 @@ class Broken(SFTModule):
 def run(saved, studies, steps, broken=(), checkpoint=None, **settings):
     torch.manual_seed(0)
     options = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, **SETTINGS, **settings}
-    module = Broken(broken, policy=saved, **options)
+    module = Broken(broken, **nested(policy=saved, **options))
     lightning = trainer(steps)
     lightning.fit(module, FixedData(studies[:4], batch_size=2), ckpt_path=checkpoint)
     return module, lightning
@@ -57,11 +60,31 @@ def test_a_step_without_a_finite_gradient_is_left_out(saved, studies, weight_dec
     assert module.patience.bad_steps == 0
 
 
+def test_an_infinite_loss_is_a_bad_step_though_its_gradient_is_finite(saved, studies):
+    """As the loss of a token with probability 0: only the value is infinite."""
+
+    class Infinite(Broken):
+        def _loss(self, batch):
+            total, count = SFTModule._loss(self, batch)
+            return total + (float("inf") if self.global_step in self.broken else 0.0), count
+
+    torch.manual_seed(0)
+    settings = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, **SETTINGS}
+    module = Infinite((1,), **nested(policy=saved, **settings))
+    trainer(3).fit(module, FixedData(studies[:4], batch_size=2))
+    first, second, third = module.seen
+    assert equal(first, second)
+    assert not equal(second, third)
+    module = Infinite(range(9), **nested(policy=saved, patience=3, **settings))
+    with pytest.raises(RuntimeError, match="The loss was inf in 3 steps in a row, the last in round 2: check that"):
+        trainer(9).fit(module, FixedData(studies[:4], batch_size=2))
+
+
 def test_a_report_that_the_policy_cannot_write_breaks_a_step_alone(saved, studies):
     """Its banned token has the log-probability minus infinity."""
     odd = dataclasses.replace(studies[0], report="The heart <|vision_end|> is big.")
     settings = {"max_new_tokens": 60, "lora": LoRA(4), "warmup_steps": 0, "learning_rate": 1e-3}
-    module = SFTModule(policy=saved, **{**SETTINGS, **settings})
+    module = SFTModule(**nested(policy=saved, **{**SETTINGS, **settings}))
     trainer(4).fit(module, FixedData([odd, *studies[1:4]], batch_size=2))
     found = weights(module)
     assert all(w.isfinite().all() for w in found.values())
@@ -96,3 +119,27 @@ def test_matrices_decay_and_vectors_do_not(saved, studies):
         assert torch.allclose(after, expected, rtol=1e-6), name
         sizes[min(after.ndim, 2)] += 1
     assert min(sizes.values()) > 5
+
+
+def test_each_report_of_a_test_is_labeled_once(saved, studies):
+    class Counting(RulesLabeler):
+        def __init__(self):
+            super().__init__()
+            self.calls = []
+
+        def __call__(self, texts):
+            self.calls.append(list(texts))
+            return super().__call__(texts)
+
+    labeler = Counting()
+    module = SFTModule(policy=saved, lora=LoRA(4), labeler=labeler, **SETTINGS)
+    module._write = lambda batch: [f"<report>{study.report[:40]}</report>" for study in batch.studies]
+    scores = trainer(0).test(module, FixedData(studies, eval_batch_size=2), verbose=False)[0]
+    assert [len(texts) for texts in labeler.calls] == [4, 2]  # batches of two and of one, each with its references
+    reports = [row["prediction"] for row in module.predictions]
+    assert torch.equal(torch.stack([row["labels"] for row in module.predictions]), RulesLabeler()(reports))
+    target = [study.report for study in studies[:3]]
+    assert torch.equal(torch.stack([row["target_labels"] for row in module.predictions]), RulesLabeler()(target))
+    expected = MCCS(margin=0.5, labeler=RulesLabeler())(reports, target)
+    assert scores["test/mccs"] == pytest.approx(float(expected))
+    assert scores["test/ce_f1"] == pytest.approx(float(CEF1(labeler=RulesLabeler())(reports, target)))

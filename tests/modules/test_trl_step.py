@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from mrg.modules.families import LANGUAGE_LINEARS
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.reward import Rewards
-from mrg.modules.rollout import Rollout
+from mrg.modules.policy.families import LANGUAGE_LINEARS
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rl.reward import Rewards
+from mrg.modules.rollout.sampling import Rollout
 from tests.families import QWEN, family_policy, unequal_studies
 from tests.modules.test_grpo import FixedData, trainer
+from tests.nested import nested
 
 trl = pytest.importorskip("trl", minversion="1.16")
 datasets = pytest.importorskip("datasets")
@@ -122,7 +124,7 @@ def step_of_mrg(folder, run, options):
     class Given(L.Callback):
         def on_fit_start(self, trainer, module):
             assert not module.load_state_dict(adapter, strict=False).unexpected_keys
-            module.writer.banned_ids = []  # TRL's distribution has all tokens
+            module.policy.banned_ids = []  # TRL's distribution has all tokens
             module.rollout = lambda prompts, attempt=0: Rollout(ids, mask, torch.zeros(mask.shape), texts, ~mask[:, -1])
             module.reward = lambda texts, target, study_id: Rewards(rewards, {}, (nothing, nothing))
 
@@ -133,10 +135,10 @@ def step_of_mrg(folder, run, options):
             grads = {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
             self.result = trainer.callback_metrics["train/loss"], grads
 
-    module = GRPOModule(
+    module = GRPOModule(**nested(
         policy=folder, lora=LoRA(4, 32), prompt=PROMPT, think="absent", group_size=GROUP, max_new_tokens=NUM_TOKENS,
         warmup_steps=0, learning_rate=1e-9, max_grad_norm=1e9, micro_batch_tokens=1, **options,
-    )  # fmt: skip
+    ))  # fmt: skip
     given = Given()
     running = trainer(1)
     running.callbacks.append(given)

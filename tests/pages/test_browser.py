@@ -6,7 +6,7 @@ import pytest
 
 from mrg.metrics import RulesLabeler
 from mrg.metrics.compare import compare_systems
-from mrg.metrics.results import CONSTANT_NORMAL, evaluate_systems
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.gallery import Gallery
 from tests.pages.browser import needs_chromium, opened, shown_text
 
@@ -37,7 +37,7 @@ def rows(studies, texts, with_reference=True):
 
 @pytest.fixture(scope="module")
 def cohort():
-    """45 drawn studies: three pages."""
+    """45 synthetic studies: three pages."""
     from mrg.datamodules.demo import World, make_study
 
     return [make_study(World(lateral=0.5), 0, "test", index, 112) for index in range(45)]
@@ -113,7 +113,7 @@ def test_text_search_and_nothing_found(browser, gallery, cohort):
         assert page.locator(".study h3").all_inner_texts() == [cohort[7].id]
         page.fill("#text", "no such words anywhere")
         assert page.locator(".study").count() == 0
-        assert "Nothing matches these filters" in page.inner_text("#studies")
+        assert "No study matches these filters" in page.inner_text("#studies")
         assert page.inner_text("#count") == "0 of 45 studies"
         page.keyboard.press("Escape")
         page.click("#studies button")
@@ -179,12 +179,12 @@ def test_a_link_leads_to_its_study_whatever_the_filters(browser, gallery, cohort
         assert 0 <= page.locator(".study.current").bounding_box()["y"] < 200
         page.fill("#text", cohort[20].id)
         assert page.locator(".study h3").all_inner_texts() == [name, cohort[20].id]
-        assert "the filters leave it out" in page.inner_text("#notice")
+        assert "the filters exclude it" in page.inner_text("#notice")
         assert page.url.endswith(f"#{name}")
         page.evaluate(f"location.hash = '#{cohort[30].id}'")
         page.locator(".study.current h3", has_text=cohort[30].id).wait_for()
         page.evaluate("location.hash = '#nobody%'")
-        page.locator("#notice", has_text="holds no study nobody%").wait_for()
+        page.locator("#notice", has_text="There is no study nobody%").wait_for()
 
 
 def test_a_condition_of_the_table_filters(browser, gallery):
@@ -297,4 +297,4 @@ def test_a_comparison(browser, cohort, tmp_path):
         assert page.locator(".study:first-child .chips .gained").count() == 1
         assert page.locator(".study .chips .lost").count() == 0  # A is always right
         page.select_option("#kind", "lost")
-        assert "Nothing matches" in page.inner_text("#studies")
+        assert "No study matches" in page.inner_text("#studies")

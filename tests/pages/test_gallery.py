@@ -2,17 +2,19 @@ import json
 import re
 
 import pytest
-import torch
 
 from mrg.metrics import CONDITIONS, RulesLabeler, mccs
 from mrg.metrics.compare import compare_systems
-from mrg.metrics.verdicts import VERDICTS
-from mrg.pages.gallery import Gallery, changes
-from mrg.pages.pictures import Pictures
+from mrg.metrics.verdicts import VERDICTS, verdicts
+from mrg.pages.gallery import Gallery, label_kinds, marked_text, verdict_kinds
+from mrg.pages.images import ImageOptions
 
 TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "The lungs are clear.", "Possible pneumonia."]
 GOOD = ["Cardiomegaly.", "Edema. Left effusion.", "The lungs are clear.", "Pneumonia."]
 BAD = ["Edema.", "No edema.", "", "Pneumonia."]
+
+LABELER = RulesLabeler()
+PLACE = {name: place for place, name in enumerate(CONDITIONS)}
 
 
 def rows(preds, target=TARGET):
@@ -50,19 +52,6 @@ def test_studies_stand_worst_first_with_verdicts_and_scores(tmp_path):
     assert [studies[f"s{i}"]["outputs"][0]["format"] for i in range(4)] == [True, True, False, True]
 
 
-def test_gained_and_lost_are_those_of_compare():
-    torch.manual_seed(0)
-    labeler = RulesLabeler()
-    pool = [*TARGET, *GOOD, "No pneumothorax.", "Fracture. Pacemaker."]
-    a, b, target = ([pool[i] for i in torch.randint(len(pool), (60,)).tolist()] for _ in range(3))
-    got = changes(labeler(a), labeler(b), labeler(target))
-    expected = {row["id"]: row for row in compare_systems(a, b, target, labeler, num_trials=2)["changed"]}
-    for place, change in enumerate(got, 1):
-        row = expected.get(str(place), {"better": [], "worse": []})
-        assert [CONDITIONS[i] for i in change["gained"]] == row["better"]
-        assert [CONDITIONS[i] for i in change["lost"]] == row["worse"]
-
-
 def test_a_comparison_stands_most_changed_first(tmp_path):
     comparison = compare_systems(GOOD, BAD, TARGET, RulesLabeler(), [f"s{i}" for i in range(4)], num_trials=5)
     Gallery({"A": rows(GOOD), "B": rows(BAD)}, RulesLabeler(), comparison=comparison).write(tmp_path / "g.html")
@@ -80,7 +69,7 @@ def test_without_references_it_shows_what_is_said(tmp_path):
     assert [study["id"] for study in data["studies"]] == ["s0", "s1", "s2", "s3"]
     assert data["studies"][0]["outputs"][0]["report"] == [["Cardiomegaly", [["stated", 1]]], "."]
     assert "verdicts" not in data["studies"][0]["outputs"][0]
-    assert "There is no reference here" in text
+    assert "There are no references" in text
 
 
 class Silent:
@@ -95,7 +84,7 @@ class Silent:
 def test_a_labeler_without_evidence_leaves_texts_plain_and_says_so(tmp_path):
     Gallery({"model": rows(GOOD)}, Silent()).write(tmp_path / "g.html")
     text, data = read(tmp_path / "g.html")
-    assert "The labeler silent gives labels without showing the words" in text
+    assert "The labeler silent does not show the words" in text
     assert data["hasEvidence"] is False
     assert {study["id"]: study["outputs"][0]["report"] for study in data["studies"]}["s0"] == ["Cardiomegaly."]
     assert names(data["studies"][-1], "missed") == []
@@ -123,7 +112,7 @@ def test_a_long_list_is_cut_and_says_so(tmp_path):
     Gallery({"model": rows(BAD)[::-1]}, RulesLabeler(), max_studies=2).write(tmp_path / "g.html")
     text, data = read(tmp_path / "g.html")
     assert [study["id"] for study in data["studies"]] == ["s1", "s0"]
-    assert "holds 2 of 4 studies: those with the lowest MCCS" in text
+    assert "shows 2 of 4 studies: those with the lowest MCCS" in text
 
 
 def test_bad_input(tmp_path):
@@ -137,12 +126,71 @@ def test_bad_input(tmp_path):
 def test_images_stand_with_their_study(tmp_path, studies):
     preds = [{"id": s.id, "prediction": "Edema.", "target": s.report, "format": True} for s in studies]
     views = {study.id: study.views for study in studies}
-    gallery = Gallery({"model": preds}, RulesLabeler(), views=views, pictures=Pictures(image_size=64))
+    gallery = Gallery({"model": preds}, RulesLabeler(), views=views, image_options=ImageOptions(image_size=64))
     gallery.write(tmp_path / "g.html")
     text, data = read(tmp_path / "g.html")
     by_id = {study.id: study for study in studies}
     for place, shown in enumerate(data["studies"]):
         own = by_id[shown["id"]].views
         assert [view["position"] for view in shown["views"]] == [view.position for view in own]
-        assert text.count(f'id="picture-{place}-') == len(own)
+        assert text.count(f'id="image-{place}-') == len(own)
     assert "at most 64 pixels" in text
+
+
+def marked(text, other, is_reference=False):
+    """The text cut, and judged against another one."""
+    own, rest = LABELER([text, other])
+    preds, target = (rest, own) if is_reference else (own, rest)
+    kinds = verdict_kinds(verdicts(preds[None], target[None])[0].tolist())
+    return marked_text(text, LABELER.evidence(text), own.tolist(), kinds)
+
+
+def test_every_kind_of_mark():
+    target = "Cardiomegaly. Possible edema. No pneumothorax. Rib fracture."
+    preds = "Cardiomegaly. Edema. Small pneumothorax. Consolidation."
+    assert marked(preds, target) == [
+        ["Cardiomegaly", [["correct", PLACE["Cardiomegaly"]]]],
+        ". ",
+        ["Edema", [["uncertain", PLACE["Edema"]]]],
+        ". Small ",
+        ["pneumothorax", [["contradicted", PLACE["Pneumothorax"]]]],
+        ". ",
+        ["Consolidation", [["hallucinated", PLACE["Consolidation"]]]],
+        ".",
+    ]
+    kinds = [piece[1][0][0] for piece in marked(target, preds, is_reference=True) if isinstance(piece, list)]
+    assert kinds == ["correct", "uncertain", "contradicted", "missed"]
+
+
+def test_only_what_decides_the_label_is_marked():
+    pieces = marked("Left effusion. No right effusion.", "Small effusion.")
+    assert pieces == ["Left ", ["effusion", [["correct", PLACE["Pleural Effusion"]]]], ". No right effusion."]
+
+
+def test_agreeing_denials_stay_plain():
+    assert marked("No edema.", "No edema.") == ["No edema."]
+
+
+def test_one_word_of_two_findings():
+    text = "Left hydropneumothorax."
+    word = next(piece for piece in marked(text, "No effusion.") if isinstance(piece, list))
+    assert word == [
+        "hydropneumothorax",
+        [["hallucinated", PLACE["Pneumothorax"]], ["contradicted", PLACE["Pleural Effusion"]]],
+    ]
+
+
+def test_pieces_joined_are_the_text():
+    texts = ["", "\U0001f600 Edema\u200d. قلب كبير\n\nNo 1.5 cm nodule </script>", "Effusion " * 1000]
+    for text in texts:
+        labels = LABELER([text])[0].tolist()
+        pieces = marked_text(text, LABELER.evidence(text), labels, label_kinds(labels))
+        assert "".join(piece if isinstance(piece, str) else piece[0] for piece in pieces) == text
+
+
+def test_what_is_said_without_a_reference():
+    text = "Edema. Possible pneumonia. No effusion."
+    labels = LABELER([text])[0].tolist()
+    pieces = marked_text(text, LABELER.evidence(text), labels, label_kinds(labels))
+    kinds = [piece[1][0][0] for piece in pieces if isinstance(piece, list)]
+    assert kinds == ["stated", "possible", "ruled out"]

@@ -9,7 +9,7 @@ import pytest
 from mrg.cli import main
 from mrg.pages.run import duration, find_warnings, run_page, sample_groups, write_run_page
 from mrg.pages.run_charts import Line, describe, draw, run_charts
-from mrg.pages.run_log import RunLog
+from mrg.pages.training_log import TrainingLog
 from tests.pages.browser import needs_chromium, opened
 
 HOSTILE = '<script>alert("x")</script> & \u202eright to left \U0001f600 </td>'
@@ -17,7 +17,7 @@ HOSTILE = '<script>alert("x")</script> & \u202eright to left \U0001f600 </td>'
 
 def log(tmp_path, scores=None, **changes):
     given = {"state": {}, "samples": [], "results": {}, "config": ""}
-    return RunLog(folder=tmp_path, scores=scores or {}, **{**given, **changes})
+    return TrainingLog(folder=tmp_path, scores=scores or {}, **{**given, **changes})
 
 
 class Elements(html.parser.HTMLParser):
@@ -60,10 +60,10 @@ def test_charts_are_those_that_the_run_has_scores_for(tmp_path):
         "Validation",
         "Groups and completions",
         "KL to the reference",
-        "Seconds of a round",
+        "Seconds per round",
     ]
     assert "total: 0.4 to 0.6 (between 0.4 and 0.6); mccs: 0.2 to 0.5" in charts["Reward"]
-    assert "MCCS: 0.38 to 0.38 (between 0.38 and 0.38), constant normal 0.34" in charts["Validation"]
+    assert "MCCS: 38 to 38 (between 38 and 38), constant normal 34" in charts["Validation"]
     assert "without any reward" not in charts["Groups and completions"]  # 0 all along
     sft = {"train/loss": [(9, 2.0)], "val/loss": [(9, 2.5)]}
     assert [chart.title for chart in run_charts(log(tmp_path, sft))] == ["Loss"]
@@ -127,10 +127,10 @@ def test_results_of_the_test(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "part"),
     [
-        ({"train/dead_groups": [(0, 0.9)]}, "90% of the groups have equal rewards"),
-        ({"train/truncated": [(0, 0.3)]}, "30% of the completions are cut off"),
-        ({"train/nothing_found": [(0, 0.6)]}, "60% of the completions find nothing"),
-        ({"val/mccs": [(0, 0.5), (1, 0.3)]}, "MCCS (0.300) is not above that of the constant normal report (0.340)"),
+        ({"train/dead_groups": [(0, 0.9)]}, "90 % of the groups have equal rewards"),
+        ({"train/truncated": [(0, 0.3)]}, "30 % of the completions are truncated"),
+        ({"train/nothing_found": [(0, 0.6)]}, "60 % of the completions state no finding"),
+        ({"val/mccs": [(0, 0.5), (1, 0.3)]}, "MCCS (30.0 %) is not above that of the constant normal report (34.0 %)"),
     ],
 )
 def test_warnings(tmp_path, scores, part):
@@ -198,5 +198,5 @@ def test_a_phone_scrolls_down_only_and_charts_have_the_texts_colour(browser, who
     with opened(browser, whole, viewport={"width": 360, "height": 740}, is_mobile=True, color_scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 360
         colours = "e => [getComputedStyle(e).fill, getComputedStyle(document.body).color]"
-        drawn, text = page.eval_on_selector("figure svg text", colours)
-        assert drawn == text
+        shown, text = page.eval_on_selector("figure svg text", colours)
+        assert shown == text

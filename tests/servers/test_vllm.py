@@ -15,12 +15,15 @@ import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.datamodules.collate import StudyCollator
+from mrg.log import configure
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.load import LoRA, load_policy
-from mrg.modules.rollout import sample
-from mrg.modules.server_rollout import ServerRollout
-from mrg.modules.servers import ServerError, Servers
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rollout.sampling import sample
+from mrg.modules.rollout.vllm import VLLMClient
+from mrg.modules.rollout.vllm_servers import ServerError, Servers
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
+from tests.nested import nested
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -72,7 +75,7 @@ class Server:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     from mrg.datamodules.demo import World, make_study
-    from mrg.modules.tiny import Tiny, tiny_policy
+    from mrg.modules.policy.tiny import Tiny, tiny_policy
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("served")
@@ -128,7 +131,7 @@ def batch(policy, studies):
 
 def writer(servers, policy, tmp_path, **settings):
     urls = [server.url for server in servers]
-    written = ServerRollout(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
+    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
     written.pool.check()
     return written
 
@@ -149,7 +152,7 @@ def same_tokens(a, b):
 def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(servers, policy, unadapted, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
     base = local(unadapted, batch)
-    first = remote.write(batch, seeds(batch), 1, 16, 0.0)
+    first = remote.sample(batch, seeds(batch), 1, 16, 0.0)
     assert same_tokens(first, base)
     torch.testing.assert_close(first.old_logps, base.old_logps, atol=1e-4, rtol=0)
     assert first.texts == base.texts
@@ -158,7 +161,7 @@ def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(serve
     remote.adapter = remote.publish(tmp_path / "adapters", 0)
     adapted = local(policy, batch)
     assert not same_tokens(adapted, base)
-    second = remote.write(batch, seeds(batch), 1, 16, 0.0)
+    second = remote.sample(batch, seeds(batch), 1, 16, 0.0)
     assert same_tokens(second, adapted)
     torch.testing.assert_close(second.old_logps, adapted.old_logps, atol=1e-4, rtol=0)
 
@@ -167,7 +170,7 @@ def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(serve
             if "lora_B" in name:
                 parameter.neg_()
     remote.adapter = remote.publish(tmp_path / "adapters", 1)
-    third = remote.write(batch, seeds(batch), 1, 16, 0.0)
+    third = remote.sample(batch, seeds(batch), 1, 16, 0.0)
     assert same_tokens(third, local(policy, batch))
     assert not same_tokens(third, second)
 
@@ -175,14 +178,14 @@ def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(serve
 def test_sampled_groups_come_from_the_policys_distribution(servers, policy, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
     remote.adapter = remote.publish(tmp_path / "adapters", 0)
-    rollout = remote.write(batch, seeds(batch), 6, 16, 0.7)
+    rollout = remote.sample(batch, seeds(batch), 6, 16, 0.7)
     assert rollout.completion_ids.shape[0] == len(batch) * 6
     with torch.no_grad():
         own = policy.logps(policy.embed(batch), rollout.completion_ids, rollout.completion_mask, 0.7).logps
     torch.testing.assert_close(rollout.old_logps, own, atol=1e-3, rtol=0)
     assert len({tuple(row) for row in rollout.completion_ids[:6].tolist()}) > 1
     assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
-    some = remote.write(batch, {2: 12, 1: 11}, 6, 16, 0.7)
+    some = remote.sample(batch, {2: 12, 1: 11}, 6, 16, 0.7)
     assert some.completion_ids.shape[0] == 12
 
 
@@ -192,7 +195,7 @@ def test_another_prompt_is_refused(servers, policy, studies, tmp_path):
     assert policy.processor.chat_template != template
     batch = StudyCollator(policy.processor, "Report:")(studies[:1])
     with pytest.raises(ValueError, match="reads another prompt than the policy"):
-        writer(servers, policy, tmp_path).write(batch, {0: 0}, 1, 4, 0.0)
+        writer(servers, policy, tmp_path).sample(batch, {0: 0}, 1, 4, 0.0)
 
 
 def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, studies, tmp_path):
@@ -200,17 +203,17 @@ def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, st
     remote = writer(servers, policy, tmp_path)
     remote.adapter = remote.publish(tmp_path / "adapters", 0)
     with pytest.raises(ValueError, match="max-lora-rank") as caught:
-        remote.write(StudyCollator(policy.processor, "Report:")(studies[:1]), {0: 0}, 1, 4, 0.0)
+        remote.sample(StudyCollator(policy.processor, "Report:")(studies[:1]), {0: 0}, 1, 4, 0.0)
     assert "\n" not in str(caught.value)
 
 
 def fit(servers, saved, studies, folder, steps, **settings):
     urls = [server.url for server in servers]
     torch.manual_seed(0)
-    module = GRPOModule(
+    module = GRPOModule(**nested(
         policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
         servers=Servers(urls, str(folder / "adapters"), timeout=60, attempts=3), **SETTINGS, **settings,
-    )  # fmt: skip
+    ))  # fmt: skip
     logged = []
     module.log = lambda name, value, **_: logged.append((name, float(value)))
     run = trainer(steps)
@@ -234,10 +237,10 @@ def test_a_server_that_dies_in_mid_round_loses_nothing_and_its_return_is_noticed
 ):
     remote = writer(servers, policy, tmp_path, attempts=6)
     remote.adapter = remote.publish(tmp_path / "adapters", 0)
-    remote.write(batch, seeds(batch), 2, 16, 0.7)
+    remote.sample(batch, seeds(batch), 2, 16, 0.7)
     written = {}
     thread = threading.Thread(
-        target=lambda: written.update(rollout=remote.write(batch, seeds(batch), 12, 256, 0.7)), daemon=True
+        target=lambda: written.update(rollout=remote.sample(batch, seeds(batch), 12, 256, 0.7)), daemon=True
     )
     thread.start()
     time.sleep(0.5)
@@ -247,14 +250,14 @@ def test_a_server_that_dies_in_mid_round_loses_nothing_and_its_return_is_noticed
     rollout = written["rollout"]
     assert rollout.completion_ids.shape[0] == len(batch) * 12
     assert remote.pool.down == {servers[1].url}
-    assert same_tokens(remote.write(batch, seeds(batch), 1, 16, 0.0), local(policy, batch))
+    assert same_tokens(remote.sample(batch, seeds(batch), 1, 16, 0.0), local(policy, batch))
 
     servers[1].start()
     servers[1].wait()
-    assert same_tokens(remote.write(batch, seeds(batch), 1, 16, 0.0), local(policy, batch))
+    assert same_tokens(remote.sample(batch, seeds(batch), 1, 16, 0.0), local(policy, batch))
     assert not remote.pool.down
     plain = writer(servers[1:], policy, tmp_path)
-    assert same_tokens(plain.write(batch, seeds(batch), 1, 16, 0.0), local(unadapted, batch))
+    assert same_tokens(plain.sample(batch, seeds(batch), 1, 16, 0.0), local(unadapted, batch))
 
 
 class KillAt(L.Callback):
@@ -270,13 +273,14 @@ class KillAt(L.Callback):
 
 
 def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers, saved, studies, tmp_path, capsys):
+    configure()
     urls = [server.url for server in servers]
 
     def fit(checkpoint=None, *callbacks):
-        module = GRPOModule(
+        module = GRPOModule(**nested(
             policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
             servers=Servers(urls, str(tmp_path / "adapters"), timeout=60, attempts=2), **SETTINGS,
-        )  # fmt: skip
+        ))  # fmt: skip
         run = L.Trainer(
             max_steps=4, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             limit_val_batches=0, callbacks=[Checkpoints(tmp_path, save_every=100), *callbacks],
@@ -287,12 +291,12 @@ def test_all_dead_in_mid_run_keeps_the_rounds_before_and_the_run_goes_on(servers
     with pytest.raises(ServerError, match=r"No rollout server could write study .* start http.* again"):
         fit(None, KillAt(servers, 2))
     path = tmp_path / "checkpoints" / "round-00000002.ckpt"
-    assert f"The last checkpoint is {path}. Go on with: " in capsys.readouterr().out
+    assert f"The last checkpoint is {path}. Resume with: " in capsys.readouterr().err
     for server in servers:
         server.start()
         server.wait()
     assert fit(str(path)).global_step == 4
-    assert f"Resuming after round 2 from {path}." in capsys.readouterr().out
+    assert f"Resuming after round 2 from {path}." in capsys.readouterr().err
     assert (tmp_path / "checkpoints" / "round-00000004.ckpt").is_file()
 
 
@@ -301,7 +305,7 @@ def test_all_dead_is_one_clear_line(servers, saved, studies, policy, batch, tmp_
     for server in servers:
         server.kill()
     with pytest.raises(ServerError, match=r"No rollout server could write study .* start http.* again") as caught:
-        remote.write(batch, seeds(batch), 2, 8, 0.7)
+        remote.sample(batch, seeds(batch), 2, 8, 0.7)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="No rollout server answers at http"):
         fit(servers, saved, studies, tmp_path, 1)

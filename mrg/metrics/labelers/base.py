@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from mrg.errors import UserError, UserTypeError
+
 
 class Labeler(ABC):
     """Reads reports and says, for each of the 14 conditions, what the text states about it.
@@ -42,7 +44,7 @@ def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
     check_texts(preds, "preds")
     check_texts(target, "target")
     if len(preds) != len(target):
-        raise ValueError(
+        raise UserError(
             f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
         )
 
@@ -54,9 +56,9 @@ def check_texts(texts: Sequence[str], name: str = "texts") -> None:
         TypeError: If `texts` is one string, or holds something that is not a string (the message says where).
     """
     if isinstance(texts, str):
-        raise TypeError(
+        raise UserTypeError(
             f"Expected argument `{name}` to be a sequence of reports, but got one string: put it in a list."
         )
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(f"Expected `{name}[{index}]` to be a string, but got {type(text).__name__}.")
+            raise UserTypeError(f"Expected `{name}[{index}]` to be a string, but got {type(text).__name__}.")

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, NUM_CONDITIONS
 from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.chexbert_checkpoint import REPOSITORY, find_checkpoint, read_checkpoint, read_tokenizer
@@ -72,10 +73,10 @@ class CheXbertLabeler(Labeler):
         cache_size: int = 65_536,
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"Expected argument `dtype` to be float32 or bfloat16, but got {dtype!r}.")
+            raise UserError(f"Expected argument `dtype` to be float32 or bfloat16, but got {dtype!r}.")
         for name, value, least in (("batch_tokens", batch_tokens, 1), ("cache_size", cache_size, 0)):
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
+                raise UserError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
         # Results are named after it, and those of bfloat16 are others.
         self.name = "chexbert" if dtype == "float32" else f"chexbert-{dtype}"
         self.checkpoint = checkpoint
@@ -200,11 +201,11 @@ def _as_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"Expected argument `device` to be a device such as cpu or cuda:0, but got {device!r}."
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"Expected argument `device` to be at hand, but got {str(device)!r}, and there is no GPU.")
+        raise UserError(f"Expected argument `device` to be at hand, but got {str(device)!r}, and there is no GPU.")
     return device
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mrg.errors import NotFoundError, UserError
 from mrg.metrics.labelers.chexbert_network import HEAD_CLASSES, HEAD_SIZE
 
 REPOSITORY, PTH, SAFETENSORS = "StanfordAIMI/RRG_scorers", "chexbert.pth", "chexbert.safetensors"
@@ -50,10 +51,10 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
         for name in (SAFETENSORS, PTH):
             if (path / name).is_file():
                 return (path / name).absolute()
-        raise FileNotFoundError(f"Neither {SAFETENSORS} nor {PTH} is in {path.absolute()}: {HOW_TO_GET_IT}")
+        raise NotFoundError(f"Neither {SAFETENSORS} nor {PTH} is in {path.absolute()}: {HOW_TO_GET_IT}")
     is_hub_id = isinstance(checkpoint, str) and _HUB_ID.fullmatch(checkpoint) is not None
     if not is_hub_id or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        raise FileNotFoundError(f"{path.absolute()} does not exist: {HOW_TO_GET_IT}")
+        raise NotFoundError(f"{path.absolute()} does not exist: {HOW_TO_GET_IT}")
     return _download(str(checkpoint), PTH, HOW_TO_GET_IT)
 
 
@@ -69,7 +70,7 @@ def _download(repository: str, file: str, remedy: str) -> Path:
             with _quiet_hub():
                 return Path(hf_hub_download(repository, file))
     except Exception as error:  # no network, no such repository, no access: the remedy is the same, so name the reason
-        raise FileNotFoundError(
+        raise NotFoundError(
             f"{Path(repository).absolute()} does not exist, and {file} could not be fetched from the hub repository "
             f"{repository} ({_reason(error)}): {remedy}"
         ) from error
@@ -105,9 +106,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if name.startswith(_NOT_NEEDED):
             continue
         if not isinstance(value, Tensor):
-            raise ValueError(f"{path} is not a CheXbert checkpoint: {key} is no tensor, but {type(value).__name__}.")
+            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is no tensor, but {type(value).__name__}.")
         if fault := _fault(value):
-            raise ValueError(f"{path} is not a CheXbert checkpoint: {key} is {fault}.")
+            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is {fault}.")
         weights[name] = value.float()
     _check(path, weights)
     return weights
@@ -134,7 +135,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} cannot be read as safetensors ({_reason(error)}): it is damaged or was not written to the end; "
             f"convert {PTH} again."
         ) from error
@@ -146,17 +147,17 @@ def _read_pth(path: Path) -> Mapping[str, object]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) and "GLOBAL" in str(error):
-            raise ValueError(
+            raise UserError(
                 f"{path} holds Python objects besides tensors and is not loaded, because that could run code: "
                 f"{HOW_TO_GET_IT}"
             ) from error
         # Its text would advise to read the file with weights_only=False.
-        raise ValueError(_damaged(path, "it holds no pickled tensors")) from error
+        raise UserError(_damaged(path, "it holds no pickled tensors")) from error
     except Exception as error:  # a damaged or malicious file can raise any class from torch's reader
-        raise ValueError(_damaged(path, _reason(error))) from error
+        raise UserError(_damaged(path, _reason(error))) from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
-        raise ValueError(
+        raise UserError(
             f"{path} is not a CheXbert checkpoint: it should hold a dictionary of tensors, but holds "
             f"{type(content).__name__}."
         )
@@ -177,10 +178,10 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
     missing = [name for name in (*anchors, "linear_heads.0.weight") if name not in weights or weights[name].ndim != 2]
     if missing:
         found = f"found {_first(sorted(weights))}" if weights else "it holds no tensor"
-        raise ValueError(f"{path} is another checkpoint, not CheXbert's: it lacks {_first(missing)}; {found}.")
+        raise UserError(f"{path} is another checkpoint, not CheXbert's: it lacks {_first(missing)}; {found}.")
     num_layers = 1 + max(_layers(weights))
     if num_layers > len(weights):  # work and memory stay in proportion to the file
-        raise ValueError(
+        raise UserError(
             f"{path} is not a CheXbert checkpoint: it names layer {num_layers - 1}, but has {len(weights)} tensors."
         )
     expected = dict(_expected_shapes(weights, num_layers))
@@ -201,7 +202,7 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
         if rows < least:
             faults.append(f"its table of {table.replace('_', ' ')} embeddings has {rows} rows, fewer than {least}")
     if faults:
-        raise ValueError(f"{path} is not a CheXbert checkpoint: {'; '.join(faults)}.")
+        raise UserError(f"{path} is not a CheXbert checkpoint: {'; '.join(faults)}.")
 
 
 def _layers(weights: Mapping[str, Tensor]) -> set[int]:
@@ -264,13 +265,13 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
     if not folder.is_dir():
         folder = _download(str(tokenizer), "vocab.txt", remedy).parent
     elif not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
-        raise FileNotFoundError(f"Neither vocab.txt nor tokenizer.json is in {folder.absolute()}: {remedy}")
+        raise NotFoundError(f"Neither vocab.txt nor tokenizer.json is in {folder.absolute()}: {remedy}")
     try:
         loaded = BertTokenizer.from_pretrained(folder)
     except Exception as error:  # transformers and tokenizers raise many classes for a damaged file
-        raise ValueError(f"The tokenizer in {folder} could not be read ({_reason(error)}): {remedy}") from error
+        raise UserError(f"The tokenizer in {folder} could not be read ({_reason(error)}): {remedy}") from error
     if len(loaded) != vocab_size:
-        raise ValueError(
+        raise UserError(
             f"The tokenizer in {folder} has {len(loaded):,} tokens, but the CheXbert checkpoint has {vocab_size:,}: "
             f"{remedy}"
         )
@@ -297,9 +298,9 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     target = Path(target).expanduser().absolute()
     target = target / SAFETENSORS if target.is_dir() else target
     if target.suffix != ".safetensors":
-        raise ValueError(f"Expected argument `target` to be a folder or to end with .safetensors, but got {target}.")
+        raise UserError(f"Expected argument `target` to be a folder or to end with .safetensors, but got {target}.")
     if not target.parent.is_dir():
-        raise FileNotFoundError(f"The folder {target.parent} for `target` does not exist: create it first.")
+        raise NotFoundError(f"The folder {target.parent} for `target` does not exist: create it first.")
     weights = read_checkpoint(find_checkpoint(source))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".chexbert-") as folder:
         written = Path(folder) / SAFETENSORS

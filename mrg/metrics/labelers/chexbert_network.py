@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mrg.errors import RunError
+
 HEAD_CLASSES = (4,) * 13 + (2,)
 HEAD_SIZE = 64  # of every published BERT; a checkpoint does not say into how many heads its attention is cut
 LAYER_NORM_EPS = 1e-12
@@ -82,7 +84,7 @@ class CheXbertNetwork:
         """
         scores = self.scores(sequences)
         if not bool(torch.isfinite(scores).all()):
-            raise RuntimeError("CheXbert's scores are not finite: the checkpoint is damaged.")
+            raise RunError("CheXbert's scores are not finite: the checkpoint is damaged.")
         heads = torch.split(scores, list(HEAD_CLASSES), -1)
         return torch.stack([head.argmax(-1) for head in heads], -1).to(torch.uint8)
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mrg.errors import RunError, UserError, UserTypeError
 from mrg.metrics.conditions import NUM_CONDITIONS
+from mrg.metrics.imports import import_named, name_of
 from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.named import import_named, name_of
 
 
 class NamedLabeler(Labeler):
@@ -35,14 +36,14 @@ class NamedLabeler(Labeler):
         try:
             labels = self.labeler(texts)
         except Exception as error:
-            raise RuntimeError(f"The labeler {self.path} failed: {type(error).__name__}: {error}") from error
+            raise RunError(f"The labeler {self.path} failed: {type(error).__name__}: {error}") from error
         shape = (len(texts), NUM_CONDITIONS)
         if not isinstance(labels, Tensor) or tuple(labels.shape) != shape or labels.dtype.is_floating_point:
             got = f"{tuple(labels.shape)} {labels.dtype}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise ValueError(f"Expected the labeler {self.path} to return a tensor {shape} of integers, but got {got}.")
+            raise UserError(f"Expected the labeler {self.path} to return a tensor {shape} of integers, but got {got}.")
         if labels.numel() and not bool(torch.isin(labels, torch.arange(4, device=labels.device)).all()):
             low, high = (int(value) for value in labels.aminmax())
-            raise ValueError(f"Expected the labeler {self.path} to return label classes 0..3, but got {low}..{high}.")
+            raise UserError(f"Expected the labeler {self.path} to return label classes 0..3, but got {low}..{high}.")
         return labels.long().cpu()
 
 
@@ -65,10 +66,10 @@ def load_labeler(path: str) -> Labeler:
         try:
             found = found()
         except TypeError as error:
-            raise TypeError(
+            raise UserTypeError(
                 f"The labeler {path} cannot be made without arguments ({error}): make one in a module of yours, "
                 "`labeler = ...`, and name it as 'module:labeler'."
             ) from error
     if not callable(found):
-        raise TypeError(f"Expected labeler {path!r} to be called with reports, but it is {type(found).__name__}.")
+        raise UserTypeError(f"Expected labeler {path!r} to be called with reports, but it is {type(found).__name__}.")
     return NamedLabeler(found, path)

@@ -47,6 +47,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding, attributes, relevant
 from mrg.metrics.labelers.base import Labeler, check_texts
@@ -97,7 +98,7 @@ class RulesLabeler(Labeler):
             module. Results name the labeler `rules` or `rules-plain`.
 
     Raises:
-        ValueError: If `cache_size` is negative or `convention` unknown.
+        UserError: If `cache_size` is negative or `convention` unknown.
 
     Example:
         >>> from mrg.metrics.conditions import CONDITIONS, CLASSES
@@ -110,9 +111,9 @@ class RulesLabeler(Labeler):
 
     def __init__(self, cache_size: int = 65_536, convention: str = "chexbert") -> None:
         if convention not in CONVENTIONS:
-            raise ValueError(f"Expected argument `convention` to be 'chexbert' or 'plain', but got {convention!r}.")
+            raise UserError(f"Expected argument `convention` to be 'chexbert' or 'plain', but got {convention!r}.")
         if cache_size < 0:
-            raise ValueError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
+            raise UserError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
         self.cache_size = cache_size
         self.convention = convention
         if convention != "chexbert":
@@ -130,7 +131,7 @@ class RulesLabeler(Labeler):
             int64 (N, 14) as described in `Labeler`.
 
         Raises:
-            TypeError: If something in `texts` is not a string; the message gives its index.
+            UserTypeError: If something in `texts` is not a string; the message gives its index.
         """
         texts = texts if isinstance(texts, str) else list(texts)
         check_texts(texts)
@@ -144,7 +145,7 @@ class RulesLabeler(Labeler):
         """Say which words of a report led to its labels, in reading order.
 
         Raises:
-            TypeError: If `text` is not a string.
+            UserTypeError: If `text` is not a string.
         """
         check_texts([text])
         return list(self._evidence(text))
@@ -169,7 +170,7 @@ class RulesLabeler(Labeler):
             Stated findings, sure or uncertain, and those that have resolved, in reading order.
 
         Raises:
-            TypeError: If `text` is not a string.
+            UserTypeError: If `text` is not a string.
 
         Example:
             >>> finding = RulesLabeler().findings("Small left pleural effusion, unchanged.")[0]

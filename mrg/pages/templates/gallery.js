@@ -27,21 +27,21 @@ function draw() {
   const shown = matched.slice(first, first + state.size);
   const cards = shown.map((study) => card(places.get(study.id)));
   if (pinned >= 0) cards.unshift(card(pinned));
-  el("studies").classList.toggle("many", cards.length > 100); // then only those in view are laid out
+  el("studies").classList.toggle("many", cards.length > 100); // then only the studies in view are laid out
   el("studies").replaceChildren(...cards);
   const total = studies.length;
   el("count").textContent = shown.length
     ? `${matched.length === total ? "" : `${matched.length} of `}${total} studies${matched.length > state.size ? `, ${first + 1} to ${first + shown.length} shown` : ""}`
     : `0 of ${total} studies`;
   if (!shown.length) {
-    const nothing = make("p", "note", "Nothing matches these filters. ");
+    const nothing = make("p", "note", "No study matches these filters. ");
     const button = make("button", "", "Reset filters");
     button.type = "button";
     button.addEventListener("click", () => el("filters").reset());
     nothing.append(button);
     el("studies").append(nothing);
   }
-  notice(pinned >= 0 ? `The study ${studies[pinned].id} stands first because the address names it; the filters leave it out.` : "");
+  notice(pinned >= 0 ? `Study ${studies[pinned].id} is shown because the link points to it, although the filters exclude it.` : "");
   pages();
   highlight();
 }
@@ -62,7 +62,7 @@ function pages() {
     });
     return button;
   };
-  const inside = last ? [turn("‹ Page before", state.page - 1), make("span", "", `Page ${state.page + 1} of ${last + 1}`), turn("Next page ›", state.page + 1)] : [];
+  const inside = last ? [turn("‹ Previous page", state.page - 1), make("span", "", `Page ${state.page + 1} of ${last + 1}`), turn("Next page ›", state.page + 1)] : [];
   el("pages").replaceChildren(...inside);
 }
 function highlight() {
@@ -73,7 +73,7 @@ function highlight() {
   el("previous").disabled = !matched.length || at === 0;
   el("next").disabled = !matched.length || at === matched.length - 1;
 }
-// Make a study the current one: named in the address, outlined and, if wanted, brought into view.
+// Make a study the current one: its id in the address, outlined and, on request, scrolled into view.
 function select(place, scroll = true) {
   current = place;
   history.replaceState(null, "", `#${encodeURIComponent(studies[place].id)}`);
@@ -86,7 +86,7 @@ function select(place, scroll = true) {
     const show = () => el(`study-${place}`)?.scrollIntoView({ block: "start" });
     show();
     el(`heading-${place}`).focus({ preventScroll: true });
-    // Where only those in view are laid out, the heights of the others are guesses until they are.
+    // The heights of studies out of view are estimates until they are laid out.
     if (el("studies").classList.contains("many")) requestAnimationFrame(() => requestAnimationFrame(show));
   }
 }
@@ -107,12 +107,12 @@ function follow() {
   try {
     name = decodeURIComponent(name);
   } catch {
-    // a stray percent sign: take it as it stands
+    // a stray percent sign: take the name literally
   }
   if (places.has(name)) {
     linked = places.get(name);
     select(linked);
-  } else notice(`This page holds no study ${name}.`);
+  } else notice(`There is no study ${name} on this page.`);
 }
 
 // --- Controls ---

@@ -1,4 +1,4 @@
-// The gallery's data: which studies match the filters, and in which order they stand.
+// The data of the gallery: filters and order of the studies.
 const el = (id) => document.getElementById(id);
 const data = JSON.parse(el("data").textContent);
 const { conditions, classes, verdicts, errors, systems, studies, hasReference } = data;
@@ -10,11 +10,11 @@ const percent = (value) => String(Math.round(100 * value));
 const word = { stated: "1", possible: "3", "ruled out": "2" };
 
 const kinds = hasReference
-  ? [["", "any"], ["error", "any error"], ["missed", "missed"], ["invented", "invented"], ["contradicted", "contradicted"],
-     ["uncertain", "uncertain"], ["right", "right"], ["clean", "no error"], ["format", "broken format"]]
+  ? [["", "any"], ["error", "any error"], ["missed", "missed"], ["hallucinated", "hallucinated"], ["contradicted", "contradicted"],
+     ["uncertain", "uncertain"], ["correct", "correct"], ["clean", "no error"], ["format", "invalid format"]]
   : [["", "any"], ["stated", "stated"], ["possible", "possible"], ["ruled out", "ruled out"]];
 if (several && hasReference) {
-  kinds.push(["differs", "changed"], ["gained", `gained: right in ${systems[0]} alone`], ["lost", `lost: ${systems[0]} alone has it wrong`]);
+  kinds.push(["differs", "changed"], ["gained", `gained: correct in ${systems[0]} alone`], ["lost", `lost: wrong in ${systems[0]} alone`]);
 }
 const orders = hasReference
   ? [["worst", "worst first"], ["best", "best first"], ["errors", "most errors first"], ["order", "order of the file"]]
@@ -24,8 +24,8 @@ if (several && hasReference) orders.unshift(["changes", "most changes first"]);
 const state = { judge: 0, show: "all", condition: "", kind: "", low: "", high: "", text: "", sort: data.sort, size: 20, page: 0 };
 let matched = [];
 let current = -1; // place in studies
-let linked = -1; // the study that the address named when the page was opened or the address changed
-let pinned = -1; // that study, where the filters leave it out
+let linked = -1; // the study in the address when the page was opened or the address changed
+let pinned = -1; // that study, if the filters exclude it
 
 const output = (study) => study.outputs[state.judge];
 const change = (study) => study.outputs[Math.max(1, state.judge)].change;
@@ -54,7 +54,7 @@ function hasKind(study, kind, condition) {
     return at < 0 ? list.length > 0 : list.includes(at);
   }
   const isWanted = (name) => (kind === "error" ? errors.includes(name) : name === kind);
-  if (["error", "missed", "invented", "contradicted", "uncertain", "right"].includes(kind)) {
+  if (["error", "missed", "hallucinated", "contradicted", "uncertain", "correct"].includes(kind)) {
     return at < 0 ? count(study, isWanted) > 0 : isWanted(verdicts[own.verdicts[at]]);
   }
   if (at >= 0 && !isStated(own.labels[at]) && !(hasReference && isStated(study.labels[at]))) return false;

@@ -1,4 +1,4 @@
-// One study as elements. All text from data goes through textContent: none of it can become markup.
+// One study as elements. Data are set as textContent, so that they are never interpreted as markup.
 function make(tag, className, text) {
   const element = document.createElement(tag);
   if (className) element.className = className;
@@ -23,7 +23,7 @@ function report(pieces, className = "report") {
     if (typeof piece === "string") paragraph.append(piece);
     else {
       const [text, marks] = piece;
-      const ranks = [...errors, "uncertain", "right"];
+      const ranks = [...errors, "uncertain", "correct"];
       const worst = [...marks].sort((a, b) => ranks.indexOf(a[0]) - ranks.indexOf(b[0]))[0][0];
       paragraph.append(mark("mark", worst, text, marks.map(([kind, at]) => `${kind}: ${conditions[at]}`).join(", ")));
     }
@@ -47,7 +47,7 @@ function summary(study, own) {
     if (!said.children.length) said.append(make("li", "soft", "No finding."));
     return said;
   }
-  const list = chips(["missed", "invented", "contradicted", "uncertain", "right"].map((kind) =>
+  const list = chips(["missed", "hallucinated", "contradicted", "uncertain", "correct"].map((kind) =>
     [kind, conditions.filter((_, i) => i < numFindings && verdicts[own.verdicts[i]] === kind)]));
   if (!list.children.length) list.append(make("li", "soft", "No finding in either report."));
   return list;
@@ -62,20 +62,20 @@ function generated(study, own, place) {
   section.append(make("h4", "", several ? `Generated: ${systems[place]}` : "Generated"));
   if (hasReference) {
     const score = make("p", "score", "MCCS ");
-    score.append(make("b", "", percent(own.mccs)), own.format ? ", format kept" : ", format broken");
+    score.append(make("b", "", percent(own.mccs)), own.format ? ", valid format" : ", invalid format");
     section.append(score);
   }
   section.append(summary(study, own));
   if (own.change && (state.judge === 0 || state.judge === place)) {
     const names = (list) => list.map((at) => conditions[at]);
     const list = chips([["gained", names(own.change.gained)], ["lost", names(own.change.lost)]]);
-    for (const item of list.children) item.title = `gained: right in ${systems[0]} alone; lost: right in ${systems[place]} alone`;
+    for (const item of list.children) item.title = `gained: correct in ${systems[0]} alone; lost: correct in ${systems[place]} alone`;
     if (list.children.length) section.append(make("p", "score", `${systems[0]}, compared with this:`), list);
   }
   if (own.report.length && plain(own.report).trim()) section.append(report(own.report));
   else {
-    section.append(make("p", "soft", own.completion ? "There is no report in what the model wrote." : "The model wrote nothing."));
-    if (own.completion) section.append(fold("What it wrote", report([own.completion])));
+    section.append(make("p", "soft", own.completion ? "The output contains no <report> section." : "The output is empty."));
+    if (own.completion) section.append(fold("Output", report([own.completion])));
   }
   if (own.thinking) section.append(fold("Thinking", report([own.thinking])));
   return section;
@@ -103,7 +103,7 @@ function table(study, shown) {
       if (!hasReference) continue;
       const cell = make("td");
       const name = verdicts[own.verdicts[i]];
-      if (name === "denied") cell.append(make("span", "soft", "both deny it"));
+      if (name === "denied") cell.append(make("span", "soft", "denied in both"));
       else if (name !== "silent") cell.append(mark("span", name, name));
       row.append(cell);
     }
@@ -118,7 +118,7 @@ function table(study, shown) {
 }
 const waiting = [];
 function source(image, name) {
-  const holder = el(name); // the images stand at the end of the file, so that the list is there before them
+  const holder = el(name); // the images are at the end of the file, so that the list is shown first
   if (holder) image.src = `data:image/jpeg;base64,${holder.textContent}`;
   else waiting.push([image, name]);
 }
@@ -134,10 +134,10 @@ function figure(study, place, view, number) {
     if (view.link) {
       image.loading = "lazy";
       image.src = view.link;
-      image.addEventListener("error", () => button.replaceWith(make("div", "problem", "The linked image is not there.")));
+      image.addEventListener("error", () => button.replaceWith(make("div", "problem", "The linked image was not found.")));
     } else {
       [image.width, image.height] = view.size;
-      source(image, `picture-${place}-${number}`);
+      source(image, `image-${place}-${number}`);
     }
     const button = make("button");
     button.type = "button";

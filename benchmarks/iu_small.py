@@ -1,0 +1,195 @@
+"""The study of docs/iu_small.md: all systems of all seeds on the test split, paired intervals, baselines, one table.
+
+python benchmarks/iu_small.py runs/iu_small_study --data.root FOLDER > output.txt
+
+Reads the predictions that `python -m mrg ablate --config configs/iu_small_study.yaml` left. Constant reports are chosen
+on the training split, so that nothing is tuned on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mrg.datamodules.iu import IUXRayDataModule
+from mrg.datamodules.splits import leakage_free
+from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, THIRTEEN, RulesLabeler, ce_f1, mccs
+from mrg.metrics.ce import report_counts
+from mrg.metrics.conditions import stated
+from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
+from mrg.metrics.informedness import informedness
+from mrg.metrics.nlg import nlg_scores
+from mrg.metrics.resampling import percentile_interval
+
+ARMS = {
+    "vision": "tower's head at its validation threshold",
+    "sft": "SFT",
+    "sft_continued": "SFT, continued",
+    "grpo_mccs": "GRPO, MCCS",
+    "grpo_corpus": "GRPO, corpus F1",
+    "grpo_both": "GRPO, corpus F1 and MCCS",
+}
+MARGIN = 0.3
+SCORES = ("micro-13+", "macro-13+", "informedness", "MCCS")
+
+
+def constant_report(train: Tensor, score: str, labeler: RulesLabeler) -> str:
+    """The report that earns most on the training split, whatever the image: greedily, one sentence at a time."""
+    phrases = [(c, f"{c}.", POSITIVE) for c in THIRTEEN] + [(c, f"No {c.lower()}.", NEGATIVE) for c in THIRTEEN]
+    chosen: list[str] = []
+    best = 0.0
+    while True:
+        options = [" ".join([*chosen, text]) for _, text, _ in phrases if text not in chosen]
+        everywhere = torch.ones(1, len(train), dtype=torch.float64)
+        values = [Sums(row.expand_as(train), train).scores(everywhere)[score][0] for row in labeler(options)]
+        place = int(np.argmax(values))
+        if values[place] <= best + 1e-6:
+            return " ".join(chosen)
+        best, chosen = values[place], options[place].split(". ")
+        chosen = [text if text.endswith(".") else f"{text}." for text in chosen]
+
+
+class Sums:
+    """Per-report counts of a system, from which the scores of any resample are sums.
+
+    Args:
+        preds: (N, 14) label classes of its reports.
+        target: (N, 14) label classes of the references.
+    """
+
+    def __init__(self, preds: Tensor, target: Tensor) -> None:
+        self.counts = report_counts(preds, target, "positive")[:, :, :13].double()  # (3, N, 13)
+        self.similarity = mccs(preds, target, MARGIN, reduction="none")
+        self.frequent = self.counts[[0, 2]].sum((0, 1)) >= 10
+
+    def scores(self, weights: Tensor) -> dict[str, np.ndarray]:
+        """Score -> (R,), for (R, N) weights of the reports."""
+        tp, fp, fn = torch.einsum("rn,knc->krc", weights, self.counts)
+        negative = weights.sum(1, keepdim=True) - tp - fn
+        informed = (tp / (tp + fn) + (negative - fp) / negative - 1)[:, self.frequent]
+        values = {
+            "micro-13+": 2 * tp.sum(1) / (2 * tp + fp + fn).sum(1).clamp(min=1),
+            "macro-13+": (2 * tp / (2 * tp + fp + fn).clamp(min=1)).mean(1),
+            "informedness": informed.nanmean(1),
+            "MCCS": weights @ self.similarity / weights.sum(1),
+        }
+        return {name: value.numpy() for name, value in values.items()}
+
+
+def resamples(num_reports: int, num: int, seed: int = 0) -> Tensor:
+    """(num, N): how often each report is drawn; the first row takes each once."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(num_reports, [1 / num_reports] * num_reports, size=num)
+    return torch.from_numpy(np.vstack([np.ones(num_reports), drawn])).double()
+
+
+def table(systems: dict[str, list[str]], target: list[str], labeler: RulesLabeler, num: int) -> dict[str, Any]:
+    """Scores with intervals, and the resamples behind them for paired differences."""
+    reference, weights = labeler(target), resamples(len(target), num)
+    result: dict[str, Any] = {}
+    for name, texts in systems.items():
+        labels = labeler(texts)
+        row: dict[str, Any] = {"distinct": len(set(texts))}
+        for score, values in Sums(labels, reference).scores(weights).items():
+            low, high = percentile_interval(values[1:])
+            row[score] = {"value": float(values[0]), "low": low, "high": high, "drawn": values[1:]}
+        nlg = nlg_scores(texts, target, meteor=False).corpus
+        row |= {score: float(nlg[score]) for score in ("BLEU-4", "ROUGE-L")}
+        precision, recall = (ce_f1(labels, reference, "none", score=s).tolist() for s in ("precision", "recall"))
+        informed = informedness(labels, reference).tolist()
+        row["per_condition"] = {
+            c: {"precision": precision[i], "recall": recall[i], "informedness": informed[i]}
+            for i, c in enumerate(THIRTEEN)
+        }
+        result[name] = row
+    return result
+
+
+def difference(rows: dict[str, Any], a: str, b: str, score: str) -> dict[str, float]:
+    """Paired difference a - b with its 95 % interval."""
+    low, high = percentile_interval(rows[a][score]["drawn"] - rows[b][score]["drawn"])
+    return {"value": rows[a][score]["value"] - rows[b][score]["value"], "low": low, "high": high}
+
+
+def percent(cell: dict[str, float], sign: str = "") -> str:
+    """`23.1 [20.0, 26.2]`."""
+    value, low, high = (f"{100 * cell[key]:{sign}.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def print_table(title: str, rows: dict[str, Any]) -> None:
+    """As Markdown, in percent."""
+    heads = ["system", *SCORES, "BLEU-4", "ROUGE-L", "distinct"]
+    print(f"\n### {title}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for name, row in rows.items():
+        nlg = " | ".join(f"{100 * row[score]:.1f}" for score in ("BLEU-4", "ROUGE-L"))
+        print(f"| {name} | {' | '.join(percent(row[score]) for score in SCORES)} | {nlg} | {row['distinct']} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, help="folder of the study")
+    parser.add_argument("--data.root", dest="root", required=True, help="IU X-Ray")
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--output", type=Path, default=Path("iu_small.json"))
+    args = parser.parse_args()
+    labeler = RulesLabeler()
+    data = IUXRayDataModule(root=args.root, deidentified="drop_token")
+    data.setup()
+    train, test = data.splits["train"], data.splits["test"]
+    known = labeler([study.report for study in train])
+    constants = {
+        "constant normal": CONSTANT_NORMAL,
+        "most frequent report": most_frequent_report([study.report for study in train]),
+        "best constant, micro-13+": constant_report(known, "micro-13+", labeler),
+        "best constant, MCCS": constant_report(known, "MCCS", labeler),
+    }
+    for name, text in constants.items():
+        print(f"{name}: {text}")
+    ids = [study.id for study in test]
+    free = {study.id for study in leakage_free(test, train)}
+    target = [study.report for study in test]
+    output: dict[str, Any] = {"constants": constants, "seeds": {}}
+    for folder in sorted(args.runs.glob("seed*")):
+        systems = {name: [text] * len(test) for name, text in constants.items()}
+        for arm, title in ARMS.items():
+            file = folder / arm / "predictions.jsonl"
+            if file.is_file():
+                found = {row["id"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
+                systems[title] = [found[name]["prediction"] for name in ids]
+        rows = table(systems, target, labeler, args.resamples)
+        print_table(f"{folder.name}, {len(test)} test studies", rows)
+        pairs = [p for p in itertools.product([ARMS[a] for a in ("grpo_corpus", "grpo_both")], rows) if p[0] in rows]
+        for score in ("micro-13+", "informedness", "MCCS"):
+            print(f"\nPaired differences in {score}:")
+            for a, b in pairs:
+                if a != b:
+                    print(f"- {a} - {b}: {percent(difference(rows, a, b, score), '+')}")
+        best = rows.get(ARMS["grpo_corpus"], {})
+        print(f"\n| condition | cases | {' | '.join(('precision', 'recall', 'informedness'))} |\n|---|---|---|---|---|")
+        for i, c in enumerate(CONDITIONS[:13]):
+            values = best.get("per_condition", {}).get(c, {})
+            cases = int(stated(labeler(target)[:, i]).sum())
+            print(f"| {c} | {cases} | {' | '.join(f'{100 * v:.0f}' for v in values.values())} |")
+        keep = [i for i, name in enumerate(ids) if name in free]
+        part = {name: [texts[i] for i in keep] for name, texts in systems.items()}
+        print_table(
+            f"{folder.name}, the {len(keep)} test reports that are not verbatim in training",
+            table(part, [target[i] for i in keep], labeler, args.resamples),
+        )
+        for row in rows.values():
+            for score in SCORES:
+                row[score].pop("drawn")
+        output["seeds"][folder.name] = rows
+    args.output.write_text(json.dumps(output, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

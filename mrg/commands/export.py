@@ -1,0 +1,62 @@
+"""The trainer of the command line, which also exports a policy for plain transformers, peft or vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from mrg.datamodules.base import ReportDataModule
+from mrg.errors import UserError
+from mrg.modules.base import ReportModule
+
+
+class Trainer(L.Trainer):
+    """Lightning's trainer with `export`."""
+
+    def export(
+        self,
+        model: ReportModule,
+        datamodule: ReportDataModule | None = None,
+        ckpt_path: str | None = None,
+        weights_only: bool | None = None,
+        output: str = "",
+        adapter: bool = False,
+    ) -> None:
+        """Write the policy of a run to a folder that `from_pretrained` loads.
+
+        Args:
+            model: Module of the run.
+            datamodule: Data of the run; only read for a tiny policy, whose tokenizer is made from the reports.
+            ckpt_path: Checkpoint of the run; without one the policy is written as it was loaded.
+            weights_only: Ignored; configurations of runs contain it.
+            output: Folder to write; it must not contain a checkpoint.
+            adapter: Write only the LoRA adapter, for peft or vLLM with the base model, instead of merged weights. To
+                merge, a base in 4 bits (`load_in_4bit`) is loaded again in full precision.
+
+        Raises:
+            UserError: If no folder is named, it is in use, there is no adapter, or not only the adapter was trained.
+        """
+        if not output:
+            raise UserError("Expected a folder to write to: pass --output FOLDER.")
+        folder = Path(output)
+        if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+            raise UserError(f"{folder} already contains a checkpoint: choose another --output.")
+        if adapter and model.train_vision:
+            raise UserError("An adapter does not contain the trained vision tower: export without --adapter.")
+        reports = []
+        if model.source == "tiny":
+            assert datamodule is not None
+            datamodule.setup()
+            reports = datamodule.train_reports()
+        model.policy = model.load(reports)
+        if ckpt_path is not None:
+            checkpoint = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+            model.on_load_checkpoint(checkpoint)
+            model.load_state_dict(checkpoint["state_dict"], strict=False)
+        if adapter:
+            model.policy.save_adapter(folder)
+        else:
+            model.policy.save(folder, max_new_tokens=model.max_new_tokens)
+        print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{model.policy.merge_note()}", flush=True)

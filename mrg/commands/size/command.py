@@ -1,0 +1,174 @@
+"""`python -m mrg size --config FILE`: whether a run fits into GPU memory, and which settings to change if not."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from mrg.commands.size.activations import Training
+from mrg.commands.size.advice import savings, uses_of_headroom
+from mrg.commands.size.geometry import PUBLISHED, Geometry, read_geometry
+from mrg.commands.size.memory import Memory, Plan, memory
+from mrg.errors import UserError
+from mrg.modules.policy.precision import PRECISIONS, check_precision
+
+DEVICES = (1, 2, 4, 8, 64)
+USABLE = 0.9
+"""Usable share of a GPU's memory: the rest is for CUDA, NCCL and fragmentation."""
+
+TEMPLATE_TOKENS, INDICATION_TOKENS, PRIOR_TOKENS, CHARACTERS_PER_TOKEN = 30, 40, 150, 3
+
+
+def main(args: Sequence[str]) -> None:
+    """Print the table; exit with 1 if no column fits."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mrg size",
+        description=__doc__,
+        epilog="All options of `fit` are accepted, for example --model.init_args.micro_batch_tokens 4096.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--devices",
+        type=int,
+        nargs="+",
+        help="numbers of GPUs (default: the configuration's if above 1, otherwise 1 2 4 8 64)",
+    )
+    parser.add_argument("--memory", type=float, default=80.0, help="memory of one GPU in GiB (default: 80)")
+    parser.add_argument("--geometry", choices=list(PUBLISHED), help="published shape, in place of the policy's")
+    options, rest = parser.parse_known_args(list(args))
+    if not any(word.split("=")[0] in ("-c", "--config") for word in rest):
+        raise UserError("`size` requires a configuration: pass --config FILE.")
+    for name, values in (("devices", options.devices or [1]), ("memory", [options.memory])):
+        if min(values) <= 0:
+            raise UserError(f"Expected --{name} to be above 0, but got {min(values)}.")
+    config = read_config(rest)
+    shape = read_geometry(options.geometry or _policy(config))
+    plan = plan_of(config, shape)
+    counts = options.devices or _devices(config)
+    columns = {count: memory(shape, for_devices(plan, count)) for count in counts}
+    print(format_table(shape, plan, columns, options.memory, options.geometry or _policy(config)))
+    fits = [count for count, needed in columns.items() if needed.total <= USABLE * options.memory * 2**30]
+    last = max(columns)
+    chosen, needed, allowed = for_devices(plan, last), columns[last], USABLE * options.memory * 2**30
+    where = f" on {last} GPUs" if last > 1 else ""
+    if not fits:
+        print(f"\nIt does not fit: the largest phase is {needed.largest}. Peak after a single change{where}:")
+        print(*(f"  {line}" for line in savings(shape, chosen, needed, allowed)), sep="\n")
+        raise SystemExit(1)
+    if len(fits) < len(columns):
+        print(f"\nIt fits on {', '.join(map(str, fits))} GPUs of {options.memory:g} GiB.")
+    elif lines := uses_of_headroom(shape, chosen, allowed):
+        print(f"\nThe headroom is enough for one of these changes{where}:", *(f"  {line}" for line in lines), sep="\n")
+
+
+def read_config(argv: Sequence[str]) -> Any:
+    """The configuration that `fit` would run, without instantiating anything."""
+    from mrg.commands.lightning import MrgCLI, run
+
+    class Reader(MrgCLI):
+        typed, only_parses = "size", True
+
+    return run(["fit", *argv], Reader).config["fit"]
+
+
+def _policy(config: Any) -> str:
+    policy = str(getattr(config.model.init_args, "policy", "tiny"))
+    if policy == "tiny":
+        raise UserError("A tiny policy fits any GPU: set model.init_args.policy, or pass --geometry.")
+    return policy
+
+
+def _devices(config: Any) -> tuple[int, ...]:
+    devices, nodes = config.trainer.devices, config.trainer.num_nodes
+    return (int(devices) * int(nodes),) if str(devices).isdecimal() and int(devices) * int(nodes) > 1 else DEVICES
+
+
+def for_devices(plan: Plan, count: int) -> Plan:
+    """The plan on a number of GPUs: DDP, Lightning's default, if there are several and no strategy is set."""
+    strategy = "one" if count == 1 else plan.strategy if plan.strategy != "one" else "ddp"
+    return dataclasses.replace(plan, world_size=count, strategy=strategy)
+
+
+def plan_of(config: Any, shape: Geometry) -> Plan:
+    """The settings of a configuration that its memory depends on.
+
+    Args:
+        config: Configuration of `fit`.
+        shape: Geometry of the model.
+
+    Raises:
+        ValueError: If the configuration is neither of SFT nor of GRPO, or has no pixel budget for images of any size.
+    """
+    given, data = config.model.init_args, config.data.init_args
+    if not hasattr(given, "dtype"):
+        raise UserError(f"{config.model.class_path} is not trained: pass a configuration of SFT or GRPO.")
+    if shape.patch_pixels and not given.max_pixels:
+        raise UserError(
+            "Expected model.init_args.max_pixels to be above 0: without it the number of image tokens has no limit."
+        )
+    precision = str(config.trainer.precision or "32-true")
+    check_precision(precision)
+    rank = int(given.lora.rank) if given.lora else 0
+    weights = {"float32": 4, "bfloat16": 2}.get(given.dtype, shape.weights)
+    grpo = hasattr(given, "rollout")
+    repeats = 2 if given.use_prior else 1
+    text = TEMPLATE_TOKENS + len(given.prompt) // CHARACTERS_PER_TOKEN
+    text += INDICATION_TOKENS * bool(given.use_indication) + PRIOR_TOKENS * bool(given.use_prior)
+    strategy = getattr(config.trainer.strategy, "class_path", config.trainer.strategy)
+    return Plan(
+        training=Training(weights, PRECISIONS[precision], rank, bool(given.gradient_checkpointing)),
+        strategy="fsdp" if str(strategy).endswith("FSDP2") else "ddp" if "ddp" in str(strategy).lower() else "one",
+        batch_size=data.batch_size,
+        eval_batch_size=data.eval_batch_size,
+        group_size=given.rollout.group_size if grpo else 1,
+        max_new_tokens=given.max_new_tokens,
+        micro_batch_tokens=given.micro_batch_tokens if grpo else 0,
+        text_tokens=text,
+        images=given.max_views * repeats,
+        image_tokens=given.max_pixels // shape.patch_pixels if shape.patch_pixels else shape.image_tokens,
+        reference=grpo and bool(given.kl.coef),
+        train_vision=bool(given.train_vision),
+        quantized=bool(given.load_in_4bit),
+        servers=grpo and given.rollout.servers is not None,
+        compile_decode=bool(given.compile_decode),
+    )
+
+
+def format_table(shape: Geometry, plan: Plan, columns: dict[int, Memory], size: float, name: str) -> str:
+    """Table with one column per number of GPUs, in GiB per GPU.
+
+    Args:
+        shape: Geometry of the model.
+        plan: The settings.
+        columns: Memory by number of GPUs.
+        size: Memory of one GPU in GiB.
+        name: Name of the model.
+    """
+    training = plan.training
+    kind = f"LoRA of rank {training.rank}" if training.rank else "all weights"
+    precision = (
+        f"{'float32' if training.language == 4 else 'bfloat16'} weights{', autocast' if training.autocast else ''}"
+    )
+    strategies = {for_devices(plan, count).strategy for count in columns} - {"one"}
+    head = [
+        f"{name}: {shape.total:,} weights, {kind}, {precision}, {', '.join(sorted(strategies)) or 'one GPU'}, "
+        f"{'with' if training.checkpointing else 'without'} gradient checkpointing",
+        f"{plan.batch_size} studies per GPU, {plan.group_size} completions of {plan.max_new_tokens} tokens, prompts of "
+        f"{plan.prompt_tokens} ({plan.images} x {plan.image_tokens} of images), passes of at most "
+        f"{plan.pass_tokens:,} tokens",
+        "",
+        f"{'GiB per GPU, by number of GPUs':<36}" + "".join(f"{count:>9}" for count in columns),
+    ]
+    first = next(iter(columns.values()))
+    resident = list(dict.fromkeys(key for column in columns.values() for key in column.resident))
+    rows = [(key, [column.resident.get(key, 0) for column in columns.values()]) for key in resident]
+    rows += [(f"+ {key}", [column.phases[key] for column in columns.values()]) for key in first.phases]
+    rows.append(("peak: resident + largest phase", [column.total for column in columns.values()]))
+    lines = [
+        f"{key:<36}" + "".join(f"{value / 2**30:>9.2f}" for value in values) for key, values in rows if any(values)
+    ]
+    verdict = ["yes" if column.total <= USABLE * size * 2**30 else "no" for column in columns.values()]
+    lines.append(f"{f'fits in {USABLE:.0%} of {size:g} GiB':<36}" + "".join(f"{word:>9}" for word in verdict))
+    return "\n".join(head + lines)

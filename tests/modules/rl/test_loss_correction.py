@@ -1,0 +1,84 @@
+import math
+
+import pytest
+import torch
+
+from mrg.modules.rl.loss import correction_weights, grpo_loss
+
+P = torch.log(torch.tensor([[0.5, 0.9, 0.1, 0.3]]))
+Q = torch.log(torch.tensor([[0.25, 0.1, 0.9, 0.3]]))
+MASK = torch.tensor([[True, True, True, True]])
+
+
+@pytest.mark.parametrize(
+    ("correction", "weights", "beyond"),
+    [
+        ("truncate", [2, 3, 1 / 9, 1], [0, 1, 0, 0]),
+        ("mask", [2, 0, 0, 1], [0, 1, 1, 0]),
+        ("none", [1, 1, 1, 1], [0, 0, 0, 0]),
+    ],
+)
+def test_weights_by_hand(correction, weights, beyond):
+    found, limited = correction_weights(P, Q, MASK, correction, limit=3.0)
+    torch.testing.assert_close(found, torch.tensor([weights], dtype=torch.float32))
+    assert limited.tolist() == [beyond]
+
+
+def test_what_stands_behind_the_mask_does_not_matter():
+    mask = torch.tensor([[True, False, True, False]])
+    q = Q.masked_fill(~mask, -math.inf)
+    weights, beyond = correction_weights(P, q, mask)
+    assert weights.isfinite().all()
+    assert weights[0, 1] == 1
+    assert beyond[0, 1] == 0
+
+
+def test_no_gradient_goes_through_the_weights():
+    logps = P.clone().requires_grad_()
+    weights, _ = correction_weights(logps, Q, MASK)
+    assert not weights.requires_grad
+
+
+def test_the_weighted_gradient_is_that_of_sampling_from_the_policy():
+    """Over all tokens of a small vocabulary: sum q (p / q) A grad log p = sum p A grad log p."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, requires_grad=True)
+    q = torch.softmax(torch.randn(5), 0)
+    advantages = torch.randn(5)
+    logps = torch.log_softmax(logits, 0)[:, None]
+    mask = torch.ones(5, 1, dtype=torch.bool)
+    weights, _ = correction_weights(logps, q.log()[:, None], mask, limit=1e9)
+    # Each token is a completion of one token that comes up q of the time: its advantage carries that share.
+    loss, _ = grpo_loss(logps, logps.detach(), None, advantages * q, mask, 1.0, kl_coef=0.0, weights=weights)
+    (found,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    (expected,) = torch.autograd.grad(-(logps[:, 0].exp() * advantages).sum(), logits)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_kl_term_is_not_weighted():
+    torch.manual_seed(0)
+    logps, ref = torch.randn(2, 3), torch.randn(2, 3)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    arguments = (logps, logps, ref, torch.zeros(2), mask, 2.0)
+    plain, _ = grpo_loss(*arguments, kl_coef=0.5)
+    weighted, _ = grpo_loss(*arguments, kl_coef=0.5, weights=torch.full((2, 3), 7.0))
+    assert float(plain) == float(weighted)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_weights_scale_each_tokens_surrogate(loss_type):
+    torch.manual_seed(0)
+    logps = torch.randn(2, 3)
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    arguments = (logps, logps, None, torch.tensor([1.0, -2.0]), mask, 2.0)
+    options = {"kl_coef": 0.0, "loss_type": loss_type, "num_tokens": 4.0, "max_tokens": 3}
+    plain, _ = grpo_loss(*arguments, **options)
+    doubled, _ = grpo_loss(*arguments, **options, weights=torch.full((2, 3), 2.0))
+    assert float(doubled) == pytest.approx(2 * float(plain))
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="one of truncate, mask, none"):
+        correction_weights(P, Q, MASK, "clip")
+    with pytest.raises(ValueError, match="above 1"):
+        correction_weights(P, Q, MASK, limit=0.5)

@@ -1,0 +1,118 @@
+"""The losses against those of TRL, on the same log-probabilities: values and gradients."""
+
+import pytest
+import torch
+
+from mrg.modules.rl.loss import grpo_loss
+from tests.modules.rl.test_loss import MAX_TOKENS, rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL and transformers
+BASE = {"loss_type": "grpo", "clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0}
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory):
+    trl = pytest.importorskip("trl", minversion="1.16")
+    datasets = pytest.importorskip("datasets")
+    from tokenizers import Tokenizer, models
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="a"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+        return trl.GRPOTrainer(
+            model=GPT2LMHeadModel(GPT2Config(vocab_size=3, n_positions=8, n_embd=4, n_layer=1, n_head=1)),
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            args=trl.GRPOConfig(
+                output_dir=str(tmp_path_factory.mktemp("trl")),
+                per_device_train_batch_size=2,
+                num_generations=2,
+                max_completion_length=MAX_TOKENS,
+                report_to=[],
+                use_cpu=True,
+                bf16=False,
+            ),
+            train_dataset=datasets.Dataset.from_dict({"prompt": ["a"] * 2}),
+            processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"),
+        )
+
+
+def loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches):
+    """TRL's loss of a step, summed over its micro-batches, with our options in its words."""
+    logps, old, ref, advantages, mask = tensors
+    loss_type = options["loss_type"]
+    monkeypatch.setattr(trainer, "loss_type", "grpo" if loss_type == "gspo" else loss_type)
+    monkeypatch.setattr(trainer, "importance_sampling_level", "sequence" if loss_type == "gspo" else "token")
+    monkeypatch.setattr(trainer, "epsilon_low", options["clip_low"])
+    monkeypatch.setattr(trainer, "epsilon_high", options["clip_high"] + (loss_type == "cispo"))
+    monkeypatch.setattr(trainer, "beta", options["kl_coef"])
+    monkeypatch.setattr(trainer.args, "delta", options.get("dual_clip"))
+    monkeypatch.setattr(trainer.args, "use_bias_correction_kl", options.get("kl_ratio_correction", False))
+    monkeypatch.setattr(trainer.args, "steps_per_generation", len(micro_batches))
+    monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", len(micro_batches), raising=False)
+    trainer.model.train()
+    total = torch.zeros((), dtype=torch.float64)
+    for part in micro_batches:
+        given = (logps[part], torch.zeros_like(logps[part]), None)
+        monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", lambda *_, given=given, **__: given)
+        inputs = {
+            "prompt_ids": torch.full((len(part), 1), 2),
+            "prompt_mask": torch.ones(len(part), 1, dtype=torch.long),
+            "completion_ids": torch.full(mask[part].shape, 2),
+            "completion_mask": mask[part].long(),
+            "advantages": advantages[part],
+            "old_per_token_logps": old[part],
+            "ref_per_token_logps": ref[part],
+            "num_items_in_batch": mask.sum(),
+        }
+        total = total + trainer._compute_loss(trainer.model, inputs)
+    return total
+
+
+def same(trainer, monkeypatch, tensors, options, micro_batches=(list(range(6)),)):
+    """Whether our loss of the whole step and TRL's agree, and so do their gradients."""
+    logps, mask = tensors[0], tensors[-1]
+    ours, _ = grpo_loss(*tensors, 6, num_tokens=int(mask.sum()), max_tokens=MAX_TOKENS, **options)
+    theirs = loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches)
+    (a,), (b,) = torch.autograd.grad(ours, logps), torch.autograd.grad(theirs, logps)
+    return torch.allclose(ours, theirs, atol=1e-12, rtol=0) and torch.allclose(a, b, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.04])
+@pytest.mark.parametrize("seed", range(3))
+def test_each_loss(trainer, monkeypatch, loss_type, kl_coef, seed):
+    options = {**BASE, "loss_type": loss_type, "kl_coef": kl_coef}
+    if loss_type == "cispo":
+        options["clip_low"] = 1.0  # TRL has no lower bound
+    assert same(trainer, monkeypatch, rows(seed), options)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo"])
+def test_dual_clip(trainer, monkeypatch, loss_type):
+    assert same(trainer, monkeypatch, rows(), {**BASE, "loss_type": loss_type, "dual_clip": 1.5})
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo"])
+def test_kl_with_ratio_correction(trainer, monkeypatch, loss_type):
+    options = {**BASE, "loss_type": loss_type, "clip_low": 1.0, "kl_coef": 0.04, "kl_ratio_correction": True}
+    assert same(trainer, monkeypatch, rows(), options)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+def test_truncated_completions(trainer, monkeypatch, loss_type):
+    *tensors, mask = rows()
+    kept = mask & ~torch.tensor([True, False, False, False, True, False])[:, None]
+    # TRL, too, is given the emptied mask; what it then divides by is its own choice. Its log of the shares of clipped
+    # tokens divides by 0 in empty rows, the loss does not.
+    assert same(trainer, monkeypatch, (*tensors, kept), {**BASE, "loss_type": loss_type, "clip_low": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "agrees"),
+    [("grpo", True), ("bnpo", False), ("dr_grpo", True), ("dapo", True), ("gspo", True), ("cispo", True)],
+)
+def test_micro_batches(trainer, monkeypatch, loss_type, agrees):
+    options = {**BASE, "loss_type": loss_type, "clip_low": 1.0, "kl_coef": 0.04}
+    # A mean over each micro-batch's own tokens, TRL's bnpo depends on the split, and so is not ours.
+    assert same(trainer, monkeypatch, rows(), options, ([0, 1, 2], [3, 4, 5])) == agrees

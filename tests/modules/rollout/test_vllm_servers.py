@@ -1,0 +1,170 @@
+"""How a pool of servers fails and recovers, with small servers that fail on purpose; real ones are in tests/servers."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from mrg.modules.rollout.vllm_servers import AgainError, ServerError, ServerPool, Servers
+
+
+class Failing:
+    """An HTTP server that answers as it is told: a list of (status, content) for each path, the last one repeated."""
+
+    def __init__(self, answers):
+        seen = self.seen = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self):
+                size = int(self.headers.get("Content-Length") or 0)
+                seen.append((self.path, json.loads(self.rfile.read(size)) if size else None))
+                given = answers[self.path]
+                status, content = given.pop(0) if len(given) > 1 else given[0]
+                body = json.dumps(content).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_GET = do_POST = answer  # noqa: N815 (the names that the library calls)
+
+            def log_message(self, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def start():
+    started = []
+
+    def one(**answers):
+        started.append(Failing({f"/{path}": given for path, given in answers.items()}))
+        return started[-1]
+
+    yield one
+    for server in started:
+        server.close()
+
+
+def question(pool):
+    return lambda url: pool.post(url, "/ask", {"x": 1}).json()
+
+
+UP = [(200, {})]
+
+
+def test_what_failed_is_asked_again(start):
+    server = start(ask=[(500, {"error": {"message": "cache\ndrift"}}), (503, {}), (200, {"said": 3})], health=UP)
+    pool = ServerPool(Servers([server.url + "/"]))
+    assert pool.ask(question(pool), "study 1") == {"said": 3}
+    assert not pool.down
+    assert [path for path, _ in server.seen].count("/ask") == 3
+
+
+def test_a_server_that_is_down_leaves_its_work_to_the_others_until_it_is_back(start):
+    bad = start(ask=[(500, {})], health=[(503, {}), (503, {}), (200, {})])
+    good = start(ask=[(200, {"said": "good"})], health=UP)
+    pool = ServerPool(Servers([bad.url, good.url]))
+    assert [pool.ask(question(pool), "study") for _ in range(6)] == [{"said": "good"}] * 6
+    assert pool.down == {bad.url}
+    assert len([path for path, _ in bad.seen if path == "/ask"]) == 1
+    pool.revive()
+    assert pool.down == {bad.url}
+    pool.revive()
+    assert not pool.down
+
+
+def test_all_down_is_one_line_that_says_what_was_asked_for(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    pool = ServerPool(Servers(["http://127.0.0.1:9"], attempts=3))
+    with pytest.raises(ServerError, match=r"study s7 in 3 attempts \(last: http://127.0.0.1:9: ConnectionError\)"):
+        pool.ask(question(pool), "study s7")
+
+
+def test_a_server_that_hangs_is_given_up_after_the_time_allowed():
+    import socket
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        pool = ServerPool(Servers([url], timeout=0.2))
+        with pytest.raises(AgainError, match="ReadTimeout"):
+            pool.post(url, "/ask", {})
+
+
+def test_an_adapter_is_loaded_once_and_the_one_before_forgotten(start):
+    server = start(**{"v1/load_lora_adapter": [(200, {})], "v1/unload_lora_adapter": [(200, {})]})
+    pool = ServerPool(Servers([server.url]))
+    for name in ("a-1", "a-1", "a-2", "a-2"):
+        pool.load(server.url, name, Path("/adapters") / name)
+    assert server.seen == [
+        ("/v1/load_lora_adapter", {"lora_name": "a-1", "lora_path": "/adapters/a-1"}),
+        ("/v1/load_lora_adapter", {"lora_name": "a-2", "lora_path": "/adapters/a-2"}),
+        ("/v1/unload_lora_adapter", {"lora_name": "a-1"}),
+    ]
+
+
+def test_an_adapter_that_another_rank_loaded_is_no_mistake(start):
+    server = start(**{"v1/load_lora_adapter": [(400, {"error": {"message": "a-1 has already been loaded"}})]})
+    pool = ServerPool(Servers([server.url]))
+    pool.load(server.url, "a-1", Path("/adapters/a-1"))
+    assert pool.loaded == {server.url: "a-1"}
+
+
+def test_an_adapter_that_cannot_be_loaded_stops_at_once(start):
+    server = start(**{"v1/load_lora_adapter": [(500, {"error": {"message": "LoRA rank 32\nis too high"}})]})
+    pool = ServerPool(Servers([server.url]))
+    with pytest.raises(ValueError, match=r"cannot load the adapter .*a-1: LoRA rank 32 is too high"):
+        pool.load(server.url, "a-1", Path("a-1"))
+
+
+MODELS = {"data": [{"id": "tiny", "parent": None}, {"id": "old", "parent": "tiny"}]}
+ROUTES = {"paths": {"/v1/load_lora_adapter": {}}}
+
+
+def test_check_takes_the_name_of_the_base_model(start):
+    server = start(**{"v1/models": [(200, MODELS)], "openapi.json": [(200, ROUTES)]})
+    pool = ServerPool(Servers([server.url]))
+    pool.check()
+    assert pool.base_names == {server.url: "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("models", "routes", "message"),
+    [
+        (MODELS, {"paths": {}}, "loads no adapters at run time: start it with VLLM_ALLOW"),
+        ({"data": []}, ROUTES, "to serve one base model, but it serves"),
+        ({"error": "?"}, ROUTES, "No rollout server answers"),
+        (["?"], ROUTES, "No rollout server answers"),
+    ],
+)
+def test_check_says_what_is_wrong(start, models, routes, message):
+    server = start(**{"v1/models": [(200, models)], "openapi.json": [(200, routes)]})
+    with pytest.raises(ValueError, match=message):
+        ServerPool(Servers([server.url])).check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"urls": []}, "to hold an address"),
+        ({"urls": ["localhost:8000"]}, "to start with http:// or https://, but got 'localhost:8000'"),
+        ({"sync_every": 0}, "sync_every to be at least 1, but got 0"),
+        ({"attempts": 0}, "attempts to be at least 1, but got 0"),
+        ({"correction": "clip"}, "one of truncate, mask, none, but got 'clip'"),
+        ({"ratio_limit": 1.0}, "above 1, but got 1.0"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Servers(**{"urls": ["http://a"], **settings})

@@ -1,0 +1,102 @@
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from mrg.cli import main
+from mrg.errors import UserError
+from mrg.run.folder import LOCK, check_not_moved, lock
+from tests.test_cli import failure, sft
+
+HOLD = """
+import sys
+from pathlib import Path
+from mrg.run.folder import lock
+held = lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def run(tmp_path, iu_tree):
+    main(["fit", *sft(tmp_path)])
+    return tmp_path / "runs" / "iu_tiny_sft"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_two_processes_do_not_train_in_one_folder(tmp_path, run, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "held\n"
+        for more in ("--resume=auto", "--overwrite=true"):
+            code, message = failure(capsys, ["fit", *sft(tmp_path, more)])
+            assert code == 2
+            assert message == (
+                f"mrg: Another process is training in {run}: wait until it has finished, or choose another --name."
+            )
+        assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    finally:
+        other.kill()
+        other.wait()
+    main(["fit", *sft(tmp_path, "--resume=auto", "--trainer.max_steps=3")])  # a dead process holds nothing
+
+
+def test_one_process_may_train_there_again(tmp_path):
+    first = lock(tmp_path)
+    second = lock(tmp_path)
+    assert (tmp_path / LOCK).is_file()
+    for file in (first, second):
+        if file is not None:
+            file.close()
+
+
+def test_a_moved_run_says_where_it_is(tmp_path, run, capsys):
+    for how, place in ((shutil.copytree, run.with_name("copy")), (shutil.move, tmp_path / "else" / "moved")):
+        place.parent.mkdir(exist_ok=True)
+        how(run, place)
+        config = f"--config={place / 'config.yaml'}"
+        for command in (["fit", config, "--resume=auto"], ["test", config]):
+            code, message = failure(capsys, command)
+            assert code == 2
+            assert (
+                f"names the run folder {run}, but lies in another one, probably moved or copied: add "
+                f"--runs {place.parent} --name {place.name}." in message
+            )
+        main(["test", config, f"--runs={place.parent}", f"--name={place.name}"])
+        assert (place / "results.json").is_file()
+    assert not run.exists()
+
+
+def test_a_configuration_may_serve_another_run(tmp_path):
+    own = tmp_path / "runs" / "a"
+    (own / "checkpoints").mkdir(parents=True)
+    (own / "config.yaml").write_text(f"runs: {own.parent}\nname: a\n")
+    check_not_moved([own / "config.yaml"], own.with_name("b"))
+    check_not_moved([own / "config.yaml"], own)
+    (own / "config.yaml").write_text(f"runs: {own.parent}\nname: b\n")
+    with pytest.raises(UserError, match="--name a"):
+        check_not_moved([own / "config.yaml"], own.with_name("b"))
+
+
+REFUSED = """
+import sys
+from mrg.cli import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks")
+def test_a_refused_run_leaves_no_folder(tmp_path, iu_tree):
+    argv = ["fit", *sft(tmp_path, "--data.init_args.root=/no/such/folder")]
+    done = subprocess.run([sys.executable, "-c", REFUSED, *argv], capture_output=True, text=True)
+    assert (done.returncode, "/no/such/folder" in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "runs" / "iu_tiny_sft").exists()
+    (tmp_path / "runs" / "iu_tiny_sft").mkdir()
+    (tmp_path / "runs" / "iu_tiny_sft" / "notes.txt").write_text("mine")
+    subprocess.run([sys.executable, "-c", REFUSED, *argv], capture_output=True)
+    assert (tmp_path / "runs" / "iu_tiny_sft" / "notes.txt").read_text() == "mine"
