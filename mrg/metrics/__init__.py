@@ -3,6 +3,7 @@
 from mrg.metrics.ce import CEF1, ce_f1
 from mrg.metrics.conditions import BLANK, CONDITIONS, FIVE, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.conventions import CONVENTIONS, FAMILIES, convention
+from mrg.metrics.finding_f1 import AttributeAccuracy, ChangeF1, FindingF1
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
@@ -25,8 +26,11 @@ __all__ = [
     "POSITIVE",
     "THIRTEEN",
     "UNCERTAIN",
+    "AttributeAccuracy",
     "CETable",
+    "ChangeF1",
     "CheXbertLabeler",
+    "FindingF1",
     "Labeler",
     "NLGScores",
     "ReportScore",

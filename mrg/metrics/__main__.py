@@ -1,16 +1,18 @@
-"""`python -m mrg.metrics predictions.jsonl [--compare other.jsonl]`: score a file of reports, or compare two."""
+"""`python -m mrg.metrics predictions.jsonl [...]`: score a file of reports, compare two, or rank several."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.errors import ExtensionError, MrgError, UserError, one_line, where_raised
+from mrg.errors import UserError, one_line
 from mrg.files import write_json
+from mrg.log import configure
+from mrg.metrics.arguments import check, make_labeler, make_scorers, output_file, parser
 from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.evaluation import (
@@ -22,15 +24,12 @@ from mrg.metrics.evaluation import (
     most_frequent_report,
     remark_on_frequency,
 )
-from mrg.metrics.labelers.chexbert import CheXbertLabeler
-from mrg.metrics.labelers.named import load_labeler
-from mrg.metrics.labelers.rules import RulesLabeler
-from mrg.metrics.labels import Labeler, Scorer
-from mrg.metrics.nlg import NORMALIZATIONS, nlg_scores
+from mrg.metrics.labels import Labeler
+from mrg.metrics.leaderboard import format_leaderboard, leaderboard
+from mrg.metrics.leaderboard_page import write_page
+from mrg.metrics.nlg import nlg_scores
 from mrg.metrics.predictions import (
     ID_COLUMNS,
-    PREDS_COLUMNS,
-    TARGET_COLUMNS,
     Predictions,
     align,
     column_names,
@@ -39,56 +38,14 @@ from mrg.metrics.predictions import (
     some,
 )
 from mrg.metrics.remarks import BASELINES
-from mrg.metrics.resampling import MIN_CASES
-from mrg.metrics.scorer import ReportScore, load_scorer
-
-DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
-intervals, next to baselines: the constant normal report, the most frequent reference and, with --train, the best
-constant report of each score."""
-EPILOG = """The files are JSON lines (.jsonl, as written by `python -m mrg test`), JSON (.json: a list of studies, or
-ReXrank's object of studies by id) or tables with a header line (.csv, .tsv). Reports are labelled by rules unless
---labeler or --chexbert is given; see docs/labelers.md."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """Parser of the command's arguments."""
-    result = argparse.ArgumentParser("python -m mrg.metrics", description=DESCRIPTION, epilog=EPILOG)
-    add = result.add_argument
-    add("predictions", type=Path, help="file of generated and reference reports")
-    add("--compare", type=Path, metavar="FILE", help="second file, for paired differences")
-    columns = (
-        ("id", "study ids", ID_COLUMNS),
-        ("preds", "generated reports", PREDS_COLUMNS),
-        ("target", "reference reports", TARGET_COLUMNS),
-    )
-    for name, what, known in columns:
-        text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for --compare: each file"
-        add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or an object of yours, see docs/extending.md "
-        "(default: rules)")  # fmt: skip
-    add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
-    add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
-    add("--train", type=Path, metavar="FILE", help="training reports, for the best constant report of each "
-        "score: a file like the others, or an annotation.json")  # fmt: skip
-    add("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
-    add("--min_cases", type=int, default=MIN_CASES, help="fewest references with a condition that counts in "
-        "informedness (default: %(default)s)")  # fmt: skip
-    add("--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'")
-    add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalisation before --nlg (default: "
-        "%(default)s)")  # fmt: skip
-    add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
-        "see docs/scorers.md; may be repeated")  # fmt: skip
-    add("--trials", type=int, help="number of bootstrap samples (default: 1000; with --compare 10000, and as many "
-        "randomisation trials)")  # fmt: skip
-    add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
-    add("--changed", type=int, default=10, help="number of changed studies to print (default: %(default)s)")
-    add("--output", type=Path, metavar="FILE", help="JSON file to write (default: next to the predictions)")
-    return result
+from mrg.metrics.texts import join, read_texts
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that the user can mend prints one line and exits with 2."""
     options = parser().parse_args(args)
+    options.systems, options.predictions = options.predictions, options.predictions[0]
+    configure()
     try:
         run(options)
     except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
@@ -102,14 +59,19 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Score or compare, print, and write the JSON."""
-    _check(options)
-    first, *others = _read(options)
-    if options.compare is None:
-        _score(first, _output(options, "scores.json"), options)
-        return
+    """Score, compare or rank, print, and write the JSON."""
+    check(options)
+    if len(options.systems) > 1 or options.nearest_image is not None:
+        _rank(options)
+    elif options.compare is not None:
+        _compare(options)
+    else:
+        _score(_read([options.predictions], options)[0], output_file(options, "scores.json"), options)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    first, second = _read([options.predictions, options.compare], options)
     names = _names(options.predictions, options.compare)
-    second = others[0]
     if not (first.has_ids and second.has_ids):
         missing = options.compare if first.has_ids else options.predictions
         raise UserError(f"{missing} has no column of ids ({' or '.join(ID_COLUMNS)}): set it with --id.")
@@ -117,10 +79,10 @@ def run(options: argparse.Namespace) -> None:
     other = options.compare.name
     if other == options.predictions.name:  # of two runs: the folder tells them apart
         other = f"{options.compare.resolve().parent.name}.{other}"
-    output = _output(options, f"vs.{other}.json")
+    output = output_file(options, f"vs.{other}.json")
     result = compare_systems(
-        first.preds, second.preds, first.target, _labeler(options), first.ids, options.margin,
-        options.trials or 10_000, options.seed, _scorers(options),
+        first.preds, second.preds, first.target, make_labeler(options), first.ids, options.margin,
+        options.trials or 10_000, options.seed, make_scorers(options),
     )  # fmt: skip
     columns: dict[str, Any] = {"a_columns": first.columns, "b_columns": second.columns}
     columns |= {"no_reference": first.no_target, "a_no_prediction": first.no_preds, "b_no_prediction": second.no_preds}
@@ -140,12 +102,11 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
         name: predictions.preds,
     }
     differences = [(name, "constant normal"), (name, "most frequent reference")]
-    labeler = _labeler(options)
-    train = read_reports(options.train, next(iter(options.target), None)) if options.train is not None else []
-    best = BestConstants.of(train, labeler, options.margin)
+    labeler = make_labeler(options)
+    best = _best(labeler, options)
     result = evaluate_systems(
         systems, predictions.target, labeler, options.margin, None, differences, options.trials or 1000,
-        options.seed, _scorers(options), best, options.min_cases,
+        options.seed, make_scorers(options), best, options.min_cases,
     )  # fmt: skip
     left_out = {"no_reference": predictions.no_target, "no_prediction": predictions.no_preds}
     result = {"predictions": str(options.predictions), "columns": predictions.columns, **left_out, **result}
@@ -154,13 +115,57 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
     if best is None:
         print("Without training reports (--train FILE), the best constant report of each score is not known.")
     print(f"{format_table(result)}\n\n{format_conventions(result, name)}", flush=True)
-    if options.nlg:  # last: the other results stay if Java or the extra is missing
-        texts, how = predictions.target, options.normalization
-        scores = {system: nlg_scores(preds, texts, how).corpus for system, preds in systems.items()}
+    _finish(result, systems, predictions.target, output, options)
+
+
+def _rank(options: argparse.Namespace) -> None:
+    output = output_file(options, "leaderboard.json")
+    named = dict(zip(_system_names(options.systems), options.systems, strict=True))
+    if options.nearest_image is not None:
+        named["nearest image"] = options.nearest_image
+    pairs = dict(zip(named, _read(list(named.values()), options), strict=True))
+    first_name, first = next(iter(pairs.items()))
+    if not options.by_row:
+        if len(pairs) > 1 and (without := [named[name] for name, pair in pairs.items() if not pair.has_ids]):
+            raise UserError(f"{without[0]} has no column of ids ({' or '.join(ID_COLUMNS)}): set it with --id.")
+        pairs = {name: align(first, pair, (first_name, name)) for name, pair in pairs.items()}
+    labeler = make_labeler(options)
+    systems = {name: pair.preds for name, pair in pairs.items()}
+    result = leaderboard(
+        systems, first.target, labeler, options.margin, options.trials or 1000, options.seed, make_scorers(options),
+        options.rank_by, _best(labeler, options), options.min_cases,
+    )  # fmt: skip
+    left_out = {"no_reference": first.no_target, "no_prediction": {name: pair.no_preds for name, pair in pairs.items()}}
+    result = {"files": {name: str(path) for name, path in named.items()}, **left_out, **result}
+    write_json(output, result)
+    for name, pair in pairs.items():
+        print("\n".join([f"{name}: {_read_columns(pair)}", *_missing(pair)]))
+    print(f"\n{format_leaderboard(result)}", flush=True)
+    if options.page is not None:
+        write_page(result, options.page)
+        print(f"\nPage: {options.page}")
+    _finish(result, systems, first.target, output, options)
+
+
+def _finish(
+    result: dict[str, Any], systems: Mapping[str, Sequence[str]], target: Sequence[str], output: Path,
+    options: argparse.Namespace,
+) -> None:  # fmt: skip
+    """Add NLG scores, last: the other results stay if Java or the extra is missing."""
+    if options.nlg:
+        how = options.normalization
+        scores = {system: nlg_scores(preds, target, how).corpus for system, preds in systems.items()}
         result["nlg"] = {"normalization": how, **scores}
         write_json(output, result)
         print(f"\n{format_nlg(result['nlg'])}")
     print(f"\nAll results: {output}")
+
+
+def _best(labeler: Labeler, options: argparse.Namespace) -> BestConstants | None:
+    """The best constants on the reports of `--train`."""
+    if options.train is None:
+        return None
+    return BestConstants.of(read_reports(options.train, next(iter(options.target), None)), labeler, options.margin)
 
 
 def _read_columns(predictions: Predictions) -> str:
@@ -196,37 +201,17 @@ def _notes(predictions: Predictions) -> str:
     return "\n".join(lines)
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Check the options before any work."""
-    for name, least in (("trials", 1), ("seed", 0), ("changed", 0), ("min_cases", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"Expected --{name} to be at least {least}, but got {value}.")
-    if options.compare is not None and options.nlg:
-        raise UserError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
-    if options.compare is not None and options.train is not None:
-        raise UserError("--train is for scoring one file. Leave out --compare.")
-    if options.labeler is not None and options.chexbert is not None:
-        raise UserError("--labeler and --chexbert are mutually exclusive.")
-    if options.tokenizer is not None and options.chexbert is None:
-        raise UserError("--tokenizer requires --chexbert.")
-
-
-def _output(options: argparse.Namespace, ending: str) -> Path:
-    """JSON file to write, after a check that it can be written."""
-    output: Path = options.output or options.predictions.with_name(f"{options.predictions.name}.{ending}")
-    if output.is_dir() or not output.parent.is_dir() or not os.access(output.parent, os.W_OK):
-        raise UserError(f"{output} cannot be written: set --output to a file in an existing folder.")
-    inputs = [path.resolve() for path in (options.predictions, options.compare) if path is not None]
-    if output.resolve() in inputs:
-        raise UserError(f"--output {output} is a file of predictions: choose another file.")
-    return output
-
-
-def _read(options: argparse.Namespace) -> list[Predictions]:
-    """Read the file, and the one to compare with."""
-    paths = [options.predictions, *([] if options.compare is None else [options.compare])]
+def _read(paths: Sequence[Path], options: argparse.Namespace) -> list[Predictions]:
+    """Read files of predictions, and join each with the references if they are in a file of their own."""
     given = [options.id, options.preds, options.target]
+    if options.references is not None:
+        held = [column_names(path) if any(given) else [] for path in (*paths, options.references)]
+        target = read_texts(options.references, "target", *(_column(given[i], held[-1], held) for i in (0, 2)))
+        preds = (
+            read_texts(path, "preds", *(_column(given[i], own, held) for i in (0, 1)))
+            for path, own in zip(paths, held[:-1], strict=True)
+        )
+        return [join(texts, target, options.by_row) for texts in preds]
     if not any(given):
         return [read_predictions(path) for path in paths]
     held = [column_names(path) for path in paths]
@@ -237,11 +222,20 @@ def _read(options: argparse.Namespace) -> list[Predictions]:
 
 
 def _column(given: Sequence[str], own: Collection[str], held: Sequence[Collection[str]]) -> str | None:
-    """The first given column that a file has; None, for the default ones, if only the other file has them."""
+    """The first given column that a file has; None, for the default ones, if only other files have them."""
     for name in given:
         if not any(name in columns for columns in held):
             return name  # misspelt: the reader lists the columns of the file
     return next((name for name in given if name in own), None)
+
+
+def _system_names(paths: Sequence[Path]) -> list[str]:
+    """Names of the files without their suffix, after as many of their folders as distinguish them."""
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    raise UserError(f"Expected different files, but one is given twice: {', '.join(map(str, paths))}.")
 
 
 def _names(first: Path, second: Path) -> tuple[str, str]:
@@ -249,33 +243,6 @@ def _names(first: Path, second: Path) -> tuple[str, str]:
     if first.name != second.name:
         return first.name, second.name
     return str(first), str(second)
-
-
-def _labeler(options: argparse.Namespace) -> Labeler:
-    if options.labeler is not None:
-        return load_labeler(options.labeler)
-    if options.chexbert is None:
-        return RulesLabeler()
-    tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
-    return CheXbertLabeler(options.chexbert, **tokenizer)
-
-
-def _scorers(options: argparse.Namespace) -> dict[str, Scorer]:
-    return {spec: _scorer(spec) for spec in options.scorer}
-
-
-def _scorer(spec: str) -> Scorer:
-    metric = ReportScore(load_scorer(spec))
-
-    def score(preds: Sequence[str], target: Sequence[str]) -> Any:
-        try:
-            return metric.scores(preds, target)
-        except MrgError:
-            raise
-        except Exception as error:
-            raise ExtensionError(f"The scorer {spec} failed: {where_raised(error)}") from error
-
-    return score
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from mrg.metrics.conventions import CONVENTIONS
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, Scorer, label_together, require_reports
 from mrg.metrics.remarks import BASELINES, legend, remarks, wrapped
-from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval
+from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval, ranks
 from mrg.metrics.tables import columns, condition_scores, format_ce, percent
 
 CONSTANT_NORMAL = (
@@ -74,6 +74,7 @@ def evaluate_systems(
     scorers: Mapping[str, Scorer] | None = None,
     best: BestConstants | None = None,
     min_cases: int = MIN_CASES,
+    rank_by: str | None = None,
 ) -> dict[str, Any]:
     """Score several systems on the same references.
 
@@ -89,18 +90,16 @@ def evaluate_systems(
         scorers: Name -> further score per report, whose mean gets a column.
         best: Best constants on the training reports, found with the same labeler and margin.
         min_cases: Fewest references with a condition that counts in informedness.
+        rank_by: Score to rank the systems by.
 
     Returns:
-        Settings, support, `systems`, `differences`, and `best_constant`, JSON-serialisable.
+        Settings, support, `systems`, `differences`, `best_constant`, and with `rank_by` also `ranking` (see `ranks`),
+        JSON-serialisable.
 
     Raises:
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.
     """
-    if best is not None and best.margin != margin:
-        raise UserError(f"Expected argument `best` to have the MCCS margin {margin:g}, but got {best.margin:g}.")
-    for name, preds in systems.items():
-        if len(preds) != len(target):
-            raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
+    _check(systems, target, margin, best)
     reference, *of_systems = label_together(labeler, target, *systems.values())
     require_reports(reference)
     labels = dict(zip(systems, of_systems, strict=True))
@@ -124,17 +123,24 @@ def evaluate_systems(
         "min_cases": min_cases,
         "informative": _informative(reference, min_cases),
         "systems": {
-            name: {
-                "scores": {score: _interval(value, samples[name][score]) for score, value in corpus[name].items()},
-                "distinct": len(set(preds)) / len(preds),
-                "format": (formats or {}).get(name),
-                **_shares(labels[name], reference),
-            }
+            name: {"scores": _intervals(corpus[name], samples[name]), "distinct": len(set(preds)) / len(preds)}
+            | {"format": (formats or {}).get(name), **_shares(labels[name], reference)}
             for name, preds in systems.items()
         },
         "differences": _differences(corpus, samples, differences),
         "best_constant": None if best is None else dataclasses.asdict(best) | _constants(best, of_row, corpus, samples),
+        **({} if rank_by is None else {"ranking": {"by": rank_by, "systems": ranks(corpus, samples, rank_by)}}),
     }
+
+
+def _check(
+    systems: Mapping[str, Sequence[str]], target: Sequence[str], margin: float, best: BestConstants | None
+) -> None:
+    if best is not None and best.margin != margin:
+        raise UserError(f"Expected argument `best` to have the MCCS margin {margin:g}, but got {best.margin:g}.")
+    for name, preds in systems.items():
+        if len(preds) != len(target):
+            raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
 
 
 def _informative(reference: Tensor, min_cases: int) -> list[str]:
@@ -174,6 +180,10 @@ def _differences(
         for a, b in pairs
         for score, value in corpus[a].items()
     ]
+
+
+def _intervals(values: Mapping[str, float], samples: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    return {score: _interval(value, samples[score]) for score, value in values.items()}
 
 
 def _interval(value: float, samples: np.ndarray) -> dict[str, float]:

@@ -40,14 +40,16 @@ def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
     if think not in ("required", "absent"):
         raise UserError(f"Expected argument `think` to be 'required' or 'absent', but got {think!r}.")
     tags = TAG.findall(text)
+    if tags.count("<report>") != 1 or tags.count("</report>") != 1:
+        return ParsedCompletion("", "", False)
     match = STRICT.fullmatch(text)
-    if match and tags.count("<report>") == 1 and tags.count("<think>") <= 1 and len(tags) in (2, 4):
+    if match and tags.count("<think>") <= 1 and len(tags) in (2, 4):
         thinking, report = (match[1] or "").strip(), _written(match[2])
         if report and (bool(thinking) if think == "required" else len(tags) == 2):
             return ParsedCompletion(thinking, report, True)
         return ParsedCompletion(thinking, report, False)
     section = re.search(r"<report>(.*?)</report>", text, re.DOTALL)
-    if section is None or tags.count("<report>") != 1 or tags.count("</report>") != 1:
+    if section is None:
         return ParsedCompletion("", "", False)
     return ParsedCompletion("", _written(TAG.sub(" ", section[1])), False)
 

@@ -14,8 +14,14 @@ from mrg.files import csv_rows, parse_json
 from mrg.metrics.cells import identifier, is_missing
 
 ID_COLUMNS = ("id", "study_id")
-PREDS_COLUMNS = ("prediction", "preds", "model_prediction", "generated", "hypothesis")
-TARGET_COLUMNS = ("target", "reference", "report", "ground_truth", "section_findings")
+PREDS_COLUMNS = (
+    "prediction", "preds", "model_prediction", "generated", "generated_report", "model_output", "pred_report",
+    "hypothesis", "output", "response", "res",
+)  # fmt: skip
+TARGET_COLUMNS = (
+    "target", "reference", "report", "ground_truth", "section_findings", "gt_report", "reference_report", "gt", "gts",
+    "findings",
+)  # fmt: skip
 
 
 class Predictions(NamedTuple):
@@ -57,7 +63,7 @@ def read_predictions(
         UserError: If it cannot be read, has no rows, lacks a column, repeats an id, has no reference, or a report is
             not a text; the message names the file and the rows.
     """
-    rows = _rows(path)
+    rows = read_rows(path)
     if not rows:
         raise UserError(f"{path} holds no studies.")
     preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
@@ -66,38 +72,75 @@ def read_predictions(
     target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
     if preds_column == target_column:
         raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: set --preds and --target.")
-    if id_column is None:
-        id_column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
-    if id_column is not None:
-        without = [str(number) for number, row in enumerate(rows, 1) if is_missing(row.get(id_column))]
-        if without:
-            has = _quoted(rows[0])
-            raise UserError(f"{path} has no {id_column!r} in {len(without)} rows: {some(without)}; it has {has}.")
-    ids = [str(number) if id_column is None else identifier(row[id_column]) for number, row in enumerate(rows, 1)]
-    seen: set[str] = set()
-    repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
-    if repeated:
-        raise UserError(f"{path} holds {len(repeated)} studies twice: {some(repeated)}; each must count once.")
+    ids, id_column = read_ids(path, rows, id_column)
     for column in (preds_column, target_column):
-        wrong = [name for name, row in zip(ids, rows, strict=True) if not _is_report(row.get(column))]
+        wrong = [name for name, row in zip(ids, rows, strict=True) if not is_report(row.get(column))]
         if wrong:
             raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {some(wrong)}.")
     columns = {"id": id_column or "row number", "preds": preds_column, "target": target_column}
-    pairs = [(name, row.get(preds_column), row.get(target_column)) for name, row in zip(ids, rows, strict=True)]
+    rows_of = zip(ids, [row.get(preds_column) for row in rows], [row.get(target_column) for row in rows], strict=True)
+    return scored_pairs(rows_of, path, id_column is not None, columns)
+
+
+def scored_pairs(
+    pairs: Iterable[tuple[str, Any, Any]], path: Path, has_ids: bool, columns: dict[str, str]
+) -> Predictions:
+    """Keep the studies that have a reference; missing predictions become empty.
+
+    Args:
+        pairs: Id, generated report and reference of each study; both may be missing, see `is_missing`.
+        path: File of the references, for messages.
+        has_ids: Whether the file has ids.
+        columns: See `Predictions`.
+
+    Raises:
+        UserError: If no study has a reference.
+    """
+    pairs = list(pairs)
     scored = [(name, pred, target) for name, pred, target in pairs if not is_missing(target)]
     if not scored:
         raise UserError(
-            f"{path} has no reference report: {target_column!r} has no text in any of its {len(rows)} rows."
+            f"{path} has no reference report: {columns['target']!r} has no text in any of its {len(pairs)} rows."
         )
     return Predictions(
         ids=[name for name, _, _ in scored],
         preds=["" if is_missing(pred) else str(pred) for _, pred, _ in scored],
         target=[str(target) for _, _, target in scored],
-        has_ids=id_column is not None,
+        has_ids=has_ids,
         columns=columns,
         no_target=tuple(name for name, _, target in pairs if is_missing(target)),
         no_preds=tuple(name for name, pred, _ in scored if is_missing(pred) and str(pred).strip()),
     )
+
+
+def read_ids(path: Path, rows: Sequence[dict[str, Any]], column: str | None = None) -> tuple[list[str], str | None]:
+    """Read the ids of studies, and the column that they were read from.
+
+    Args:
+        path: File of the rows, for messages.
+        rows: Rows with named fields.
+        column: Column of the ids; the first of `ID_COLUMNS` by default, or else the ids are row numbers.
+
+    Returns:
+        One id per row, and its column, None for row numbers.
+
+    Raises:
+        UserError: If a row has no id, or an id is repeated.
+    """
+    if column is None:
+        column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
+    if column is None:
+        return [str(number) for number in range(1, len(rows) + 1)], None
+    without = [str(number) for number, row in enumerate(rows, 1) if is_missing(row.get(column))]
+    if without:
+        has = quoted(rows[0])
+        raise UserError(f"{path} has no {column!r} in {len(without)} rows: {some(without)}; it has {has}.")
+    ids = [identifier(row[column]) for row in rows]
+    seen: set[str] = set()
+    repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    if repeated:
+        raise UserError(f"{path} holds {len(repeated)} studies twice: {some(repeated)}; each must count once.")
+    return ids, column
 
 
 def column_names(path: Path) -> list[str]:
@@ -107,10 +150,11 @@ def column_names(path: Path) -> list[str]:
         NotFoundError: If the file does not exist.
         UserError: If it cannot be read.
     """
-    return list(dict.fromkeys(column for row in _rows(path) for column in row))
+    return list(dict.fromkeys(column for row in read_rows(path) for column in row))
 
 
-def _is_report(value: Any) -> bool:
+def is_report(value: Any) -> bool:
+    """Whether a value is text, or a missing one."""
     return isinstance(value, str) or is_missing(value)
 
 
@@ -148,7 +192,7 @@ def read_reports(path: Path, column: str | None = None) -> list[str]:
         NotFoundError: If the file does not exist.
         UserError: If it cannot be read, or has no reports.
     """
-    rows = _rows(path, "train")
+    rows = read_rows(path, "train")
     column = _column(path, rows, column, TARGET_COLUMNS, "target", "report")
     reports = [row[column] for row in rows if isinstance(row.get(column), str) and row[column].strip()]
     if not reports:
@@ -156,7 +200,17 @@ def read_reports(path: Path, column: str | None = None) -> list[str]:
     return reports
 
 
-def _rows(path: Path, split: str = "") -> list[dict[str, Any]]:
+def read_rows(path: Path, split: str = "") -> list[dict[str, Any]]:
+    """Read the rows of a file, each with named fields.
+
+    Args:
+        path: The file.
+        split: Split to read from an annotation.json; a file without splits is read completely.
+
+    Raises:
+        NotFoundError: If the file does not exist.
+        UserError: If it cannot be read.
+    """
     readers: dict[str, Callable[[Path], Iterable[Any]]] = {
         ".jsonl": _json_lines,
         ".json": partial(_json, split=split),
@@ -202,10 +256,17 @@ def _json(path: Path, split: str = "") -> Iterable[Any]:
     if split and isinstance(value, dict) and isinstance(value.get(split), list):
         return list(value[split])
     if isinstance(value, list):
-        return value
+        return [{"text": row} if isinstance(row, str) else row for row in value]
     if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
         return [{"study_id": name, **row} for name, row in value.items()]
+    if isinstance(value, dict) and value and all(is_report(_only(text)) for text in value.values()):
+        return [{"study_id": name, "text": _only(text)} for name, text in value.items()]
     raise UserError(f"{path} is neither a list of studies nor an object of studies by id (ReXrank's form).")
+
+
+def _only(value: Any) -> Any:
+    """The only item of a list (R2GenGPT's files); any other value as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _table(path: Path) -> Iterable[Any]:
@@ -217,7 +278,7 @@ def _table(path: Path) -> Iterable[Any]:
             raise UserError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
         repeated = {name for name in names if names.count(name) > 1}
         if repeated:
-            raise UserError(f"{path} has more than one column {_quoted(sorted(repeated))}.")
+            raise UserError(f"{path} has more than one column {quoted(sorted(repeated))}.")
         for line, row in rows:
             if len(row) != len(names):
                 raise csv.Error(f"expected {len(names)} fields in line {line}, saw {len(row)}; check its quotes")
@@ -232,13 +293,14 @@ def _column(
     if chosen is None or chosen not in names:
         looked = repr(name) if name is not None else " or ".join(known)
         raise UserError(
-            f"{path} has no column for the {what} (looked for {looked}); it has {_quoted(names)}: name it with "
+            f"{path} has no column for the {what} (looked for {looked}); it has {quoted(names)}: name it with "
             f"--{option}."
         )
     return chosen
 
 
-def _quoted(names: Iterable[str]) -> str:
+def quoted(names: Iterable[str]) -> str:
+    """Names in quotes, as text."""
     return ", ".join(map(repr, names))
 
 

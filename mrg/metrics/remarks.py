@@ -9,7 +9,7 @@ from typing import Any
 from mrg.metrics.conditions import THIRTEEN
 from mrg.metrics.constants import BEST, BestConstants
 
-BASELINES = ("constant normal", "most frequent report", "most frequent reference")
+BASELINES = ("constant normal", "most frequent report", "most frequent reference", "best reference")
 """Names of systems that write the same report for every study; there are no remarks on them."""
 
 

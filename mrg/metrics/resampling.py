@@ -189,6 +189,33 @@ def percentile_interval(values: np.ndarray, level: float = 0.95) -> tuple[float,
     return float(low), float(high)
 
 
+def ranks(
+    values: Mapping[str, Mapping[str, float]], samples: Mapping[str, Mapping[str, np.ndarray]], by: str
+) -> dict[str, dict[str, float]]:
+    """Rank systems by one score, with the stability of each rank under the bootstrap.
+
+    Args:
+        values: System -> score -> value.
+        samples: System -> score -> values in the bootstrap samples, which are the same for all systems.
+        by: Score of the ranking.
+
+    Returns:
+        System -> `rank` (1 is best; equal scores share the better rank), `low` and `high` (95 % interval of the rank
+        over the samples), and `first` (share of the samples in which no other system is better); best first.
+    """
+    points = np.array([own[by] for own in values.values()])
+    drawn = np.stack([samples[name][by] for name in values])
+    rank = 1 + (points[None, :] > points[:, None] + 1e-12).sum(1)
+    of_samples = 1 + (drawn[None, :] > drawn[:, None] + 1e-12).sum(1)
+    low, high = np.quantile(of_samples, (0.025, 0.975), axis=1, method="nearest")
+    rows = {
+        name: {"rank": int(rank[i]), "low": int(low[i]), "high": int(high[i])}
+        | {"first": float((of_samples[i] == 1).mean())}
+        for i, name in enumerate(values)
+    }
+    return dict(sorted(rows.items(), key=lambda row: row[1]["rank"]))
+
+
 def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed: int = 0) -> dict[str, float]:
     """Two-sided p-values of the difference between two systems by approximate randomisation (Noreen, 1989).
 

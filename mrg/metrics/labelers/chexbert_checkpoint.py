@@ -107,9 +107,25 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             continue
         if not isinstance(value, Tensor):
             raise UserError(f"{path} is not a CheXbert checkpoint: {key} is no tensor, but {type(value).__name__}.")
+        if fault := _fault(value):
+            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is {fault}.")
         weights[name] = value.float()
     _check(path, weights)
     return weights
+
+
+def _fault(value: Tensor) -> str:
+    """Why a tensor cannot be a weight; empty where it can.
+
+    A few bytes may claim to be a tensor of any size, which a copy of it would then allocate.
+    """
+    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
+        return f"a tensor of layout {value.layout} on {value.device}, not a plain one on the CPU"
+    if not value.is_floating_point():
+        return f"of type {value.dtype}, not of floating point"
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"of shape {tuple(value.shape)}, but the file holds {value.untyped_storage().nbytes():,} bytes of it"
+    return ""
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:
@@ -118,7 +134,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
     try:
         return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as safetensors ({_reason(error)}): it is damaged or was not written to the end; "
             f"convert {PTH} again."
@@ -137,7 +153,7 @@ def _read_pth(path: Path) -> Mapping[str, object]:
             ) from error
         # Its text would advise to read the file with weights_only=False.
         raise UserError(_damaged(path, "it holds no pickled tensors")) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AssertionError) as error:
+    except Exception as error:  # a damaged or malicious file can raise any class from torch's reader
         raise UserError(_damaged(path, _reason(error))) from error
     state = content.get("model_state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
@@ -163,7 +179,12 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
     if missing:
         found = f"found {_first(sorted(weights))}" if weights else "it holds no tensor"
         raise UserError(f"{path} is another checkpoint, not CheXbert's: it lacks {_first(missing)}; {found}.")
-    expected = dict(_expected_shapes(weights))
+    num_layers = 1 + max(_layers(weights))
+    if num_layers > len(weights):  # work and memory stay in proportion to the file
+        raise UserError(
+            f"{path} is not a CheXbert checkpoint: it names layer {num_layers - 1}, but has {len(weights)} tensors."
+        )
+    expected = dict(_expected_shapes(weights, num_layers))
     faults = []
     if lacking := [name for name in expected if name not in weights]:
         faults.append(f"it lacks {_first(lacking)}")
@@ -173,17 +194,27 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
     if differing:
         name = differing[0]
         faults.append(f"{name} is of shape {tuple(weights[name].shape)} instead of {expected[name]}")
-    if weights[anchors[0]].shape[1] % HEAD_SIZE:
-        faults.append(f"its hidden size {weights[anchors[0]].shape[1]} is not a multiple of {HEAD_SIZE}")
+    hidden = weights[anchors[0]].shape[1]
+    if hidden == 0 or hidden % HEAD_SIZE:
+        faults.append(f"its hidden size {hidden} is not a multiple of {HEAD_SIZE}")
+    for table, least in (("word", 1), ("position", 2), ("token_type", 1)):
+        rows = expected[f"bert.embeddings.{table}_embeddings.weight"][0]
+        if rows < least:
+            faults.append(f"its table of {table.replace('_', ' ')} embeddings has {rows} rows, fewer than {least}")
     if faults:
         raise UserError(f"{path} is not a CheXbert checkpoint: {'; '.join(faults)}.")
 
 
-def _expected_shapes(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _layers(weights: Mapping[str, Tensor]) -> set[int]:
+    """Numbers of the layers that the weights name; a number with more than 6 digits is none."""
+    names = (re.match(r"bert\.encoder\.layer\.([0-9]{1,6})\.", name) for name in weights)
+    return {int(match[1]) for match in names if match}
+
+
+def _expected_shapes(weights: Mapping[str, Tensor], num_layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes for the sizes that the weights themselves tell: bert-base for the published file."""
     hidden = weights["bert.embeddings.word_embeddings.weight"].shape[1]
     wide = weights["bert.encoder.layer.0.intermediate.dense.weight"].shape[0]
-    layers = {int(m[1]) for name in weights if (m := re.match(r"bert\.encoder\.layer\.(\d+)\.", name))}
 
     def pair(name: str, rows: int, columns: int | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{name}.weight", (rows,) if columns is None else (rows, columns)
@@ -191,9 +222,9 @@ def _expected_shapes(weights: Mapping[str, Tensor]) -> Iterator[tuple[str, tuple
 
     for table in ("word", "position", "token_type"):
         name = f"bert.embeddings.{table}_embeddings.weight"
-        yield name, (weights[name].shape[0] if name in weights else 0, hidden)
+        yield name, (weights[name].shape[0] if name in weights and weights[name].ndim else 0, hidden)
     yield from pair("bert.embeddings.LayerNorm", hidden)
-    for index in range(max(layers) + 1):
+    for index in range(num_layers):
         layer = f"bert.encoder.layer.{index}"
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             yield from pair(f"{layer}.attention.{part}", hidden, hidden)

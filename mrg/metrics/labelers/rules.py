@@ -1,34 +1,42 @@
 """A rule-based labeler for English chest-radiograph reports: fast, deterministic, and able to show its evidence.
 
-Phrases (`phrases.py`) are looked up in the text (`lexicon.py`) and read in one pass with scopes of negation and
-uncertainty (`scopes.py`). Conditions and conventions are those of the CheXpert labeler (Irvin et al., 2019) and
-CheXbert (Smit et al., 2020); these are the choices, and where they leave the CheXpert labeler:
+A text is brought into plain form (`layout.py`, `sections.py`), phrases (`phrases.py`, `cues.py`) are looked up in it
+(`lexicon.py`) and read in one pass with scopes of negation and uncertainty (`scopes.py`). There are two conventions:
+`"chexbert"` follows the labels that CheXbert (Smit et al., 2020) gives to real reports, `"plain"` is the literal
+reading. Both share these choices, which are those of the CheXpert labeler (Irvin et al., 2019) where nothing else is
+said:
 
-- Several mentions of one condition: positive > uncertain > negative (as CheXpert).
-- No Finding is 1 exactly when none of the 12 pathologies is positive or uncertain, and the text has at least one word:
-  who writes nothing has not said that all is well. CheXpert also counts findings outside the 14 conditions against it,
-  such as emphysema.
-- Conditions do not imply each other: Lung Opacity needs a mention of its own (opacity, infiltrate, airspace disease,
-  scar), "consolidation" does not set it (as CheXpert). A nodular opacity is a Lung Lesion and a Lung Opacity; a
-  calcified granuloma is neither (as CheXpert).
-- "Lungs are clear" leaves Lung Opacity and Consolidation blank (as CheXpert), and "no acute osseous abnormality" leaves
-  Fracture blank (as CheXpert): nothing named is denied.
-- Heart and mediastinum: a size that is normal, within or at the upper limits of normal, or not enlarged is negative;
-  enlarged, large or prominent is positive, and so is a heart that "has increased"; borderline is uncertain; "stable"
-  (CheXpert: uncertain) or "has decreased" alone is blank, because it states no size. "Cardiomediastinal silhouette" is
-  Enlarged Cardiomediastinum, not Cardiomegaly (as CheXpert).
-- Blunted costophrenic angles are an uncertain Pleural Effusion, because fluid and scars both blunt them: of 33 training
-  studies of IU X-Ray whose findings speak of blunting alone, 12 were indexed as effusion. Sharp or clear angles and
-  clear pleural spaces are a negative one (CheXpert: blank).
-- "Possible", "probable", "may represent", "suggesting", "versus", "A or B", "cannot be excluded" are uncertain (as
-  CheXpert). "Likely", "consistent with", "compatible with" and de-identified words (XXXX) leave a finding positive.
-- Vascular congestion is an uncertain Edema, and fibrosis is Pleural Other (both as CheXpert). Congestion or engorgement
-  that "is within normal limits" is negative.
+- Several mentions of one condition: positive > uncertain > negative.
+- Conditions do not imply each other: "consolidation" does not set Lung Opacity. A calcified granuloma is no Lung
+  Lesion.
+- "Lungs are clear" leaves Lung Opacity and Consolidation blank: nothing named is denied.
+- "Cardiomediastinal silhouette" is Enlarged Cardiomediastinum, not Cardiomegaly. A size that is normal or not enlarged
+  is negative, one that is enlarged, large or prominent is positive, and so is a heart that "has increased".
+- "Possible", "probable", "may represent", "suggesting", "versus", "A or B", "cannot be excluded" are uncertain.
+  "Likely", "consistent with", "compatible with" and de-identified words (XXXX) leave a finding positive.
+- Vascular congestion is an uncertain Edema, and fibrosis is Pleural Other.
 - "Unchanged", "improved", "resolving" and "healed" findings are positive; "resolved", "cleared" and "removed" ones are
-  negative; "no new" is negative (CheXpert: uncertain).
-- "Effusion: none" and "Effusion: no" are negative.
-- "Evaluate for", "history of", "if there is concern for", "to exclude" and "may not be demonstrated" state nothing, old
-  or granulomatous infection is no Pneumonia, and sections such as Indication and Comparison are skipped.
+  negative; "no new" is negative (CheXpert: uncertain). "Effusion: none" is negative.
+- "Evaluate for", "history of", "if there is concern for", "to exclude", "symptoms of", "sensitive in detecting" and
+  "may not be demonstrated" state nothing, and sections such as Indication and Comparison are skipped.
+- No Finding is 1 where the text has a word and nothing abnormal is positive or uncertain.
+
+Where the conventions differ (`chexbert_phrases.py` has every phrase):
+
+| phrase | `chexbert` | `plain` |
+|---|---|---|
+| degenerative change, granuloma, scoliosis, tortuous aorta, sternotomy, … | No Finding blank | no effect |
+| heart or mediastinum "stable", "unchanged" | uncertain | blank |
+| heart "is upper limits of normal", "borderline enlarged" | positive | negative, uncertain |
+| "no infiltrate" | Consolidation negative | Lung Opacity negative |
+| "no acute bony abnormality" | Fracture negative | blank |
+| clear or sharp angles and pleural spaces; blunted angle | blank; blank | effusion negative; uncertain |
+| nodular opacity | Lung Lesion | Lung Lesion and Lung Opacity |
+| calcified nodule | blank | Lung Lesion |
+| density; prominent vessels; thickened bronchi | blank | Lung Opacity; uncertain Edema; Lung Opacity |
+| doubted scar | positive | uncertain |
+| heart valve, joint prosthesis, fixation; de-identified port | blank | Support Devices |
+| "cardiac contours are normal" | heart and mediastinum negative | heart negative |
 """
 
 from __future__ import annotations
@@ -41,6 +49,7 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
+from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding, attributes, relevant
 from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.layout import HARD
 from mrg.metrics.labelers.lexicon import OTHER, Lexicon, Tokens
@@ -84,7 +93,12 @@ class RulesLabeler(Labeler):
     reference, and validation repeats its references).
 
     Args:
-        cache_size: How many texts to remember; the least recently used is forgotten first. 0 remembers none.
+        cache_size: Number of texts whose labels are cached; the least recently used is dropped first. 0 caches none.
+        convention: `"chexbert"`, which agrees with CheXbert's labels, or `"plain"`, the literal reading; see the
+            module. Results name the labeler `rules` or `rules-plain`.
+
+    Raises:
+        UserError: If `cache_size` is negative or `convention` unknown.
 
     Example:
         >>> from mrg.metrics.conditions import CONDITIONS, CLASSES
@@ -97,11 +111,13 @@ class RulesLabeler(Labeler):
 
     def __init__(self, cache_size: int = 65_536, convention: str = "chexbert") -> None:
         if convention not in CONVENTIONS:
-            raise ValueError(f"Expected argument `convention` to be 'chexbert' or 'plain', but got {convention!r}.")
+            raise UserError(f"Expected argument `convention` to be 'chexbert' or 'plain', but got {convention!r}.")
         if cache_size < 0:
             raise UserError(f"Expected argument `cache_size` to be at least 0, but got {cache_size}.")
         self.cache_size = cache_size
         self.convention = convention
+        if convention != "chexbert":
+            self.name = f"rules-{convention}"
         self._lexicon = Lexicon(convention)
         self._cache: dict[str, bytes] = {}
 
@@ -115,7 +131,7 @@ class RulesLabeler(Labeler):
             int64 (N, 14) as described in `Labeler`.
 
         Raises:
-            TypeError: If something in `texts` is not a string; the message gives its index.
+            UserTypeError: If something in `texts` is not a string; the message gives its index.
         """
         texts = texts if isinstance(texts, str) else list(texts)
         check_texts(texts)
@@ -129,7 +145,7 @@ class RulesLabeler(Labeler):
         """Say which words of a report led to its labels, in reading order.
 
         Raises:
-            TypeError: If `text` is not a string.
+            UserTypeError: If `text` is not a string.
         """
         check_texts([text])
         return list(self._evidence(text))
@@ -143,6 +159,40 @@ class RulesLabeler(Labeler):
             if len(self._cache) > self.cache_size:
                 del self._cache[next(iter(self._cache))]
         return row
+
+    def findings(self, text: str) -> list[Finding]:
+        """The findings of one report with side, place, severity and change; see `attributes.py`.
+
+        Args:
+            text: A report.
+
+        Returns:
+            Stated findings, sure or uncertain, and those that have resolved, in reading order.
+
+        Raises:
+            UserTypeError: If `text` is not a string.
+
+        Example:
+            >>> finding = RulesLabeler().findings("Small left pleural effusion, unchanged.")[0]
+            >>> finding.condition, finding.side, finding.severity, finding.change
+            ('Pleural Effusion', 'left', 'small', 'unchanged')
+        """
+        check_texts([text])
+        tokens = self._lexicon.tokens(text)
+        mentions = Reader(tokens.words, self._lexicon).read(self._lexicon.find(tokens.words))
+        read = attributes(tokens.words, mentions)
+        result = []
+        for mention in sorted(mentions, key=lambda mention: mention.span):
+            own = relevant(mention.label, read.get(mention.span, {}))
+            if own is None or mention.label == BLANK or mention.condition == OTHER:
+                continue
+            said = sorted({span for _, span in own.values()})
+            side, place, severity, change = (own[kind][0] if kind in own else None for kind in ATTRIBUTES)
+            start, end = tokens.spans[mention.span[0]][0], tokens.spans[mention.span[1] - 1][1]
+            words = tuple(text[tokens.spans[a][0] : tokens.spans[b - 1][1]] for a, b in said)
+            name = CONDITIONS[mention.condition]
+            result.append(Finding(name, mention.label, side, place, severity, change, start, end, words))
+        return result
 
     def _label(self, text: str) -> bytes:
         row = [BLANK] * (OTHER + 1)

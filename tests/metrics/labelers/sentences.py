@@ -287,7 +287,110 @@ NO_FINDING = [
     ("Stable pacemaker. No effusion.", {"Support Devices": P, "Pleural Effusion": N, "No Finding": P}),
     ("The lungs are clear. Possible rib fracture.", {"Fracture": U}),
 ]
+SENTENCES_OF_REPORTS = [
+    ("No pneumothorax is seen, although the sensitivity to detect a pneumothorax is reduced.", denied("Pneumothorax")),
+    ("The effusion has not cleared.", {"Pleural Effusion": P}),
+    (
+        "The opacity is not necessarily worse and could be edema or pneumonia.",
+        {"Lung Opacity": P, "Edema": U, "Pneumonia": U},
+    ),
+    ("Pneumonia is difficult to completely exclude.", {"Pneumonia": U}),
+    ("Pneumonia would be a consideration.", {"Pneumonia": U}),
+    ("Small bilateral effusions suspected.", {"Pleural Effusion": U}),
+    ("Edema and pneumonia are also possible.", {"Edema": U, "Pneumonia": U}),
+    ("Symptoms of infection.", NOTHING_FOUND),
+    ("Radiographs are not sensitive in detecting small nodules.", NOTHING_FOUND),
+    ("Normal lung markings.", NOTHING_FOUND),
+    ("Mildly increased bronchovascular markings.", {"Lung Opacity": P}),
+    ("The previously noted nodule is not well-seen.", {"Lung Lesion": U}),
+    ("A nodule is not well-seen on the lateral view.", {"Lung Lesion": P}),
+    ("Multiple overlying leads.", NOTHING_FOUND),
+    ("Overlying EKG leads.", NOTHING_FOUND),
+    ("Pacemaker leads are intact.", {"Support Devices": P, "No Finding": P}),
+    *((f"{name} in place.", {"Support Devices": P, "No Finding": P})
+      for name in ("ETT", "NGT", "OGT", "IABP", "ECMO", "CVC", "PICC", "AICD")),
+    ("Age-indeterminate rib fracture.", {"Fracture": P}),
+    ("Rib fracture, age indeterminate.", {"Fracture": P}),
+    ("Mass: resolved.", denied("Lung Lesion")),
+    ("Mass: resolved effusion.", {"Lung Lesion": P, "Pleural Effusion": N}),
+    ("Atelectasis: no mass effect.", {"Atelectasis": P}),
+    ("The mediastinal silhouette is stable and within normal limits.", denied("Enlarged Cardiomediastinum")),
+    ("Views of the chest show an enlarged heart.", {"Cardiomegaly": P}),
+]  # fmt: skip
+"""Read alike by both conventions."""
+
+ONLY_PLAIN = [
+    ("Crowded bronchovascular markings.", NOTHING_FOUND),
+    ("Large calcified mediastinal and right hilar granulomas.", NOTHING_FOUND),
+    (
+        "Consolidation, atelectasis, and costophrenic angle blunting have cleared.",
+        denied("Consolidation", "Atelectasis", "Pleural Effusion"),
+    ),
+]
+
+CHEXBERT = [
+    # No Finding is blank where any other finding is asserted.
+    *((f"{finding}.", {}) for finding in (
+        "Degenerative changes of the spine", "Calcified granuloma", "Scoliosis", "Tortuous aorta",
+        "Hyperinflated lungs", "Emphysema", "Hiatal hernia", "Osteophytes", "Prior sternotomy",
+        "Atherosclerotic calcifications",
+        "The pulmonary arteries are prominent", "Crowded bronchovascular markings",
+        "Large calcified mediastinal and right hilar granulomas",
+    )),
+    *((f"{phrase}.", NOTHING_FOUND) for phrase in (
+        "No scoliosis", "History of emphysema", "No degenerative changes", "Granuloma is not seen",
+        "The aorta is normal",
+    )),
+    ("Possible granuloma.", {}),
+    # Heart and mediastinum.
+    ("The mediastinum is stable.", {"Enlarged Cardiomediastinum": U}),
+    ("The cardiomediastinal silhouette is unchanged.", {"Enlarged Cardiomediastinum": U}),
+    ("Heart size is stable.", {"Cardiomegaly": U}),
+    ("Heart size is stable and normal.", denied("Cardiomegaly")),
+    ("The heart is enlarged but stable.", {"Cardiomegaly": P}),
+    ("Stable cardiomegaly.", {"Cardiomegaly": P}),
+    ("Heart size is normal. The mediastinum is stable.", {"Cardiomegaly": N, "Enlarged Cardiomediastinum": U}),
+    ("Frontal views of the chest show an unchanged cardiomediastinal silhouette.", {"Enlarged Cardiomediastinum": U}),
+    ("Heart size is upper limits of normal.", {"Cardiomegaly": P}),
+    ("Heart size is at the upper limits of normal.", denied("Cardiomegaly")),
+    ("Heart size is borderline.", {"Cardiomegaly": U}),
+    ("The heart is borderline enlarged.", {"Cardiomegaly": P}),
+    ("The cardiac contours are normal.", denied("Cardiomegaly", "Enlarged Cardiomediastinum")),
+    # What a denial denies.
+    ("No infiltrate.", denied("Consolidation")),
+    ("The lungs are free of infiltrates.", NOTHING_FOUND),
+    ("Left lower lobe infiltrate.", {"Lung Opacity": P}),
+    ("No acute bony abnormality.", denied("Fracture")),
+    ("No acute osseous abnormality.", NOTHING_FOUND),
+    ("No focal opacity.", denied("Lung Opacity")),
+    # Angles, pleura and vessels.
+    ("Blunting of the left costophrenic angle.", {}),
+    ("The costophrenic angles are sharp.", NOTHING_FOUND),
+    ("The pleural spaces are clear.", NOTHING_FOUND),
+    (
+        "Consolidation, atelectasis, and costophrenic angle blunting have cleared.",
+        denied("Consolidation", "Atelectasis"),
+    ),
+    ("Prominent pulmonary vasculature.", {}),
+    ("Vascular congestion.", {"Edema": U}),
+    ("Heart size and vascular engorgement are within normal limits.", denied("Cardiomegaly")),
+    # Opacities and lesions.
+    ("Nodular opacity in the left upper lobe.", {"Lung Lesion": P}),
+    ("Calcified left hilar nodule.", {}),
+    ("Calcified granuloma and a left nodule.", {"Lung Lesion": P}),
+    ("Retrocardiac density.", {}),
+    ("Possible scarring.", {"Lung Opacity": P}),
+    ("Atelectasis or scarring.", {"Atelectasis": U, "Lung Opacity": P}),
+    ("Aortic valve replacement.", {}),
+    # Where CheXbert is wrong the rules stay right.
+    ("No displaced rib fractures.", denied("Fracture")),
+    ("Heart and mediastinum normal.", denied("Cardiomegaly", "Enlarged Cardiomediastinum")),
+    ("Mild endplate changes.", NOTHING_FOUND),
+    ("Bony overlap could obscure a small pulmonary nodule.", NOTHING_FOUND),
+]  # fmt: skip
+
 CASES = [
     *NEGATION, *ANSWERED, *END_OF_NEGATION, *UNCERTAINTY, *POSITIVE_DESPITE_A_CUE, *COMPARISON,
     *HEART_AND_MEDIASTINUM, *NAMES, *SECTIONS, *NOT_STATED, *NUMBERS, *SPELLINGS, *SEVERAL_MENTIONS, *NO_FINDING,
+    *SENTENCES_OF_REPORTS, *ONLY_PLAIN,
 ]  # fmt: skip

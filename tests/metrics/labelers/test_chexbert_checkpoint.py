@@ -185,6 +185,43 @@ def test_wrong_checkpoints(make, tmp_path, change, message):
         fails(make, message, checkpoint=tmp_path)
 
 
+def small_file(state, path):
+    torch.save({"model_state_dict": prefixed(state)}, path)
+    assert path.stat().st_size < 3_000_000
+    return path
+
+
+@pytest.mark.parametrize("index", ["999999", "9" * 5000, "\u0663", "-1", "01"])
+def test_a_file_cannot_ask_for_layers_that_it_does_not_hold(make, tmp_path, index):
+    state = random_weights()
+    state[f"bert.encoder.layer.{index}.attention.self.query.weight"] = torch.zeros(1)
+    fails(make, "is not a CheXbert checkpoint", checkpoint=small_file(state, tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_file_cannot_ask_for_memory_that_it_does_not_hold(make, tmp_path, dtype):
+    name = "bert.embeddings.word_embeddings.weight"
+    state = random_weights() | {name: torch.zeros(1, 128, dtype=dtype).expand(100_000_000, 128)}
+    path = small_file(state, tmp_path / "a.pth")
+    fails(make, r"word_embeddings.weight is of shape \(100000000, 128\), but the file holds", checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("bert.embeddings.position_embeddings.weight", torch.tensor(1.0), r"is of shape \(\) instead of"),
+        ("bert.embeddings.position_embeddings.weight", torch.zeros(0, 128), "position embeddings has 0 rows"),
+        ("bert.embeddings.token_type_embeddings.weight", torch.zeros(0, 128), "token type embeddings has 0 rows"),
+        ("bert.embeddings.word_embeddings.weight", torch.zeros(5, 0), "hidden size 0"),
+        ("bert.embeddings.LayerNorm.bias", torch.zeros(128, dtype=torch.int64), "torch.int64, not of floating point"),
+        ("bert.embeddings.LayerNorm.bias", torch.zeros(128, dtype=torch.complex64), "not of floating point"),
+        ("bert.embeddings.LayerNorm.bias", torch.zeros(128).to_sparse(), "layout torch.sparse_coo"),
+    ],
+)
+def test_odd_tensors_are_one_line(make, tmp_path, name, value, message):
+    fails(make, message, checkpoint=small_file(random_weights() | {name: value}, tmp_path / "a.pth"))
+
+
 def test_other_contents_of_a_checkpoint(make, tmp_path):
     for content in (torch.zeros(3), [1, 2], {"model_state_dict": [1]}):
         torch.save(content, tmp_path / "chexbert.pth")

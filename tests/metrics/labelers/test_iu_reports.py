@@ -34,7 +34,7 @@ def splits():
 
 @needs_data
 def test_labels_of_real_reports_are_well_formed(splits):
-    labeler = RulesLabeler()
+    labeler = RulesLabeler(convention="plain")
     for studies in splits.values():
         labels = labeler([study.texts["findings"] for study in studies])
         assert labels.shape == (len(studies), 14)
@@ -62,13 +62,13 @@ def test_labels_of_real_reports_are_well_formed(splits):
 )
 def test_micro_f1_of_seven_conditions(splits, wanted, text, over, uncertain, measured):
     studies = [study for split in wanted for study in splits[split]]
-    rows = labels_iu.summary(labels_iu.compare(RulesLabeler(), studies, text)[over])
+    rows = labels_iu.summary(labels_iu.compare(RulesLabeler(convention="plain"), studies, text)[over])
     assert rows[labels_iu.MICRO][uncertain]["f1"] > measured - 0.005
 
 
 @needs_data
 def test_normal_studies_and_silence(splits):
-    labeler = RulesLabeler()
+    labeler = RulesLabeler(convention="plain")
     # Measured: 680 of 682, and all but 10 of 14,050 labels (de-identified names such as XXXX-a-XXXX).
     clean, normal = labels_iu.normal_share(labeler, splits["train"], "findings")
     assert normal == 682

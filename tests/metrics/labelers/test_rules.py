@@ -8,7 +8,7 @@ from mrg.metrics.labelers import phrases
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labelers.sections import without_skipped_sections
-from tests.metrics.labelers.sentences import CASES, N, P, U, labels
+from tests.metrics.labelers.sentences import CASES, CHEXBERT, SENTENCES_OF_REPORTS, N, P, U, labels
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +19,19 @@ def labeler():
 @pytest.mark.parametrize(("text", "expected"), CASES, ids=[repr(text) for text, _ in CASES])
 def test_sentences(labeler, text, expected):
     assert labels(labeler, text) == expected
+
+
+@pytest.mark.parametrize(("text", "expected"), [*SENTENCES_OF_REPORTS, *CHEXBERT])
+def test_sentences_as_chexbert_reads_them(text, expected):
+    assert labels(RulesLabeler(convention="chexbert"), text) == expected
+
+
+def test_conventions():
+    assert RulesLabeler().convention == "chexbert"
+    assert RulesLabeler().name == "rules"
+    assert RulesLabeler(convention="plain").name == "rules-plain"
+    with pytest.raises(ValueError, match="`convention` to be 'chexbert' or 'plain', but got 'chexpert'"):
+        RulesLabeler(convention="chexpert")
 
 
 @pytest.mark.parametrize(("word", "variants"), phrases.SPELLINGS.items())
