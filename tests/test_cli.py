@@ -277,7 +277,7 @@ def test_bad_data_is_one_line(tmp_path, iu_tree, capsys, damage, parts, num_work
     code, text = failure(capsys, ["fit", *sft(tmp_path, f"--data.init_args.num_workers={num_workers}")])
     line = text.splitlines()[-1]
     assert code in (1, 2)
-    assert line.startswith(("mrg: ", "error: "))  # the latter where the parser knows the choices
+    assert line.startswith("mrg: ")
     assert all(part in line for part in parts), line
     assert "Traceback" not in text
 
@@ -304,7 +304,7 @@ def test_bad_settings_are_one_line(tmp_path, iu_tree, capsys, monkeypatch, optio
     code, text = failure(capsys, ["fit", *sft(tmp_path, *options)])
     line = text.splitlines()[-1]
     assert code == 2
-    assert line.startswith("mrg: ")
+    assert line.startswith(("mrg: ", "error: "))  # the latter where the parser knows the choices
     assert all(part in line for part in parts), line
 
 

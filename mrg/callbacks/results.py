@@ -95,6 +95,9 @@ class ResultWriter(L.Callback):
         """Save the best policy such that transformers, and the `policy` setting of the next run, can load it."""
         assert isinstance(pl_module, ReportModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
+        for stopping in trainer.early_stopping_callbacks:
+            if reason := getattr(stopping, "stopping_reason_message", None):
+                log.info(f"Early stopping ended the run at step {trainer.global_step} of {trainer.max_steps}: {reason}")
         for split in ("train", "val"):
             _log_skipped(len(data.splits[split]), split, _skipped(trainer, split))
         best = self.folder / "checkpoints" / "best.ckpt"
@@ -199,6 +202,11 @@ class ResultWriter(L.Callback):
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             data.write_predictions(self.predicted, self.folder)
+            if self.predicted and not any(row["prediction"].strip() for row in self.predicted):
+                log.warning(
+                    f"All {len(self.predicted)} reports are empty: no completion has a <report> section with text. "
+                    "Look at the key `completion`; completions may be truncated, see model.init_args.max_new_tokens."
+                )
         _log_skipped(len(data.to_predict()), "predict", skipped)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -184,6 +184,8 @@ class Demo:
         results = {"seed": self.seed, "seconds": self.seconds, "protocol": protocol, **results}
         write_json(self.folder / "results.json", results)
         print(format_table(results), flush=True)
+        if self.quick:
+            print("--quick trains for a few steps on little data: these scores show that all stages run, nothing else.")
         return results
 
 

@@ -31,8 +31,31 @@ def test_a_run_without_a_score_says_what_it_left_and_what_to_run(tmp_path, capsy
     assert (code, text.endswith(f"To use its last one, pass --ckpt_path {last}.")) == (2, True)
 
 
+def test_predictions_that_are_all_empty_are_a_warning(tmp_path, capsys):
+    """Eight tokens are too few for a report."""
+    main(["fit", *fit_arguments(tmp_path)])
+    capsys.readouterr()
+    main(["predict", *fit_arguments(tmp_path)])
+    out, err = capsys.readouterr()
+    assert f"4 reports: {tmp_path / 'run' / 'predict.jsonl'}" in out
+    assert (
+        "Warning: All 4 reports are empty: no completion has a <report> section with text. Look at the key "
+        "`completion`; completions may be truncated, see model.init_args.max_new_tokens.\n"
+    ) in err
+
+
+def test_a_run_that_stopped_early_says_so(tmp_path, capsys):
+    stopping = "{class_path: lightning.pytorch.callbacks.EarlyStopping, init_args: "
+    stopping += "{monitor: val/mccs, mode: max, patience: 1}}"
+    options = [f"--trainer.callbacks=[{stopping}]", "--trainer.max_steps=5", "--trainer.val_check_interval=1"]
+    main(["fit", *fit_arguments(tmp_path, *options)])
+    line = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("Early stopping"))
+    assert line.startswith("Early stopping ended the run at step 2 of 5: Monitored metric val/mccs did not improve")
+
+
 def test_what_is_trained_is_said_once(tmp_path, capsys):
     main(["fit", *fit_arguments(tmp_path)])
     printed = capsys.readouterr()
     assert printed.err.count("DemoDataModule (train 8, val 4, test 4)") == 1
     assert "No score" not in printed.out
+    assert "Early stopping" not in printed.err

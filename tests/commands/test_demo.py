@@ -36,6 +36,9 @@ def test_quick_demo_leaves_three_runs_and_one_table(tmp_path, capsys):
     assert set(results["protocol"]["baselines"]) == {"constant normal", "most frequent report"}
     assert "checkpoint" not in results["protocol"]
     assert "GRPO from SFT - SFT, MCCS:" in out
+    assert "these scores show that all stages run, nothing else.\n" in out
+    assert results["best_constant"]["scores"]["MCCS"]["value"] >= 0
+    assert results["best_constant"]["num_reports"] == 320
     assert (tmp_path / "demo" / "study.md").read_text() in out
     assert f"Open {folder / 'gallery.html'} in a browser" in out
     # Images are drawn, so there is no file to name.
@@ -48,7 +51,7 @@ def open_gallery(file):
     """The page that the demo ends with: three policies side by side, filtered, and without any request."""
     with launched() as browser, opened(browser, file) as page:
         assert page.inner_text("#count") == "64 studies, 1 to 20 shown"
-        assert page.locator("header table").first.locator("tbody tr").count() == 5 + 3
+        assert page.locator("header table").first.locator("tbody tr").count() == 5 + 1 + 3  # the best constant
         study = page.locator(".study").first
         assert study.locator("section").count() == 4
         assert study.locator("img").first.evaluate("image => image.naturalWidth") == 112

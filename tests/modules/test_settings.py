@@ -113,7 +113,7 @@ def test_clips_without_effect_are_told(policy, studies, tmp_path, caplog):
     quiet = [{}, {"clip_high": 0.3, "num_iterations": 2}, {"dual_clip": 3.0, "num_minibatches": 2}]
     for settings in quiet:
         module_on(str(tmp_path), studies, **settings)
-        assert not caplog.messages
+        assert not [record for record in caplog.records if record.name == "mrg"]
     for settings in ({"clip_low": 0.1}, {"clip_high": 0.3}, {"dual_clip": 3.0}):
         caplog.clear()
         module_on(str(tmp_path), studies, **settings)

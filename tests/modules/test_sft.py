@@ -25,9 +25,9 @@ class Broken(SFTModule):
         super().__init__(**kwargs)
         self.broken, self.seen = broken, []
 
-    def _loss(self, batch):
-        total, count = super()._loss(batch)
-        return total * (float("nan") if self.global_step in self.broken else 1.0), count
+    def _losses(self, batch):
+        total, *others = super()._losses(batch)
+        return total * (float("nan") if self.global_step in self.broken else 1.0), *others
 
     def on_train_batch_end(self, *args):
         self.seen.append(weights(self))
@@ -64,9 +64,9 @@ def test_an_infinite_loss_is_a_bad_step_though_its_gradient_is_finite(saved, stu
     """As the loss of a token with probability 0: only the value is infinite."""
 
     class Infinite(Broken):
-        def _loss(self, batch):
-            total, count = SFTModule._loss(self, batch)
-            return total + (float("inf") if self.global_step in self.broken else 0.0), count
+        def _losses(self, batch):
+            total, *others = SFTModule._losses(self, batch)
+            return total + (float("inf") if self.global_step in self.broken else 0.0), *others
 
     torch.manual_seed(0)
     settings = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, **SETTINGS}

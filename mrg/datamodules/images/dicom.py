@@ -168,6 +168,10 @@ def _render(data: Any, path: Path) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+_SCALING = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
+"""Tags that map stored values to greys."""
+
+
 def _grey(data: Any, path: Path) -> np.ndarray:
     """(H, W) uint8, by a table of the grey level of each stored value, because there are fewer values than pixels."""
     stored = _stored_values(data)
@@ -187,7 +191,15 @@ def _grey(data: Any, path: Path) -> np.ndarray:
     table = _shown(values, real, data)
     if data.PhotometricInterpretation == "MONOCHROME1":
         table = 1 - table
+    elif str(data.get("PresentationLUTShape") or "") == "INVERSE":
+        raise UserError(
+            "its PresentationLUTShape is INVERSE, which contradicts its PhotometricInterpretation MONOCHROME2"
+        )
     greys = np.floor(255 * table + 0.5).astype(np.uint8)
+    shown = greys[~padding]
+    if len(shown) > 1 and shown.min() == shown.max():
+        cause = ", ".join(f"{name} {data[name].value}" for name in _SCALING if data.get(name) is not None)
+        raise UserError(f"all of its pixels would have the same grey: {cause or 'its look-up table'}")
     greys[padding] = 0
     return np.take(greys, stored)
 
@@ -227,8 +239,13 @@ def _shown(values: np.ndarray, real: Callable[[], np.ndarray], data: Any) -> np.
     values, has_modality = _modality(values, data)
     if data.get("VOILUTSequence"):
         entries, shown = _look_up(values, data.VOILUTSequence[0], data)
-        # The descriptor often claims 16 bits for a table that uses 12.
-        return np.asarray(shown / (2 ** max(1, int(entries.max()).bit_length()) - 1))
+        bits, used = int(data.VOILUTSequence[0].LUTDescriptor[2]), max(1, int(entries.max()).bit_length())
+        if used > bits:
+            raise UserError(
+                f"its VOILUTSequence has entries to {entries.max()}, but LUTDescriptor declares {bits} bits"
+            )
+        # The descriptor often claims 16 bits for a table that uses 12; a smaller number is meant.
+        return np.asarray(shown / (2 ** (used if bits == 16 else bits) - 1))
     window = _window(data)
     if window is not None:
         return _windowed(values, *window, str(data.get("VOILUTFunction") or "LINEAR"))

@@ -168,8 +168,9 @@ class FastVLM(Family):
     special = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>")
 
     def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Family`; convolutions are fastest with the channels last."""
-        pixels = batch.pixel_values.contiguous(memory_format=torch.channels_last)
+        """See `Family`; convolutions are fastest with the channels last, and do not cast pixels to their own type."""
+        dtype = next(base.vision_tower.parameters()).dtype
+        pixels = batch.pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
         features = base.get_image_features(pixels, return_dict=True)
         return features.pooler_output.flatten(0, 1), ()
 

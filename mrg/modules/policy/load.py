@@ -59,10 +59,7 @@ def load_policy(
     """
     from transformers import AutoModelForImageTextToText
 
-    for name, value, choices in (("dtype", dtype, DType), ("shared_prefix", shared_prefix, SharedPrefix)):
-        if value not in get_args(choices):
-            *most, last = map(repr, get_args(choices))
-            raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
+    _check_choices(dtype, shared_prefix)
     check_frozen(train_vision, "", load_in_4bit, lora)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     kind = _family(path)
@@ -85,15 +82,26 @@ def load_policy(
             f"The checkpoint {path!r} is incomplete: it lacks {len(missing)} weights, the first of which is "
             f"{missing[0]}. Check model.init_args.policy."
         )
-    if tags := special_tags(processor.tokenizer):
-        log.warning(
-            f"{', '.join(tags)} are special tokens of the policy {path!r}, which are never sampled: SFT teaches them "
-            "as ordinary text, and without SFT the policy does not write valid completions."
-        )
+    _warn_special_tags(processor.tokenizer, path)
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
     return prepare(model, processor, lora, train_vision, shared_prefix)
+
+
+def _check_choices(dtype: str, shared_prefix: str) -> None:
+    for name, value, choices in (("dtype", dtype, DType), ("shared_prefix", shared_prefix, SharedPrefix)):
+        if value not in get_args(choices):
+            *most, last = map(repr, get_args(choices))
+            raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
+
+
+def _warn_special_tags(tokenizer: Any, path: str) -> None:
+    if tags := special_tags(tokenizer):
+        log.warning(
+            f"{', '.join(tags)} are special tokens of the policy {path!r}, which are never sampled: SFT teaches them "
+            "as ordinary text, and without SFT the policy does not write valid completions."
+        )
 
 
 def prepare(
@@ -116,7 +124,7 @@ def prepare(
     for name, parameter in policy.named_parameters():
         if any(f".{module}." in name for module in policy.family.vision):
             parameter.requires_grad_(train_vision)
-    hold_trained(policy.parameters())
+    hold_trained(policy)
     # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning does not change it.
     policy.train()
     return policy

@@ -31,11 +31,18 @@ def check_precision(precision: Any) -> None:
         raise UserError(f"Expected trainer.precision to be 'bf16-mixed' or '32-true', but got {str(precision)!r}.")
 
 
-def hold_trained(parameters: Iterable[nn.Parameter]) -> None:
-    """Convert trained parameters to float32, unless they are wider; frozen ones do not change."""
-    for parameter in parameters:
-        if parameter.requires_grad:
+def hold_trained(model: nn.Module) -> None:
+    """Convert trained parameters to float32, unless they are wider; frozen ones do not change.
+
+    Statistics of a layer with trained parameters (a batch norm's) are converted with them: they must be of one type.
+    """
+    for layer in model.modules():
+        trained = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+        for parameter in trained:
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        for name, buffer in list(layer.named_buffers(recurse=False)) if trained else []:
+            if buffer.is_floating_point():
+                setattr(layer, name, buffer.to(torch.promote_types(buffer.dtype, torch.float32)))
 
 
 class CastAdapter:

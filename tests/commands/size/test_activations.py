@@ -171,7 +171,7 @@ def test_work_of_the_vision_tower(precision, trained):
     policy = build(64, 176, 2, 1, dtype=dtype, vision=tower)
     for parameter in policy.base.model.visual.parameters():
         parameter.requires_grad_(trained)
-    hold_trained(policy.parameters())
+    hold_trained(policy)
     grid, pixels = torch.tensor([[1, 20, 24]] * 2), torch.randn(960, 1176)
     live = Live([*policy.parameters(), *policy.buffers(), grid, pixels])
     with live, torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16, autocast, cache_enabled=False):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.study import View
+from mrg.datamodules.study import ImageReadError, View
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 from pydicom.dataset import Dataset  # noqa: E402
@@ -248,3 +248,38 @@ def test_nothing_is_flipped(tmp_path: Path) -> None:
             [0, 0, 0, 62],
             [128, 187, 255, 255],
         ]
+
+
+def refusal(tmp_path: Path, pixels: np.ndarray, **tags: object) -> str:
+    with pytest.raises(ImageReadError) as caught:
+        View(write(tmp_path / "a.dcm", pixels, **tags)).read()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        ({"RescaleSlope": 0, "RescaleIntercept": 5}, "same grey: RescaleSlope 0.0, RescaleIntercept 5.0"),
+        ({"WindowCenter": 0, "WindowWidth": 1}, "same grey: WindowCenter 0.0, WindowWidth 1.0"),
+        ({"WindowCenter": 90000, "WindowWidth": 10}, "same grey: WindowCenter 90000.0, WindowWidth 10.0"),
+        ({"PresentationLUTShape": "INVERSE"}, "PresentationLUTShape is INVERSE, which contradicts"),
+    ],
+)
+def test_tags_that_hide_the_image_are_refused(tmp_path: Path, tags: dict[str, object], reason: str) -> None:
+    """Such images were black, white, or the negative of themselves."""
+    assert reason in refusal(tmp_path, RAMP, **tags)
+
+
+def test_a_voi_table_in_its_declared_bits(tmp_path: Path) -> None:
+    """White is 4095 for 12 bits, although the table ends at 2047; values beyond the bits are refused."""
+    pixels = np.array([[0, 1, 2]], dtype=np.uint16)
+    table = look_up_table([0, 1024, 2047], 0, 12)
+    assert shown(write(tmp_path / "a.dcm", pixels, VOILUTSequence=table)) == [[0, 64, 127]]
+    table = look_up_table([0, 1024, 4096], 0, 12)
+    expected = "VOILUTSequence has entries to 4096, but LUTDescriptor declares 12 bits"
+    assert expected in refusal(tmp_path, pixels, VOILUTSequence=table)
+
+
+def test_an_image_of_one_value_is_shown(tmp_path: Path) -> None:
+    tags = {"WindowCenter": 0, "WindowWidth": 1}
+    assert shown(write(tmp_path / "a.dcm", np.full((1, 3), 7, dtype=np.uint16), **tags)) == [[255, 255, 255]]
