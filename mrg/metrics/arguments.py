@@ -106,7 +106,7 @@ def output_file(options: argparse.Namespace, ending: str) -> Path:
     others = (options.compare, options.references, options.nearest_image, options.train)
     inputs = [path.resolve() for path in (*options.systems, *others) if path is not None]
     if output.resolve() in inputs:
-        raise UserError(f"--output {output} is a file to read: choose another file.")
+        raise UserError(f"--output {output} is a file of predictions or references: choose another file.")
     return output
 
 

@@ -76,12 +76,12 @@ def evaluate_systems(
     min_cases: int = MIN_CASES,
     rank_by: str | None = None,
 ) -> dict[str, Any]:
-    """Score several systems on the same references.
+    """Score several systems on the same references, in one call of the labeler.
 
     Args:
         systems: Name -> N reports.
         target: N reference reports.
-        labeler: Labeler, or any callable of its form; called once.
+        labeler: Labeler, or any callable of its form.
         margin: Margin of MCCS.
         formats: Name -> share of completions in the valid format, for systems that have a format.
         differences: Pairs (a, b) of names: a minus b, paired by study.
@@ -90,23 +90,18 @@ def evaluate_systems(
         scorers: Name -> further score per report, whose mean gets a column.
         best: Best constants on the training reports, found with the same labeler and margin.
         min_cases: Fewest references with a condition that counts in informedness.
-        rank_by: Score to rank the systems by.
+        rank_by: Score to rank the systems by, see `mrg.metrics.resampling.ranks`.
 
     Returns:
-        Settings, support, `systems`, `differences`, `best_constant`, and with `rank_by` also `ranking` (see `ranks`),
-        JSON-serialisable.
+        Settings, support, `systems`, `differences`, `best_constant` and, with `rank_by`, `ranking`; JSON-serialisable.
 
     Raises:
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.
     """
     _check(systems, target, margin, best)
-    reference, *of_systems = label_together(labeler, target, *systems.values())
-    require_reports(reference)
-    labels = dict(zip(systems, of_systems, strict=True))
-    sums = {
-        name: ReportSums.of(p, labels[name], target, reference, margin, scorers, min_cases)
-        for name, p in systems.items()
-    }
+    reference, *labelled = label_together(labeler, target, *systems.values())
+    labels = dict(zip(systems, labelled, strict=True))
+    sums = {n: ReportSums.of(p, labels[n], target, reference, margin, scorers, min_cases) for n, p in systems.items()}
     rows = list(dict.fromkeys(map(tuple, best.rows.values()))) if best else []
     constant = [ReportSums(reference.new_tensor(row).expand_as(reference), reference, margin) for row in rows]
     drawn = bootstrap([*sums.values(), *constant], num_resamples, seed)
@@ -117,14 +112,10 @@ def evaluate_systems(
         "num_studies": len(target),
         "labeler": name_of(labeler),
         "margin": margin,
-        "conventions": {name: {**s, "conditions": list(s["conditions"])} for name, s in CONVENTIONS.items()},
-        "empty_references": float((reference[:, :13] == 0).all(1).double().mean()),
-        "support": dict(zip(CONDITIONS, stated(reference).sum(0).tolist(), strict=True)),
-        "min_cases": min_cases,
-        "informative": _informative(reference, min_cases),
+        **_settings(reference, min_cases),
         "systems": {
-            name: {"scores": _intervals(corpus[name], samples[name]), "distinct": len(set(preds)) / len(preds)}
-            | {"format": (formats or {}).get(name), **_shares(labels[name], reference)}
+            name: {"scores": _intervals(corpus[name], samples[name]), "format": (formats or {}).get(name)}
+            | {"distinct": len(set(preds)) / len(preds), **_shares(labels[name], reference)}
             for name, preds in systems.items()
         },
         "differences": _differences(corpus, samples, differences),
@@ -136,6 +127,7 @@ def evaluate_systems(
 def _check(
     systems: Mapping[str, Sequence[str]], target: Sequence[str], margin: float, best: BestConstants | None
 ) -> None:
+    require_reports(target)
     if best is not None and best.margin != margin:
         raise UserError(f"Expected argument `best` to have the MCCS margin {margin:g}, but got {best.margin:g}.")
     for name, preds in systems.items():
@@ -143,9 +135,16 @@ def _check(
             raise UserError(f"Expected system {name!r} to have {len(target)} reports, but got {len(preds)}.")
 
 
-def _informative(reference: Tensor, min_cases: int) -> list[str]:
-    cases = stated(reference).sum(0).tolist()
-    return [name for name in THIRTEEN if max(1, min_cases) <= cases[CONDITIONS.index(name)] < len(reference)]
+def _settings(reference: Tensor, min_cases: int) -> dict[str, Any]:
+    """The conventions, the findings of the references, and the conditions that count in informedness."""
+    support = dict(zip(CONDITIONS, stated(reference).sum(0).tolist(), strict=True))
+    return {
+        "conventions": {name: {**s, "conditions": list(s["conditions"])} for name, s in CONVENTIONS.items()},
+        "empty_references": float((reference[:, :13] == 0).all(1).double().mean()),
+        "support": support,
+        "min_cases": min_cases,
+        "informative": [name for name in THIRTEEN if max(1, min_cases) <= support[name] < len(reference)],
+    }
 
 
 def _constants(

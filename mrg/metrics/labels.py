@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -111,13 +111,13 @@ def has_text(preds: Tensor | Sequence[str]) -> Tensor | None:
     return torch.tensor([bool(text.strip()) for text in preds], dtype=torch.bool)
 
 
-def require_reports(labels: Tensor) -> None:
+def require_reports(reports: Sized) -> None:
     """Check that there is something to score; a stream may get an empty batch, a function may not.
 
     Raises:
-        UserError: If there are no rows.
+        UserError: If there are none.
     """
-    if not len(labels):
+    if not len(reports):
         raise UserError("Expected at least one report in `preds` and `target`, but got none.")
 
 

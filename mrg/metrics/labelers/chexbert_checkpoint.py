@@ -42,7 +42,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
             former is preferred), or the hub id of a repository that holds chexbert.pth.
 
     Raises:
-        FileNotFoundError: If there is none; the message says where it looked and how to get it.
+        NotFoundError: If there is none; the message says where it looked and how to get it.
     """
     path = Path(checkpoint).expanduser()
     if path.is_file():
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         float32 tensors on the CPU, `bert.*` and `linear_heads.*`, without the pooler; they may be backed by the file.
 
     Raises:
-        ValueError: If the file is damaged, holds anything but tensors, or is not a CheXbert checkpoint.
+        UserError: If the file is damaged, holds anything but tensors, or is not a CheXbert checkpoint.
     """
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     weights: dict[str, Tensor] = {}
@@ -254,8 +254,8 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
         vocab_size: How many word embeddings the checkpoint has.
 
     Raises:
-        FileNotFoundError: If it is not found.
-        ValueError: If it cannot be read, or its vocabulary is of another size.
+        NotFoundError: If it is not found.
+        UserError: If it cannot be read, or its vocabulary is of another size.
     """
     from transformers import BertTokenizer
 
@@ -290,8 +290,8 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
         Path of the written file.
 
     Raises:
-        ValueError: If `target` has another suffix, or `source` is not a CheXbert checkpoint.
-        FileNotFoundError: If there is no `source`, or no folder for `target`.
+        UserError: If `target` has another suffix, or `source` is not a CheXbert checkpoint.
+        NotFoundError: If there is no `source`, or no folder for `target`.
     """
     from safetensors.torch import save_file
 
