@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -29,10 +30,14 @@ def no_seed_left():
 @pytest.fixture(autouse=True)
 def logger_unconfigured():
     """The command line sets the level and the handler of the package's logger; the next test finds neither."""
-    level, handlers = log.level, list(log.handlers)
+
+    def reset():
+        log.setLevel(logging.NOTSET)
+        log.handlers[:] = [handler for handler in log.handlers if isinstance(handler, logging.NullHandler)]
+
+    reset()  # a fixture of a wider scope may have run a command
     yield
-    log.setLevel(level)
-    log.handlers[:] = handlers
+    reset()
 
 
 @pytest.fixture(scope="session")

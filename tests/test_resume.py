@@ -110,7 +110,9 @@ def test_all_damaged(tmp_path, run, capsys):
         path.write_bytes(b"nothing")
     code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto")])
     assert code == 2
-    assert text.startswith(f"mrg: No checkpoint in {run / 'checkpoints'} is whole: start anew with --overwrite true ")
+    assert text.startswith(
+        f"mrg: All checkpoints in {run / 'checkpoints'} are damaged: start over with --overwrite true "
+    )
     for command in (["test", *sft(tmp_path)], ["fit", *sft(tmp_path, f"--resume={run / 'checkpoints' / 'best.ckpt'}")]):
         code, text = failure(capsys, command)
         assert code == 2
@@ -126,8 +128,8 @@ def test_what_does_not_fit_leaves_the_run_as_it_was(tmp_path, run, capsys):
         (["--data.init_args.limit_train=6"], "its tokenizer or frozen base differs"),
         (["--resume=nowhere.ckpt"], "Checkpoint nowhere.ckpt does not exist: check --resume."),
         ([f"--resume={run / 'config.yaml'}"], f"{run / 'config.yaml'} is damaged or no checkpoint"),
-        ([f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"], "--resume and --ckpt_path both name a checkpoint"),
-        (["--overwrite=true"], "--resume goes on with a run and --overwrite true begins it anew"),
+        ([f"--ckpt_path={run / 'checkpoints' / 'best.ckpt'}"], "--resume and --ckpt_path are mutually exclusive"),
+        (["--overwrite=true"], "--resume and --overwrite are mutually exclusive"),
         (["--save_every=0"], "save_every to be at least 1, but got 0"),
     ):
         code, text = failure(capsys, ["fit", *sft(tmp_path, "--resume=auto", *options)])

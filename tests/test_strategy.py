@@ -131,7 +131,10 @@ def test_weights_in_4_bits_are_not_shared_out():
 
 def test_more_processes_than_studies():
     check_ranks(4, 4)
-    with pytest.raises(ValueError, match=r"each of the 8 processes, but the data holds 4: lower trainer\.devices"):
+    with pytest.raises(
+        ValueError,
+        match=r"at least 8 training studies, one per process, but the data contain 4: lower trainer\.devices",
+    ):
         check_ranks(4, 8)
 
 

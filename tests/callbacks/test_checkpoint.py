@@ -167,8 +167,14 @@ def test_patience_goes_on(tmp_path, policy_folder):
     [
         ({"data": {"num_train": 12}}, "written with 10 training studies, but this run has 12"),
         ({"data": {"batch_size": 1}}, "written with 2 studies per batch, but this run has 1"),
-        ({"module": {"lora": LoRA(8)}}, r"its adapter has rank 4, model.init_args.lora.rank is 8: policy\S+ differs"),
-        ({"module": {"lora": LoRA(4, 8, dropout=0.1)}}, "its adapter has alpha 32, model.init_args.lora.alpha is 8"),
+        (
+            {"module": {"lora": LoRA(8)}},
+            r"its adapter has rank 4, but model.init_args.lora.rank is 8: policy\S+ differs",
+        ),
+        (
+            {"module": {"lora": LoRA(4, 8, dropout=0.1)}},
+            "its adapter has alpha 32, but model.init_args.lora.alpha is 8",
+        ),
         ({"module": {"lora": None, "kl_coef": 0.0}}, "does not fit the policy"),
         ({"kind": "sft", "module": {"lora": LoRA(8)}}, "its adapter has rank 4"),
     ],
@@ -188,7 +194,9 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path, policy_folder):
     state = torch.load(newest(tmp_path / "run"), weights_only=True)
     del state["ranks"]
     torch.save(state, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"other.ckpt holds no state to go on from: resume from a round-\*.ckpt"):
+    with pytest.raises(
+        ValueError, match=r"other.ckpt does not contain the state of a run: resume from a round-\*.ckpt"
+    ):
         fit(tmp_path / "new", "sft", policy_folder, checkpoint=str(tmp_path / "other.ckpt"))
 
 

@@ -209,4 +209,4 @@ def test_a_tiny_policy_that_was_not_saved(home, capsys, monkeypatch):
     finally:
         (run / "moved").rename(run / "policy")
     assert code == 2
-    assert "policy holds no policy: let `fit` finish, or use the run's own data." in line
+    assert "policy holds no policy: let `fit` finish, or use the data of the run." in line

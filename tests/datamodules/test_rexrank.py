@@ -97,7 +97,7 @@ def test_a_submission_keeps_every_study_and_every_key(root, capsys):
         assert list(entry) == list(ENTRIES[name])
         assert json.dumps(entry) == json.dumps(ENTRIES[name])  # NaN stays NaN
     assert "3 of 3 studies for ReXrank" in capsys.readouterr().out
-    read = read_predictions(root / "rexrank.json")
+    read = read_predictions(root / "rexrank.json", target_column="report")
     assert read.ids == list(ENTRIES)
     assert read.preds == [f"Report {name}." for name in ENTRIES]
 
@@ -122,7 +122,7 @@ def test_round_trip_through_the_command_line(root, capsys):
     results = json.loads((folder / "results.json").read_text())
     assert results["num_studies"] == 2  # of the third there is nothing to compare with
     assert set(results["systems"]) == {"constant normal", "model"}  # no training reports, no most frequent one
-    metrics([str(folder / "rexrank.json"), "--trials=10"])
+    metrics([str(folder / "rexrank.json"), "--target=report", "--trials=10"])
     scored = json.loads((folder / "rexrank.json.scores.json").read_text())
     assert scored["num_studies"] == 3
     metrics([str(folder / "rexrank.json"), "--target=section_findings", "--trials=10"])  # the line that predict prints

@@ -75,9 +75,7 @@ def iu():
     if not ANNOTATION.is_file():
         pytest.skip("needs the IU X-Ray data, which is not part of the project")
     splits = {name: [row["report"] for row in rows] for name, rows in json.loads(ANNOTATION.read_text()).items()}
-    labeler = RulesLabeler()
-    if hasattr(labeler, "convention"):
-        labeler = RulesLabeler("plain")
+    labeler = RulesLabeler(convention="plain")
     target = splits["test"]
     systems = {"constant normal": [CONSTANT_NORMAL] * 590, "sentence": [SENTENCE] * 590}
     best = BestConstants.of(splits["train"], labeler)
@@ -91,7 +89,7 @@ def test_constant_normal_is_not_the_best_constant(iu):
     assert (value("constant normal"), value("sentence")) == (26.5, 45.0)
     best = iu["best_constant"]
     assert round(100 * best["scores"]["MCCS"]["value"], 1) == 45.0
-    assert round(100 * best["scores"]["CE-F1 micro-13+"]["value"], 1) == 20.4
+    assert round(100 * best["scores"]["CE-F1 micro-13+"]["value"], 1) == 19.7
     assert best["rows"]["CE-F1 micro-13+"] == [0, 0, 1, *[0] * 11]  # Lung Opacity
     assert best["num_reports"] == 2069
     gap = next(gap for gap in best["differences"] if gap["score"] == "MCCS")

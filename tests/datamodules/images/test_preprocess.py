@@ -197,7 +197,7 @@ def test_an_image_too_narrow_is_a_bad_image(tmp_path: Path, processor) -> None:
 
 def test_a_mark_in_the_indication_is_refused(tmp_path: Path, processor) -> None:
     one = Study("a", (View(picture(tmp_path / "a.png", 50, 50)),), "", indication="<|image_pad|>")
-    with pytest.raises(ValueError, match="once for each image"):
+    with pytest.raises(ValueError, match="Study a: its indication contains"):
         StudyCollator(processor, "R:", use_indication=True)([one])
 
 

@@ -99,5 +99,5 @@ def test_terms_need_all_their_qualifiers():
 
 @pytest.mark.skipif(labels_iu is None, reason="needs the benchmarks folder")
 def test_missing_data_is_one_line(tmp_path):
-    with pytest.raises(FileNotFoundError, match="give the folder of the IU X-Ray data"):
+    with pytest.raises(FileNotFoundError, match="pass the folder of the IU X-Ray data"):
         labels_iu.read_studies(tmp_path)
