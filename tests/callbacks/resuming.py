@@ -68,6 +68,7 @@ class Lengths:
     """
 
     def __init__(self, fails=None):
+        self.corpus = {}
         self.fails, self.calls = fails, 0
 
     def __call__(self, texts, target, study_id):

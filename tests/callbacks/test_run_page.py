@@ -84,7 +84,7 @@ def test_a_page_that_cannot_be_written_ends_no_run(tmp_path, often, monkeypatch,
 
     monkeypatch.setattr("mrg.pages.run.write_run_page", fails)
     main(["fit", *fit_arguments(tmp_path)])
-    assert "The run's page could not be written: OSError: no space left" in capsys.readouterr().out
+    assert "The page of the run could not be written: OSError: no space left" in capsys.readouterr().err
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
 
 
@@ -99,7 +99,7 @@ def test_a_reward_that_fails_names_the_study_on_the_page(tmp_path, capsys, monke
     with pytest.raises(SystemExit) as stop:
         main(["fit", *grpo_arguments(tmp_path, f"--model.init_args.reward.scorers={json.dumps(part)}")])
     assert stop.value.code == 1
-    message = capsys.readouterr().err.strip()
+    message = capsys.readouterr().err.strip().splitlines()[-1]  # below the traceback of the failing code
     assert message.startswith("mrg: Reward `failing` failed on completion 0 (study train-0000")
     last = state(tmp_path / "run")
     assert (last["state"], last["error"]) == ("stopped", message.removeprefix("mrg: "))

@@ -1,5 +1,6 @@
 """A checkpoint holds the arguments of its module, so that `load_from_checkpoint` gives a module that writes reports."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,9 @@ def test_arguments_are_plain_values():
         {"reward": RewardSettings(scorers=[WeightedScorer("a:b")]), "names": ("x", Path("y")), "_own": 1}
     )
     scorers = [{"scorer": "a:b", "weight": 1.0, "name": ""}]
-    weights = {"mccs_weight": 0.75, "format_weight": 0.25, "ce_f1_weight": 0.0}
-    assert found == {"reward": {**weights, "scorers": scorers}, "names": ["x", "y"]}
+    settings = {**dataclasses.asdict(RewardSettings()), "scorers": scorers}
+    assert settings["mccs_weight"] == 0.75
+    assert found == {"reward": settings, "names": ["x", "y"]}
 
 
 def test_the_checkpoint_of_a_run_is_loaded_and_does_not_override_the_command_line(tmp_path):

@@ -29,7 +29,7 @@ FLOAT32 = ("--trainer.precision=32-true", "--model.init_args.dtype=float32")
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     """Makes arguments of `fit` on a checkpoint of the published format, with a reward that a random policy can earn."""
-    monkeypatch.setattr("mrg.modules.grpo.Reward", lambda *args, **kwargs: Lengths())
+    monkeypatch.setattr("mrg.modules.rewarded.Reward", lambda *args, **kwargs: Lengths())
     (tmp_path / "base").mkdir()
     save_published_format(tmp_path / "base", [*REPORTS, "<think>Cardiomegaly</think>"])
     write_iu_tree(tmp_path / "data")

@@ -153,14 +153,14 @@ def test_a_negative_part_pays_for_silence_and_is_named_once(caplog):
     reward = Reward(RulesLabeler(), scorers=[scorer])
     ids, short, long = list("abcd"), think("No edema."), think("No edema and no effusion.")
     reward([short, "", think(""), long], [TARGET] * 3 + [""], ids)  # nothing negative was scored
-    assert not caplog.messages
+    assert "negative" not in caplog.text
     silent, spoken = reward(["", long, short, think("")], [TARGET] * 4, ids).parts["too_long"][:2].tolist()
     assert silent > spoken
-    (line,) = caplog.messages
+    (line,) = [message for message in caplog.messages if "negative" in message]
     assert line.startswith("The reward's part 'too_long' is negative (-0.5 with its weight) for 1 of 2 reports, ")
     assert "\n" not in line
     reward([long], [TARGET], ["a"])
-    assert len(caplog.messages) == 1
+    assert caplog.text.count("is negative") == 1
 
 
 @pytest.mark.parametrize(("weight", "said"), [(-0.1, True), (0.1, False), (0.0, False)])
