@@ -182,7 +182,7 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
 
 
 def read_reports(path: Path, column: str | None = None) -> list[str]:
-    """Read reports, such as training reports, from a file like that of `read_predictions`; empty ones are left out.
+    """Read reports, such as training reports, from a file like that of `read_predictions`; missing ones are left out.
 
     Args:
         path: The file, or an annotation.json of R2Gen's form, of which the training split is read.
@@ -194,7 +194,7 @@ def read_reports(path: Path, column: str | None = None) -> list[str]:
     """
     rows = read_rows(path, "train")
     column = _column(path, rows, column, TARGET_COLUMNS, "target", "report")
-    reports = [row[column] for row in rows if isinstance(row.get(column), str) and row[column].strip()]
+    reports = [row[column] for row in rows if isinstance(row.get(column), str) and not is_missing(row[column])]
     if not reports:
         raise UserError(f"{path} holds no reports in its column {column!r}.")
     return reports

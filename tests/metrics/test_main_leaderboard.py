@@ -73,7 +73,9 @@ def test_bad_input_is_one_line(files, capsys, arguments, message):
 
 
 def test_the_best_constants_of_training_reports(files, capsys):
-    (files / "train.jsonl").write_text('{"report": "Left effusion."}\n{"report": "The lungs are clear."}\n')
+    (files / "train.jsonl").write_text(
+        '{"report": "Left effusion."}\n{"report": "The lungs are clear."}\n{"report": "nan"}\n'
+    )
     run(files, "a.json", "b.json", "--references", "refs.json", "--train", str(files / "train.jsonl"), "--trials", "20")
     assert "Differences from the best constant of CE-F1 micro-13+ on 2 training reports" in capsys.readouterr().out
     result = json.loads((files / "a.json.leaderboard.json").read_text())
