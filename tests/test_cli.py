@@ -416,20 +416,20 @@ def bad(preds, target):
 
 def test_a_scorer_that_fails_shows_its_traceback(tmp_path, capsys, monkeypatch):
     """Type, file and line of the user's code, then one line with the study."""
-    (tmp_path / "my_scorers.py").write_text(SCORER)
+    (tmp_path / "failing_scorers.py").write_text(SCORER)
     monkeypatch.syspath_prepend(tmp_path)
-    reward = Reward(RulesLabeler(), scorers=[WeightedScorer("my_scorers:bad")])
+    reward = Reward(RulesLabeler(), scorers=[WeightedScorer("failing_scorers:bad")])
     texts = ["<think>Nothing.</think><report>The lungs are clear.</report>"]
     # A policy of so few steps writes no report that a scorer could read: the round of `fit` is this one.
     monkeypatch.setattr("mrg.commands.lightning.run", lambda argv: reward(texts, ["The lungs are clear."], ["s1"]))
     code, text = failure(capsys, ["fit"])
     assert code == 1
     assert "Traceback (most recent call last):" in text
-    assert f'File "{tmp_path / "my_scorers.py"}", line 4, in ' in text
+    assert f'File "{tmp_path / "failing_scorers.py"}", line 4, in ' in text
     assert "KeyError: 'missing'" in text
     last = text.splitlines()[-1]
     assert last.startswith("mrg: ")
-    assert all(part in last for part in ("bad", "s1", "KeyError", "my_scorers.py, line 4")), last
+    assert all(part in last for part in ("bad", "s1", "KeyError", "failing_scorers.py, line 4")), last
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
