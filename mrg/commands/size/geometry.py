@@ -87,7 +87,7 @@ def geometry(config: Any) -> Geometry:
         config: Configuration object of one of `FAMILIES`, or the content of its config.json.
 
     Raises:
-        ValueError: If the family is not supported.
+        UserError: If the family is not supported, or its vision tower is convolutional.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -97,6 +97,9 @@ def geometry(config: Any) -> Geometry:
         if kind not in FAMILIES:
             raise UserError(f"Expected a model of type {', '.join(FAMILIES)}, but got {kind!r}.")
         config = AutoConfig.for_model(**config)
+    vision = config.vision_config
+    if not (hasattr(vision, "intermediate_size") or hasattr(vision, "embed_dim")):
+        raise UserError(f"The memory of a vision tower of type {vision.model_type!r} is not known to `mrg size`.")
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     text, family = config.text_config, FAMILIES[config.model_type]
@@ -133,8 +136,6 @@ def geometry(config: Any) -> Geometry:
 def _images(config: Any) -> dict[str, int]:
     """Tokens and patches of an image, and the shape of the vision tower."""
     vision = config.vision_config
-    if not (hasattr(vision, "intermediate_size") or hasattr(vision, "embed_dim")):
-        raise ValueError(f"The memory of a vision tower of type {vision.model_type!r} is not known to `mrg size`.")
     if getattr(vision, "embed_dim", 0):  # Qwen2-VL names its width otherwise
         width, inner, depth = vision.embed_dim, int(vision.embed_dim * vision.mlp_ratio), vision.depth
     else:

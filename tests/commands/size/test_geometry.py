@@ -16,7 +16,12 @@ def test_published_models(name, total):
     assert read_geometry(name).total == total
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_convolutional_tower_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"The memory of a vision tower of type '\w+' is not known"):
+        geometry(AutoConfig.for_model("fast_vlm"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAMILIES if kind != "fast_vlm"])
 def test_every_family_has_a_geometry(kind):
     shape = geometry(AutoConfig.for_model(kind))
     assert shape.decoder + shape.vision < shape.total
