@@ -14,7 +14,8 @@ from tests.family_checkpoints import BUILDERS, save_checkpoint
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
 
 MARKS = {
-    "llava": ("<image>", "</s>"), "internvl": ("<IMG_CONTEXT>", "<img>", "<|im_end|>"),
+    "llava": ("<image>", "</s>"), "fast_vlm": ("<image>", "<|im_end|>"),
+    "internvl": ("<IMG_CONTEXT>", "<img>", "<|im_end|>"),
     "gemma3": ("<start_of_image>", "<image_soft_token>", "<end_of_turn>"),
     "qwen": ("<|image_pad|>", "<|vision_start|>", "<|im_end|>", "<|video_pad|>"),
 }  # fmt: skip
