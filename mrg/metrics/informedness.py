@@ -64,12 +64,12 @@ def macro_informedness(
     """Mean informedness of the conditions with enough cases; nan without any.
 
     Args:
-        preds: See `informedness`.
-        target: See `informedness`.
+        preds: (N, 14) label classes, or N reports with `labeler`.
+        target: Labels or reports of the references, in the same order.
         min_cases: Fewest references with a condition that counts; of fewer, recall is a matter of luck.
-        conditions: See `informedness`.
-        uncertain: See `informedness`.
-        labeler: See `informedness`.
+        conditions: Number or names of the conditions.
+        uncertain: What an uncertain finding counts as.
+        labeler: Labels reports; only needed for texts.
     """
     p, t = as_labels(preds, target, labeler)
     values = informedness(p, t, conditions, uncertain)

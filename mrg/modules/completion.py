@@ -26,7 +26,7 @@ def target_text(report: str, labels: Tensor, think: str) -> str:
         return body
     found = [
         f"{name} (uncertain)" if label == UNCERTAIN else name
-        for name, label in zip(THIRTEEN, labels.tolist(), strict=False)
+        for name, label in zip(THIRTEEN, labels.tolist()[: len(THIRTEEN)], strict=True)
         if label in (POSITIVE, UNCERTAIN)
     ]
     return f"<think>{', '.join(found) or 'No Finding'}</think>{body}"

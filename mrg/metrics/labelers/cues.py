@@ -84,7 +84,7 @@ CAUSE = "due to, secondary to, because of"
 VERBS = """
     is, are, was, were, has, have, had, remain, remains, appear, appears, demonstrate, demonstrates, show, shows,
     seen, noted, identified, present, visualize, demonstrated, reveal, reveals"""
-"""End a list: what is named after a comma or "and" that follows them starts anew."""
+"""End a list: what is named after a comma or "and" that follows them starts a new list."""
 
 AFFIRMATION = """
     mild, mildly, moderate, moderately, severe, severely, stable, unchanged, persistent, again, chronic, small,

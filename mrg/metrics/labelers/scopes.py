@@ -25,7 +25,7 @@ _OPENS = frozenset((
 _CONTINUES = frozenset((",", "or", "and", "nor", "with", "of", "is", "are", "was", "were", "than"))
 _LESION = CONDITIONS.index("Lung Lesion")
 _SHOWING = frozenset(("show", "shows", "demonstrate", "demonstrates", "reveal", "reveals"))
-# No sentence lists more than so many findings; what stands before them is not looked at again.
+# Most findings that one sentence lists; earlier ones are not searched again.
 _REACH = 32
 
 
