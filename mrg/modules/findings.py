@@ -24,6 +24,7 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.conditions import stated
+from mrg.modules.policy.precision import float32_depthwise
 from mrg.modules.ranks import gather
 from mrg.modules.settings import check_choice
 from mrg.modules.sft import SupervisedStep
@@ -61,20 +62,27 @@ class FindingsModule(SupervisedStep):
 
     Args:
         thresholds: `"one"` for all conditions, or `"each"`: what `test` writes reports by.
+        frozen: Modules of the model that stay as they are, as the beginnings of their names, such as
+            `vision_tower.encoder.blocks.0.`: the first layers of a pretrained tower cost most of the time and learn
+            least.
         **kwargs: Arguments of `ReportModule`.
 
     Raises:
-        UserError: If there is an adapter or a vision cache, or no training report states a finding.
+        UserError: If there is an adapter or a vision cache, no training report states a finding, or a name of `frozen`
+            begins no module's name or freezes all.
     """
 
     thresholds: Tensor
 
-    def __init__(self, thresholds: Literal["one", "each"] = "one", **kwargs: Any) -> None:
+    def __init__(
+        self, thresholds: Literal["one", "each"] = "one", frozen: list[str] | None = None, **kwargs: Any
+    ) -> None:
         check_choice("thresholds", thresholds, ("one", "each"))
         super().__init__(train_vision=True, **kwargs)
         if self.lora is not None:
             raise UserError("The language model is not trained on findings: set model.init_args.lora to null.")
         self.kind = thresholds
+        self.frozen = tuple(frozen or ())
         self.register_buffer("thresholds", torch.full((len(THIRTEEN),), 0.5), persistent=False)
         self.head: FindingsHead | None = None
         self.means["loss"] = MeanMetric()
@@ -84,16 +92,32 @@ class FindingsModule(SupervisedStep):
         """Load the policy, freeze its language model and add the head."""
         super().setup(stage)
         if self.head is None:
-            vision = {f"model.{name}." for name in self.policy.family.vision}
-            for name, parameter in self.policy.base.named_parameters():
-                parameter.requires_grad_(name.startswith(tuple(vision)))
+            self._freeze()
             self.policy.adapts_norms = True
+            float32_depthwise(self.policy.base.model)
             self.policy.train()
             self.head = FindingsHead(self.policy.base.config.text_config.hidden_size)
         if stage == "fit":
             data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
             if not bool(self._found(data.train_reports()).any()):
                 raise UserError("No training report states a finding: there is nothing to train the vision tower on.")
+
+    def _freeze(self) -> None:
+        """Train the vision modules alone, without those of `frozen`."""
+        vision = tuple(f"{name}." for name in self.policy.family.vision)
+        names = {name: p for name, p in self.policy.base.model.named_parameters() if name.startswith(vision)}
+        for prefix in self.frozen:
+            if not any(name.startswith(prefix) for name in names):
+                raise UserError(
+                    f"Expected model.init_args.frozen to name modules of the vision tower, such as "
+                    f"{next(iter(names)).rpartition('.')[0]!r}, but no name begins with {prefix!r}."
+                )
+        self.policy.base.requires_grad_(False)
+        trained = [parameter for name, parameter in names.items() if not name.startswith(self.frozen)]
+        if not trained:
+            raise UserError("model.init_args.frozen freezes the whole vision tower: there is nothing to train.")
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
     def _found(self, reports: list[str]) -> Tensor:
         """(B, 13) bool, True where a report states a finding."""

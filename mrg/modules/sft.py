@@ -7,6 +7,7 @@ micro-batches or ranks would weigh a token by the lengths of the other reports i
 from __future__ import annotations
 
 import bisect
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,11 +95,12 @@ class SFTModule(SupervisedStep):
 
     def _in_list(self, ids: Tensor) -> Tensor:
         """(B, C) bool, True up to the end of the think section, which is found in the text of the tokens."""
-        decode = self.policy.processor.tokenizer.decode
-        lengths = [
-            bisect.bisect_left(range(len(row)), True, key=lambda length, row=row: "</think>" in decode(row[:length]))
-            for row in ids.tolist()
-        ]
+        tokenizer = self.policy.processor.tokenizer
+
+        def ends(row: list[int], length: int) -> bool:
+            return "</think>" in tokenizer.decode(row[:length])
+
+        lengths = [bisect.bisect_left(range(len(row)), True, key=functools.partial(ends, row)) for row in ids.tolist()]
         return torch.arange(ids.shape[1], device=ids.device) < torch.tensor(lengths, device=ids.device)[:, None]
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:

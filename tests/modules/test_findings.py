@@ -122,6 +122,29 @@ def test_a_frozen_tower_keeps_its_statistics(drawn, tmp_path):
         assert policy.base.model.language_model.training
 
 
+def test_frozen_layers_stay_as_they_are_with_their_statistics(drawn):
+    names = ["vision_tower.embedder.", "vision_tower.encoder.stages.0."]
+    start, _ = trained(drawn, 0, frozen=names)
+    module, _ = trained(drawn, 1, frozen=names)
+    before, after = start.policy.base.model.state_dict(), module.policy.base.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith(tuple(names)) for name in moved)
+    for part in ("running_mean", "convolution.weight"):
+        assert any(name.startswith("vision_tower.encoder.stages.1.") and name.endswith(part) for name in moved)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["encoder.blocks.0."], "such as 'vision_tower.embedder.*', but no name begins with 'encoder.blocks.0.'"),
+        (["vision_tower.", "multi_modal_projector."], "freezes the whole vision tower"),
+    ],
+)
+def test_refused_frozen_layers(drawn, names, message):
+    with pytest.raises(ValueError, match=message):
+        trained(drawn, 0, frozen=names)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -68,7 +68,7 @@ class Policy(nn.Module):
         """Set training mode, except in a frozen vision tower.
 
         Batch norms of a trained tower keep their statistics, too, so that sampling and training agree, unless
-        `adapts_norms` is set, which is meant for training the tower alone.
+        `adapts_norms` is set, which is meant for training the tower alone; frozen batch norms always keep them.
         """
         super().train(mode)
         for name in self.family.vision if mode else ():
@@ -76,7 +76,7 @@ class Policy(nn.Module):
             tower.train(self.train_vision)
             for module in tower.modules():
                 if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)):
-                    module.train(self.adapts_norms)
+                    module.train(self.adapts_norms and any(p.requires_grad for p in module.parameters()))
         return self
 
     def keep_images(self, folder: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mrg.errors import UserError
 from mrg.modules.policy.load import prepare
@@ -28,6 +28,8 @@ class Tiny:
         rope_theta: Base of the rotary positions, small because prompts and reports are short.
         cnn: Widths of the four stages of a convolutional vision tower, see `mrg.modules.policy.tiny_cnn`; empty builds
             a vision transformer.
+        pretrained: `"efficientnet_lite0"` for a convolutional vision tower pretrained on ImageNet, see
+            `mrg.modules.policy.efficientnet`; empty draws random weights.
     """
 
     hidden_size: int = 96
@@ -38,6 +40,18 @@ class Tiny:
     init_std: float = 0.06
     rope_theta: float = 100.0
     cnn: list[int] = dataclasses.field(default_factory=list)
+    pretrained: Literal["", "efficientnet_lite0"] = ""
+
+    def __post_init__(self) -> None:
+        if self.pretrained not in ("", "efficientnet_lite0"):
+            raise UserError(
+                "Expected model.init_args.tiny.pretrained to be '' or 'efficientnet_lite0', but got "
+                f"{self.pretrained!r}."
+            )
+        if self.cnn and self.pretrained:
+            raise UserError(
+                "model.init_args.tiny has both cnn and pretrained, but a policy has one vision tower: remove one."
+            )
 
 
 def text_config(shape: Tiny, tokenizer: Any, **rope: Any) -> dict[str, Any]:
@@ -85,7 +99,7 @@ def tiny_policy(corpus: Sequence[str], shape: Tiny | None = None, max_pixels: in
     shape = shape or Tiny()
     if shape.hidden_size % 32:
         raise UserError(f"Expected `hidden_size` of a tiny policy to be a multiple of 32, but got {shape.hidden_size}.")
-    if shape.cnn:
+    if shape.cnn or shape.pretrained:
         tokenizer = build_processor(corpus, shape.vocab_size).tokenizer
         return tiny_cnn_policy(tokenizer, text_config(shape, tokenizer), shape.cnn, max_pixels)
     processor = build_processor(corpus, shape.vocab_size, max_pixels, shape.merge_size)

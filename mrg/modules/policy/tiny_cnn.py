@@ -1,7 +1,7 @@
-"""A tiny policy that sees with a convolutional tower: FastVLM's form with a ResNet, a few million random weights.
+"""A tiny policy that sees with a convolutional tower, in FastVLM's form.
 
-From a few thousand studies and random weights a convolutional tower learns to see in minutes on a CPU what a vision
-transformer of this size does not learn at all.
+The tower is a ResNet with random weights or an EfficientNet-Lite0 with pretrained ones. From a few thousand studies, a
+convolutional tower learns to see in minutes on a CPU what a vision transformer of this size does not learn at all.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from mrg.errors import UserError
+from mrg.modules.policy import efficientnet
 from mrg.modules.policy.load import prepare
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.processor import CHAT_TEMPLATE, IMAGE_TOKEN
@@ -19,17 +20,18 @@ STRIDE = 32
 
 
 def tiny_cnn_policy(tokenizer: Any, text_config: dict[str, Any], widths: list[int], max_pixels: int) -> Policy:
-    """Build a FastVLM with random weights, all of them trained, and a ResNet as its vision tower.
+    """Build a FastVLM, all of whose weights are trained.
 
-    Weights are drawn from torch's global generator.
+    Random weights are drawn from torch's global generator.
 
     Args:
         tokenizer: Tokenizer with the special tokens of `build_processor`.
         text_config: Configuration of the language model, a Qwen2.
-        widths: Widths of the stages of the tower.
+        widths: Widths of the stages of a ResNet with random weights; empty for a pretrained EfficientNet-Lite0.
         max_pixels: Pixels of an image, a square with sides that are multiples of 32.
 
     Raises:
+        MissingPackageError: If the package with the pretrained weights is not installed.
         UserError: If `max_pixels` is not such a square.
     """
     from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlavaProcessor
@@ -43,14 +45,7 @@ def tiny_cnn_policy(tokenizer: Any, text_config: dict[str, Any], widths: list[in
         )
     config = FastVlmConfig(
         text_config={"model_type": "qwen2", **text_config},
-        vision_config={
-            "model_type": "resnet",
-            "embedding_size": widths[0],
-            "hidden_sizes": list(widths),
-            "depths": [1] * len(widths),
-            "layer_type": "basic",
-            "hidden_size": widths[-1],
-        },
+        vision_config=_resnet_config(widths) if widths else efficientnet.vision_config(),
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=(side // STRIDE) ** 2,
         tie_word_embeddings=True,
@@ -64,4 +59,18 @@ def tiny_cnn_policy(tokenizer: Any, text_config: dict[str, Any], widths: list[in
         image_token=IMAGE_TOKEN,
         num_additional_image_tokens=0,
     )
-    return prepare(FastVlmForConditionalGeneration(config), processor, None, train_vision=True)
+    model = FastVlmForConditionalGeneration(config)
+    if not widths:
+        efficientnet.load_pretrained(model.model.vision_tower)
+    return prepare(model, processor, None, train_vision=True)
+
+
+def _resnet_config(widths: list[int]) -> dict[str, Any]:
+    return {
+        "model_type": "resnet",
+        "embedding_size": widths[0],
+        "hidden_sizes": list(widths),
+        "depths": [1] * len(widths),
+        "layer_type": "basic",
+        "hidden_size": widths[-1],
+    }

@@ -12,7 +12,7 @@ from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
-from mrg.modules.policy.precision import CastAdapter
+from mrg.modules.policy.precision import CastAdapter, float32_depthwise
 from mrg.modules.rollout.kv_cache import KVCache
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder
@@ -271,3 +271,17 @@ def test_only_what_autocast_would_cast_is_cast(enabled):
     before = matrices(policy)
     with autocast(enabled=enabled), policy.merged():
         assert all(p is before[name] for name, p in matrices(policy).items())
+
+
+def test_depthwise_convolutions_stay_in_float32_under_autocast():
+    depthwise, pointwise = torch.nn.Conv2d(4, 4, 3, groups=4, bias=False), torch.nn.Conv2d(4, 4, 1, bias=False)
+    model = torch.nn.Sequential(depthwise, pointwise)
+    pixels = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    exact = depthwise(pixels)
+    float32_depthwise(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        inner = depthwise(pixels.bfloat16())
+        assert torch.equal(depthwise(pixels), exact)
+        assert inner.dtype == torch.float32
+        assert model(pixels).dtype == torch.bfloat16
+    assert set(model.state_dict()) == {"0.weight", "1.weight"}
