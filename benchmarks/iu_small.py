@@ -1,9 +1,10 @@
 """The study of docs/iu_small.md: all systems of all seeds on the test split, paired intervals, baselines, one table.
 
-python benchmarks/iu_small.py runs/iu_small_study --data.root FOLDER > output.txt
+python benchmarks/iu_small.py runs/iu_small_study --data.root FOLDER --nearest runs/nearest_image > output.txt
 
 Reads the predictions that `python -m mrg ablate --config configs/iu_small_study.yaml` left. Constant reports are chosen
-on the training split, so that nothing is tuned on the test split.
+on the training split, so that nothing is tuned on the test split. The nearest image is
+`python -m mrg test --config configs/iu_small.yaml --config configs/baselines/nearest_image.yaml`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from torch import Tensor
 
 from mrg.datamodules.iu import IUXRayDataModule
 from mrg.datamodules.splits import leakage_free
-from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, THIRTEEN, RulesLabeler, ce_f1, mccs
+from mrg.metrics import CONDITIONS, THIRTEEN, RulesLabeler, ce_f1, mccs
 from mrg.metrics.ce import report_counts
 from mrg.metrics.conditions import stated
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
 from mrg.metrics.informedness import informedness
 from mrg.metrics.nlg import nlg_scores
@@ -38,22 +40,8 @@ ARMS = {
 }
 MARGIN = 0.3
 SCORES = ("micro-13+", "macro-13+", "informedness", "MCCS")
-
-
-def constant_report(train: Tensor, score: str, labeler: RulesLabeler) -> str:
-    """The report that earns most on the training split, whatever the image: greedily, one sentence at a time."""
-    phrases = [(c, f"{c}.", POSITIVE) for c in THIRTEEN] + [(c, f"No {c.lower()}.", NEGATIVE) for c in THIRTEEN]
-    chosen: list[str] = []
-    best = 0.0
-    while True:
-        options = [" ".join([*chosen, text]) for _, text, _ in phrases if text not in chosen]
-        everywhere = torch.ones(1, len(train), dtype=torch.float64)
-        values = [Sums(row.expand_as(train), train).scores(everywhere)[score][0] for row in labeler(options)]
-        place = int(np.argmax(values))
-        if values[place] <= best + 1e-6:
-            return " ".join(chosen)
-        best, chosen = values[place], options[place].split(". ")
-        chosen = [text if text.endswith(".") else f"{text}." for text in chosen]
+BEST = {"micro-13+": "CE-F1 micro-13+", "macro-13+": "CE-F1 macro-13+", "MCCS": "MCCS"}
+"""Score -> its name in `BestConstants`."""
 
 
 class Sums:
@@ -90,18 +78,19 @@ def resamples(num_reports: int, num: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.vstack([np.ones(num_reports), drawn])).double()
 
 
-def table(systems: dict[str, list[str]], target: list[str], labeler: RulesLabeler, num: int) -> dict[str, Any]:
-    """Scores with intervals, and the resamples behind them for paired differences."""
+def table(systems: dict[str, list[str] | Tensor], target: list[str], labeler: RulesLabeler, num: int) -> dict[str, Any]:
+    """Scores with intervals, and the resamples behind them for paired differences; of labels, without NLG scores."""
     reference, weights = labeler(target), resamples(len(target), num)
     result: dict[str, Any] = {}
     for name, texts in systems.items():
-        labels = labeler(texts)
-        row: dict[str, Any] = {"distinct": len(set(texts))}
+        labels = texts if isinstance(texts, Tensor) else labeler(texts)
+        words = [] if isinstance(texts, Tensor) else texts
+        row: dict[str, Any] = {"distinct": len(set(words)) or 1}
         for score, values in Sums(labels, reference).scores(weights).items():
             low, high = percentile_interval(values[1:])
             row[score] = {"value": float(values[0]), "low": low, "high": high, "drawn": values[1:]}
-        nlg = nlg_scores(texts, target, meteor=False).corpus
-        row |= {score: float(nlg[score]) for score in ("BLEU-4", "ROUGE-L")}
+        nlg = nlg_scores(words, target, meteor=False).corpus if words else {}
+        row |= {score: float(nlg.get(score, "nan")) for score in ("BLEU-4", "ROUGE-L")}
         precision, recall = (ce_f1(labels, reference, "none", score=s).tolist() for s in ("precision", "recall"))
         informed = informedness(labels, reference).tolist()
         row["per_condition"] = {
@@ -133,10 +122,18 @@ def print_table(title: str, rows: dict[str, Any]) -> None:
         print(f"| {name} | {' | '.join(percent(row[score]) for score in SCORES)} | {nlg} | {row['distinct']} |")
 
 
+def predictions(folder: Path, ids: list[str]) -> list[str]:
+    """The reports of a run, in the order of the ids."""
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {row["id"]: row["prediction"] for row in map(json.loads, lines)}
+    return [found[name] for name in ids]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, help="folder of the study")
     parser.add_argument("--data.root", dest="root", required=True, help="IU X-Ray")
+    parser.add_argument("--nearest", type=Path, help="run of the nearest-image baseline")
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--output", type=Path, default=Path("iu_small.json"))
     args = parser.parse_args()
@@ -144,26 +141,27 @@ def main() -> None:
     data = IUXRayDataModule(root=args.root, deidentified="drop_token")
     data.setup()
     train, test = data.splits["train"], data.splits["test"]
-    known = labeler([study.report for study in train])
-    constants = {
-        "constant normal": CONSTANT_NORMAL,
-        "most frequent report": most_frequent_report([study.report for study in train]),
-        "best constant, micro-13+": constant_report(known, "micro-13+", labeler),
-        "best constant, MCCS": constant_report(known, "MCCS", labeler),
-    }
-    for name, text in constants.items():
-        print(f"{name}: {text}")
+    reports = [study.report for study in train]
+    best = BestConstants.of(reports, labeler, MARGIN)
+    assert best is not None
     ids = [study.id for study in test]
+    constants: dict[str, list[str] | Tensor] = {
+        "constant normal": [CONSTANT_NORMAL] * len(ids),
+        "most frequent report": [most_frequent_report(reports)] * len(ids),
+    }
+    for score, key in BEST.items():
+        constants[f"best constant, {score}"] = torch.tensor(best.rows[key]).expand(len(ids), -1)
+        print(f"best constant, {score}: {'a training report' if key in best.reports else best.describe(key)}")
+    if args.nearest:
+        constants["nearest image"] = predictions(args.nearest, ids)
     free = {study.id for study in leakage_free(test, train)}
     target = [study.report for study in test]
-    output: dict[str, Any] = {"constants": constants, "seeds": {}}
+    output: dict[str, Any] = {"seeds": {}}
     for folder in sorted(args.runs.glob("seed*")):
-        systems = {name: [text] * len(test) for name, text in constants.items()}
+        systems = dict(constants)
         for arm, title in ARMS.items():
-            file = folder / arm / "predictions.jsonl"
-            if file.is_file():
-                found = {row["id"]: row for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-                systems[title] = [found[name]["prediction"] for name in ids]
+            if (folder / arm / "predictions.jsonl").is_file():
+                systems[title] = predictions(folder / arm, ids)
         rows = table(systems, target, labeler, args.resamples)
         print_table(f"{folder.name}, {len(test)} test studies", rows)
         pairs = [p for p in itertools.product([ARMS[a] for a in ("grpo_corpus", "grpo_both")], rows) if p[0] in rows]
@@ -172,14 +170,14 @@ def main() -> None:
             for a, b in pairs:
                 if a != b:
                     print(f"- {a} - {b}: {percent(difference(rows, a, b, score), '+')}")
-        best = rows.get(ARMS["grpo_corpus"], {})
+        main_rows = rows.get(ARMS["grpo_corpus"], {})
         print(f"\n| condition | cases | {' | '.join(('precision', 'recall', 'informedness'))} |\n|---|---|---|---|---|")
         for i, c in enumerate(CONDITIONS[:13]):
-            values = best.get("per_condition", {}).get(c, {})
+            values = main_rows.get("per_condition", {}).get(c, {})
             cases = int(stated(labeler(target)[:, i]).sum())
             print(f"| {c} | {cases} | {' | '.join(f'{100 * v:.0f}' for v in values.values())} |")
         keep = [i for i, name in enumerate(ids) if name in free]
-        part = {name: [texts[i] for i in keep] for name, texts in systems.items()}
+        part = {name: x[keep] if isinstance(x, Tensor) else [x[i] for i in keep] for name, x in systems.items()}
         print_table(
             f"{folder.name}, the {len(keep)} test reports that are not verbatim in training",
             table(part, [target[i] for i in keep], labeler, args.resamples),
