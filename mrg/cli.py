@@ -17,6 +17,7 @@ import mrg
 from mrg.commands import LIGHTNING
 from mrg.errors import RunError, UserError, find_ours, nearest, print_error
 from mrg.log import configure, log
+from mrg.shipped import resolve_all
 
 USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
 
@@ -31,6 +32,7 @@ USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
   export    write the policy of a run, merged or as an adapter, for transformers, peft or vLLM
   data      `data check` inspects the data that --config describes: counts, images, leakage, findings
   size      estimate the GPU memory of the run that --config describes, and what to change if it does not fit
+  configs   list the configurations that come with mrg (`--config iu` uses one by name), or copy one to edit it
 
 `python -m mrg fit --help` lists every key. `--traceback` prints the traceback of an error above its one-line message.
 `python -m mrg --version` prints the version."""
@@ -42,6 +44,7 @@ OWN = {
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
     "size": "mrg.commands.size.command",
+    "configs": "mrg.shipped",
 }
 """Command -> module whose `main` takes the remaining arguments."""
 
@@ -74,6 +77,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(argv: list[str]) -> None:
+    argv = resolve_all(argv)
     if argv[0] in OWN:
         importlib.import_module(OWN[argv[0]]).main(argv[1:])
         return

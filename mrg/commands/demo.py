@@ -15,12 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrg.errors import UserError
+from mrg.shipped import CONFIGS
 
 if TYPE_CHECKING:
     from mrg.pages.tested_run import TestedRun
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = {
     "fit": ["--trainer.max_steps=20", "--trainer.val_check_interval=20", "--trainer.callbacks=null"],
     "grpo": ["--trainer.max_steps=4", "--trainer.val_check_interval=4"],
@@ -41,8 +40,6 @@ def main(args: Sequence[str]) -> None:
     parser.add_argument("--num_seeds", type=int, default=3, help="number of seeds with --full: seed, seed + 1, ...")
     parser.add_argument("--runs", type=str, default="", help="folder of the demo's runs (default: a new one in runs/)")
     options = parser.parse_args(list(args))
-    if not (CONFIGS / "demo.yaml").is_file():
-        raise UserError(f"The demo needs the configurations of the repository, but {CONFIGS} does not exist.")
     folder = Path(options.runs) if options.runs else _new_folder(Path("runs"))
     if options.full:
         run_study(folder, range(options.seed, options.seed + options.num_seeds), options.quick)
