@@ -8,6 +8,7 @@ results.json, gallery.html and, from `predict`, predict.jsonl.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -48,6 +49,8 @@ OWN = {
 }
 """Command -> module whose `main` takes the remaining arguments."""
 
+CLOSED = 141
+"""Exit code after the reader of the output has left, as in a shell: 128 plus the number of the signal."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in a shell: 128 plus the number of the signal."""
 
@@ -66,8 +69,13 @@ def main(args: Sequence[str] | None = None) -> None:
     configure()
     try:
         _dispatch(argv)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of the output, such as `head`, has left: what remains to be printed, at exit as well, goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(CLOSED) from None
     except Exception as error:
         ours = find_ours(error)
         if ours is None:
