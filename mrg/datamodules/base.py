@@ -8,8 +8,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from mrg.datamodules.balance import check_balance, study_weights
 from mrg.datamodules.collate import Batch, Skipped
 from mrg.datamodules.images.augment import Augmentation, augmented
 from mrg.datamodules.loading import (
@@ -26,6 +28,7 @@ from mrg.datamodules.study import Study, StudyTable
 from mrg.errors import UserError
 from mrg.files import write_lines
 from mrg.log import log
+from mrg.metrics import RulesLabeler
 
 
 def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -60,6 +63,8 @@ class ReportDataModule(L.LightningDataModule):
         on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
             once and counted; in training the next study replaces it. See `mrg.datamodules.loading`.
         augment: Random changes of training images; None changes none.
+        balance: How many times as often training studies with a finding are drawn, by condition, such as
+            `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.
 
     Attributes:
         splits: Studies of `"train"`, `"val"` and `"test"`, once they are read.
@@ -81,6 +86,7 @@ class ReportDataModule(L.LightningDataModule):
         limit_test: int = 0,
         on_error: Literal["raise", "skip"] = "raise",
         augment: Augmentation | None = None,
+        balance: dict[str, float] | Literal["inverse_prevalence"] | None = None,
     ) -> None:
         super().__init__()
         check_choices(ReportDataModule.__init__, locals())
@@ -94,7 +100,9 @@ class ReportDataModule(L.LightningDataModule):
         self.num_workers = num_workers
         self.limits = limits
         self.on_error = on_error
+        check_balance(balance)
         self.augment = augment
+        self.balance = balance
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.num_read: dict[str, int] = {}
@@ -188,9 +196,10 @@ class ReportDataModule(L.LightningDataModule):
         trainer = self.trainer
         num_ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         seed = trainer.strategy.broadcast(torch.initial_seed()) if trainer else torch.initial_seed()
+        weights = self._weights()
         saved, self.position = self.position, {}
         if not saved:
-            return StudySampler(studies, seed, num_ranks, rank)
+            return StudySampler(studies, seed, num_ranks, rank, weights=weights)
         for name, value in self._counts().items():
             if saved[name] != value:
                 raise UserError(
@@ -199,7 +208,13 @@ class ReportDataModule(L.LightningDataModule):
                     "run from its policy with model.init_args.policy."
                 )
         start = saved["batches"] * self.batch_size
-        return StudySampler(studies, saved["seed"], num_ranks, rank, saved["epoch"], start)
+        return StudySampler(studies, saved["seed"], num_ranks, rank, saved["epoch"], start, weights)
+
+    def _weights(self) -> Tensor | None:
+        if self.balance is None:
+            return None
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        return study_weights(self.balance, self.train_reports(), getattr(module, "labeler", None) or RulesLabeler())
 
     def _counts(self) -> dict[str, int]:
         return {"training_studies": len(self.splits["train"]), "studies_per_batch": self.batch_size}

@@ -18,8 +18,10 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
+from mrg.datamodules.balance import draw
 from mrg.datamodules.collate import Skipped
 from mrg.datamodules.errors import DecoderMissingError, ImageReadError
 from mrg.datamodules.study import Study
@@ -55,14 +57,23 @@ class StudySampler(DistributedSampler[int]):
         rank: Rank of this process.
         epoch: First epoch.
         start: Number of this rank's studies to leave out of the first epoch, because they were seen before resuming.
+        weights: (N,) how often each study is drawn relative to others, see `mrg.datamodules.balance`; by default, each
+            once.
     """
 
     def __init__(
-        self, studies: Sized, seed: int, num_ranks: int = 1, rank: int = 0, epoch: int = 0, start: int = 0
+        self,
+        studies: Sized,
+        seed: int,
+        num_ranks: int = 1,
+        rank: int = 0,
+        epoch: int = 0,
+        start: int = 0,
+        weights: Tensor | None = None,
     ) -> None:
         super().__init__(studies, num_ranks, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self.num_studies = len(studies)
-        self.epoch, self.start = epoch, start
+        self.epoch, self.start, self.weights = epoch, start, weights
 
     def set_epoch(self, epoch: int) -> None:
         """Select an epoch; another one than the current starts from its first study."""
@@ -71,7 +82,10 @@ class StudySampler(DistributedSampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
-        order = torch.randperm(self.num_studies, generator=generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.num_studies, generator=generator).tolist()
+        else:
+            order = draw(self.weights, generator)
         # The first studies are repeated until all ranks have the same number.
         order *= -(-self.total_size // max(1, len(order)))
         return iter(order[self.rank : self.total_size : self.num_replicas][self.start :])
