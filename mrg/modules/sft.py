@@ -18,9 +18,12 @@ from torchmetrics import MeanMetric
 from mrg.datamodules.collate import Batch
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
+from mrg.metrics import CEF1
+from mrg.metrics.format import parse_completion
 from mrg.modules.base import ReportModule
 from mrg.modules.policy.fsdp import average_gradients, clip_gradients
-from mrg.modules.settings import check_range
+from mrg.modules.rollout.sampling import sample
+from mrg.modules.settings import check_counts, check_range
 from mrg.modules.targets import Lengths, check_targets, encode_targets, warn_truncated
 
 
@@ -46,20 +49,24 @@ class SFTModule(SupervisedStep):
     Args:
         findings_weight: Weight of the loss of a token of the findings list (the think section) relative to one of the
             report. The list is a few tokens of a hundred, and most of what depends on the image.
+        val_samples: Completions that are sampled for each validation study, at temperature 1, for
+            `val/sampled_ce_f1`: what a policy can find, and so what GRPO can reinforce, which greedy decoding hides.
         **kwargs: Arguments of `ReportModule`.
 
     Raises:
-        UserError: If the weight is not above 0, or is set without a think section.
+        UserError: If the weight is not above 0, or is set without a think section, or the number is negative.
     """
 
-    def __init__(self, findings_weight: float = 1.0, **kwargs: Any) -> None:
+    def __init__(self, findings_weight: float = 1.0, val_samples: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_range("findings_weight", findings_weight, "above 0", findings_weight > 0)
         if findings_weight != 1 and self.think == "absent":
             raise UserError(
                 "There is no findings list to weight: set model.init_args.think to required or findings_weight to 1."
             )
-        self.findings_weight = findings_weight
+        check_counts(0, val_samples=val_samples)
+        self.findings_weight, self.val_samples = findings_weight, val_samples
+        self.sampled = CEF1(labeler=self.labeler)
         self.means["loss"] = MeanMetric()
         self.means["findings_loss"] = MeanMetric()
         # Of the micro-batches since the last step, as means over ranks: tokens of the first one, by which gradients
@@ -133,6 +140,19 @@ class SFTModule(SupervisedStep):
         if in_lists is not None:
             self._log_mean("val", "findings_loss", in_lists / len(batch), batch.num_counted, batch)
         super().validation_step(batch, batch_idx)
+        if self.val_samples:
+            self._score_samples(batch, batch_idx)
+
+    def _score_samples(self, batch: Batch, batch_idx: int) -> None:
+        """Log the CE-F1 of sampled reports; the samples depend on the batch and the policy alone."""
+        seed = batch_idx * self.trainer.world_size + self.trainer.global_rank
+        generator = torch.Generator(self.device).manual_seed(seed)
+        prompts = self.policy.embed(batch)
+        rollout = sample(self.policy, prompts, self.val_samples, self.max_new_tokens, 1.0, generator, self.decoder)
+        if batch.counts:
+            reports = [parse_completion(text, self.think).report for text in rollout.texts]
+            self.sampled.update(reports, [report for report in batch.target for _ in range(self.val_samples)])
+        self.log("val/sampled_ce_f1", self.sampled, batch_size=batch.num_counted)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Divide gradients by the tokens of the step, clip them to `optimizer.max_grad_norm`, and skip a bad step.

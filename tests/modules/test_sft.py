@@ -1,12 +1,15 @@
-"""Steps of supervision without a finite gradient, and which weights decay."""
+"""Steps of supervision without a finite gradient, which weights decay, the findings list, and scores of samples."""
 
 import dataclasses
 
+import lightning as L
 import pytest
 import torch
 
 from mrg.metrics import CEF1, MCCS, RulesLabeler
+from mrg.metrics.format import parse_completion
 from mrg.modules.policy.lora import LoRA
+from mrg.modules.rollout.sampling import sample
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer, weights
 from tests.nested import nested
@@ -143,3 +146,76 @@ def test_each_report_of_a_test_is_labeled_once(saved, studies):
     expected = MCCS(margin=0.5, labeler=RulesLabeler())(reports, target)
     assert scores["test/mccs"] == pytest.approx(float(expected))
     assert scores["test/ce_f1"] == pytest.approx(float(CEF1(labeler=RulesLabeler())(reports, target)))
+
+
+THINKING = {"lora": LoRA(4), **SETTINGS, "think": "required", "max_new_tokens": 150}
+
+
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Validated(FixedData):
+    def read(self):
+        return {"train": self.given, "val": self.given, "test": self.given}
+
+
+def test_the_tokens_of_the_findings_list_have_their_own_weight(saved, studies):
+    def losses(weight):
+        torch.manual_seed(0)
+        module = SFTModule(**nested(policy=saved, findings_weight=weight, **THINKING))
+        lightning = trainer(1)
+        lightning.validate(module, Validated(studies[:2], batch_size=2), verbose=False)
+        batch = next(iter(lightning.datamodule.val_dataloader()))
+        with torch.no_grad():
+            total, count, in_lists = module._losses(batch)
+            ids, mask = module.completions(batch)
+            logps = module.policy.logps(module.policy.embed(batch), ids, mask).logps
+        return module, batch, ids, mask, logps, float(total), float(count), float(in_lists)
+
+    module, batch, ids, mask, logps, total, count, in_lists = losses(3.0)
+    tokenizer = module.policy.processor.tokenizer
+    expected_total = expected_count = expected_list = 0.0
+    for row in range(len(batch)):
+        text = ""
+        for token, real, logp in zip(ids[row].tolist(), mask[row].tolist(), logps[row].tolist(), strict=True):
+            if real:
+                listed = "</think>" not in text  # before this token
+                text += tokenizer.decode([token])
+                expected_total -= logp * (3 if listed else 1)
+                expected_count += 3 if listed else 1
+                expected_list -= logp * listed
+        assert "</think>" in text
+    assert (total, count, in_lists) == pytest.approx((expected_total, expected_count, expected_list), rel=1e-4)
+    assert losses(1.0)[6] == float(mask.sum())
+
+
+def test_the_score_of_samples_is_that_of_samples(saved, studies):
+    module = SFTModule(**nested(policy=saved, val_samples=3, **THINKING))
+    lightning, plain = (L.Trainer(accelerator="cpu", **QUIET) for _ in range(2))
+    data = Validated(studies[:4], eval_batch_size=2)
+    lightning.validate(module, data, verbose=False)
+    scores = dict(lightning.callback_metrics)
+    reports, target = [], []
+    for number, batch in enumerate(data.val_dataloader()):
+        prompts = module.policy.embed(batch)
+        rollout = sample(module.policy, prompts, 3, 150, generator=torch.Generator().manual_seed(number))
+        reports += [parse_completion(text, "required").report for text in rollout.texts]
+        target += [report for report in batch.target for _ in range(3)]
+    assert len(reports) == 12
+    assert float(scores["val/sampled_ce_f1"]) == pytest.approx(float(CEF1(labeler=RulesLabeler())(reports, target)))
+    plain.validate(SFTModule(**nested(policy=saved, **THINKING)), data, verbose=False)
+    assert "val/ce_f1" in plain.callback_metrics
+    assert "val/sampled_ce_f1" not in plain.callback_metrics
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"findings_weight": 0.0}, "findings_weight to be above 0"),
+        ({"findings_weight": 2.0, "think": "absent"}, "no findings list to weight"),
+        ({"val_samples": -1}, "val_samples to be at least 0"),
+    ],
+)
+def test_refused_settings(saved, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SFTModule(**nested(policy=saved, **{**THINKING, **settings}))
