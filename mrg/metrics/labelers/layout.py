@@ -15,7 +15,9 @@ from collections.abc import Collection, Sequence
 ITEM, HARD, SOFT = "\x1d", "\x1e", "\x1f"
 
 # Reports of plain sentences on one line have none of these, and are returned as they are.
-_MARKED = re.compile(r"[^ -~]|[*_#<|`~]| [-/+] |--|(?:^|[ (])(?:\d{1,2}|[a-hA-H])\)|^ *[-+>]")
+_MARKS = re.compile(r"[^ -~]|[*_#<|`~]")
+_DASHES = (" - ", " / ", " + ", "--")
+_LISTED = re.compile(r"(?:^|[ (])(?:\d{1,2}|[a-hA-H])\)")
 _EXTRA = {
     **dict.fromkeys("\u2022\u2023\u25e6\u2219\u00b7\u2027\u2043\u30fb\uff65\u2a00\u2981", HARD),
     **dict.fromkeys("\u2014\u2015\u2e3a\u2e3b", f" {ITEM} "),
@@ -77,7 +79,7 @@ def plain(text: str, words: Collection[str] = ()) -> tuple[str, Sequence[int] | 
     Returns:
         The plain text, and the place in `text` of each of its characters; None where all are in their place.
     """
-    if not _MARKED.search(text):
+    if not _has_layout(text):
         return text, None
     source = text.replace("\r\n", " \n").replace("\u00ad\n", "-\n")
     result = source.translate(_CHARACTERS)
@@ -94,6 +96,15 @@ def plain(text: str, words: Collection[str] = ()) -> tuple[str, Sequence[int] | 
     result = _INLINE_MARK.sub(lambda mark: HARD + " " * (len(mark[0]) - 1), result)
     result = _SPACED.sub(_separator, result).translate(_MARKUP)
     return (_line_breaks(result) if "\n" in result else result), places
+
+
+def _has_layout(text: str) -> bool:
+    return (
+        _MARKS.search(text) is not None
+        or any(dash in text for dash in _DASHES)
+        or (")" in text and _LISTED.search(text) is not None)
+        or text.lstrip(" ").startswith(("-", "+", ">"))
+    )
 
 
 def _separator(mark: re.Match[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, NUM_CONDITIONS, POSITIVE, UNCERTAIN
@@ -13,7 +13,7 @@ from mrg.metrics.labelers.layout import HARD, ITEM, SOFT, plain
 from mrg.metrics.labelers.sections import without_skipped_sections
 
 _TOKEN = re.compile(
-    rf"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?]+|{HARD}[\s{HARD}{SOFT}]*|[;:,{ITEM}{SOFT}]", re.IGNORECASE
+    rf"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?]+|{HARD}[\s{HARD}{SOFT}]*|{ITEM}(?: *{ITEM})*|[;:,{SOFT}]"
 )
 _WORDS = {variant: word for word, variants in phrases.SPELLINGS.items() for variant in variants.split()}
 _STATE_LABELS = {
@@ -27,7 +27,9 @@ _STATE_LABELS = {
     "clear": NEGATIVE,
     "unchanged": BLANK,
 }
-_STOPS = frozenset((".", "!", "?", HARD))
+_SIGNS = frozenset((".", "!", "?", HARD, ITEM))
+# Most tokens of one phrase, skipped words included.
+_LONGEST = 20
 _INSIDE = frozenset(cues.INSIDE.replace("\n", " ").replace(",", " ").split())
 _ROLES = {
     "denies_after": cues.NEGATION_BEFORE,
@@ -61,7 +63,7 @@ _CONDITION_OF = {
 }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Entry:
     """All that one phrase can mean; most phrases have one meaning, a phrase of `NOTHING` has none.
 
@@ -130,6 +132,14 @@ def _phrases(table: str) -> list[tuple[str, ...]]:
     return [tuple("," if word == "\0" else word for word in item) for item in items if item]
 
 
+def _words(part: str) -> list[str]:
+    spelled = _WORDS.get
+    return [
+        spelled(word, word) if word[0] not in _SIGNS else word if word[-1].isdigit() else word[0]
+        for word in _TOKEN.findall(part)
+    ]
+
+
 class Lexicon:
     """Looks up phrases in a list of words.
 
@@ -151,17 +161,20 @@ class Lexicon:
 
     def tokens(self, text: str) -> Tokens:
         """Cut a text into words and the signs that matter to scopes, without the sections that are not read."""
-        clean, places = plain(text, self.words)
-        words, spans = [], []
-        for match in _TOKEN.finditer(without_skipped_sections(clean)):
-            word = match.group().lower()
-            if word[0] in _STOPS and not word[-1].isdigit():
-                word = word[0]
-            words.append(_WORDS.get(word, word))
-            spans.append(match.span())
+        part, places = self._read_part(text)
+        spans = [match.span() for match in _TOKEN.finditer(part)]
         if places is not None:
             spans = [(places[start], places[stop - 1] + 1) for start, stop in spans]
-        return Tokens(words, spans)
+        return Tokens(_words(part), spans)
+
+    def word_list(self, text: str) -> list[str]:
+        """The words of `tokens` without their places."""
+        return _words(self._read_part(text)[0])
+
+    def _read_part(self, text: str) -> tuple[str, Sequence[int] | None]:
+        """Small letters of the sections that are read; `plain` leaves no character whose small letter is longer."""
+        clean, places = plain(text, self.words)
+        return without_skipped_sections(clean).lower(), places
 
     def _add_findings(self) -> None:
         for label, tables in ((POSITIVE, phrases.FINDINGS), (UNCERTAIN, phrases.UNCERTAIN_FINDINGS)):
@@ -245,7 +258,7 @@ class Lexicon:
                 start += 1
                 continue
             best, stop = node.get(""), start + 1
-            for position in range(start + 1, num_words):
+            for position in range(start + 1, min(num_words, start + _LONGEST)):
                 word = words[position]
                 following = node.get(word)
                 if following is None:

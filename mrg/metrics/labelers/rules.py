@@ -196,7 +196,7 @@ class RulesLabeler(Labeler):
 
     def _label(self, text: str) -> bytes:
         row = [BLANK] * (OTHER + 1)
-        words = self._lexicon.tokens(text).words
+        words = self._lexicon.word_list(text)
         for mention in Reader(words, self._lexicon).read(self._lexicon.find(words)):
             if _STRENGTH[mention.label] > _STRENGTH[row[mention.condition]]:
                 row[mention.condition] = mention.label

@@ -76,7 +76,7 @@ class Reader:
                 for condition, label in entry.findings:
                     self._finding(entry, condition, label, span)
                 if entry.verb and not self._is_adjective(start):
-                    if self.words[start] in _SHOWING and all(m.structure == "other" for m in self.group):
+                    if self.words[start] in _SHOWING and all(m.structure == "other" for m in self.group[-_REACH:]):
                         self._new_group()  # "views of the chest show an unchanged silhouette"
                     self._verb()
         self._end_clause()
