@@ -124,7 +124,7 @@ def clean_target(report: str, deidentified: Deidentified = "keep") -> str:
 def _without_brackets(gap: re.Match[str]) -> str:
     """What is between two words, without empty brackets and without slashes that do not join the words."""
     text = gap[0]
-    if text == "/" and 0 < gap.start() and gap.end() < len(gap.string):
+    if text == "/" and gap.start() > 0 and gap.end() < len(gap.string):
         return text
     first, last = text.find("("), text.rfind(")")
     return (text[:first] + text[last + 1 :] if 0 <= first < last else text).replace("/", "")
