@@ -51,7 +51,7 @@ _ROLES = {
 
 
 OTHER = NUM_CONDITIONS
-"""Index of what is a finding and none of the conditions: it has no label, but a report that has one is not normal."""
+"""Index of findings outside the conditions: they have no label, but a report that asserts one is not normal."""
 
 _CONDITION_OF = {
     "heart": CONDITIONS.index("Cardiomegaly"),
@@ -65,21 +65,21 @@ _CONDITION_OF = {
 
 @dataclasses.dataclass(slots=True)
 class Entry:
-    """All that one phrase can mean; most phrases have one meaning, a phrase of `NOTHING` has none.
+    """The meanings of a phrase: usually one; none for a phrase of `NOTHING`.
 
     Args:
         findings: Pairs of condition index and label.
-        denied_as: Index of the condition that a denial of the finding denies; None where it is the finding's own.
-        certain: A doubt does not make the finding uncertain.
+        denied_as: Index of the condition that a denial of the finding denies; None if it is the finding's own.
+        certain: Whether the finding remains positive when hedged.
         structures: Keys of `phrases.ANATOMY`.
-        state: The label that the state gives to a structure, or None where the phrase is no state.
-        weak: The state gives its label only to a structure of which nothing else is said ("stable").
-        speaks_of: The structures that the state can be said of.
-        only_before: The state can be said only of structures before it ("is larger").
-        sentence_end: The token is a full stop or its like.
-        colon: The token can part a name from what is said of it: a colon or a dash.
-        soft: The token is a line break that may end a sentence.
-        nothing: The phrase means nothing; it is in the table so that its words are not read one by one.
+        state: Label that the state gives to a structure, or None if the phrase is not a state.
+        weak: Whether the state applies only to a structure without any other state ("stable").
+        speaks_of: Structures that the state applies to.
+        only_before: Whether the state applies only to structures before it ("is larger").
+        sentence_end: Whether the token ends a sentence.
+        colon: Whether the token, a colon or a dash, can separate a name from a statement about it.
+        soft: Whether the token is a line break that may end a sentence.
+        nothing: Whether the phrase has no meaning and only prevents reading its words separately.
     """
 
     findings: tuple[tuple[int, int], ...] = ()
@@ -114,11 +114,11 @@ class Entry:
 
 @dataclasses.dataclass
 class Tokens:
-    """A text cut into words and signs.
+    """The words and punctuation marks of a text.
 
     Args:
-        words: Small letters, spellings replaced.
-        spans: First character of each and one past its last, in the text as given.
+        words: Words in lower case with normalized spelling.
+        spans: First character of each and one past its last, in the original text.
     """
 
     words: list[str]
@@ -160,7 +160,7 @@ class Lexicon:
         self.words = frozenset(_words_of(self._tree)) | frozenset(_WORDS)
 
     def tokens(self, text: str) -> Tokens:
-        """Cut a text into words and the signs that matter to scopes, without the sections that are not read."""
+        """Split a text into words and the punctuation that affects scopes, without skipped sections."""
         part, places = self._read_part(text)
         spans = [match.span() for match in _TOKEN.finditer(part)]
         if places is not None:
@@ -168,11 +168,11 @@ class Lexicon:
         return Tokens(_words(part), spans)
 
     def word_list(self, text: str) -> list[str]:
-        """The words of `tokens` without their places."""
+        """The words of `tokens` without their spans."""
         return _words(self._read_part(text)[0])
 
     def _read_part(self, text: str) -> tuple[str, Sequence[int] | None]:
-        """Small letters of the sections that are read; `plain` leaves no character whose small letter is longer."""
+        """Sections that are read, in lower case; no character that `plain` leaves is longer in lower case."""
         clean, places = plain(text, self.words)
         return without_skipped_sections(clean).lower(), places
 
