@@ -23,7 +23,7 @@ from mrg.metrics import ccs, ce_f1, convention
 from mrg.metrics.conditions import CLASSES, CONDITIONS
 from mrg.metrics.labelers.rules import CONVENTIONS, RulesLabeler
 
-SCORES = ("micro-14", "micro-14+", "micro-13+", "micro-5+", "macro-14+")
+SCORES = ("micro-14", "micro-14+", "micro-13", "micro-13+", "micro-5", "micro-5+", "macro-14+")
 
 
 def agreement(labels: Tensor, expected: Tensor) -> dict[str, float]:

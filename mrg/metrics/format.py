@@ -13,7 +13,7 @@ from mrg.errors import UserError
 from mrg.metrics.cells import is_missing
 
 TAG = re.compile(r"</?(?:think|report)>")
-STRICT = re.compile(r"\s*(?:<think>(.*?)</think>)?\s*<report>(.*?)</report>\s*", re.DOTALL)
+STRICT = re.compile(r"(?:<think>(.*?)</think>\s*)?<report>(.*?)</report>", re.DOTALL)
 
 
 class ParsedCompletion(NamedTuple):
@@ -42,7 +42,7 @@ def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
     tags = TAG.findall(text)
     if tags.count("<report>") != 1 or tags.count("</report>") != 1:
         return ParsedCompletion("", "", False)
-    match = STRICT.fullmatch(text)
+    match = STRICT.fullmatch(text.strip())
     if match and tags.count("<think>") <= 1 and len(tags) in (2, 4):
         thinking, report = (match[1] or "").strip(), _written(match[2])
         if report and (bool(thinking) if think == "required" else len(tags) == 2):

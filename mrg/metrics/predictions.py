@@ -165,7 +165,8 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
         UserError: If the files do not hold the same studies with the same references; the message lists them.
     """
     if set(first.ids) != set(second.ids):
-        only = [[name for name in a.ids if name not in set(b.ids)] for a, b in ((first, second), (second, first))]
+        held = [set(a.ids) for a in (first, second)]
+        only = [[name for name in a.ids if name not in b] for a, b in ((first, held[1]), (second, held[0]))]
         parts = [f"{len(ids)} only in {name} ({some(ids)})" for ids, name in zip(only, names, strict=True) if ids]
         raise UserError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
     place = {name: row for row, name in enumerate(second.ids)}
@@ -292,9 +293,10 @@ def _column(
     chosen = name if name is not None else next((column for column in known if column in names), None)
     if chosen is None or chosen not in names:
         looked = repr(name) if name is not None else " or ".join(known)
+        other = ", or give a file of references with --references" if what == "reference report" else ""
         raise UserError(
             f"{path} has no column for the {what} (looked for {looked}); it has {quoted(names)}: name it with "
-            f"--{option}."
+            f"--{option}{other}."
         )
     return chosen
 

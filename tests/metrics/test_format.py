@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mrg.metrics import format_score, parse_completion
+from tests.linear import assert_linear_time
 
 WELL_FORMED = [
     "<think>a</think><report>b</report>",
@@ -85,3 +86,19 @@ def test_score():
 def test_bad_input():
     with pytest.raises(ValueError, match="'required' or 'absent', but got 'optional'"):
         parse_completion("", think="optional")
+
+
+@pytest.mark.parametrize("think", ["required", "absent"])
+@pytest.mark.parametrize(
+    ("prefix", "suffix"),
+    [
+        ("", ""),
+        ("<report>", ""),
+        ("", "x<report>a</report>"),
+        ("<think>a</think>", "x<report>a</report>"),
+        ("<think>a</think><report>a</report>", "x"),
+    ],
+)
+def test_work_is_linear(think, prefix, suffix):
+    for unit in (" ", "\n", "a ", "<think>", "<report>", "</report> ", "</think><report>", "<report>a</report>"):
+        assert_linear_time(lambda text: parse_completion(text, think), unit, prefix, suffix)

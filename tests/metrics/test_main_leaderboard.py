@@ -1,11 +1,15 @@
 """Several files and separate references on the command line."""
 
 import json
+import re
+import shutil
+from pathlib import Path
 
 import pytest
 
 from mrg.metrics.__main__ import main
 
+DOCS = Path(__file__).parents[2] / "docs"
 REFS = {"s1": "Mild cardiomegaly.", "s2": "Small left effusion.", "s3": "The lungs are clear.", "s4": "Left opacity."}
 
 
@@ -15,6 +19,9 @@ def files(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({name: [text] for name, text in reversed(REFS.items())}))
     (tmp_path / "b.json").write_text(json.dumps(dict.fromkeys(REFS, "Cardiomegaly.")))
     (tmp_path / "a.csv").write_text("".join(f"{text}\n" for text in REFS.values()))
+    (tmp_path / "three.json").write_text(json.dumps({**dict.fromkeys(("s1", "s2"), "Edema."), "s5": "Edema."}))
+    (tmp_path / "blank.json").write_text(json.dumps(dict.fromkeys(REFS, "nan")))
+    (tmp_path / "alone.jsonl").write_text('{"id": "s1", "generated": "Edema."}\n')
     return tmp_path
 
 
@@ -60,6 +67,14 @@ def test_by_row(files):
         (("a.json", "--page", "p.html", "--references", "refs.json"), "--page is the page of a leaderboard"),
         (("a.json", "--rank_by", "BLEU"), "--rank_by to be one of MCCS"),
         (("a.json", "b.json"), "has no column for the generated report"),
+        (("b.json", "a.json", "--rank_by", "CE-F1 micro-15", "--references", "refs.json"), "but got 'CE-F1 micro-15'"),
+        (("alone.jsonl",), "has no column for the reference report"),
+        (("alone.jsonl",), "name it with --target, or give a file of references with --references."),
+        (("a.json", "--references", "blank.json"), "blank.json has no reference report"),
+        (("a.json", "--references", "three.json"), "2 of the 4 ids of {folder}/a.json are not in "),
+        (("a.json", "--references", "three.json"), "three.json (s3, s4) and 1 of the 3 ids of {folder}/three.json "),
+        (("a.json", "--references", "three.json"), "three.json are not in {folder}/a.json (s5)."),
+        (("a.csv", "--by_row", "--references", "three.json"), "a.csv has 4 and {folder}/three.json 3."),
         (("a.json", "a.json", "--references", "refs.json"), "one is given twice"),
     ],
 )
@@ -68,7 +83,7 @@ def test_bad_input_is_one_line(files, capsys, arguments, message):
         run(files, *arguments)
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert message.format(folder=files) in error
     assert error.count("\n") == 1
 
 
@@ -91,3 +106,15 @@ def test_missing_texts_of_two_files(files, capsys):
     assert "1 of 2 reports are empty and scored as such, of which 1 hold a word such as nan: s1." in out
     result = json.loads((files / "c.csv.scores.json").read_text())
     assert (result["num_studies"], result["no_reference"], result["no_prediction"]) == (2, ["s2", "s3"], ["s1"])
+
+
+def test_the_documentation_shows_what_the_command_prints(tmp_path, monkeypatch, capsys):
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8").partition("\n## Leaderboard\n")[2]
+    command, printed = re.findall(r"```\n(.*?)```", text, re.DOTALL)[:2]
+    shutil.copytree(DOCS / "examples" / "leaderboard", tmp_path / "leaderboard")
+    monkeypatch.chdir(tmp_path / "leaderboard")
+    python, option, module, *arguments = command.replace("\\\n", " ").split()
+    assert (python, option, module) == ("python", "-m", "mrg.metrics")
+    main(arguments)
+    assert printed in capsys.readouterr().out
+    assert (tmp_path / "leaderboard" / "leaderboard.html").is_file()

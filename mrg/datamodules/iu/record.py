@@ -114,15 +114,30 @@ def clean_target(report: str, deidentified: Deidentified = "keep") -> str:
         # A full stop also ends a sentence if the space after it is missing, but not after the number of a list.
         sentences = re.split(r"(?<=[.!?])(?<!\b\d\.)\s+|(?<=[a-zX]\.)(?=[A-Z][a-z])", report.strip())
         return " ".join(sentence for sentence in sentences if DEIDENTIFIED not in sentence)
-    text = re.sub(rf"[\w'-]*{DEIDENTIFIED}[\w'-]*", "", report)
-    text = re.sub(r"(?<!\w)/|/(?!\w)|\(\W*\)", "", text)
-    text = re.sub(r"\s+(?=[.,;:!?)](\D|$))|(?<=\()\s+", "", text)
-    text = re.sub(r"[.,;:!?](\s*[.,;:!?])+(?=\s|$)", _strongest, text)
+    text = re.sub(r"[\w'-]+", lambda word: "" if DEIDENTIFIED in word[0] else word[0], report)
+    text = re.sub(r"\W+", _without_brackets, text)
+    text = re.sub(r"(?<!\s)\s+(?=[.,;:!?)](\D|$))|(?<=\()\s+", "", text)
+    text = re.sub(r"[.,;:!?](\s*[.,;:!?])+", _strongest, text)
     return " ".join(text.split()).lstrip(".,;:!? ")
 
 
+def _without_brackets(gap: re.Match[str]) -> str:
+    """What is between two words, without empty brackets and without slashes that do not join the words."""
+    text = gap[0]
+    if text == "/" and gap.start() > 0 and gap.end() < len(gap.string):
+        return text
+    first, last = text.find("("), text.rfind(")")
+    return (text[:first] + text[last + 1 :] if 0 <= first < last else text).replace("/", "")
+
+
 def _strongest(run: re.Match[str]) -> str:
-    return next((mark for mark in run[0] if mark in ".!?"), run[0][0])
+    """One mark for all of a run that white space or the end of the text follows."""
+    end = run.end()
+    ended = end == len(run.string) or run.string[end].isspace()
+    marks = run[0] if ended else run[0].rstrip(".,;:!?").rstrip()
+    if len(marks) < 2:
+        return run[0]
+    return next((mark for mark in marks if mark in ".!?"), marks[0]) + run[0][len(marks) :]
 
 
 def to_study(

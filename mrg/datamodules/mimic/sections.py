@@ -78,6 +78,7 @@ _HEADER = re.compile(
     r"|(?<=[.?!_])[ \t]+(?P<inline>[A-Z][A-Z /]{4,30}?):(?=\s)",
     re.MULTILINE,
 )
+_NOT_SPACE = re.compile(r"\S")
 # The de-identification token `___` has three underscores and may be alone on a line.
 _DIVIDER = re.compile(r"^[ \t]*(_{10,}|(?P<final>FINAL REPORT))[ \t]*$", re.MULTILINE)
 
@@ -192,7 +193,7 @@ def _cut(text: str) -> tuple[list[_Part], set[str]]:
             if found is None:
                 continue
             name, how = found
-            if last.name in ("findings", "impression") and _is_subheading(how, text[last.start : mark.start()]):
+            if last.name in ("findings", "impression") and _is_subheading(how, text, last.start, mark.start()):
                 rules.add("subheading")
                 continue
             if last.name in ("wet read", "addendum") and how == "unknown header":
@@ -205,9 +206,9 @@ def _cut(text: str) -> tuple[list[_Part], set[str]]:
     return parts, rules
 
 
-def _is_subheading(how: str, before: str) -> bool:
+def _is_subheading(how: str, text: str, start: int, end: int) -> bool:
     """Whether a header within findings or impression is part of them: an unknown one, or a view after some text."""
-    return how == "unknown header" or (how == "view header" and bool(before.strip()))
+    return how == "unknown header" or (how == "view header" and bool(_NOT_SPACE.search(text, start, end)))
 
 
 def _header(mark: re.Match[str], text: str) -> tuple[str, str] | None:
@@ -227,13 +228,14 @@ def _header(mark: re.Match[str], text: str) -> tuple[str, str] | None:
     if not name or name not in _IN_LOWER_CASE:
         return None
     if mark["small"]:
-        return (name, "lower case") if _starts_sentence(text[: mark.start()]) else None
+        return (name, "lower case") if _starts_sentence(text, mark.start()) else None
     return name, "no colon" if mark["alone"] else "within a line"
 
 
-def _starts_sentence(before: str) -> bool:
+def _starts_sentence(text: str, place: int) -> bool:
     """Whether a new sentence starts: after a blank line, a title in capitals, or the end of a sentence."""
-    last = before[:-1].rpartition("\n")[2].strip()
+    end = max(place - 1, 0)
+    last = text[text.rfind("\n", 0, end) + 1 : end].strip()
     return not any(letter.islower() for letter in last) or last.endswith((".", ":", ";", "?", "!", "_", ")"))
 
 

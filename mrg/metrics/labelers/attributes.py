@@ -92,7 +92,7 @@ class Finding:
         change: A key of `CHANGES`.
         start: First character of the words that name the finding.
         end: One past their last character.
-        words: The words that gave the attributes, in reading order.
+        words: Words that state the attributes, in reading order.
     """
 
     condition: str
@@ -108,7 +108,7 @@ class Finding:
 
 @dataclasses.dataclass
 class Hit:
-    """A phrase of the table in a text; `kind` is empty for a phrase that gives no attribute."""
+    """A phrase of the table in a text; `kinds` is empty for a phrase without an attribute."""
 
     span: Span
     kinds: tuple[tuple[str, str], ...]
@@ -221,7 +221,7 @@ def _owner(words: Sequence[str], before: Span | None, after: Span | None, hit: S
 
 
 def _kinds(words: Sequence[str], found: Sequence[Hit], i: int) -> tuple[tuple[str, str], ...]:
-    """What a phrase gives; how much a finding has changed ("slightly worse") is not how severe it is."""
+    """Attributes of a phrase; the degree of a change ("slightly worse") is not a severity."""
     hit = found[i]
     if not any(kind == "severity" for kind, _ in hit.kinds):
         return hit.kinds
@@ -234,7 +234,7 @@ def _kinds(words: Sequence[str], found: Sequence[Hit], i: int) -> tuple[tuple[st
 
 
 def _share(words: Sequence[str], spans: Sequence[Span], result: dict[Span, dict[str, tuple[str, Span]]]) -> None:
-    """Let findings of one list share side and place, from the first to the next and from the last to those before."""
+    """Share side and place among the findings of a list, forwards and then backwards."""
     pairs = [(a, b) for a, b in itertools.pairwise(spans) if _listed(words[a[1] : min(b[0], a[1] + 4)], b[0] - a[1])]
     for ordered in (pairs, [(b, a) for a, b in reversed(pairs)]):
         for giver, taker in ordered:

@@ -1,4 +1,4 @@
-"""What every labeler is: a callable from report texts to label classes."""
+"""The labeler interface: a callable from report texts to label classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mrg.errors import UserError, UserTypeError
 
 
 class Labeler(ABC):
-    """Reads reports and says, for each of the 14 conditions, what the text states about it.
+    """Assigns each report one label class per condition.
 
-    A metric takes any callable of this form: the rule-based labeler, a CheXbert checkpoint, or one of your own. To be
-    named in a configuration (`model.init_args.labeler.class_path`) it must derive from this class, because jsonargparse
-    takes a callable protocol for a factory of what it returns. `name` stands in results.
+    A metric accepts any callable of this form: the rule-based labeler, a CheXbert checkpoint, or your own. A labeler
+    that is set in a configuration (`model.init_args.labeler.class_path`) must derive from this class, because
+    jsonargparse treats a callable protocol as a factory of its return value. Results carry its `name`.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Labeler(ABC):
         """Label reports.
 
         Args:
-            texts: N reports; an empty one is allowed and mentions nothing.
+            texts: N reports; the row of an empty one is blank.
 
         Returns:
             int64 (N, 14) on the CPU or on the labeler's device, columns in the order of
@@ -35,11 +35,11 @@ class Labeler(ABC):
 
 
 def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
-    """Raise where two sides are not as many reports.
+    """Check that both sides are lists of reports of equal length.
 
     Raises:
-        TypeError: See `check_texts`.
-        ValueError: If the lengths differ.
+        UserTypeError: See `check_texts`.
+        UserError: If the lengths differ.
     """
     check_texts(preds, "preds")
     check_texts(target, "target")
@@ -50,10 +50,10 @@ def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
 
 
 def check_texts(texts: Sequence[str], name: str = "texts") -> None:
-    """Raise where a labeler would otherwise fail late or label something that is not a report.
+    """Check that the input of a labeler is a sequence of strings.
 
     Raises:
-        TypeError: If `texts` is one string, or holds something that is not a string (the message says where).
+        UserTypeError: If `texts` is one string, or holds something that is not a string (the message says where).
     """
     if isinstance(texts, str):
         raise UserTypeError(

@@ -1,14 +1,15 @@
 """CheXbert (Smit et al., 2020): the 14 labels of a report from a BERT that was trained on radiologists' labels.
 
-How labels come to be, as in the original: white space is collapsed, the text is cut at 512 tokens, each head's highest
-score is its label. What is different here changes the time, not the labels:
+As in the original, white space is collapsed, the text is truncated to 512 tokens, and the label of each head is the
+class with the highest score. The differences affect speed, not labels:
 
-- One call takes all texts, predictions and references alike; equal ones are labelled once, known ones not again.
-- The rest is sorted by length and run in batches of a number of tokens, without padding (`chexbert_network.py`).
-- An empty report mentions nothing: its row is blank, where the original asks the network about no words at all.
+- Equal texts in a call are labelled once, and known texts come from a cache.
+- The others are sorted by length and run in batches of at most `batch_tokens` tokens without padding
+  (`chexbert_network.py`).
+- The row of an empty report is blank; the original runs the network on an empty input.
 
-Scores differ from those of one report at a time in the last digits of float32, so a label could differ only where two
-classes of one head are equal to about 5 digits. bfloat16 is faster where the hardware has it, but changes labels.
+Scores differ from those of one report at a time in the last digits of float32, so a label can differ only where two
+classes of one head agree to about 5 digits. bfloat16 is faster on hardware that supports it, but changes labels.
 """
 
 from __future__ import annotations
@@ -37,25 +38,25 @@ _BLANK_ROW = bytes([BLANK] * NUM_CONDITIONS)
 class CheXbertLabeler(Labeler):
     """Label reports with CheXbert's published weights, which are not part of `mrg`.
 
-    It is no module: a metric or a model that holds it has none of its parameters, and `.train()` does not reach it.
-    Copies share the weights; a pickle holds the settings alone, and the weights are read again where it is loaded.
-    Calls from several threads wait for each other.
+    It is not an `nn.Module`: its weights are not parameters of a metric or model that uses it, and `.train()` does not
+    affect it. Copies share the weights; a pickle contains only the settings, and the weights are read again after
+    loading. Calls from several threads are serialized.
 
     Args:
-        checkpoint: A hub id, a `.pth` or `.safetensors` file, or a folder, see `find_checkpoint`. It is found and
-            checked at once, so that a wrong path does not show hours later.
-        tokenizer: Hub id or folder of the tokenizer of bert-base-uncased, whose vocabulary the checkpoint does not
-            hold. A folder needs vocab.txt or tokenizer.json.
-        device: Where to compute. `None`: the GPU that is current at the first call, so that each process of a run on
-            several GPUs uses its own; without one, the CPU.
-        dtype: "bfloat16" is faster and takes half the memory, but changes labels: 43 of 896 with the random weights of
-            benchmarks/labeling.py, which measures it for yours too.
-        batch_tokens: Most tokens in one forward pass, unless one report alone has more.
-        cache_size: How many texts to remember, by a hash; the least recently used is forgotten first. 0 remembers none.
+        checkpoint: Hub id, `.pth` or `.safetensors` file, or folder, see `find_checkpoint`. It is read and checked at
+            once, so that a wrong path fails early.
+        tokenizer: Hub id or folder of the tokenizer of bert-base-uncased, because the checkpoint contains no
+            vocabulary. A folder must contain vocab.txt or tokenizer.json.
+        device: Device of the network. `None` selects the current GPU at the first call, so that each process of a run
+            on several GPUs uses its own, or the CPU if there is no GPU.
+        dtype: `"float32"` or `"bfloat16"`, which is faster and takes half the memory, but changes labels: 43 of 896
+            with the random weights of benchmarks/labeling.py, which also measures other checkpoints.
+        batch_tokens: Maximum number of tokens in one forward pass; a longer report is run alone.
+        cache_size: Number of texts whose labels are cached; the least recently used is dropped first. 0 caches none.
 
     Raises:
-        FileNotFoundError: If the checkpoint or the tokenizer is not found; the message says how to get it.
-        ValueError: If the checkpoint or the tokenizer is not the right one, or a setting is out of its range.
+        NotFoundError: If the checkpoint or the tokenizer is not found; the message says how to get it.
+        UserError: If the checkpoint or the tokenizer is not CheXbert's, or a setting is out of range.
 
     Example:
         >>> labeler = CheXbertLabeler("chexbert.pth")  # doctest: +SKIP
@@ -77,7 +78,7 @@ class CheXbertLabeler(Labeler):
         for name, value, least in (("batch_tokens", batch_tokens, 1), ("cache_size", cache_size, 0)):
             if not isinstance(value, int) or value < least:
                 raise UserError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
-        # Results are named after it, and those of bfloat16 are others.
+        # Results carry this name; those of bfloat16 differ.
         self.name = "chexbert" if dtype == "float32" else f"chexbert-{dtype}"
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
@@ -111,7 +112,7 @@ class CheXbertLabeler(Labeler):
         return flat.view(-1, NUM_CONDITIONS).long()
 
     def to(self, device: str | torch.device) -> CheXbertLabeler:
-        """Compute on another device; the next call reads the weights again. Copies made before stay where they are."""
+        """Move to another device; the next call reads the weights again. Earlier copies stay on their device."""
         self.device = _as_device(device)
         self._shared = _Shared()
         return self
@@ -132,7 +133,7 @@ class CheXbertLabeler(Labeler):
         return self.__copy__()
 
     def _rows(self, texts: list[str]) -> dict[str, bytes]:
-        """Row of each prepared text; equal ones become one here."""
+        """Text -> row of each distinct prepared text."""
         keys = {text: hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts if text}
         cache = self._shared.cache
         known = {text: cache.pop(key) for text, key in keys.items() if key in cache}
@@ -145,7 +146,7 @@ class CheXbertLabeler(Labeler):
         return {"": _BLANK_ROW, **rows}
 
     def _label(self, texts: list[str]) -> dict[str, bytes]:
-        """Rows of texts by the network."""
+        """Text -> row, computed by the network."""
         if not texts:
             return {}
         network = self._network()
@@ -178,7 +179,7 @@ class CheXbertLabeler(Labeler):
 
 
 class _Shared:
-    """What a labeler and its copies have in common: made at need, and never part of a pickle."""
+    """State shared by a labeler and its copies; created when needed, and never pickled."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -189,9 +190,9 @@ class _Shared:
 
 
 def prepare(text: str) -> str:
-    """The text as CheXbert reads it: in one line, words separated by one space.
+    """The text in CheXbert's form: one line, words separated by single spaces.
 
-    Half a surrogate pair, which a tokenizer would refuse, becomes a replacement character, which BERT ignores.
+    A lone surrogate, which a tokenizer would refuse, becomes a replacement character, which BERT ignores.
     """
     text = re.sub(r"\s+", " ", text.strip()).strip()
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
@@ -210,7 +211,7 @@ def _as_device(device: str | torch.device) -> torch.device:
 
 
 def _batches(pairs: list[tuple[str, list[int]]], batch_tokens: int) -> Iterator[list[tuple[str, list[int]]]]:
-    """Cut a list where a batch would exceed its number of tokens."""
+    """Split a list into batches of at most `batch_tokens` tokens."""
     batch: list[tuple[str, list[int]]] = []
     size = 0
     for pair in pairs:

@@ -1,8 +1,8 @@
-"""CheXbert's weights: where they come from, what they must look like, and how to convert them once.
+"""CheXbert's weights: finding, checking and converting them.
 
 The published file, `chexbert.pth`, is the state of a training run: `model_state_dict` holds `module.bert.*` and
-`module.linear_heads.{0..13}.*`, and two thirds of the file are the optimiser's, which is not read here. Its licence
-does not allow to pass it on, so `mrg` ships none.
+`module.linear_heads.{0..13}.*`, and two thirds of the file are optimizer states, which are not read here. Its licence
+does not permit redistribution, so `mrg` does not include it.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _NOT_NEEDED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids",
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
-    """Path of a weights file; a hub id is downloaded unless the hub's cache holds it.
+    """Path of a weights file; that of a hub id is downloaded unless it is in the hub's cache.
 
     Args:
-        checkpoint: A `.pth` or `.safetensors` file, a folder that holds chexbert.safetensors or chexbert.pth (the
-            former is preferred), or the hub id of a repository that holds chexbert.pth.
+        checkpoint: A `.pth` or `.safetensors` file, a folder with chexbert.safetensors or chexbert.pth (the
+            former is preferred), or the hub id of a repository with chexbert.pth.
 
     Raises:
         NotFoundError: If there is none; the message says where it looked and how to get it.
@@ -59,7 +59,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def _download(repository: str, file: str, remedy: str) -> Path:
-    """Path of a hub repository's file; the hub is asked only for what its cache does not hold."""
+    """Path of a file of a hub repository; it is downloaded unless it is in the hub's cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -78,7 +78,7 @@ def _download(repository: str, file: str, remedy: str) -> Path:
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Without a line for each of the hub's trials: what failed stands in our own."""
+    """Suppress the hub's log line for each attempt; our error states the reason."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -91,7 +91,7 @@ def _quiet_hub() -> Iterator[None]:
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read and check the weights of a `.pth` or `.safetensors` file.
 
-    Nothing but tensors is read, so that a file cannot run code.
+    Only tensors are read, so a file cannot run code.
 
     Returns:
         float32 tensors on the CPU, `bert.*` and `linear_heads.*`, without the pooler; they may be backed by the file.
@@ -115,9 +115,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _fault(value: Tensor) -> str:
-    """Why a tensor cannot be a weight; empty where it can.
+    """Why a tensor cannot be a weight; empty if it can.
 
-    A few bytes may claim to be a tensor of any size, which a copy of it would then allocate.
+    A file of a few bytes can declare a tensor of any size, which a copy would then allocate.
     """
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         return f"a tensor of layout {value.layout} on {value.device}, not a plain one on the CPU"
@@ -143,7 +143,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
 
 def _read_pth(path: Path) -> Mapping[str, object]:
     try:
-        # Mapped, the optimiser state is never read; the format before PyTorch 1.6 cannot be mapped.
+        # Memory-mapped, so that the optimizer state is not read; the format before PyTorch 1.6 cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) and "GLOBAL" in str(error):
@@ -206,13 +206,13 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def _layers(weights: Mapping[str, Tensor]) -> set[int]:
-    """Numbers of the layers that the weights name; a number with more than 6 digits is none."""
+    """Layer numbers in the names of the weights; numbers of more than 6 digits are ignored."""
     names = (re.match(r"bert\.encoder\.layer\.([0-9]{1,6})\.", name) for name in weights)
     return {int(match[1]) for match in names if match}
 
 
 def _expected_shapes(weights: Mapping[str, Tensor], num_layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes for the sizes that the weights themselves tell: bert-base for the published file."""
+    """Names and shapes for the sizes of the weights themselves: those of bert-base for the published file."""
     hidden = weights["bert.embeddings.word_embeddings.weight"].shape[1]
     wide = weights["bert.encoder.layer.0.intermediate.dense.weight"].shape[0]
 
@@ -251,7 +251,7 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
 
     Args:
         tokenizer: A folder with vocab.txt or tokenizer.json, or the hub id of a repository with vocab.txt.
-        vocab_size: How many word embeddings the checkpoint has.
+        vocab_size: Number of word embeddings in the checkpoint.
 
     Raises:
         NotFoundError: If it is not found.
@@ -279,12 +279,11 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
-    """Write the weights alone as safetensors: a third of the size, and quicker to open than `chexbert.pth`.
+    """Write only the weights, as safetensors: a third of the size of `chexbert.pth`, and faster to open.
 
     Args:
-        source: As `find_checkpoint` takes it.
-        target: A `.safetensors` file, or a folder, which then gets chexbert.safetensors. An existing file is replaced;
-            the file appears whole or not at all.
+        source: Checkpoint, see `find_checkpoint`.
+        target: A `.safetensors` file, or a folder for chexbert.safetensors. An existing file is replaced atomically.
 
     Returns:
         Path of the written file.

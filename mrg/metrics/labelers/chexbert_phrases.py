@@ -1,7 +1,7 @@
-"""Where CheXbert reads a phrase in another way than a plain reader does; written as described in `phrases.py`.
+"""Phrases that CheXbert labels differently from the plain reading; written as described in `phrases.py`.
 
-The entries follow from CheXbert's labels of real reports, and each raises the agreement with them. They take effect
-with `RulesLabeler(convention="chexbert")`, the default.
+The entries are derived from CheXbert's labels of real reports, and each raises the agreement with them. They are used
+by `RulesLabeler(convention="chexbert")`, the default.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ OTHER_FINDINGS = """
     peribronchial cuffing, peribronchial thickening, bronchial wall thickening, haziness, fibrotic change,
     fissural thickening, thickening of the fissure, aortic valve, mitral valve, prosthetic valve, artificial valve,
     mechanical valve, valve replacement, valve prosthesis, prosthesis, arthroplasty, fixation"""
-"""Findings that are none of the conditions: asserted, they make No Finding blank. To the plain reader the densities and
-the thickened bronchi are Lung Opacity, prominent vessels a hint of Edema, and valves and joints Support Devices."""
+"""Findings outside the conditions that make No Finding blank when asserted. In the plain reading, densities and
+thickened bronchi are Lung Opacity, prominent vessels an uncertain Edema, and valves and joints Support Devices."""
 
 FINDINGS: dict[str, str] = {"Lung Lesion": "nodular opacity", "Cardiomegaly": "borderline cardiomegaly"}
 """Condition -> phrases that assert it and no other condition."""
 
 UNSTATED = "xxxx a xxxx, chest xxxx tip, chest xxxx with tip, chest xxxx with the tip, closure device"
-"""Names of devices that assert nothing: de-identified ones, and what closes a vessel or a septum."""
+"""Names of devices that assert nothing: de-identified ones, and closure devices."""
 
 DENIED_AS: dict[str, str] = {
     "Consolidation": "infiltrate",
@@ -54,17 +54,17 @@ DENIED_AS: dict[str, str] = {
 """Condition -> phrases whose denial by "no" is one of the condition; another denial of them states nothing."""
 
 CERTAIN = "scar, parenchymal scar"
-"""Findings that stay positive where they are doubted."""
+"""Findings that remain positive when hedged."""
 
 CALCIFIED = "calcified"
-"""Words that make a nodule after them a finding other than a Lung Lesion."""
+"""Words that turn the nodule after them into a finding other than a Lung Lesion."""
 
 OUTLINES = "cardiac contour"
-"""Names of the heart that are also said of the mediastinum where they are normal."""
+"""Names of the heart that also refer to the mediastinum when they are normal."""
 
 STATES: dict[str, tuple[str, str]] = {
     "enlarged": ("heart", "borderline enlarged, borderline large, is upper limits of normal, is upper limits normal"),
     "abnormal": ("other", "enlarged, enlargement, dilated, prominent, prominence, fullness, increased"),
     "normal": ("outline", "normal, unremarkable, within normal limits, within limits of normal, in normal limits"),
 }
-"""As `phrases.STATES`, in addition to it."""
+"""Additions to `phrases.STATES`."""

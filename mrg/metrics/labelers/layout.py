@@ -1,8 +1,8 @@
-"""Text as written -> plain text: Unicode, Markdown, HTML and lists, so that words count and their form does not.
+"""Normalization of Unicode, Markdown, HTML and lists, so that labels depend on words and not on their form.
 
-The plain text has the same words in the same order. Four control characters mark where the layout separates
-statements: `HARD` starts a new line or item of a list, `SOFT` may do so, `ITEM` separates two statements of one line
-(a dash, a bar), and a bare newline is a line wrap, which is white space. Work is linear in the length of the text.
+The plain text has the same words in the same order. Four characters mark where the layout separates statements: `HARD`
+starts a new line or list item, `SOFT` may start one, `ITEM` separates two statements on one line (a dash, a bar), and a
+newline is a line wrap, that is, white space. Work is linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from collections.abc import Collection, Sequence
 
 ITEM, HARD, SOFT = "\x1d", "\x1e", "\x1f"
 
-# Reports of plain sentences on one line have none of these, and are returned as they are.
-_MARKED = re.compile(r"[^ -~]|[*_#<|`~]| [-/+] |--|(?:^|[ (])(?:\d{1,2}|[a-hA-H])\)|^ *[-+>]")
+# Reports of plain sentences on one line have none of these and are returned unchanged.
+_MARKS = re.compile(r"[^ -~]|[*_#<|`~]")
+_DASHES = (" - ", " / ", " + ", "--")
+_LISTED = re.compile(r"(?:^|[ (])(?:\d{1,2}|[a-hA-H])\)")
 _EXTRA = {
     **dict.fromkeys("\u2022\u2023\u25e6\u2219\u00b7\u2027\u2043\u30fb\uff65\u2a00\u2981", HARD),
     **dict.fromkeys("\u2014\u2015\u2e3a\u2e3b", f" {ITEM} "),
@@ -32,7 +34,7 @@ _INVISIBLE = ("Mn", "Me", "Cf")
 
 
 class _Characters(dict[int, str]):
-    """Code point -> its plain form, computed where first met."""
+    """Code point -> its plain form, computed at first use."""
 
     def __missing__(self, code: int) -> str:
         self[code] = plain = _plain(chr(code))
@@ -68,16 +70,16 @@ _NARROW = 40
 
 
 def plain(text: str, words: Collection[str] = ()) -> tuple[str, Sequence[int] | None]:
-    """Bring a text into plain form.
+    """Convert a text to plain form.
 
     Args:
-        text: As written.
-        words: Words to join where a hyphen parts them at the end of a line.
+        text: Original text.
+        words: Words to join if a hyphen at the end of a line separates them.
 
     Returns:
-        The plain text, and the place in `text` of each of its characters; None where all are in their place.
+        The plain text, and the position in `text` of each of its characters; None if all positions are unchanged.
     """
-    if not _MARKED.search(text):
+    if not _has_layout(text):
         return text, None
     source = text.replace("\r\n", " \n").replace("\u00ad\n", "-\n")
     result = source.translate(_CHARACTERS)
@@ -94,6 +96,15 @@ def plain(text: str, words: Collection[str] = ()) -> tuple[str, Sequence[int] | 
     result = _INLINE_MARK.sub(lambda mark: HARD + " " * (len(mark[0]) - 1), result)
     result = _SPACED.sub(_separator, result).translate(_MARKUP)
     return (_line_breaks(result) if "\n" in result else result), places
+
+
+def _has_layout(text: str) -> bool:
+    return (
+        _MARKS.search(text) is not None
+        or any(dash in text for dash in _DASHES)
+        or (")" in text and _LISTED.search(text) is not None)
+        or text.lstrip(" ").startswith(("-", "+", ">"))
+    )
 
 
 def _separator(mark: re.Match[str]) -> str:
@@ -118,10 +129,10 @@ def _join_hyphenated(
 
 
 def _line_breaks(text: str) -> str:
-    """Mark the line breaks that may start a statement with `SOFT`.
+    """Replace the line breaks that may start a statement by `SOFT`.
 
-    Where a text has capital and small letters, a statement starts with a capital letter. Otherwise a break is a wrap
-    where the next word would not have fitted on the line.
+    In a text with upper and lower case, a statement starts with a capital letter. Otherwise a break is a line wrap if
+    the next word would not have fitted on the line.
     """
     lines = text.split("\n")
     mixed = not (text.isupper() or text.islower())

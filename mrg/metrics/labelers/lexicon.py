@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, NUM_CONDITIONS, POSITIVE, UNCERTAIN
@@ -13,7 +13,7 @@ from mrg.metrics.labelers.layout import HARD, ITEM, SOFT, plain
 from mrg.metrics.labelers.sections import without_skipped_sections
 
 _TOKEN = re.compile(
-    rf"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?]+|{HARD}[\s{HARD}{SOFT}]*|[;:,{ITEM}{SOFT}]", re.IGNORECASE
+    rf"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?]+|{HARD}[\s{HARD}{SOFT}]*|{ITEM}(?: *{ITEM})*|[;:,{SOFT}]"
 )
 _WORDS = {variant: word for word, variants in phrases.SPELLINGS.items() for variant in variants.split()}
 _STATE_LABELS = {
@@ -27,7 +27,9 @@ _STATE_LABELS = {
     "clear": NEGATIVE,
     "unchanged": BLANK,
 }
-_STOPS = frozenset((".", "!", "?", HARD))
+_SIGNS = frozenset((".", "!", "?", HARD, ITEM))
+# Most tokens of one phrase, skipped words included.
+_LONGEST = 20
 _INSIDE = frozenset(cues.INSIDE.replace("\n", " ").replace(",", " ").split())
 _ROLES = {
     "denies_after": cues.NEGATION_BEFORE,
@@ -49,7 +51,7 @@ _ROLES = {
 
 
 OTHER = NUM_CONDITIONS
-"""Index of what is a finding and none of the conditions: it has no label, but a report that has one is not normal."""
+"""Index of findings outside the conditions: they have no label, but a report that asserts one is not normal."""
 
 _CONDITION_OF = {
     "heart": CONDITIONS.index("Cardiomegaly"),
@@ -61,23 +63,23 @@ _CONDITION_OF = {
 }
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Entry:
-    """All that one phrase can mean; most phrases have one meaning, a phrase of `NOTHING` has none.
+    """The meanings of a phrase: usually one; none for a phrase of `NOTHING`.
 
     Args:
         findings: Pairs of condition index and label.
-        denied_as: Index of the condition that a denial of the finding denies; None where it is the finding's own.
-        certain: A doubt does not make the finding uncertain.
+        denied_as: Index of the condition that a denial of the finding denies; None if it is the finding's own.
+        certain: Whether the finding remains positive when hedged.
         structures: Keys of `phrases.ANATOMY`.
-        state: The label that the state gives to a structure, or None where the phrase is no state.
-        weak: The state gives its label only to a structure of which nothing else is said ("stable").
-        speaks_of: The structures that the state can be said of.
-        only_before: The state can be said only of structures before it ("is larger").
-        sentence_end: The token is a full stop or its like.
-        colon: The token can part a name from what is said of it: a colon or a dash.
-        soft: The token is a line break that may end a sentence.
-        nothing: The phrase means nothing; it is in the table so that its words are not read one by one.
+        state: Label that the state gives to a structure, or None if the phrase is not a state.
+        weak: Whether the state applies only to a structure without any other state ("stable").
+        speaks_of: Structures that the state applies to.
+        only_before: Whether the state applies only to structures before it ("is larger").
+        sentence_end: Whether the token ends a sentence.
+        colon: Whether the token, a colon or a dash, can separate a name from a statement about it.
+        soft: Whether the token is a line break that may end a sentence.
+        nothing: Whether the phrase has no meaning and only prevents reading its words separately.
     """
 
     findings: tuple[tuple[int, int], ...] = ()
@@ -112,11 +114,11 @@ class Entry:
 
 @dataclasses.dataclass
 class Tokens:
-    """A text cut into words and signs.
+    """The words and punctuation marks of a text.
 
     Args:
-        words: Small letters, spellings replaced.
-        spans: First character of each and one past its last, in the text as given.
+        words: Words in lower case with normalized spelling.
+        spans: First character of each and one past its last, in the original text.
     """
 
     words: list[str]
@@ -128,6 +130,14 @@ def _phrases(table: str) -> list[tuple[str, ...]]:
     table = table.replace(",,", "\0,").replace("\n", ",")
     items = [tuple(_WORDS.get(word, word) for word in item.split()) for item in table.split(",")]
     return [tuple("," if word == "\0" else word for word in item) for item in items if item]
+
+
+def _words(part: str) -> list[str]:
+    spelled = _WORDS.get
+    return [
+        spelled(word, word) if word[0] not in _SIGNS else word if word[-1].isdigit() else word[0]
+        for word in _TOKEN.findall(part)
+    ]
 
 
 class Lexicon:
@@ -150,18 +160,21 @@ class Lexicon:
         self.words = frozenset(_words_of(self._tree)) | frozenset(_WORDS)
 
     def tokens(self, text: str) -> Tokens:
-        """Cut a text into words and the signs that matter to scopes, without the sections that are not read."""
-        clean, places = plain(text, self.words)
-        words, spans = [], []
-        for match in _TOKEN.finditer(without_skipped_sections(clean)):
-            word = match.group().lower()
-            if word[0] in _STOPS and not word[-1].isdigit():
-                word = word[0]
-            words.append(_WORDS.get(word, word))
-            spans.append(match.span())
+        """Split a text into words and the punctuation that affects scopes, without skipped sections."""
+        part, places = self._read_part(text)
+        spans = [match.span() for match in _TOKEN.finditer(part)]
         if places is not None:
             spans = [(places[start], places[stop - 1] + 1) for start, stop in spans]
-        return Tokens(words, spans)
+        return Tokens(_words(part), spans)
+
+    def word_list(self, text: str) -> list[str]:
+        """The words of `tokens` without their spans."""
+        return _words(self._read_part(text)[0])
+
+    def _read_part(self, text: str) -> tuple[str, Sequence[int] | None]:
+        """Sections that are read, in lower case; no character that `plain` leaves is longer in lower case."""
+        clean, places = plain(text, self.words)
+        return without_skipped_sections(clean).lower(), places
 
     def _add_findings(self) -> None:
         for label, tables in ((POSITIVE, phrases.FINDINGS), (UNCERTAIN, phrases.UNCERTAIN_FINDINGS)):
@@ -245,7 +258,7 @@ class Lexicon:
                 start += 1
                 continue
             best, stop = node.get(""), start + 1
-            for position in range(start + 1, num_words):
+            for position in range(start + 1, min(num_words, start + _LONGEST)):
                 word = words[position]
                 following = node.get(word)
                 if following is None:

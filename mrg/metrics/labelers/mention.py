@@ -1,4 +1,4 @@
-"""A place in a text that names a finding or a structure, with what is stated about it."""
+"""A named finding or structure in a text, with its label."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ Span = tuple[int, int]
 """First token and one past the last token."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Mention:
-    """A finding or a structure and what is stated about it; `label` changes while its clause is read.
+    """A finding or structure with its label, which changes while its clause is read.
 
     Args:
         condition: Index into `CONDITIONS`, -1 for a structure that belongs to none.
-        label: A label class; BLANK for a structure of which nothing is stated.
-        span: The tokens that name it.
-        cue: The tokens that decided the label.
+        label: A label class; BLANK for a structure without a state.
+        span: Tokens of the name.
+        cue: Tokens that determine the label.
         structure: A key of `phrases.ANATOMY`, or empty for a finding.
-        hint: The finding only hints at its condition, so that "normal" can be said of it ("engorgement").
+        hint: Whether the finding only hints at its condition and can be called normal ("engorgement").
         denied_as: Index of the condition that a denial by "no" denies, see `lexicon.Entry`.
-        certain: A doubt leaves the label as it is.
-        weak: The label is only what "stable" implies.
+        certain: Whether a hedge leaves the label unchanged.
+        weak: Whether only "stable" or the like determines the label.
     """
 
     condition: int
@@ -37,6 +37,6 @@ class Mention:
     weak: bool = False
 
     def doubt(self, cue: Span) -> None:
-        """Make it uncertain, unless it is beyond doubt."""
+        """Make the label uncertain, unless the mention is certain."""
         if not self.certain:
             self.label, self.cue = UNCERTAIN, cue

@@ -1,4 +1,4 @@
-"""A labeler by name, for commands."""
+"""Labelers that are set by name on a command line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mrg.metrics.labelers.base import Labeler
 
 
 class NamedLabeler(Labeler):
-    """A labeler that was named on a command line: it has a name, and what it returns is checked.
+    """A labeler set on a command line, whose return value is checked.
 
     Args:
         labeler: Reports in, (N, 14) label classes out; see `Labeler`.
-        path: How it was named, for messages.
+        path: Name on the command line, for messages.
     """
 
     def __init__(self, labeler: Labeler, path: str) -> None:
@@ -30,8 +30,8 @@ class NamedLabeler(Labeler):
         """See `Labeler`.
 
         Raises:
-            RuntimeError: If the labeler fails.
-            ValueError: If what it returns are not (N, 14) label classes.
+            RunError: If the labeler fails.
+            UserError: If its return value is not a tensor (N, 14) of label classes.
         """
         try:
             labels = self.labeler(texts)
@@ -55,9 +55,9 @@ def load_labeler(path: str) -> Labeler:
             arguments, or an object to call with reports.
 
     Raises:
-        ValueError: If the form is another one, or there is nothing of the name.
-        ImportError: If the module cannot be imported; the message says why.
-        TypeError: If it is no labeler, or a class that cannot be made without arguments.
+        ValueError: If `path` has another form, or the module has no such name.
+        ImportError: If the module cannot be imported; the message gives the reason.
+        UserTypeError: If it is not callable, or a class that needs arguments.
     """
     if ":" not in path and "." in path:
         path = ":".join(path.rsplit(".", 1))

@@ -64,16 +64,16 @@ CONVENTIONS = ("chexbert", "plain")
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
-    """One place in a text that speaks of one condition.
+    """One statement about one condition.
 
     Args:
         condition: A name of `CONDITIONS`.
-        label: POSITIVE, NEGATIVE or UNCERTAIN, as this place states it.
+        label: POSITIVE, NEGATIVE or UNCERTAIN, as stated here.
         start: First character of the sentence.
         end: One past the last character of the sentence.
-        cue: The words that decided the label: a negation, a doubt or a state such as "enlarged"; where the finding
-            stands plainly asserted, the words that name it.
-        mention_start: First character of the words that name the finding or the structure.
+        cue: Words that determine the label: a negation, a hedge or a state such as "enlarged"; if the finding is
+            asserted without any, the words that name it.
+        mention_start: First character of the name of the finding or structure.
         mention_end: One past their last character.
     """
 
@@ -89,7 +89,7 @@ class Evidence:
 class RulesLabeler(Labeler):
     """Label reports with rules; see the module for every convention.
 
-    Equal texts are labelled once per call, and rows are remembered for later calls (a group of completions shares its
+    Equal texts are labelled once per call, and rows are cached for later calls (a group of completions shares its
     reference, and validation repeats its references).
 
     Args:
@@ -142,7 +142,7 @@ class RulesLabeler(Labeler):
         return flat.view(-1, NUM_CONDITIONS).long()
 
     def evidence(self, text: str) -> list[Evidence]:
-        """Say which words of a report led to its labels, in reading order.
+        """The words of a report that determine its labels, in reading order.
 
         Raises:
             UserTypeError: If `text` is not a string.
@@ -167,7 +167,7 @@ class RulesLabeler(Labeler):
             text: A report.
 
         Returns:
-            Stated findings, sure or uncertain, and those that have resolved, in reading order.
+            Positive and uncertain findings, and those that have resolved, in reading order.
 
         Raises:
             UserTypeError: If `text` is not a string.
@@ -196,7 +196,7 @@ class RulesLabeler(Labeler):
 
     def _label(self, text: str) -> bytes:
         row = [BLANK] * (OTHER + 1)
-        words = self._lexicon.tokens(text).words
+        words = self._lexicon.word_list(text)
         for mention in Reader(words, self._lexicon).read(self._lexicon.find(words)):
             if _STRENGTH[mention.label] > _STRENGTH[row[mention.condition]]:
                 row[mention.condition] = mention.label
@@ -219,7 +219,7 @@ class RulesLabeler(Labeler):
 
 
 def _sentences(tokens: Tokens) -> list[tuple[int, int]]:
-    """For each token the first character of its sentence and one past the last; a line break belongs to none."""
+    """For each token the first character of its sentence and one past the last; a line break belongs to no sentence."""
     result: list[tuple[int, int]] = []
     first = 0
     for place, word in enumerate([*tokens.words, HARD]):

@@ -1,11 +1,11 @@
-"""One pass over the phrases of a text: which findings are asserted, denied or left open (after NegEx, Chapman 2001).
+"""One pass over the phrases of a text: which findings are asserted, denied or uncertain (after NegEx, Chapman 2001).
 
-Two kinds of statement are read. A finding ("effusion") is asserted by its name unless a cue denies or doubts it. A
-structure ("heart size") states nothing until a state ("normal", "enlarged") is said of it, before or after it.
+There are two kinds of statements. A finding ("effusion") is asserted by its name unless a cue denies or hedges it. A
+structure ("heart size") has no label without a state ("normal", "enlarged") before or after it.
 
-A cue acts on the findings behind it until its clause ends, or on the findings before it back to where the clause began.
-A clause ends at a full stop, at words such as "but", and, after a verb, at the next comma or "and": "no effusion is
-seen, mild cardiomegaly" denies the effusion alone.
+A cue applies to the findings after it up to the end of its clause, or to the findings before it back to the start of
+the clause. A clause ends at a full stop, at words such as "but", and, after a verb, at the next comma or "and": "no
+effusion is seen, mild cardiomegaly" denies only the effusion.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _OPENS = frozenset((
 _CONTINUES = frozenset((",", "or", "and", "nor", "with", "of", "is", "are", "was", "were", "than"))
 _LESION = CONDITIONS.index("Lung Lesion")
 _SHOWING = frozenset(("show", "shows", "demonstrate", "demonstrates", "reveal", "reveals"))
-# Most findings that one sentence lists; earlier ones are not searched again.
+# Maximum number of findings in a list; earlier ones are not revisited, so that work is linear.
 _REACH = 32
 
 
 class Reader:
-    """Reads phrases in order; `mentions` holds everything found so far.
+    """Reads phrases in order and collects `mentions`.
 
     Args:
-        words: The tokens of a text; a line break that ends a sentence is replaced there by `HARD`.
-        lexicon: Where the phrases come from.
+        words: Tokens of a text; a line break that ends a sentence is replaced in place by `HARD`.
+        lexicon: Source of the phrases.
     """
 
     def __init__(self, words: list[str], lexicon: Lexicon) -> None:
@@ -76,20 +76,20 @@ class Reader:
                 for condition, label in entry.findings:
                     self._finding(entry, condition, label, span)
                 if entry.verb and not self._is_adjective(start):
-                    if self.words[start] in _SHOWING and all(m.structure == "other" for m in self.group):
+                    if self.words[start] in _SHOWING and all(m.structure == "other" for m in self.group[-_REACH:]):
                         self._new_group()  # "views of the chest show an unchanged silhouette"
                     self._verb()
         self._end_clause()
         return self.mentions
 
     def _is_heading(self, start: int) -> bool:
-        """Whether this is the colon of "Heart: normal in size", which does not part the structure from its state."""
+        """Whether this is the colon of "Heart: normal in size", which does not separate structure and state."""
         if self.open or self.negation or self.doubt or self.state is not None or self.group_has_state:
             return False
         return bool(self.group) and self.group[-1].span[1] == start
 
     def _is_question(self, start: int) -> bool:
-        """Whether this is the colon of "Effusion: none", after which one word can deny or doubt the finding."""
+        """Whether this is the colon of "Effusion: none", after which one word can deny or hedge the finding."""
         bare = not (self.negation or self.doubt or self.silent)
         return bare and bool(self.open) and self.open[-1].span[1] == start
 
@@ -103,7 +103,7 @@ class Reader:
         elif cue:
             stated = self.named_since_cue or start - cue[1] >= 2
         else:
-            stated = bool(self.open)
+            stated = bool(self.open) or (self.state is not None and start - self.state[1][1] >= 2)
         stated = stated or self.group_has_state or any(mention.label != BLANK for mention in self.group[-_REACH:])
         return stated and self.words[start - 1] not in _OPENS and self.words[start + 1] not in _CONTINUES
 
@@ -162,7 +162,7 @@ class Reader:
         self.verb_since_open = False
 
     def _answer(self) -> None:
-        """Let a cue without a finding of its own speak of the one before the colon: "Effusion: no."."""
+        """Apply a cue without a finding of its own to the finding before the colon: "Effusion: no."."""
         cue = self.negation or self.doubt
         if cue and not self.named_since_cue:
             for mention in self.asked:
@@ -172,7 +172,7 @@ class Reader:
                     mention.doubt(cue)
 
     def _look_back(self, entry: Entry, span: Span) -> bool:
-        """Let a cue act on the findings before it; False where there are none, so that it may act ahead."""
+        """Apply a cue to the findings before it; False if there are none, so that it may apply to later ones."""
         found = (self.open or self.asked)[-_REACH:]
         if entry.denies_before:
             for mention in self.group[-_REACH:]:
@@ -232,12 +232,12 @@ class Reader:
             self.state = None
 
     def _alternate(self) -> None:
-        """Go on with "or": either finding may be there, and "no effusion is seen or pneumothorax" denies both."""
+        """Handle "or": either finding may be present, and "no effusion is seen or pneumothorax" denies both."""
         self.either = self.open[-1] if self.open else None
         self.negation = self.negation or self.dropped
 
     def _affirm(self, start: int) -> None:
-        """End the scopes at "..., mild ...": a new statement, not one more item of a list."""
+        """End the scopes at "..., mild ...", which starts a new statement instead of a list item."""
         while start > self.separator_end and start > 0 and self.words[start - 1] in _FILLERS:
             start -= 1
         if start == self.separator_end and self.named_since_cue:
@@ -303,7 +303,7 @@ class Reader:
             self.state = (entry, span)
 
     def _use_waiting_state(self) -> None:
-        """At the end of a clause a state that found no structure behind it belongs to those before it."""
+        """At the end of a clause, apply a state without a structure after it to the structures before it."""
         if self.state is not None and self.group:
             entry, span = self.state
             for mention in self.group[-_REACH:]:

@@ -1,4 +1,4 @@
-"""Sections of a report that do not describe the image: found by their headings, and left out."""
+"""Removal of the sections that do not describe the image, by their headings."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _SPACE = re.compile(rf"[\s:{HARD}{SOFT}]*")
 
 
 def without_skipped_sections(text: str) -> str:
-    """Replace the sections that do not describe the image by spaces, so that every other character keeps its place.
+    """Replace the sections that do not describe the image by spaces, so that positions do not change.
 
-    A skipped section ends at the next known heading; where no other heading follows, at the end of its sentence, so
-    that a report that opens with "Comparison: none." is still read.
+    A skipped section ends at the next known heading, or, if no heading follows, at the end of its sentence, so
+    that a report that starts with "Comparison: none." is still read.
 
     Args:
         text: A report in the plain form of `mrg.metrics.labelers.layout.plain`.

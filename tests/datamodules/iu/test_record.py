@@ -1,6 +1,7 @@
 import pytest
 
 from mrg.datamodules.iu.record import clean_target, make_record
+from tests.linear import assert_linear_time
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,8 @@ from mrg.datamodules.iu.record import clean_target, make_record
         ("Nodes XXXX/granulomas. The XXXX't contours.", "Nodes granulomas. The contours.", ""),
         ("Seen on XXXX/XXXX.", "Seen on.", ""),
         ("Size 1.5 cm, XXXX. Clear.", "Size 1.5 cm. Clear.", "Clear."),
+        ("Left (XXXX) / right, XXXX ,, ;. and/or (a).", "Left right. and/or (a).", "and/or (a)."),
+        ("Seen ,,XXXX,,a. ( XXXX", "Seen,,,,a. (", ""),
         ("Clear XXXX.Heart large.", "Clear.Heart large.", "Heart large."),
         ("Both XXXX clear.Heart large.", "Both clear.Heart large.", "Heart large."),
         (
@@ -42,3 +45,11 @@ def test_a_word_for_nothing_is_an_empty_section(word: str) -> None:
     """In the XML reports and the table alike."""
     record = make_record("CXR1", [], {"findings": word, "impression": "Clear.", "indication": word}, [])
     assert (record.findings, record.impression, record.indication) == ("", "Clear.", "")
+
+
+@pytest.mark.parametrize("deidentified", ["drop_token", "drop_sentence"])
+@pytest.mark.parametrize(("prefix", "suffix"), [("XXXX ", "a"), ("", "XXXX"), ("(XXXX ", ")a")])
+def test_work_is_linear(deidentified: str, prefix: str, suffix: str) -> None:
+    units = ("a", "XXXX", "XXXX,", "XXXX ", ", ", ",", "(", "( ", ")", " ", "/", "'", "- ", ". ", "1.", ".A", ".,a")
+    for unit in units:
+        assert_linear_time(lambda text: clean_target(text, deidentified), unit, prefix, suffix)  # type: ignore[arg-type]

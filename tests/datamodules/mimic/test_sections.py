@@ -3,6 +3,7 @@
 import pytest
 
 from mrg.datamodules.mimic.sections import RULES, SOURCES, parse_sections, section_name
+from tests.linear import assert_linear_time
 
 FULL = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -224,3 +225,10 @@ def test_every_text_has_one_source_and_known_rules():
 def test_a_long_line_of_capitals_takes_no_time():
     text = report("FINDINGS: " + "NO EFFUSION OR " * 20_000 + ": END.", "A" * 100_000)
     assert parse_sections(text).findings.endswith("A")
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [("", ""), ("FINDINGS: a\n", ""), ("A", "x")])
+def test_work_is_linear(prefix, suffix):
+    lines = ("FINDINGS: a\n", "HEART: a\n", "Findings: a\n", "CHEST: a\n", "FINAL REPORT\n", "WET READ: ", "AA\n")
+    for unit in (" ", "\t", "\n", "_", "A", "A ", "a: ", ". A", "___ ", "\n \n", ". FINDINGS: ", *lines):
+        assert_linear_time(parse_sections, unit, prefix, suffix)

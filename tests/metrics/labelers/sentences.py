@@ -316,10 +316,30 @@ SENTENCES_OF_REPORTS = [
     ("Atelectasis: no mass effect.", {"Atelectasis": P}),
     ("The mediastinal silhouette is stable and within normal limits.", denied("Enlarged Cardiomediastinum")),
     ("Views of the chest show an enlarged heart.", {"Cardiomegaly": P}),
+    ("Probable rib fracture.", {"Fracture": U}),
+    ("Multiple overlying leads. ETT in place.", {"Support Devices": P, "No Finding": P}),
 ]  # fmt: skip
 """Read alike by both conventions."""
 
+FORMS = [
+    *((f"No effusion{separator}Cardiomegaly", {"Pleural Effusion": N, "Cardiomegaly": P}) for separator in (
+        "\n\u2013 ", "\n\u2011 ", "\n\u2212 ", "\n\u25cf ", "\n\u25aa ", "\n\u00b7 ", "\n+ ", "\na) ",
+        "\n(2) ", " \u2022 ", " - ", "\u2014", " / ", " | ", "<br>", "\uff0e", "\u3002", "\u2026 ", "\r", "\u2029",
+        "\n",
+    )),
+    *((f"{start}Pneumonia.{middle}No edema.", denied("Edema")) for start, middle in (
+        ("**Indication:** ", "\n\n**Findings:** "), ("## Indication\n", "\n\n## Findings\n"),
+        ("- Indication: ", "\n- Findings: "), ("\ufeffIndication: ", " Findings: "),
+    )),
+    ("**Indication:** Pneumonia.", {}),
+    ("No e\ufb00usion, pneumo\u00adthorax or conso\u0301lidation.",
+     denied("Pleural Effusion", "Pneumothorax", "Consolidation")),
+    ("\uff2e\uff4f \uff45\uff44\uff45\uff4d\uff41 or atelec-\ntasis.", denied("Edema", "Atelectasis")),
+]  # fmt: skip
+"""Words count, not form; read alike by both conventions."""
+
 ONLY_PLAIN = [
+    ("Large calcified mediastinal granulomas\nHeart size has decreased.", NOTHING_FOUND),
     ("Crowded bronchovascular markings.", NOTHING_FOUND),
     ("Large calcified mediastinal and right hilar granulomas.", NOTHING_FOUND),
     (
@@ -333,16 +353,20 @@ CHEXBERT = [
     *((f"{finding}.", {}) for finding in (
         "Degenerative changes of the spine", "Calcified granuloma", "Scoliosis", "Tortuous aorta",
         "Hyperinflated lungs", "Emphysema", "Hiatal hernia", "Osteophytes", "Prior sternotomy",
-        "Atherosclerotic calcifications",
-        "The pulmonary arteries are prominent", "Crowded bronchovascular markings",
+        "Atherosclerotic calcifications", "Atherosclerosis", "Coarse calcification", "Hyperinflation",
+        "Vascular prominence", "The pulmonary arteries are prominent", "Crowded bronchovascular markings",
         "Large calcified mediastinal and right hilar granulomas",
     )),
+    # CheXbert gives 23 of 25 training reports with low volumes and nothing else No Finding.
     *((f"{phrase}.", NOTHING_FOUND) for phrase in (
-        "No scoliosis", "History of emphysema", "No degenerative changes", "Granuloma is not seen",
+        "Low lung volumes", "The lung volumes are low", "No scoliosis",
+        "History of emphysema", "No degenerative changes", "Granuloma is not seen",
         "The aorta is normal",
     )),
     ("Possible granuloma.", {}),
     # Heart and mediastinum.
+    *((f"Mediastinal {name} {state}.", {"Enlarged Cardiomediastinum": U})
+      for name in ("contours are", "silhouette is") for state in ("stable", "unchanged")),
     ("The mediastinum is stable.", {"Enlarged Cardiomediastinum": U}),
     ("The cardiomediastinal silhouette is unchanged.", {"Enlarged Cardiomediastinum": U}),
     ("Heart size is stable.", {"Cardiomegaly": U}),
@@ -379,6 +403,7 @@ CHEXBERT = [
     ("Calcified left hilar nodule.", {}),
     ("Calcified granuloma and a left nodule.", {"Lung Lesion": P}),
     ("Retrocardiac density.", {}),
+    ("Nodular opacity, possibly scarring.", {"Lung Lesion": P, "Lung Opacity": P}),
     ("Possible scarring.", {"Lung Opacity": P}),
     ("Atelectasis or scarring.", {"Atelectasis": U, "Lung Opacity": P}),
     ("Aortic valve replacement.", {}),

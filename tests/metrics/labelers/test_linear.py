@@ -1,17 +1,20 @@
 """Work is linear in the length of a text, whatever is in it."""
 
-import time
+import itertools
 
 import pytest
 
-from mrg.metrics.format import parse_completion
+from mrg.metrics.labelers.layout import plain
+from mrg.metrics.labelers.lexicon import _TOKEN
 from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labelers.sections import without_skipped_sections
+from tests.linear import assert_linear_time, assert_linear_work
 
 REPEATED = [
     "\n", " ", "\n ", "\r", ".", "- ", "-\n", "a-\n", "a", "1", "1.", "<", "<br ", "<a", "* ", "# ", "(1) ", "|", "_",
     "---", "\u0301", "\ufb01", "a\u00ad\n", "edema unlikely ", "edema possible ", "no edema ", "edema, ", "edema or ",
     "heart ", "heart enlarged ", "heart stable ", "edema: no ", "Edema\n", "a mild ", "no entirely ",
-    "mediastinal and ",
+    "completely ", "mediastinal and ", "lungs show ", "Heart: ", "no edema, ",
     "clinical\n", "Indication: x. ", "Findings\n", "blunting cleared ", "edema left ", "left edema ",
     "has resolved ",
 ]  # fmt: skip
@@ -22,56 +25,49 @@ def labeler():
     return RulesLabeler(cache_size=0)
 
 
-@pytest.mark.parametrize("prefix", ["", "Findings:", "No "])
-@pytest.mark.parametrize("unit", REPEATED)
-def test_long_texts_are_labelled(labeler, prefix, unit):
-    """100 kB; the limit is far above what linear work takes, and far below what quadratic work would."""
-    text = prefix + unit * (100_000 // len(unit))
-    start = time.process_time()
+def read_in_every_way(labeler, text):
     labeler([text])
     labeler.evidence(text)
     labeler.findings(text)
-    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("prefix", ["", "Findings:", "No "])
+@pytest.mark.parametrize("unit", REPEATED)
+def test_labels_evidence_and_findings(labeler, prefix, unit):
+    assert_linear_work(lambda text: read_in_every_way(labeler, text), lambda n: prefix + unit * n)
 
 
 @pytest.mark.parametrize(
-    "unit",
+    ("first", "second"),
     [
-        "<think>",
-        "</think><report>",
-        "<report>",
-        "<think></think><report></report>",
-        "</report> ",
-        "<report>a</report>",
-        " ",
+        ("lungs ", "show "),
+        ("lungs ", "heart show "),
+        ("heart ", "enlarged "),
+        ("edema ", "unlikely "),
+        ("no edema ", "or "),
+        ("edema or ", "has cleared "),
+        ("a ", "mild "),
+        ("left ", "edema "),
+        ("no ", "completely "),
+        ("heart ", "\n"),
+        ("Edema\n", "resolved\n"),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "<report>", "<think>a</think>", "<think>a</think><report>a</report>"])
-def test_long_completions_are_parsed(unit, prefix):
-    text = prefix + unit * (1_000_000 // len(unit))
-    start = time.process_time()
-    for think in ("required", "absent"):
-        parse_completion(text, think)
-    assert time.process_time() - start < 10
+def test_many_of_one_kind_before_many_of_another(labeler, first, second):
+    """What the second kind looks back at does not grow."""
+    assert_linear_work(lambda text: read_in_every_way(labeler, text), lambda n: f"{first * n}heart edema {second * n}")
 
 
-@pytest.mark.parametrize("unit", ["edema unlikely ", "Edema\n", "no edema, ", "heart enlarged "])
-def test_twice_the_text_takes_twice_the_work(labeler, monkeypatch, unit):
-    """Mentions that are looked at again, as the reader counts them."""
-    from mrg.metrics.labelers.mention import Mention
+EXPRESSIONS = {
+    "plain": lambda text: plain(text, {"edema"}),
+    "sections": without_skipped_sections,
+    "tokens": _TOKEN.findall,
+}
 
-    looks = 0
 
-    class Counted(Mention):
-        def __getattribute__(self, name):
-            nonlocal looks
-            looks += 1
-            return super().__getattribute__(name)
-
-    monkeypatch.setattr("mrg.metrics.labelers.scopes.Mention", Counted)
-    counts = []
-    for size in (2000, 4000):
-        looks = 0
-        labeler([unit * size])
-        counts.append(looks)
-    assert counts[1] < 2.2 * counts[0]
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_regular_expressions(name):
+    """Every unit alone, behind a heading, and where what a long run leads to is missing."""
+    units = [*REPEATED, "\x1e", "\x1f", "\x1d", "-\n ", "1)\n", "a.\n", "<br>", "vs", ". ", ": "]
+    for unit, ends in itertools.product(units, [("", ""), ("Indication:\n", ":"), (".<", "x")]):
+        assert_linear_time(EXPRESSIONS[name], unit, *ends)

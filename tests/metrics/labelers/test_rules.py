@@ -8,7 +8,7 @@ from mrg.metrics.labelers import phrases
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labelers.sections import without_skipped_sections
-from tests.metrics.labelers.sentences import CASES, CHEXBERT, SENTENCES_OF_REPORTS, N, P, U, labels
+from tests.metrics.labelers.sentences import CASES, CHEXBERT, FORMS, SENTENCES_OF_REPORTS, N, P, U, labels
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,12 @@ def labeler():
     return RulesLabeler(convention="plain")
 
 
-@pytest.mark.parametrize(("text", "expected"), CASES, ids=[repr(text) for text, _ in CASES])
+@pytest.mark.parametrize(("text", "expected"), [*CASES, *FORMS], ids=[repr(text) for text, _ in [*CASES, *FORMS]])
 def test_sentences(labeler, text, expected):
     assert labels(labeler, text) == expected
 
 
-@pytest.mark.parametrize(("text", "expected"), [*SENTENCES_OF_REPORTS, *CHEXBERT])
+@pytest.mark.parametrize(("text", "expected"), [*SENTENCES_OF_REPORTS, *CHEXBERT, *FORMS])
 def test_sentences_as_chexbert_reads_them(text, expected):
     assert labels(RulesLabeler(convention="chexbert"), text) == expected
 
