@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from mrg.callbacks.progress import Pace
 from mrg.errors import one_line
 from mrg.files import write_json
 from mrg.log import log
 from mrg.metrics import ce_f1, mccs
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL
+from mrg.metrics.labels import label_together
 from mrg.modules.base import ReportModule
 from mrg.pages.training_log import STATE
 
@@ -40,7 +43,7 @@ class RunPage(L.Callback):
         self.total_cost = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the run and the score of the constant normal report on the validation split."""
+        """Record the run, and the scores of constant reports on the validation split."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, ReportModule)
@@ -52,7 +55,7 @@ class RunPage(L.Callback):
             "started": _now(),
             "policy": pl_module.source,
             "studies": {split: len(studies) for split, studies in data.splits.items()},
-            "constant_normal": constant_normal([study.report for study in data.splits["val"]], pl_module),
+            **constant_scores([study.report for study in data.splits["val"]], data.train_reports(), pl_module),
         }
         self._write(trainer)
 
@@ -118,16 +121,34 @@ class RunPage(L.Callback):
         write_run_page(self.folder)
 
 
-def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]:
-    """Score the constant normal report; returns log key -> score, empty without references."""
+def constant_scores(target: list[str], train: list[str], module: ReportModule) -> dict[str, dict[str, float]]:
+    """Score the constant normal report, and the best constant report of each score on the training reports.
+
+    Args:
+        target: References.
+        train: Training reports.
+        module: Module with a labeler and the margin of MCCS.
+
+    Returns:
+        `constant_normal` and `best_constant`: log key -> score; empty without references.
+    """
     if not target:
-        return {}
-    references = module.labeler(target)
-    normal = module.labeler([CONSTANT_NORMAL]).expand_as(references)
+        return {"constant_normal": {}, "best_constant": {}}
+    references, (normal, *_) = label_together(module.labeler, target, [CONSTANT_NORMAL])
+    best = BestConstants.of(train, module.labeler, module.margin)
+
+    def scores(rows: Sequence[Tensor]) -> dict[str, float]:
+        first, micro, macro = (row.expand_as(references) for row in rows)
+        return {
+            "val/mccs": float(mccs(first, references, module.margin)),
+            "val/ce_f1": float(ce_f1(micro, references)),
+            "val/ce_f1_macro": float(ce_f1(macro, references, average="macro")),
+        }
+
+    names = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+")
     return {
-        "val/mccs": float(mccs(normal, references, module.margin)),
-        "val/ce_f1": float(ce_f1(normal, references)),
-        "val/ce_f1_macro": float(ce_f1(normal, references, average="macro")),
+        "constant_normal": scores([normal] * 3),
+        "best_constant": scores([references.new_tensor(best.rows[name]) for name in names]) if best else {},
     }
 
 
