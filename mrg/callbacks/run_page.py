@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from mrg.callbacks.progress import Pace
 from mrg.errors import one_line
 from mrg.files import write_json
 from mrg.log import log
-from mrg.metrics import ce_f1, mccs
 from mrg.metrics.constants import BestConstants
-from mrg.metrics.evaluation import CONSTANT_NORMAL
-from mrg.metrics.labels import label_together
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.modules.base import ReportModule
 from mrg.pages.training_log import STATE
 
+_SCORES = {"val/mccs": "MCCS", "val/ce_f1": "CE-F1 micro-13+", "val/ce_f1_macro": "CE-F1 macro-13+"}
 PAUSE = 100
 """Smallest pause between two pages, as a multiple of the time that a page takes."""
 
@@ -130,25 +128,18 @@ def constant_scores(target: list[str], train: list[str], module: ReportModule) -
         module: Module with a labeler and the margin of MCCS.
 
     Returns:
-        `constant_normal` and `best_constant`: log key -> score; empty without references.
+        `constant_normal` and `best_constant`: log key -> score; empty without references or training reports.
     """
-    if not target:
-        return {"constant_normal": {}, "best_constant": {}}
-    references, (normal, *_) = label_together(module.labeler, target, [CONSTANT_NORMAL])
-    best = BestConstants.of(train, module.labeler, module.margin)
-
-    def scores(rows: Sequence[Tensor]) -> dict[str, float]:
-        first, micro, macro = (row.expand_as(references) for row in rows)
-        return {
-            "val/mccs": float(mccs(first, references, module.margin)),
-            "val/ce_f1": float(ce_f1(micro, references)),
-            "val/ce_f1_macro": float(ce_f1(macro, references, average="macro")),
-        }
-
-    names = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+")
+    found: dict[str, Any] = {"constant_normal": {}, "best_constant": {}}
+    if target:
+        best = BestConstants.of(train, module.labeler, module.margin)
+        normal = {"constant normal": [CONSTANT_NORMAL] * len(target)}
+        results = evaluate_systems(normal, target, module.labeler, module.margin, num_resamples=1, best=best)
+        found["constant_normal"] = results["systems"]["constant normal"]["scores"]
+        found["best_constant"] = results["best_constant"]["scores"] if best else {}
     return {
-        "constant_normal": scores([normal] * 3),
-        "best_constant": scores([references.new_tensor(best.rows[name]) for name in names]) if best else {},
+        name: {key: scores[score]["value"] for key, score in _SCORES.items() if scores}
+        for name, scores in found.items()
     }
 
 

@@ -89,6 +89,9 @@ def test_training_reports(predictions, tmp_path, capsys):
     assert "holds no reports in its column 'report'" in fails(
         capsys, predictions, "--train", write(tmp_path / "none.json", [{"report": " "}])
     )
+    listed = write(tmp_path / "listed.json", [{"report": "Edema."}, {"report": ["Edema."]}, {"report": None}])
+    message = "listed.json: 'report' is not a text in 1 of 3 rows: 2."
+    assert message in fails(capsys, predictions, "--train", listed)
     assert "--train is for scoring one file" in fails(capsys, predictions, "--train", train, "--compare", predictions)
     assert "--min_cases to be at least 1" in fails(capsys, predictions, "--min_cases", "0")
 

@@ -73,6 +73,8 @@ def test_keys_for_every_arm():
     for pair in ("data.init_args.root", "=x"):
         with pytest.raises(ValueError, match="followed by KEY=VALUE, but got"):
             parse_keys([pair])
+    with pytest.raises(ValueError, match="each key once, but got 'a' more than once"):
+        parse_keys(["a=1", "b=2", "a=1"])
 
 
 def test_shipped_arms_differ_in_what_they_say_they_do():
