@@ -12,8 +12,8 @@ from mrg.commands.data_check.labels import (
     score_baselines,
     wilson_interval,
 )
-from mrg.commands.data_check.table import _baselines
 from mrg.commands.data_check.statistics import SplitStatistics, collect_statistics
+from mrg.commands.data_check.table import _baselines
 from mrg.metrics import CONDITIONS, RulesLabeler
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.constants import BestConstants
