@@ -324,6 +324,14 @@ def test_missing_words_are_counted_and_earn_nothing(tmp_path, capsys):
     assert same["systems"]["empty"]["scores"] == result["systems"]["p"]["scores"]
 
 
+def test_completions_that_are_scored_as_reports_are_counted(tmp_path, capsys):
+    """Findings of the think section would count."""
+    texts = ["<think>Edema</think><report>The lungs are clear.</report>", "Edema.", "<report>Edema.</report>"]
+    path = write(tmp_path / "p.json", [{"prediction": text, "target": "Edema."} for text in texts])
+    main([str(path), "--trials", "5"])
+    assert "2 of 3 reports have <think> or <report> tags and are scored with all that is in" in capsys.readouterr().out
+
+
 def test_a_comparison_excludes_studies_without_a_reference(predictions, tmp_path, capsys):
     rows = [json.loads(line) for line in predictions.read_text().splitlines()]
     rows[0]["target"], rows[1]["prediction"] = "nan", None
