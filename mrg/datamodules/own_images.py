@@ -95,6 +95,11 @@ class ImagesDataModule(ReportDataModule):
             ]
         )
 
+    def describe(self) -> str:
+        """Describe the number of studies in one line."""
+        self.setup()
+        return f"{type(self).__name__} (train 0, val 0, test {len(self.to_predict())})"
+
     def predict_dataloader(self) -> Any:
         """Batches of the studies.
 
