@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
+from mrg.datamodules.errors import first_names
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.log import log
@@ -167,6 +168,7 @@ class ResultWriter(L.Callback):
             "fingerprint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
             "data": {"module": type(data).__name__, **{split: len(studies) for split, studies in data.splits.items()}},
             "skipped": {"count": len(skipped), "studies": skipped},
+            "no_reference": data.no_reference.get("test", []),
             "completions": (unfinished := count_unfinished(rows)),
             "data_description": data.describe(),
             "baselines": baselines,
@@ -177,6 +179,8 @@ class ResultWriter(L.Callback):
         write_lines(self.folder / "predictions.jsonl", rows)
         write_json(self.folder / "results.json", results)
         print(format_table(results))
+        if names := data.no_reference.get("test"):
+            print(f"Excluded: {len(names):,} studies of the test split have no reference: {first_names(names)}.")
         if results["best_constant"] is None:
             print("The data have no training reports, so the best constant report is not known.")
         if remark := remark_on_frequency(reports, "most frequent report", "training report"):

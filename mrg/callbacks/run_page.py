@@ -14,11 +14,12 @@ from mrg.callbacks.progress import Pace
 from mrg.errors import one_line
 from mrg.files import write_json
 from mrg.log import log
-from mrg.metrics import ce_f1, mccs
-from mrg.metrics.evaluation import CONSTANT_NORMAL
+from mrg.metrics.constants import BestConstants
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.modules.base import ReportModule
 from mrg.pages.training_log import STATE
 
+_SCORES = {"val/mccs": "MCCS", "val/ce_f1": "CE-F1 micro-13+", "val/ce_f1_macro": "CE-F1 macro-13+"}
 PAUSE = 100
 """Smallest pause between two pages, as a multiple of the time that a page takes."""
 
@@ -40,7 +41,7 @@ class RunPage(L.Callback):
         self.total_cost = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Record the run and the score of the constant normal report on the validation split."""
+        """Record the run, and the scores of constant reports on the validation split."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, ReportModule)
@@ -52,7 +53,7 @@ class RunPage(L.Callback):
             "started": _now(),
             "policy": pl_module.source,
             "studies": {split: len(studies) for split, studies in data.splits.items()},
-            "constant_normal": constant_normal([study.report for study in data.splits["val"]], pl_module),
+            **constant_scores([study.report for study in data.splits["val"]], data.train_reports(), pl_module),
         }
         self._write(trainer)
 
@@ -118,16 +119,27 @@ class RunPage(L.Callback):
         write_run_page(self.folder)
 
 
-def constant_normal(target: list[str], module: ReportModule) -> dict[str, float]:
-    """Score the constant normal report; returns log key -> score, empty without references."""
-    if not target:
-        return {}
-    references = module.labeler(target)
-    normal = module.labeler([CONSTANT_NORMAL]).expand_as(references)
+def constant_scores(target: list[str], train: list[str], module: ReportModule) -> dict[str, dict[str, float]]:
+    """Score the constant normal report, and the best constant report of each score on the training reports.
+
+    Args:
+        target: References.
+        train: Training reports.
+        module: Module with a labeler and the margin of MCCS.
+
+    Returns:
+        `constant_normal` and `best_constant`: log key -> score; empty without references or training reports.
+    """
+    found: dict[str, Any] = {"constant_normal": {}, "best_constant": {}}
+    if target:
+        best = BestConstants.of(train, module.labeler, module.margin)
+        normal = {"constant normal": [CONSTANT_NORMAL] * len(target)}
+        results = evaluate_systems(normal, target, module.labeler, module.margin, num_resamples=1, best=best)
+        found["constant_normal"] = results["systems"]["constant normal"]["scores"]
+        found["best_constant"] = results["best_constant"]["scores"] if best else {}
     return {
-        "val/mccs": float(mccs(normal, references, module.margin)),
-        "val/ce_f1": float(ce_f1(normal, references)),
-        "val/ce_f1_macro": float(ce_f1(normal, references, average="macro")),
+        name: {key: scores[score]["value"] for key, score in _SCORES.items() if scores}
+        for name, scores in found.items()
     }
 
 

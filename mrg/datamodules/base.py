@@ -47,6 +47,13 @@ def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> No
             raise UserError(f"Expected argument `{name}` to be one of {choices}, but got {values[name]!r}.")
 
 
+def _with_reference(studies: Sequence[Study]) -> Sequence[Study]:
+    """The studies with a reference; a table on disk has no others."""
+    if isinstance(studies, StudyTable) or all(study.report.strip() for study in studies):
+        return studies
+    return [study for study in studies if study.report.strip()]
+
+
 class ReportDataModule(L.LightningDataModule):
     """Base class of data modules; a subclass returns its studies in `read`.
 
@@ -67,7 +74,9 @@ class ReportDataModule(L.LightningDataModule):
             `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.
 
     Attributes:
-        splits: Studies of `"train"`, `"val"` and `"test"`, once they are read.
+        splits: Studies of `"train"`, `"val"` and `"test"` with a reference report, once they are read.
+        no_reference: Ids of the studies of each split without a reference. They are predicted, but neither trained on
+            nor scored.
         num_read: Number of studies per split before the limits.
         removed: Number of studies that each filter of `read` removed, by its name in words.
         skipped: Studies that were skipped so far, by split and id; see `on_error`.
@@ -105,6 +114,8 @@ class ReportDataModule(L.LightningDataModule):
         self.balance = balance
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
+        self.no_reference: dict[str, list[str]] = {}
+        self._predicted: Sequence[Study] = ()
         self.num_read: dict[str, int] = {}
         self.removed: dict[str, int] = {}
         self.dropped: dict[str, list[str]] = {}
@@ -122,7 +133,14 @@ class ReportDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the studies once, whatever the stage: baselines need the training reports at test time, too."""
         if not self.splits:
-            splits = self.read()
+            every = self.read()
+            self._predicted = random_subset(every.get("test", ()), self.limits["test"])
+            splits = every if self.checking else {name: _with_reference(studies) for name, studies in every.items()}
+            self.no_reference = {
+                name: [study.id for study in studies if not study.report.strip()]
+                for name, studies in every.items()
+                if len(splits[name]) < len(studies)
+            }
             self.splits = {name: random_subset(studies, self.limits[name]) for name, studies in splits.items()}
             self.num_read = {name: len(studies) for name, studies in splits.items()}
 
@@ -133,10 +151,12 @@ class ReportDataModule(L.LightningDataModule):
         return f"{type(self).__name__} ({counts}{self.describe_subset()})"
 
     def describe_subset(self) -> str:
-        """The random subsets that the limits select, as the end of a description; empty if there are none."""
+        """Studies without a reference and random subsets, as the end of a description; empty if there are none."""
         pairs = {name: (len(studies), self.num_read[name]) for name, studies in self.splits.items()}
         subsets = ", ".join(f"{name} {few:,} of {all_:,}" for name, (few, all_) in pairs.items() if few < all_)
-        return f"; random subset: {subsets}" if subsets else ""
+        without = ", ".join(f"{name} {len(names):,}" for name, names in self.no_reference.items())
+        text = f"; without a reference, neither trained on nor scored: {without}" if without else ""
+        return f"{text}; random subset: {subsets}" if subsets else text
 
     def train_reports(self) -> list[str]:
         """Reports of the training split, for the most frequent report and the tokenizer of a tiny policy."""
@@ -145,8 +165,8 @@ class ReportDataModule(L.LightningDataModule):
         return studies.reports() if isinstance(studies, StudyTable) else [study.report for study in studies]
 
     def to_predict(self) -> Sequence[Study]:
-        """Studies for which `predict` writes reports, with or without a reference: the test split."""
-        return self.splits["test"]
+        """Studies for which `predict` writes reports: the test split, with the studies without a reference."""
+        return self._predicted
 
     def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write the predictions, one row per study, into the run's folder, and print the path."""
@@ -162,7 +182,8 @@ class ReportDataModule(L.LightningDataModule):
         if self.collator is None:
             raise UserError("The data module has no collator. A ReportModule sets it; without one, set `collator`.")
         if not len(studies):
-            raise UserError(f"There are no studies to load: {self.describe()}. Each split in use needs some.")
+            remedy = "Only `predict` can use them" if self.no_reference.get(split) else "Each split in use needs some"
+            raise UserError(f"There are no studies to load: {self.describe()}. {remedy}.")
         dataset: Any = StudyDataset(studies)
         collate: Any = self.collator
         if self.on_error == "skip" and isinstance(collate, StudyReader):

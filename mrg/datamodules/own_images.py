@@ -95,13 +95,18 @@ class ImagesDataModule(ReportDataModule):
             ]
         )
 
+    def describe(self) -> str:
+        """Describe the number of studies in one line."""
+        self.setup()
+        return f"{type(self).__name__} (train 0, val 0, test {len(self.to_predict())})"
+
     def predict_dataloader(self) -> Any:
         """Batches of the studies.
 
         Raises:
             UserError: If the policy reads fewer images than the study has.
         """
-        most, num = getattr(self.collator, "max_views", 0), len(self.splits["test"][0].views)
+        most, num = getattr(self.collator, "max_views", 0), len(self.to_predict()[0].views)
         if most and num > most:
             raise UserError(
                 f"The study has {num} images, but the policy reads only the first {most}: pass fewer, or set "
@@ -111,7 +116,7 @@ class ImagesDataModule(ReportDataModule):
 
     def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Print each report with the names of its files, and write all of them as JSON lines."""
-        images = {study.id: [str(view.image) for view in study.views] for study in self.splits["test"]}
+        images = {study.id: [str(view.image) for view in study.views] for study in self.to_predict()}
         for row in rows:
             print(f"\n{row['id']}\n{row['prediction'] or '(No report; the file below holds the complete output.)'}")
         output = Path(self.output) if self.output else folder / "images.jsonl"
@@ -120,5 +125,5 @@ class ImagesDataModule(ReportDataModule):
 
     def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write the predictions of an interrupted `predict`, because each is useful by itself."""
-        print(f"\nStopped after {len(rows)} of {len(self.splits['test'])} studies.")
+        print(f"\nStopped after {len(rows)} of {len(self.to_predict())} studies.")
         self.write_predictions(rows, folder)

@@ -140,13 +140,13 @@ def _item(entry: Any, where: str) -> Item:
     if not isinstance(name, str) or not name.strip():
         raise DataError(f"{where}: expected 'id' to be a non-empty string, but got {name!r}; add it.")
     where += f" (id {name!r})"
+    report = "" if is_missing(report) else report
     if not isinstance(report, str):
         raise DataError(f"{where}: expected 'report' to be a string, but got {report!r}; add it or remove the item.")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise DataError(f"{where}: expected 'image_path' to be a list of strings, but got {paths!r}; correct it.")
     if not paths:
         raise DataError(f"{where} has no images; add their paths to 'image_path' or remove the item.")
-    report = "" if is_missing(report) else report
     return Item(id=name, report=report, image_path=tuple(paths), patient=identifier(entry.get("subject_id")))
 
 

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mrg.datamodules.base import ReportDataModule, check_choices
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.images.read import ImageFinder
-from mrg.datamodules.splits import all_as_test, random_subset
+from mrg.datamodules.splits import all_as_test
 from mrg.datamodules.study import Study, View, pair_positions
 from mrg.datamodules.table.rows import text
 from mrg.errors import UserError
@@ -60,7 +60,6 @@ class RexrankDataModule(ReportDataModule):
         self.file, self.images = self.root / file, self.root / images
         self.reference, self.key_image_first = reference, key_image_first
         self.entries: dict[str, dict[str, Any]] = {}
-        self.studies: list[Study] = []
         self._unpaired: list[str] = []
 
     def read(self) -> dict[str, list[Study]]:
@@ -72,7 +71,7 @@ class RexrankDataModule(ReportDataModule):
         """
         self.entries = read_entries(self.file)
         finder, self._unpaired = ImageFinder(self.images), []
-        self.studies = [self._study(name, entry, finder) for name, entry in self.entries.items()]
+        studies = [self._study(name, entry, finder) for name, entry in self.entries.items()]
         if not self.checking:
             finder.check(self.file, "set data.init_args.root and data.init_args.images")
         if self._unpaired:
@@ -80,14 +79,9 @@ class RexrankDataModule(ReportDataModule):
                 f"File {self.file}: {len(self._unpaired)} studies have more or fewer positions in frontal_lateral than "
                 f"images, so that the positions of their views are unknown: {first_names(self._unpaired)}."
             )
-        scored = [study for study in self.studies if study.report]
-        self.removed[f"no {REFERENCES[self.reference]}"] = len(self.studies) - len(scored)
-        self.studies = list(random_subset(self.studies, self.limits["test"]))
-        return all_as_test(scored)
-
-    def to_predict(self) -> Sequence[Study]:
-        """All studies of the file: a submission includes those without a reference."""
-        return self.studies
+        scored = [study for study in studies if study.report]
+        self.removed[f"no {REFERENCES[self.reference]}"] = len(studies) - len(scored)
+        return all_as_test(scored if self.checking else studies)
 
     def describe(self) -> str:
         """Describe in one line the file and its reference."""

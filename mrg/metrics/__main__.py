@@ -177,7 +177,7 @@ def _read_columns(predictions: Predictions) -> str:
 
 
 def _missing(predictions: Predictions) -> list[str]:
-    """Notes on missing references, which are excluded, and missing reports, which are scored as empty."""
+    """Notes on missing references, which are excluded, missing reports, which are scored as empty, and tags."""
     lines, scored = [], len(predictions.ids)
     if names := predictions.no_target:
         lines.append(f"Excluded: {len(names):,} of {scored + len(names):,} studies have no reference: {some(names)}.")
@@ -188,6 +188,11 @@ def _missing(predictions: Predictions) -> list[str]:
             else ""
         )
         lines.append(f"{empty:,} of {scored:,} reports are empty and scored as such{words}.")
+    if tagged := sum("<think>" in text or "<report>" in text for text in predictions.preds):
+        lines.append(
+            f"{tagged:,} of {scored:,} reports have <think> or <report> tags and are scored with all that is in them: "
+            "store the text of the report section instead (mrg.metrics.parse_completion)."
+        )
     return lines
 
 

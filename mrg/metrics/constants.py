@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from mrg.metrics.conventions import CONVENTIONS, condition_indices, outcomes
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
+
+T = TypeVar("T")
 
 BEST = "best constant"
 MOST_REPORTS = 10_000
@@ -56,8 +58,7 @@ class BestConstants:
             labeler: Labeler, or any callable of its form; called once.
             margin: Margin of MCCS.
         """
-        step = -(-len(reports) // MOST_REPORTS)
-        texts = [text for text in reports[:: max(1, step)] if text.strip()]
+        texts = [text for text in evenly_spaced(reports) if text.strip()]
         if not texts:
             return None
         labels = label_together(labeler, texts)[0].cpu()
@@ -78,6 +79,11 @@ class BestConstants:
         if score in self.reports:
             return f'"{self.reports[score]}"'
         return f"all {len(stated)} conditions" if len(stated) >= 13 else " + ".join(stated) or "nothing"
+
+
+def evenly_spaced(items: Sequence[T]) -> Sequence[T]:
+    """All items, or every k-th one of more than `MOST_REPORTS`."""
+    return items[:: max(1, -(-len(items) // MOST_REPORTS))]
 
 
 def _best_report(reports: Sequence[str], labels: Tensor, margin: float) -> int:

@@ -195,7 +195,10 @@ def read_reports(path: Path, column: str | None = None) -> list[str]:
     """
     rows = read_rows(path, "train")
     column = _column(path, rows, column, TARGET_COLUMNS, "target", "report")
-    reports = [row[column] for row in rows if isinstance(row.get(column), str) and not is_missing(row[column])]
+    wrong = [str(number) for number, row in enumerate(rows, 1) if not is_report(row.get(column))]
+    if wrong:
+        raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {some(wrong)}.")
+    reports = [row[column] for row in rows if not is_missing(row.get(column))]
     if not reports:
         raise UserError(f"{path} holds no reports in its column {column!r}.")
     return reports

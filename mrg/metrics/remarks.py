@@ -27,7 +27,7 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     Args:
         results: Return value of `mrg.metrics.evaluation.evaluate_systems`.
     """
-    found, number = [], results["num_studies"]
+    found = []
     gaps = (results["best_constant"] or {}).get("differences", [])
     for name in judged(results):
         row = results["systems"][name]
@@ -40,14 +40,26 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         informed = row["scores"].get("informedness")
         if informed is not None and informed["low"] <= 0:
             found.append(f"{name} does not show that its findings depend on the image: informedness is not above 0.")
-        if not sum(condition["predicted"] for condition in row["per_condition"].values()):
-            found.append(f"{name} finds nothing: none of its reports states one of the 13 conditions.")
-        elif any(results["support"][c] for c in THIRTEEN) and not row["scores"]["CE-F1 micro-13+"]["value"]:
-            found.append(f"{name} finds nothing that is there: none of the findings that it states is correct.")
-        distinct = round(row["distinct"] * number)
-        if distinct < 0.01 * number or distinct == 1 < number:
-            share = ", fewer than 1 %" if distinct < 0.01 * number else ""
-            found.append(f"{name} writes {distinct:,} of {number:,} distinct reports{share}.")
+        found += collapses(results, name)
+    return found
+
+
+def collapses(results: Mapping[str, Any], name: str) -> list[str]:
+    """Sentences on a system that finds nothing, or nothing that is there, or writes fewer than 1 % distinct reports.
+
+    Args:
+        results: Return value of `mrg.metrics.evaluation.evaluate_systems`.
+        name: Name of the system.
+    """
+    found, row, number = [], results["systems"][name], results["num_studies"]
+    if not sum(condition["predicted"] for condition in row["per_condition"].values()):
+        found.append(f"{name} finds nothing: none of its reports states one of the 13 conditions.")
+    elif any(results["support"][c] for c in THIRTEEN) and not row["scores"]["CE-F1 micro-13+"]["value"]:
+        found.append(f"{name} finds nothing that is there: none of the findings that it states is correct.")
+    distinct = round(row["distinct"] * number)
+    if distinct < 0.01 * number or distinct == 1 < number:
+        share = ", fewer than 1 %" if distinct < 0.01 * number else ""
+        found.append(f"{name} writes {distinct:,} of {number:,} distinct reports{share}.")
     return found
 
 
@@ -81,14 +93,17 @@ def legend(results: Mapping[str, Any]) -> list[str]:
         text = f"informedness: recall + specificity - 1, mean of the {number} {noun} with {cases}; 0 for any constant."
     else:
         text = f"informedness is undefined: no condition has {cases} in the references."
-    sentences = [text]
-    if saved := results["best_constant"]:
-        best = BestConstants.read(saved)
-        assert best is not None
-        part = f" (of {best.total:,}, evenly spaced)" if best.total > best.num_reports else ""
-        shown = "; ".join(f"{c}: {best.describe(c)}" for c in ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+"))
-        sentences.append(
-            f"{BEST}: for each score, the constant with the highest score on {best.num_reports:,} training reports"
-            f"{part}. {shown}."
-        )
-    return wrapped(sentences)
+    return wrapped([text, *what_is_best(results)])
+
+
+def what_is_best(results: Mapping[str, Any]) -> list[str]:
+    """A sentence that says which the best constants are; none without them."""
+    best = BestConstants.read(results["best_constant"])
+    if best is None:
+        return []
+    part = f" (of {best.total:,}, evenly spaced)" if best.total > best.num_reports else ""
+    shown = "; ".join(f"{c}: {best.describe(c)}" for c in ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+"))
+    return [
+        f"{BEST}: for each score, the constant with the highest score on {best.num_reports:,} training reports{part}. "
+        f"{shown}."
+    ]

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrg.metrics.constants import BEST
 from mrg.metrics.evaluation import COLUMNS, format_span
+from mrg.metrics.remarks import remarks, what_is_best
 from mrg.pages.page import render, write_page
 from mrg.pages.run_charts import latest, run_charts
 from mrg.pages.training_log import TrainingLog
@@ -131,10 +133,12 @@ def find_warnings(log: TrainingLog) -> list[str]:
         share = log.last(key, 10)
         if share is not None and share > limit:
             found.append(f"{100 * share:.0f} % of the {text}")
-    mccs, normal = log.last("val/mccs"), (log.state.get("constant_normal") or {}).get("val/mccs")
-    if mccs is not None and normal is not None and mccs <= normal:
-        shares = f"({100 * mccs:.1f} %) is not above that of the constant normal report ({100 * normal:.1f} %)"
-        found.append(f"Validation MCCS {shares}.")
+    for key, label in (("val/mccs", "MCCS"), ("val/ce_f1", "CE-F1")):
+        score, levels = log.last(key), log.constants(key)
+        if score is not None and levels and score <= max(levels.values()):
+            name = max(levels, key=lambda name: levels[name])
+            shares = f"({100 * score:.1f} %) is not above that of the {name} report ({100 * levels[name]:.1f} %)"
+            found.append(f"Validation {label} {shares}.")
     return found
 
 
@@ -172,13 +176,18 @@ def _table(results: dict[str, Any]) -> dict[str, Any] | None:
     systems = results.get("systems")
     if not systems:
         return None
-    scores = [score for score in COLUMNS[:3] if score in next(iter(systems.values()))["scores"]]
+    scores = [score for score in COLUMNS[:4] if score in next(iter(systems.values()))["scores"]]
     rows = [
         (name, [*(format_span(row["scores"][score]) for score in scores), f"{100 * row['distinct']:.0f} %"])
         for name, row in systems.items()
     ]
+    if best := results.get("best_constant"):
+        own = best["scores"] | {"informedness": dict.fromkeys(("value", "low", "high"), 0.0)}
+        rows.append((BEST, [*(format_span(own[score]) for score in scores), "–"]))
+    # Results of older versions have no best constant.
+    remarked = [*remarks(results), *what_is_best(results)] if "best_constant" in results else []
     numbers = {key: results.get(key) for key in ("num_studies", "margin")}
-    return {"head": [*scores, "distinct"], "rows": rows, **numbers}
+    return {"head": [*scores, "distinct"], "rows": rows, "remarks": remarked, **numbers}
 
 
 def main(args: Sequence[str]) -> None:

@@ -19,11 +19,11 @@ _MISSING = "train/missing"
 
 
 class Line(NamedTuple):
-    """One line of a chart; `level` is the score of the constant normal report, a dotted line of the same colour."""
+    """One line of a chart; `level` names a constant report and its score, a dotted line of the same colour."""
 
     label: str
     series: Series
-    level: float | None = None
+    level: tuple[str, float] | None = None
 
 
 class Chart(NamedTuple):
@@ -51,7 +51,8 @@ _GROUPS = (
     ),
     _Group(
         "Validation",
-        "In percent, greedy decoding. Dotted: constant normal report on the same studies.",
+        "In percent, greedy decoding. Dotted: best constant report on the same studies, found for each score on the "
+        "training reports; without these, the constant normal report.",
         {"val/mccs": "MCCS", "val/ce_f1": "CE-F1", "val/ce_f1_macro": "CE-F1 macro", "val/format": "valid format"},
         is_share=True,
     ),
@@ -84,7 +85,6 @@ _GROUPS = (
 
 def run_charts(log: TrainingLog) -> list[Chart]:
     """All charts for which the run has scores."""
-    normal = log.state.get("constant_normal") or {}
     # The loss of GRPO is not a likelihood. Completions without any reward are rare, and shown if there are any.
     hidden = {"train/loss", "val/loss"} if "reward/total" in log.scores else set()
     if not any(value for _, value in log.scores.get(_MISSING, [])):
@@ -97,7 +97,7 @@ def run_charts(log: TrainingLog) -> list[Chart]:
             Line(
                 label,
                 [(step, scale * value) for step, value in log.scores[key]],
-                scale * normal[key] if key in normal else None,
+                _scaled(log.constants(key), scale),
             )
             for key, label in _labels(group.keys, sorted(log.scores)).items()
             if key in log.scores and key not in hidden
@@ -106,6 +106,11 @@ def run_charts(log: TrainingLog) -> list[Chart]:
             image = draw(group.title, lines, group.is_share, (min(steps), max(steps)))
             charts.append(Chart(group.title, group.note, image))
     return charts
+
+
+def _scaled(levels: Mapping[str, float], scale: float) -> tuple[str, float] | None:
+    """The last of some levels, scaled; None if there are none."""
+    return next(((name, scale * levels[name]) for name in list(levels)[::-1]), None)
 
 
 def _labels(keys: Mapping[str, str], logged: Sequence[str]) -> dict[str, str]:
@@ -145,10 +150,10 @@ def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int
             label=line.label,
         )
         if line.level is not None:
-            axes.axhline(line.level, color=color, linestyle=":", linewidth=1.2)
+            axes.axhline(line.level[1], color=color, linestyle=":", linewidth=1.2)
     if is_share:
         values = [value for line in lines for _, value in line.series if math.isfinite(value)] or [100.0]
-        levels = [line.level for line in lines if line.level is not None]
+        levels = [line.level[1] for line in lines if line.level is not None]
         axes.set_ylim(-3, max(20, 1.08 * max(values + levels)))
     axes.set_xlabel("step")
     pad = max(0.5, 0.02 * (ends[1] - ends[0]))
@@ -170,14 +175,13 @@ def describe(title: str, lines: Sequence[Line]) -> str:
             parts.append(f"{line.label}: no finite value")
             continue
         text = f"{line.label}: {values[0]:.3g} to {values[-1]:.3g} (between {min(values):.3g} and {max(values):.3g})"
-        parts.append(text + (f", constant normal {line.level:.3g}" if line.level is not None else ""))
+        parts.append(text + (", {} {:.3g}".format(*line.level) if line.level else ""))
     steps = [step for line in lines for step, _ in line.series]
     return f"{title}, steps {min(steps)} to {max(steps)}. {'; '.join(parts)}."
 
 
 def latest(log: TrainingLog) -> list[Mapping[str, Any]]:
     """Key figures at the top of the page: name, value, and a note for comparison."""
-    normal = log.state.get("constant_normal") or {}
 
     def entry(name: str, key: str, window: int, digits: int = 3, scale: int = 1) -> dict[str, Any] | None:
         value = log.last(key, window)
@@ -185,8 +189,7 @@ def latest(log: TrainingLog) -> list[Mapping[str, Any]]:
             return None
         best = max((v for _, v in log.scores[key] if math.isfinite(v)), default=value)
         notes = [f"mean of {min(window, len(log.scores[key]))}"] if window > 1 else [f"best {scale * best:.{digits}f}"]
-        if key in normal:
-            notes.append(f"constant normal {scale * normal[key]:.{digits}f}")
+        notes += [f"{name} {scale * score:.{digits}f}" for name, score in log.constants(key).items()]
         unit = " %" if scale == 100 else ""
         return {"name": name, "value": f"{scale * value:,.{digits}f}{unit}", "note": ", ".join(notes)}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mrg.errors import UserError
+from mrg.metrics.constants import BEST
 
 STATE = "run.json"
 """File of the state and progress, written by `mrg.callbacks.run_page`."""
@@ -58,6 +59,11 @@ class TrainingLog:
             results=_json(folder / "results.json"),
             config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         )
+
+    def constants(self, key: str) -> dict[str, float]:
+        """Scores of constant reports on the validation split by name, the best constant last if it is known."""
+        found = {name: (self.state.get(name.replace(" ", "_")) or {}).get(key) for name in ("constant normal", BEST)}
+        return {name: score for name, score in found.items() if score is not None}
 
     def last(self, key: str, window: int = 1) -> float | None:
         """Mean of the last finite values of a score; None if there are none."""

@@ -1,5 +1,6 @@
 """The last lines of a run."""
 
+import json
 import shlex
 
 from mrg.cli import main
@@ -42,6 +43,17 @@ def test_predictions_that_are_all_empty_are_a_warning(tmp_path, capsys):
         "Warning: All 4 reports are empty: no completion has a <report> section with text. Look at the key "
         "`completion`; completions may be truncated, see model.init_args.max_new_tokens.\n"
     ) in err
+
+
+def test_a_test_says_how_many_completions_are_truncated_and_without_a_report(tmp_path, capsys):
+    main(["fit", *fit_arguments(tmp_path)])
+    main(["test", *fit_arguments(tmp_path)])
+    assert (
+        "Warning: 4 of 4 completions were truncated at model.init_args.max_new_tokens (8), and 4 of 4 have no report "
+        "and are scored as empty.\n"
+    ) in capsys.readouterr().err
+    completions = json.loads((tmp_path / "run" / "results.json").read_text())["protocol"]["completions"]
+    assert completions == {"count": 4, "truncated": 4, "empty": 4}
 
 
 def test_a_run_that_stopped_early_says_so(tmp_path, capsys):

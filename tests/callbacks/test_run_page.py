@@ -5,10 +5,12 @@ import json
 
 import lightning as L
 import pytest
+import torch
 
 from mrg.callbacks.run_page import RunPage
 from mrg.cli import main
-from mrg.metrics import MCCS, RulesLabeler
+from mrg.metrics import MCCS, RulesLabeler, ce_f1
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL
 from mrg.modules.rollout.sampling import sample
 from tests.callbacks.runs import fit_arguments, grpo_arguments
@@ -68,6 +70,17 @@ def test_the_constant_normal_report_is_scored_on_the_validation_split(tmp_path):
     normal = state(tmp_path / "run")["constant_normal"]
     assert normal["val/mccs"] == pytest.approx(float(metric.compute()))
     assert normal["val/ce_f1"] == 0
+    # The best constants are those of the training reports, scored on the validation split.
+    train = [study.report for study in make_split(World(), 0, "train", 8, 112)]
+    best, reference = BestConstants.of(train, RulesLabeler(), 0.3), RulesLabeler()(target)
+    constant = state(tmp_path / "run")["best_constant"]
+    metric.reset()
+    metric.update([best.reports["MCCS"]] * 4, target)
+    assert constant["val/mccs"] == pytest.approx(float(metric.compute()))
+    for key, average in (("val/ce_f1", "micro"), ("val/ce_f1_macro", "macro")):
+        row = torch.tensor(best.rows[f"CE-F1 {average}-13+"]).expand_as(reference)
+        assert constant[key] == pytest.approx(float(ce_f1(row, reference, average=average)))
+        assert constant[key] > normal[key]
 
 
 def test_a_run_that_fails_says_why(tmp_path, often):

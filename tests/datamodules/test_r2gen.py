@@ -128,7 +128,7 @@ def test_an_item_without_a_field(tmp_path: Path, key: str) -> None:
         (["d"], "item 0: expected an object, but got a list; remove it."),
         (_entry("d", id=7), "item 0: expected 'id' to be a non-empty string, but got 7; add it."),
         (_entry(" "), "item 0: expected 'id' to be a non-empty string, but got ' '; add it."),
-        (_entry("d", report=None), "item 0 (id 'd'): expected 'report' to be a string, but got None;"),
+        (_entry("d", report=7), "item 0 (id 'd'): expected 'report' to be a string, but got 7;"),
         (_entry("d", image_path="d/0.png"), "expected 'image_path' to be a list of strings, but got 'd/0.png';"),
         (_entry("d", image_path=[None]), "expected 'image_path' to be a list of strings, but got [None];"),
         (_entry("d", image_path=[]), "item 0 (id 'd') has no images; add their paths to 'image_path' or remove the"),
@@ -161,8 +161,8 @@ def test_empty_reports_are_counted_and_named(tmp_path: Path) -> None:
     assert "`data.init_args.empty_reports` to drop" in message
 
 
-@pytest.mark.parametrize("word", ["nan", "None", "N/A", "null", "-"])
-def test_a_word_for_nothing_is_an_empty_report(tmp_path: Path, word: str) -> None:
+@pytest.mark.parametrize("word", ["nan", "None", "N/A", "null", "-", None, float("nan")])
+def test_a_word_for_nothing_is_an_empty_report(tmp_path: Path, word: Any) -> None:
     content = _content()
     content["train"].insert(0, _entry("blank", report=word))
     assert "1 studies have an empty report: blank; set" in _refused(_write(tmp_path, content))

@@ -89,6 +89,9 @@ def test_training_reports(predictions, tmp_path, capsys):
     assert "holds no reports in its column 'report'" in fails(
         capsys, predictions, "--train", write(tmp_path / "none.json", [{"report": " "}])
     )
+    listed = write(tmp_path / "listed.json", [{"report": "Edema."}, {"report": ["Edema."]}, {"report": None}])
+    message = "listed.json: 'report' is not a text in 1 of 3 rows: 2."
+    assert message in fails(capsys, predictions, "--train", listed)
     assert "--train is for scoring one file" in fails(capsys, predictions, "--train", train, "--compare", predictions)
     assert "--min_cases to be at least 1" in fails(capsys, predictions, "--min_cases", "0")
 
@@ -319,6 +322,14 @@ def test_missing_words_are_counted_and_earn_nothing(tmp_path, capsys):
     main([str(empty), "--trials", "10"])
     same = json.loads((tmp_path / "empty.csv.scores.json").read_text())
     assert same["systems"]["empty"]["scores"] == result["systems"]["p"]["scores"]
+
+
+def test_completions_that_are_scored_as_reports_are_counted(tmp_path, capsys):
+    """Findings of the think section would count."""
+    texts = ["<think>Edema</think><report>The lungs are clear.</report>", "Edema.", "<report>Edema.</report>"]
+    path = write(tmp_path / "p.json", [{"prediction": text, "target": "Edema."} for text in texts])
+    main([str(path), "--trials", "5"])
+    assert "2 of 3 reports have <think> or <report> tags and are scored with all that is in" in capsys.readouterr().out
 
 
 def test_a_comparison_excludes_studies_without_a_reference(predictions, tmp_path, capsys):

@@ -3,12 +3,16 @@
 import html.parser
 import json
 import math
+import re
 
 import pytest
 
 from mrg.cli import main
+from mrg.metrics import RulesLabeler
+from mrg.metrics.constants import BestConstants
+from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.run import duration, find_warnings, run_page, sample_groups, write_run_page
-from mrg.pages.run_charts import Line, describe, draw, run_charts
+from mrg.pages.run_charts import Line, describe, draw, latest, run_charts
 from mrg.pages.training_log import TrainingLog
 from tests.pages.browser import needs_chromium, opened
 
@@ -122,6 +126,42 @@ def test_results_of_the_test(tmp_path):
     text = Elements(run_page(log(tmp_path, results=results))).text
     assert "50.0 [40.0, 60.0]" in text
     assert "7 studies" in text
+
+
+def test_the_test_is_compared_with_the_best_constant_and_remarked_on(tmp_path):
+    """Half of the studies have Edema, so that stating it always earns 2 * 1 / (2 + 1)."""
+    target, labeler = ["Edema.", "The lungs are clear."] * 100, RulesLabeler()
+    best = BestConstants.of(target, labeler)
+    systems = {"constant normal": [CONSTANT_NORMAL] * 200, "model": ["The lungs are clear."] * 200}
+    results = evaluate_systems(systems, target, labeler, num_resamples=20, best=best)
+    (table,) = re.findall(r"<h2>Test</h2>(.*)<h2>Curves</h2>", run_page(log(tmp_path, results=results)), re.DOTALL)
+    rows = [re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", row) for row in table.split("<tr>")]
+    assert rows[1] == ["system", "MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "informedness", "distinct"]
+    assert [row[0] for row in rows[2:]] == ["constant normal", "model", "best constant"]
+    assert rows[2][2].startswith("0.0 [")
+    assert rows[4][2].startswith("66.7 [")
+    assert rows[4][4] == "0.0 [0.0, 0.0]"
+    text = Elements(table).text
+    assert "model does not beat the best constant report in MCCS, CE-F1 micro-13+, CE-F1 macro-13+" in text
+    assert "model finds nothing: none of its reports states one of the 13 conditions." in text
+    assert "model writes 1 of 200 distinct reports, fewer than 1 %." in text
+    assert "CE-F1 micro-13+: Edema" in text
+
+
+def test_curves_are_compared_with_the_best_constant(tmp_path):
+    state = {**NORMAL, "best_constant": {"val/mccs": 0.45, "val/ce_f1": 0.2}}
+    scores = {"val/mccs": [(1, 0.38)], "val/ce_f1": [(1, 0.1)]}
+    given = log(tmp_path, scores, state=state)
+    (chart,) = run_charts(given)
+    assert "MCCS: 38 to 38 (between 38 and 38), best constant 45" in str(chart.image)
+    assert "CE-F1: 10 to 10 (between 10 and 10), best constant 20" in str(chart.image)
+    assert [row["note"] for row in latest(given)] == [
+        "best 38.0, constant normal 34.0, best constant 45.0", "best 10.0, best constant 20.0"
+    ]  # fmt: skip
+    assert find_warnings(given) == [
+        "Validation MCCS (38.0 %) is not above that of the best constant report (45.0 %).",
+        "Validation CE-F1 (10.0 %) is not above that of the best constant report (20.0 %).",
+    ]
 
 
 @pytest.mark.parametrize(

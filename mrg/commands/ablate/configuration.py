@@ -131,6 +131,9 @@ def parse_keys(pairs: Sequence[str]) -> dict[str, Any]:
     wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
     if wrong:
         raise UserError(f"Expected --set to be followed by KEY=VALUE, but got {wrong[0]!r}.")
+    keys = [pair.partition("=")[0] for pair in pairs]
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
+        raise UserError(f"Expected --set to have each key once, but got {repeated[0]!r} more than once.")
     return {pair.partition("=")[0]: yaml.safe_load(pair.partition("=")[2]) for pair in pairs}
 
 

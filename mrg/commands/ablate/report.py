@@ -17,7 +17,9 @@ from mrg.commands.ablate.configuration import Ablation
 from mrg.errors import UserError
 from mrg.files import write_json, write_text
 from mrg.metrics import RulesLabeler, nlg_scores
+from mrg.metrics.constants import BEST
 from mrg.metrics.evaluation import COLUMNS, evaluate_systems
+from mrg.metrics.remarks import collapses
 from mrg.pages.tested_run import TestedRun
 
 SCORES = ("MCCS", "CE-F1 micro-13+", "BLEU-4", "ROUGE-L")
@@ -46,12 +48,14 @@ def write_report(ablation: Ablation) -> str:
     Raises:
         UserError: If no run is complete.
     """
-    seeds = {seed: row for seed in ablation.seeds if (row := _score_seed(ablation, seed))}
+    scored = {seed: found for seed in ablation.seeds if (found := _score_seed(ablation, seed))[0]}
+    seeds = {seed: scores for seed, (scores, _) in scored.items()}
     if not seeds:
         raise UserError(
             f"Expected a complete run in {ablation.folder}, but found none: see log.txt in the run folders."
         )
     results = summarize(ablation, seeds)
+    results["remarks"] += [f"seed {seed}: {remark}" for seed, (_, found) in scored.items() for remark in found]
     table = format_summary(ablation, results)
     write_json(ablation.folder / "ablation.json", results)
     write_text(ablation.folder / "ablation.md", table)
@@ -60,15 +64,15 @@ def write_report(ablation: Ablation) -> str:
     return f"{table}\n{files}"
 
 
-def _score_seed(ablation: Ablation, seed: int) -> dict[str, dict[str, float]]:
-    """System -> score -> value, for the arms whose run is complete and for the baselines."""
+def _score_seed(ablation: Ablation, seed: int) -> tuple[dict[str, dict[str, float]], list[str]]:
+    """System -> score -> value, for the arms whose run is complete and for the baselines; and remarks on the arms."""
     runs = {
         name: TestedRun.read(ablation.run_folder(name, seed))
         for name in ablation.arms
         if ablation.is_complete(name, seed)
     }
     if not runs:
-        return {}
+        return {}, []
     first, *others = runs
     studies = [(row["id"], row["target"]) for row in runs[first].rows]
     for name in others:
@@ -80,9 +84,14 @@ def _score_seed(ablation: Ablation, seed: int) -> dict[str, dict[str, float]]:
     target = runs[first].target
     systems = {name: [text] * len(target) for name, text in runs[first].baselines.items()}
     systems |= {name: run.reports for name, run in runs.items()}
+    # Arms may have been tested with another labeler or margin than those of the report.
+    found = [best for run in runs.values() if (best := run.best_constants)]
+    best = next((b for b in found if (b.labeler, b.margin) == (RulesLabeler().name, ablation.margin)), None)
     # Intervals are those over seeds: no bootstrap over studies.
-    results = evaluate_systems(systems, target, RulesLabeler(), ablation.margin, num_resamples=1)
+    results = evaluate_systems(systems, target, RulesLabeler(), ablation.margin, num_resamples=1, best=best)
     scores: dict[str, dict[str, float]] = {}
+    if best is not None:
+        scores[BEST] = {score: results["best_constant"]["scores"][score]["value"] for score in COLUMNS[:3]}
     for name, row in results["systems"].items():
         scores[name] = {score: row["scores"][score]["value"] for score in COLUMNS[:3]}
         scores[name]["distinct"] = row["distinct"]
@@ -91,7 +100,7 @@ def _score_seed(ablation: Ablation, seed: int) -> dict[str, dict[str, float]]:
     for name, run in runs.items():
         if run.format is not None:
             scores[name]["format"] = run.format
-    return scores
+    return scores, [remark for name in runs for remark in collapses(results, name)]
 
 
 def _wording(preds: list[str], target: list[str]) -> dict[str, float]:
@@ -124,15 +133,32 @@ def summarize(ablation: Ablation, seeds: Mapping[int, Mapping[str, Mapping[str, 
                 if pairs:
                     row["differences"][score] = t_interval(pairs)
         systems[name] = row
+    labels = {name: arm.label or name for name, arm in ablation.arms.items()}
     return {
         "seeds": list(seeds),
+        "remarks": _against_best(seeds, labels),
         "base": ablation.base,
         "margin": ablation.margin,
         "labeler": "rules",
         "interval": "95 %, Student's t over seeds",
-        "labels": {name: arm.label or name for name, arm in ablation.arms.items()},
+        "labels": labels,
         "systems": systems,
     }
+
+
+def _against_best(seeds: Mapping[int, Mapping[str, Mapping[str, float]]], labels: Mapping[str, str]) -> list[str]:
+    """Sentences on the arms that do not beat the best constant report, by their differences from it in each seed."""
+    if not any(BEST in scores for scores in seeds.values()):
+        return [f"The {BEST} report is not known: no arm was tested with the labeler and the margin of this table."]
+    found = []
+    for name, label in labels.items():
+        both = [scores for scores in seeds.values() if name in scores and BEST in scores]
+        gaps = {score: t_interval([row[name][score] - row[BEST][score] for row in both]) for score in CLINICAL if both}
+        lows = {score: gap["value"] if gap["low"] is None else gap["low"] for score, gap in gaps.items()}
+        if not_above := [score for score, low in lows.items() if low is not None and low <= 0]:
+            interval = " (95 % intervals of the difference over seeds)" if len(both) > 1 else ""
+            found.append(f"{label} does not beat the {BEST} report in {', '.join(not_above)}{interval}.")
+    return found
 
 
 def format_summary(ablation: Ablation, results: Mapping[str, Any]) -> str:
@@ -157,6 +183,7 @@ def format_summary(ablation: Ablation, results: Mapping[str, Any]) -> str:
         "",
         *("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows),
     ]
+    lines += [line for remark in results["remarks"] for line in ("", remark)]
     missing = [
         f"seed {seed}, {name}"
         for seed in ablation.seeds
@@ -199,8 +226,9 @@ def plot_summary(ablation: Ablation, results: Mapping[str, Any], path: Path) -> 
                 if value["low"] is not None:
                     axes.plot([100 * value["low"], 100 * value["high"]], [row + shift] * 2, color=color, linewidth=1.3)
                 axes.plot(100 * value["value"], row + shift, marker, color=color, markersize=5.5, zorder=3)
-        normal = systems["constant normal"]["scores"]["MCCS"]["value"]
-        axes.axvline(100 * normal, color=colors[0], linewidth=1, linestyle=":", zorder=1)
+        constant = BEST if BEST in systems else "constant normal"
+        level = systems[constant]["scores"]["MCCS"]["value"]
+        axes.axvline(100 * level, color=colors[0], linewidth=1, linestyle=":", zorder=1)
         axes.set_yticks(range(len(names)), [labels[name] for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
@@ -211,12 +239,12 @@ def plot_summary(ablation: Ablation, results: Mapping[str, Any], path: Path) -> 
     shown = [systems[name]["scores"][score] for names in panels.values() for name in names for score in CLINICAL]
     # The interval of two seeds may exceed the scale.
     highest = max(max(value["value"], min(1, value["high"] or 0)) for value in shown)
-    grid[-1, 0].set_xlim(-2, 100 * max(highest, normal) + 2)
+    grid[-1, 0].set_xlim(-2, 100 * max(highest, level) + 2)
     number = len(results["seeds"])
     spread = f"{number} seeds: mean, 95 % t-interval and each seed" if number > 1 else "one seed"
     grid[-1, 0].set_xlabel(f"percent on held-out studies ({spread})")
     handles = [Line2D([], [], color=c, marker=m, linewidth=1.3, label=s)
                for s, c, m in zip(CLINICAL, colors, markers, strict=True)]  # fmt: skip
-    handles.append(Line2D([], [], color=colors[0], linestyle=":", label="MCCS of the constant normal report"))
+    handles.append(Line2D([], [], color=colors[0], linestyle=":", label=f"MCCS of the {constant} report"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
     figure.savefig(path, metadata={"Date": None})

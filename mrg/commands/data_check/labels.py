@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from mrg.commands.data_check.statistics import SplitStatistics
 from mrg.datamodules.study import Study
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
+from mrg.metrics.constants import BestConstants, evenly_spaced
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.metrics.labels import Labeler
 
@@ -117,31 +119,35 @@ def _difference(source: np.ndarray, split: np.ndarray, z: float) -> dict[str, An
 def score_baselines(
     statistics: Mapping[str, SplitStatistics], splits: Mapping[str, Sequence[Study]], labeler: Labeler, margin: float
 ) -> dict[str, Any]:
-    """Score the constant normal report and the most frequent training report on val and test.
+    """Score constant reports on val and test: constant normal, the most frequent training report, the best constants.
 
     Returns:
         `reports`: text by name; `train_count`: number of occurrences of the most frequent report in train; `scores`: by
-        split, see `evaluate_systems`. A split without non-empty reports has no scores.
+        split, see `evaluate_systems`. Studies with an empty report are not scored, and a split of them has no scores.
     """
     reports = {"constant normal": CONSTANT_NORMAL}
-    count = 0
+    count, best = 0, None
     if "train" in statistics and statistics["train"].is_written.any():
         report, count = _most_frequent(statistics["train"], splits["train"])
         reports["most frequent report"] = report
+        total = int(statistics["train"].is_written.sum())
+        some = [study.report for study in evenly_spaced(splits["train"])]
+        best = BestConstants.of(some, labeler, margin)
+        best = best and dataclasses.replace(best, total=total)
     scores = {}
     for split, part in statistics.items():
         if split != "train" and part.is_written.any():
-            target = [study.report for study in splits[split]]
+            target = [study.report for study in splits[split] if study.report.strip()]
             systems = {name: [report] * len(target) for name, report in reports.items()}
-            scores[split] = evaluate_systems(systems, target, labeler, margin)
+            scores[split] = evaluate_systems(systems, target, labeler, margin, best=best)
     return {"reports": reports, "train_count": count, "scores": scores}
 
 
 def _most_frequent(part: SplitStatistics, studies: Sequence[Study]) -> tuple[str, int]:
     """The same as `most_frequent_report` of the training reports, without all texts in memory, and its frequency."""
     counts: dict[bytes, int] = {}
-    for name in part.exact:
-        counts[name] = counts.get(name, 0) + 1
+    for name, is_written in zip(part.exact, part.is_written, strict=True):
+        counts[name] = counts.get(name, 0) + int(is_written)
     most = max(counts.values())
     first = {name: row for row, name in reversed(list(enumerate(part.exact))) if counts[name] == most}
     return min(studies[row].report for row in first.values()), most

@@ -10,7 +10,9 @@ from typing import Any
 
 from mrg.commands.data_check.messages import percent
 from mrg.commands.data_check.reports import SHORT
+from mrg.metrics.constants import BEST
 from mrg.metrics.evaluation import COLUMNS
+from mrg.metrics.remarks import what_is_best
 
 WIDTH = 100
 _NUM_VIEWS = 8
@@ -221,12 +223,15 @@ def _baselines(baselines: Mapping[str, Any]) -> list[Table]:
         rows = [
             [name, *(_score(row["scores"][column]) for column in columns)] for name, row in scores["systems"].items()
         ]
+        if best := scores["best_constant"]:
+            rows.append([BEST, *(_score(best["scores"][column]) for column in columns)])
         note = (
             f"{scores['num_studies']:,} studies, labeler {scores['labeler']}, MCCS margin {scores['margin']:g}, in "
             "percent with 95 % bootstrap intervals."
         )
         if baselines["train_count"]:
             note += f" The most frequent report occurs {baselines['train_count']:,} times in train."
+        note = " ".join([note, *what_is_best(scores)])
         made.append(Table(f"baselines_{split}", f"Baselines on the {split} split", ["", *columns], rows, note))
     return made
 

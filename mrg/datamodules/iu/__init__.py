@@ -55,8 +55,8 @@ class IUXRayDataModule(ReportDataModule):
             rule was already applied.
         max_images: Maximum number of images per study, 0 for all; None for R2Gen's rule: 2, or 0 for an annotation.
         variant: For R2Gen's split, `"r2gen"` requires the published counts 2069/296/590; `"any"` warns if they differ.
-        empty_reports: Whether an empty report in an annotation is an error (`"raise"`) or its study is left out
-            (`"drop"`). The 530 original reports without findings are always left out.
+        empty_reports: Whether a study with an empty or missing report in an annotation is left out and counted
+            (`"drop"`) or an error (`"raise"`). The 530 original reports without findings are always left out.
         deidentified: Treatment of the token `XXXX` in training reports, see `clean_target`; references of validation
             and test, and indications, stay as written.
         test_subset: `"all"`, or `"leakage_free"` for the test studies whose report does not occur in train.
@@ -77,7 +77,7 @@ class IUXRayDataModule(ReportDataModule):
         min_images: int | None = None,
         max_images: int | None = None,
         variant: Literal["r2gen", "any"] = "r2gen",
-        empty_reports: Literal["raise", "drop"] = "raise",
+        empty_reports: Literal["drop", "raise"] = "drop",
         deidentified: Literal["keep", "drop_token", "drop_sentence"] = "keep",
         test_subset: Literal["all", "leakage_free"] = "all",
         **kwargs: Any,

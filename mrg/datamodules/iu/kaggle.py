@@ -84,7 +84,8 @@ def read_projections(file: Path, remedy: str = _PROJECTIONS_REMEDY) -> Positions
     ]
     positions: dict[str, dict[str, str]] = {}
     for image, patient, position in sorted(pairs):
-        positions.setdefault(patient, {})[image] = position
+        if positions.setdefault(patient, {}).setdefault(image, position) != position:
+            raise DataError(f"File {file} lists the image {image} with two positions; keep one row of it.")
     return positions
 
 
@@ -104,6 +105,8 @@ def _read_table(file: Path, columns: Sequence[str], remedy: str) -> list[dict[st
         with file.open(encoding="utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
             found, rows = reader.fieldnames or [], []
+            if repeated := sorted({name for name in found if found.count(name) > 1}):
+                raise DataError(f"File {file} has more than one column {repeated[0]!r}; {remedy}.")
             for row in reader:
                 # DictReader fills a short row with None, and stores extra fields under the key None.
                 if None in row or None in row.values():

@@ -128,7 +128,7 @@ def open_annotation(folder: Path, file: Path, images: Path) -> Dataset:
 
     @functools.lru_cache
     def listed() -> list[tuple[str, Item]]:
-        return [(split, item) for split, items in read_items(file).items() for item in items]
+        return [(split, item) for split, items in read_items(file, "keep").items() for item in items]
 
     def make(shard: int) -> list[dict[str, Any]]:
         items = listed()[shard * _SHARD_ITEMS :][:_SHARD_ITEMS]

@@ -143,6 +143,11 @@ class ImageList:
                     "positions": [],
                 },
             )
+            if study["split"] != _SPLITS[row["split"]]:
+                raise DataError(
+                    f"Study {row['study_id']} has images in two splits of the split table; copy it again from "
+                    f"{PUBLISHED_AT}."
+                )
             study["dicom_ids"].append(row["dicom_id"])
             study["positions"].append(row["ViewPosition"].upper())
         yield from sorted(found.values(), key=lambda study: (study["patient"], study["datetime"], study["id"]))

@@ -42,8 +42,8 @@ class TableDataModule(ReportDataModule):
         seed: Random seed of a random split.
         fractions: Fractions of the patients in train, val and test of a random split.
         val_fraction: Fraction of the training patients whose studies become val, for a table without validation split.
-        empty_reports: Whether studies without a report are left out (`"drop"`), an error (`"raise"`), or kept
-            (`"keep"`).
+        empty_reports: Whether studies with an empty report are left out (`"drop"`), an error (`"raise"`), or kept for
+            `predict` and `data check`, but neither trained on nor scored (`"keep"`).
         min_words: Minimum number of words of a report; studies with shorter ones are left out.
         positions: Positions of the views to use (`frontal`, `lateral`, or an empty text for unknown ones); empty for
             all. A study without such a view is left out.
@@ -179,7 +179,7 @@ class TableDataModule(ReportDataModule):
                 "no image" if not draft.views
                 else no_view if not views
                 else "an empty report" if not draft.report and self.columns.report and self.empty_reports != "keep"
-                else few_words if len(draft.report.split()) < self.min_words
+                else few_words if draft.report and len(draft.report.split()) < self.min_words
                 else ""
             )  # fmt: skip
             if reason:

@@ -123,7 +123,7 @@ class TableReader:
         draft = Draft(
             id=name,
             split=identifier(row[columns.split]) if columns.split else split,
-            report=_joined(row, columns.report, columns.join),
+            report=self._report(row, name),
             indication=_joined(row, columns.indication, " "),
             patient=self._match(self.patient_pattern, row, columns.patient, "patient"),
             views=self._views(row, stored, number, name),
@@ -141,9 +141,17 @@ class TableReader:
             self._note("are in more than one split", name)
         elif known.report and draft.report and known.report != draft.report:
             self.contradicted.append(name)
+        if known.patient and draft.patient and known.patient != draft.patient:
+            self._note("are of more than one patient", name)
         known.views.extend(draft.views)
         for role in ("report", "indication", "patient"):  # only some rows of a study may have it
             setattr(known, role, getattr(known, role) or getattr(draft, role))
+
+    def _report(self, row: dict[str, Any], name: str) -> str:
+        for column in _several(self.columns.report):
+            if isinstance(row[column], (list, dict)):
+                self._note(f"have no text in {column!r}, but a {type(row[column]).__name__}", name)
+        return _joined(row, self.columns.report, self.columns.join)
 
     def _note(self, problem: str, name: str) -> None:
         self.problems.setdefault(problem, []).append(name)

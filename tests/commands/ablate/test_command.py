@@ -1,6 +1,7 @@
 """An ablation runs its arms once, in order, and says what it is not sure of."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from mrg.cli import main as mrg
 from mrg.commands.ablate.command import main, run_all
 from mrg.commands.ablate.configuration import Ablation, Arm, load_ablation, parse_keys
+from mrg.commands.ablate.report import write_report
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHIPPED = load_ablation(CONFIGS / "demo_ablation.yaml")
@@ -71,6 +73,8 @@ def test_keys_for_every_arm():
     for pair in ("data.init_args.root", "=x"):
         with pytest.raises(ValueError, match="followed by KEY=VALUE, but got"):
             parse_keys([pair])
+    with pytest.raises(ValueError, match="each key once, but got 'a' more than once"):
+        parse_keys(["a=1", "b=2", "a=1"])
 
 
 def test_shipped_arms_differ_in_what_they_say_they_do():
@@ -173,6 +177,18 @@ def test_report_of_what_is_there(ran, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "Missing or failed runs: seed 2, sft; seed 2, mccs." in out
     assert (ran.folder / "ablation.md").read_text() in out
+    assert "The best constant report is not known: no arm was tested with the labeler and the margin of this" in out
+    write_report(dataclasses.replace(ran, margin=0.3))  # that of the arms
+    table = (ran.folder / "ablation.md").read_text()
+    results = json.loads((ran.folder / "ablation.json").read_text())
+    for seed in ran.seeds:
+        saved = json.loads((ran.run_folder("sft", seed) / "results.json").read_text())["best_constant"]["scores"]
+        row = results["systems"]["best constant"]["seeds"][str(seed)]
+        assert row == {score: saved[score]["value"] for score in ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+")}
+        assert f"seed {seed}: sft finds nothing: none of its reports states one of the 13 conditions." in table
+    assert "SFT does not beat" not in table  # its label is its name
+    assert "sft does not beat the best constant report in MCCS, CE-F1 micro-13+" in table
+    assert "| best constant" in table
     assert not (ran.folder / "seed2").exists()
 
 

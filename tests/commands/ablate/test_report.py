@@ -60,6 +60,31 @@ def test_table_names_what_is_missing():
     assert "| MCCS reward     | 50.0 |" in one
 
 
+def with_best(mccs, ce_f1):
+    """The seeds with a best constant in each of them."""
+    return {seed: {**rows, "best constant": {"MCCS": mccs, "CE-F1 micro-13+": ce_f1}} for seed, rows in SEEDS.items()}
+
+
+def test_arms_are_compared_with_the_best_constant():
+    """SFT has .4, .5 and .6: half of its interval is 4.3027 * .1 / sqrt(3) = .248. The other has .5 and .6: .635."""
+    over = "(95 % intervals of the difference over seeds)"
+    results = summarize(ABLATION, with_best(0.26, 0.1))
+    assert results["remarks"] == [
+        f"SFT does not beat the best constant report in MCCS {over}.",
+        f"MCCS reward does not beat the best constant report in MCCS {over}.",
+    ]
+    results = summarize(ABLATION, with_best(0.24, 0.51))
+    line = f"MCCS reward does not beat the best constant report in MCCS, CE-F1 micro-13+ {over}."
+    assert results["remarks"] == [f"SFT does not beat the best constant report in CE-F1 micro-13+ {over}.", line]
+    text = format_summary(ABLATION, results)
+    assert "| best constant   | 24.0 ± 0.0 " in text
+    assert f"\n\n{line}\n" in text
+    one = {0: with_best(0.24, 0.3)[0]}
+    line = "SFT does not beat the best constant report in CE-F1 micro-13+."
+    assert summarize(ABLATION, one)["remarks"] == [line]
+    assert summarize(ABLATION, SEEDS)["remarks"][0].startswith("The best constant report is not known: no arm was")
+
+
 def test_figure(tmp_path):
     for number, seeds in enumerate((SEEDS, {0: SEEDS[0]})):
         plot_summary(ABLATION, summarize(ABLATION, seeds), tmp_path / f"{number}.svg")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
@@ -11,8 +13,10 @@ from mrg.commands.data_check.labels import (
     wilson_interval,
 )
 from mrg.commands.data_check.statistics import SplitStatistics, collect_statistics
+from mrg.commands.data_check.table import _baselines
 from mrg.metrics import CONDITIONS, RulesLabeler
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems, most_frequent_report
 from tests.commands.data_check.studies import NORMAL, splits
 
@@ -105,8 +109,36 @@ def test_baselines_are_those_of_the_test_command():
     assert (found["reports"]["most frequent report"], found["train_count"]) == (NORMAL, 2)
     target = [study.report for study in studies["test"]]
     systems = {name: [report] * 3 for name, report in found["reports"].items()}
-    assert found["scores"]["test"] == evaluate_systems(systems, target, labeler, 0.3)
+    best = BestConstants.of(train, labeler, 0.3)
+    assert (best.num_reports, best.total) == (3, 4)  # one is empty
+    assert found["scores"]["test"]["best_constant"].pop("total") == 3
+    expected = evaluate_systems(systems, target, labeler, 0.3, best=best)
+    assert expected["best_constant"].pop("total") == 4
+    assert found["scores"]["test"] == expected
     assert list(found["scores"]) == ["val", "test"]
+
+
+def test_empty_reports_are_not_scored_and_not_the_most_frequent_ones():
+    studies, labeler = splits(), RulesLabeler()
+    blank = [dataclasses.replace(study, id=f"{study.id}{k}", report="") for study in studies["train"] for k in range(2)]
+    given = {"train": [*studies["train"], *blank], "val": studies["val"], "test": [*studies["test"], *blank]}
+    found = score_baselines(collect_statistics(given, labeler), given, labeler, 0.3)
+    assert (found["reports"]["most frequent report"], found["train_count"]) == (NORMAL, 2)
+    assert found == score_baselines(collect_statistics(studies, labeler), studies, labeler, 0.3)
+    assert found["scores"]["test"]["num_studies"] == 3
+
+
+def test_the_best_constant_is_a_row_of_the_table():
+    """A constant pleural effusion finds two of the three findings of test with one false one: 2 * 2 / (3 + 3)."""
+    studies, labeler = splits(), RulesLabeler()
+    baselines = score_baselines(collect_statistics(studies, labeler), studies, labeler, 0.3)
+    table = next(table for table in _baselines(baselines) if table.key == "baselines_test")
+    rows = {row[0]: row[1:] for row in table.rows}
+    place = table.columns.index("CE-F1 micro-13+") - 1
+    assert rows["constant normal"][place] == "0.0 [0.0, 0.0]"
+    assert rows["best constant"][place].startswith("66.7 [")
+    assert "best constant: for each score, the constant with the highest score on 3 training reports." in table.note
+    assert "CE-F1 micro-13+: Pleural Effusion" in table.note
 
 
 @pytest.mark.parametrize("order", [1, -1])

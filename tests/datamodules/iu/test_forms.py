@@ -254,12 +254,24 @@ def test_empty_reports_of_an_annotation(roots: dict[str, Path]) -> None:
     content = json.loads(file.read_text())
     content["train"][0]["report"] = " "
     file.write_text(json.dumps(content))
-    assert "1 studies have an empty report: CXR10_IM-0100; set" in _refused(DataError, roots["annotation"])
-    data = data_of(roots["annotation"], empty_reports="drop")
+    refused = _refused(DataError, roots["annotation"], empty_reports="raise")
+    assert "1 studies have an empty report: CXR10_IM-0100; set" in refused
+    data = data_of(roots["annotation"])
     assert data.removed == {"no findings": 1}
     assert data.describe().startswith(
         "IU X-Ray, form annotation: unknown variant with counts train 3, val 1, test 1, of which train 2, "
     )
+
+
+@pytest.mark.parametrize("word", [None, "nan", "-", float("nan")])
+def test_a_missing_reference_of_an_annotation_is_excluded_and_counted(roots: dict[str, Path], word: Any) -> None:
+    file = roots["annotation"] / "annotation.json"
+    content = json.loads(file.read_text())
+    content["train"][0]["report"] = word
+    file.write_text(json.dumps(content))
+    data = data_of(roots["annotation"])
+    assert (len(data.splits["train"]), data.removed) == (2, {"no findings": 1})
+    assert "left out: 1 with no findings" in data.describe()
 
 
 def test_test_subset_and_limits(roots: dict[str, Path]) -> None:
@@ -312,7 +324,7 @@ def test_a_check_keeps_missing_images_and_texts_as_written(roots: dict[str, Path
         ({"sections": "all"}, "argument `sections` to be one of 'findings', 'impression', 'both', but got 'all'"),
         ({"split": "r2gen"}, "argument `split` to be one of 'annotation', 'patient', 'test', but got 'r2gen'"),
         ({"variant": "paper"}, "argument `variant` to be one of 'r2gen', 'any', but got 'paper'"),
-        ({"empty_reports": "no"}, "argument `empty_reports` to be one of 'raise', 'drop', but got 'no'"),
+        ({"empty_reports": "no"}, "argument `empty_reports` to be one of 'drop', 'raise', but got 'no'"),
         ({"min_images": 0}, "data.init_args.min_images to be at least 1, but got 0"),
         ({"max_images": -1}, "data.init_args.max_images to be at least 0, but got -1"),
         ({"deidentified": "x"}, "argument `deidentified` to be one of 'keep', 'drop_token', 'drop_sentence', but got"),

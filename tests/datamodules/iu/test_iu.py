@@ -141,7 +141,7 @@ def test_empty_reports(root: Path) -> None:
     content["train"][0]["report"] = " "
     (root / "annotation.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match="1 studies have an empty report: CXR1_IM-0001; set"):
-        read_annotation(root)
+        read_annotation(root, empty_reports="raise")
     splits = read_annotation(root, empty_reports="drop")
     assert [study.id for study in splits["train"]] == ["CXR2_IM-0002"]
 

@@ -124,6 +124,20 @@ def test_ids_that_are_none_or_come_twice(root: Path) -> None:
     assert "the uid 3 occurs more than once; keep one row of it." in _refused(root)
 
 
+def test_what_is_listed_twice_is_no_last_one_that_wins(root: Path) -> None:
+    file = root / "indiana_projections.csv"
+    text = file.read_text()
+    row = text.splitlines()[1]
+    uid, name, position = row.split(",")
+    file.write_text(f"{text.rstrip()}\n{row}\n")
+    assert len(_read(root)) == 7  # an equal row changes nothing
+    other = "Lateral" if position == "Frontal" else "Frontal"
+    file.write_text(f"{text.rstrip()}\n{uid},{name},{other}\n")
+    assert "with two positions; keep one row of it." in _refused(root)
+    file.write_text(text.replace("uid,filename,projection", "uid,filename,uid", 1))
+    assert "has more than one column 'uid'; " in _refused(root)
+
+
 def test_tables_that_do_not_belong_together(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = root / "indiana_projections.csv"
     file.write_text(file.read_text() + "99,99_IM-0001-1001.dcm.png,Frontal\n")

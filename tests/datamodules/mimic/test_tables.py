@@ -88,3 +88,19 @@ def test_bad_tables_are_one_line_each(files, tmp_path):
     split.write_bytes(gzip.compress(content.encode()))
     rows = gzip.decompress(metadata_content).decode().splitlines(keepends=True)
     assert "2 of the 16 images" in message("".join(rows[:-2]), file=metadata)
+
+
+def test_a_study_in_two_splits_is_an_error(files):
+    """It must not be in the split of its first image."""
+    split, metadata = files
+    lines = gzip.decompress(split.read_bytes()).decode().splitlines()
+    column = lines[0].split(",").index("study_id")
+    ids = [line.split(",")[column] for line in lines]
+    last = max(place for place, name in enumerate(ids) if ids.count(name) > 1)
+    other = "test" if lines[last].endswith("train") else "train"
+    lines[last] = f"{lines[last].rpartition(',')[0]},{other}"
+    split.write_bytes(gzip.compress("\n".join([*lines, ""]).encode()))
+    with pytest.raises(
+        DataError, match=f"Study {ids[last]} has images in two splits of the split table; copy it again"
+    ):
+        studies(ImageList(split, metadata))

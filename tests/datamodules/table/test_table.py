@@ -437,6 +437,23 @@ def test_a_row_that_contradicts_an_earlier_one_of_its_study(root, caplog):
     assert "1 rows have another report than an earlier row of their study" in caplog.text
 
 
+def test_a_study_of_two_patients_is_an_error(root):
+    """Splits and leakage are by patient, so that it must not be that of the first row."""
+    write_csv(root / "t.csv", [{"s": "1", "a": f"{p}.png", "p": p, "f": "Clear."} for p in "ab"])
+    columns = Columns("a", "f", id="s", patient="p")
+    with pytest.raises(DataError, match=r"t\.csv: 1 of its studies are of more than one patient: 1\."):
+        module(root, columns=columns, split="test", row="image").read()
+
+
+@pytest.mark.parametrize("value", [["Heart large.", "No effusion."], {"findings": "Heart large."}])
+def test_a_report_that_is_no_text_is_an_error(root, value):
+    """Its notation, with brackets and quotes, is no report."""
+    datasets.Dataset.from_list([{"a": "a.png", "f": value}]).to_parquet(root / "t.parquet")
+    kind = type(value).__name__
+    with pytest.raises(DataError, match=f"1 of its studies have no text in 'f', but a {kind}: row 1"):
+        module(root, "t.parquet", Columns("a", "f"), "test").read()
+
+
 def test_a_report_that_only_one_row_of_a_study_has(root):
     rows = [{"s": "1", "a": "a.png", "f": "", "w": "Cough"}, {"s": "1", "a": "b.png", "f": "Two.", "w": ""}]
     write_csv(root / "t.csv", rows)
