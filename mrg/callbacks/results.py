@@ -26,7 +26,7 @@ from mrg.metrics.evaluation import (
 from mrg.metrics.labelers.base import Labeler
 from mrg.modules.base import ReportModule
 from mrg.modules.completion import count_unfinished, warn_unfinished
-from mrg.modules.ranks import gather
+from mrg.modules.policy.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.strategy import FSDP2

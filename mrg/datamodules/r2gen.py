@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
-from mrg.datamodules.splits import SPLITS
+from mrg.datamodules.study import SPLITS
 from mrg.errors import UserError
-from mrg.files import parse_json
-from mrg.metrics.cells import identifier, is_missing
+from mrg.files import identifier, is_missing, parse_json
 
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
 

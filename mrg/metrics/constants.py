@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS, POSITIVE
-from mrg.metrics.conventions import CONVENTIONS, condition_indices, outcomes
+from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, NUM_CONDITIONS, POSITIVE, condition_indices, outcomes
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs

@@ -7,9 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mrg.metrics.conditions import THIRTEEN
+from mrg.metrics.conditions import CONVENTIONS, THIRTEEN
 from mrg.metrics.constants import BEST
-from mrg.metrics.conventions import CONVENTIONS
 from mrg.metrics.evaluation import format_span
 from mrg.metrics.leaderboard import COLUMNS, describe_constant
 

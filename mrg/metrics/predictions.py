@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
-from mrg.files import csv_rows, parse_json
-from mrg.metrics.cells import identifier, is_missing
+from mrg.files import csv_rows, identifier, is_missing, parse_json
 
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = (

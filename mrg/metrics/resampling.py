@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.ce import ratio, report_counts
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
-from mrg.metrics.conventions import CONVENTIONS, SETS, condition_indices
+from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, NUM_CONDITIONS, SETS, condition_indices
 from mrg.metrics.labels import Scorer, has_text
 from mrg.metrics.mccs import mccs
 

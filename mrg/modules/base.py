@@ -23,17 +23,17 @@ from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labels import label_together
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
 from mrg.modules.completion import predicted, target_text, tested
-from mrg.modules.policy.fsdp import shard
+from mrg.modules.optimizer import OptimizerSettings
 from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.quantization import check_device
+from mrg.modules.policy.ranks import shard
 from mrg.modules.policy.tiny import Tiny, tiny_policy
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.settings import (
-    OptimizerSettings,
     check_choice,
     check_counts,
     check_lora,

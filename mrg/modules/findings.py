@@ -24,7 +24,7 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.conditions import stated
-from mrg.modules.ranks import gather
+from mrg.modules.policy.ranks import gather
 from mrg.modules.settings import check_choice
 from mrg.modules.sft import SupervisedStep
 

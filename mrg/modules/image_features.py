@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch, Skipped, StudyCollator
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import Study, View
 from mrg.modules.policy.policy import Policy
 
 

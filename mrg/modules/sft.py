@@ -17,7 +17,7 @@ from mrg.datamodules.collate import Batch
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
 from mrg.modules.base import ReportModule
-from mrg.modules.policy.fsdp import average_gradients, clip_gradients
+from mrg.modules.optimizer import average_gradients, clip_gradients
 from mrg.modules.settings import check_range
 from mrg.modules.targets import Lengths, check_targets, encode_targets, warn_truncated
 

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.study import ImageReadError, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import View
 from mrg.errors import UserError
 
 MODES = ("embed", "link", "none")

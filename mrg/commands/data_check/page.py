@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from mrg.commands.data_check.images import SIDE_BIN
 from mrg.commands.data_check.reports import WORD_BIN
 from mrg.commands.data_check.table import tables
-from mrg.metrics.conventions import CONVENTIONS
+from mrg.metrics.conditions import CONVENTIONS
 from mrg.pages.charts import new_figure, svg
 from mrg.pages.page import write_page
 

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mrg.datamodules.splits import fold
-from mrg.datamodules.study import Study, View
+from mrg.datamodules.study import Study, View, fold
 from mrg.metrics.conditions import NUM_CONDITIONS
 from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labels import Labeler as AnyLabeler

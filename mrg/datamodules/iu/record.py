@@ -10,7 +10,7 @@ from typing import Literal
 
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View
-from mrg.metrics.cells import is_missing
+from mrg.files import is_missing
 
 Sections = Literal["findings", "impression", "both"]
 Deidentified = Literal["keep", "drop_token", "drop_sentence"]

@@ -21,7 +21,7 @@ from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.policy.processor import close_think, special_tags
 from mrg.modules.policy.quantization import prepare_quantized, quantization_config
-from mrg.modules.prefix.language_model import install_attention
+from mrg.modules.prefix.attention import install_attention
 
 DType = Literal["auto", "float32", "bfloat16"]
 """Type of frozen weights; `"auto"` is that of the checkpoint."""

@@ -23,15 +23,13 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.modules.policy import lora
 from mrg.modules.policy.families import FAMILIES
-from mrg.modules.policy.fsdp import exchange
 from mrg.modules.policy.logps import TokenLogps, token_logps
 from mrg.modules.policy.precision import CastAdapter
+from mrg.modules.policy.ranks import exchange
 from mrg.modules.policy.save import merge_note, save_merged
 from mrg.modules.policy.vision_cache import VisionCache
-from mrg.modules.prefix.attention import PackedPrompts, SharedAttention
-from mrg.modules.prefix.language_model import hidden_states
-from mrg.modules.prefix.packing import Packed, pack
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.attention import PackedPrompts, SharedAttention, hidden_states
+from mrg.modules.prefix.packing import Packed, Prompts, pack
 
 SharedPrefix = Literal["auto", "required", "off"]
 """When a prompt is read once for all of its completions, see `Policy`."""

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrg.modules.policy.fsdp import gathered
 from mrg.modules.policy.policy import Policy
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.policy.ranks import gathered
+from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.static_cache import StaticDecoder, StaticKVCache
 
