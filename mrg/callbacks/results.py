@@ -48,7 +48,7 @@ class KnownLabels(Labeler):
         self.name = getattr(labeler, "name", type(labeler).__name__)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """See `Labeler`."""
+        """Label reports."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         if new or not texts:
             self.known.update(zip(new, labels := self.labeler(new).cpu(), strict=True))

@@ -227,7 +227,7 @@ def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:
     """Return the arguments of each command's parser.
 
     Args:
-        typed: See `CommandLine.typed`.
+        typed: The command that the user typed, if it is another one with the keys of `fit`.
     """
     usage = "python -m mrg {} [--config FILE] [--KEY VALUE ...]"
     return {

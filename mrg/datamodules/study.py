@@ -178,7 +178,7 @@ def split_by_patient(
     removed.
 
     Args:
-        studies: Studies; one without a patient counts as a patient of its own.
+        studies: Studies; one without a patient counts as a separate patient.
         seed: Random seed.
         fractions: Fractions of the patients in train, val and test, which add up to 1.
 

@@ -1,4 +1,4 @@
-"""Arguments of `python -m mrg.metrics`, and what they name: the labeler, scorers and the output file."""
+"""Arguments of `python -m mrg.metrics`, and the labeler, scorers and output file that they name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     for name, what, known in columns:
         text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for several files: each"
         add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or an object of yours, see docs/extending.md "
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
         "(default: rules)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
@@ -66,12 +66,12 @@ def parser() -> argparse.ArgumentParser:
     add("--min_cases", type=int, default=MIN_CASES, help="fewest references with a condition that counts in "
         "informedness (default: %(default)s)")  # fmt: skip
     add("--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'")
-    add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalisation before --nlg (default: "
+    add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
         "see docs/scorers.md; may be repeated")  # fmt: skip
     add("--trials", type=int, help="number of bootstrap samples (default: 1000; with --compare 10000, and as many "
-        "randomisation trials)")  # fmt: skip
+        "randomization trials)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
     add("--changed", type=int, default=10, help="number of changed studies to print (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="JSON file to write (default: next to the predictions)")
@@ -150,7 +150,7 @@ class ReportingLabeler(Labeler):
     Args:
         labeler: Any labeler.
         block: Number of reports that are labelled at a time; up to that many are labelled without a note.
-        seconds: Least time between two notes.
+        seconds: Minimum time between two notes.
     """
 
     def __init__(self, labeler: Labeler, block: int = 10_000, seconds: float = 5.0) -> None:
@@ -158,7 +158,7 @@ class ReportingLabeler(Labeler):
         self.name = name_of(labeler)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Label reports; see `mrg.metrics.labelers.base.Labeler`."""
+        """Label reports."""
         if len(texts) <= self.block:
             return self.labeler(texts)
         distinct = list(dict.fromkeys(texts))

@@ -92,7 +92,7 @@ def evaluate_systems(
         rank_by: Score to rank the systems by, see `mrg.metrics.resampling.ranks`.
 
     Returns:
-        Settings, support, `systems`, `differences`, `best_constant` and, with `rank_by`, `ranking`; JSON-serialisable.
+        Settings, support, `systems`, `differences`, `best_constant` and, with `rank_by`, `ranking`; JSON-serializable.
 
     Raises:
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.

@@ -90,7 +90,7 @@ def scored_pairs(
         pairs: Id, generated report and reference of each study; both may be missing, see `is_missing`.
         path: File of the references, for messages.
         has_ids: Whether the file has ids.
-        columns: See `Predictions`.
+        columns: Columns that were read as `id`, `preds` and `target`.
 
     Raises:
         UserError: If no study has a reference.

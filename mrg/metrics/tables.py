@@ -158,13 +158,13 @@ def informedness(
         target: N reference reports in either form.
         conditions: 13 (without No Finding), 14, 5, or names from `CONDITIONS`.
         uncertain: Whether an uncertain finding counts as `"positive"` or `"negative"`.
-        labeler: Labels strings.
+        labeler: Labeler for strings.
 
     Returns:
-        (C,) float64 in [-1, 1]; nan where no reference has the condition, or all have.
+        (C,) float64 in [-1, 1]; nan if no reference has the condition, or all have it.
 
     Raises:
-        ValueError: If an argument or a label is not one of the above, lengths differ, or there is no report.
+        UserError: If an argument or a label has another value, lengths differ, or there is no report.
 
     Example:
         >>> target = torch.tensor([[0, 1], [0, 1], [0, 2], [0, 0]]).repeat(1, 7)
@@ -196,10 +196,10 @@ def macro_informedness(
     Args:
         preds: (N, 14) label classes, or N reports with `labeler`.
         target: Labels or reports of the references, in the same order.
-        min_cases: Fewest references with a condition that counts; of fewer, recall is a matter of luck.
+        min_cases: Minimum number of references with a condition; with fewer, recall is a matter of luck.
         conditions: Number or names of the conditions.
-        uncertain: What an uncertain finding counts as.
-        labeler: Labels reports; only needed for texts.
+        uncertain: Treatment of uncertain findings, as in `informedness`.
+        labeler: Labeler for strings.
     """
     p, t = as_labels(preds, target, labeler)
     values = informedness(p, t, conditions, uncertain)

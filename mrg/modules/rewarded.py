@@ -27,7 +27,7 @@ class RewardedModule(ReportModule):
 
         Args:
             reward: Weights of the parts of the reward.
-            scale: See `LossSettings`.
+            scale: What divides the advantages: the standard deviation of `"group"` or `"batch"`, or `"none"`.
         """
         self.reward = Reward(self.labeler, margin=self.margin, think=self.think, **vars(reward))
         self.corpus = self.reward.corpus

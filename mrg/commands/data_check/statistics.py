@@ -102,7 +102,7 @@ class CachingLabeler(Labeler):
         self._rows: dict[bytes, bytes] = {}
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Label reports; see `Labeler`."""
+        """Label reports."""
         names = [_text_digest(text) for text in texts]
         new = {name: text for name, text in zip(names, texts, strict=True) if name not in self._rows}
         if new:

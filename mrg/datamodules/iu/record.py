@@ -54,7 +54,7 @@ def make_record(patient: str, images: Sequence[str], sections: Mapping[str, str]
     Args:
         patient: `CXR12`.
         images: Names without extension, in any order.
-        sections: Texts by field of the record; a word for a missing value, such as `nan`, is an empty section.
+        sections: Texts by field of the record; a missing value such as `nan` is an empty section.
         mesh: MeSH terms.
     """
     ordered = tuple(sorted(images))

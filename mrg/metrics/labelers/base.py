@@ -1,4 +1,4 @@
-"""What every labeler is: a callable from report texts to label classes."""
+"""The interface of labelers: a callable from report texts to label classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mrg.errors import UserError, UserTypeError
 
 
 class Labeler(ABC):
-    """Reads reports and says, for each of the 14 conditions, what the text states about it.
+    """Base class of labelers, which classify what a report states about each of the 14 conditions.
 
-    A metric takes any callable of this form: the rule-based labeler, a CheXbert checkpoint, or one of your own. To be
-    named in a configuration (`model.init_args.labeler.class_path`) it must derive from this class, because jsonargparse
-    takes a callable protocol for a factory of what it returns. `name` stands in results.
+    Metrics accept any callable of this form. A labeler that a configuration names
+    (`model.init_args.labeler.class_path`) must be a subclass, because jsonargparse would take a callable protocol for a
+    factory of its return value. Results contain `name`.
     """
 
     name: str
@@ -25,20 +25,20 @@ class Labeler(ABC):
         """Label reports.
 
         Args:
-            texts: N reports; an empty one is allowed and mentions nothing.
+            texts: N reports; an empty one mentions nothing.
 
         Returns:
             int64 (N, 14) on the CPU or on the labeler's device, columns in the order of
             `mrg.metrics.conditions.CONDITIONS`, values BLANK 0, POSITIVE 1, NEGATIVE 2, UNCERTAIN 3. Equal texts get
-            equal rows, whatever else is in the call.
+            equal rows, whatever other texts are in the call.
         """
 
 
 def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
-    """Raise where two sides are not as many reports.
+    """Check that two sides are equally many reports.
 
     Raises:
-        TypeError: See `check_texts`.
+        TypeError: If a side is not a sequence of strings.
         ValueError: If the lengths differ.
     """
     check_texts(preds, "preds")
@@ -50,10 +50,10 @@ def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
 
 
 def check_texts(texts: Sequence[str], name: str = "texts") -> None:
-    """Raise where a labeler would otherwise fail late or label something that is not a report.
+    """Check that something is a sequence of strings.
 
     Raises:
-        TypeError: If `texts` is one string, or holds something that is not a string (the message says where).
+        TypeError: If `texts` is one string, or contains something else than strings; the message gives the index.
     """
     if isinstance(texts, str):
         raise UserTypeError(

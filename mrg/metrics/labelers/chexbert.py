@@ -1,14 +1,14 @@
 """CheXbert (Smit et al., 2020): the 14 labels of a report from a BERT that was trained on radiologists' labels.
 
-How labels come to be, as in the original: white space is collapsed, the text is cut at 512 tokens, each head's highest
-score is its label. What is different here changes the time, not the labels:
+As in the original, white space is collapsed, the text is truncated to 512 tokens, and the label of a condition is the
+class with the highest score. The differences affect speed, not labels:
 
-- One call takes all texts, predictions and references alike; equal ones are labelled once, known ones not again.
-- The rest is sorted by length and run in batches of a number of tokens, without padding (`chexbert_network.py`).
-- An empty report mentions nothing: its row is blank, where the original asks the network about no words at all.
+- One call takes predictions and references together; equal texts are labelled once, cached ones not again.
+- The others are sorted by length and run in batches of a number of tokens, without padding (`chexbert_network.py`).
+- The row of an empty report is blank; the original runs the network on a text without words.
 
-Scores differ from those of one report at a time in the last digits of float32, so a label could differ only where two
-classes of one head are equal to about 5 digits. bfloat16 is faster where the hardware has it, but changes labels.
+Scores differ from those of one report at a time in the last digits of float32, so a label could differ only if the
+scores of two classes agree to about 5 digits. bfloat16 is faster if the hardware supports it, but changes labels.
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ _BLANK_ROW = bytes([BLANK] * NUM_CONDITIONS)
 class CheXbertLabeler(Labeler):
     """Label reports with CheXbert's published weights, which are not part of `mrg`.
 
-    It is no module: a metric or a model that holds it has none of its parameters, and `.train()` does not reach it.
-    Copies share the weights; a pickle holds the settings alone, and the weights are read again where it is loaded.
-    Calls from several threads wait for each other.
+    It is not a module: its weights are not among the parameters of a metric or model, and `.train()` does not affect
+    it. Copies share the weights; a pickle contains only the settings, and the weights are read again. Concurrent calls
+    are serialized.
 
     Args:
-        checkpoint: A hub id, a `.pth` or `.safetensors` file, or a folder, see `find_checkpoint`. It is found and
-            checked at once, so that a wrong path does not show hours later.
-        tokenizer: Hub id or folder of the tokenizer of bert-base-uncased, whose vocabulary the checkpoint does not
-            hold. A folder needs vocab.txt or tokenizer.json.
-        device: Where to compute. `None`: the GPU that is current at the first call, so that each process of a run on
-            several GPUs uses its own; without one, the CPU.
+        checkpoint: Hub id, `.pth` or `.safetensors` file, or folder, see `find_checkpoint`. It is checked immediately,
+            not hours later.
+        tokenizer: Hub id or folder (with vocab.txt or tokenizer.json) of the tokenizer of bert-base-uncased, which
+            the checkpoint does not contain.
+        device: Device of the network; None for the current GPU at the first call, which is a process's own in a run
+            on several GPUs, or else the CPU.
         dtype: "bfloat16" is faster and takes half the memory, but changes labels: 43 of 896 with the random weights of
-            benchmarks/labeling.py, which measures it for yours too.
-        batch_tokens: Most tokens in one forward pass, unless one report alone has more.
-        cache_size: How many texts to remember, by a hash; the least recently used is forgotten first. 0 remembers none.
+            benchmarks/labeling.py, which also measures other weights.
+        batch_tokens: Largest number of tokens in one forward pass, unless a single report has more.
+        cache_size: Number of texts whose labels are cached by hash; the least recently used is dropped first. 0 caches
+            none.
 
     Raises:
         FileNotFoundError: If the checkpoint or the tokenizer is not found; the message says how to get it.
-        ValueError: If the checkpoint or the tokenizer is not the right one, or a setting is out of its range.
+        ValueError: If the checkpoint or the tokenizer is another one, or a setting is out of range.
 
     Example:
         >>> labeler = CheXbertLabeler("chexbert.pth")  # doctest: +SKIP
@@ -77,7 +78,7 @@ class CheXbertLabeler(Labeler):
         for name, value, least in (("batch_tokens", batch_tokens, 1), ("cache_size", cache_size, 0)):
             if not isinstance(value, int) or value < least:
                 raise UserError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
-        # Results are named after it, and those of bfloat16 are others.
+        # Results name the labeler, and bfloat16 gives other results.
         self.name = "chexbert" if dtype == "float32" else f"chexbert-{dtype}"
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
@@ -111,7 +112,7 @@ class CheXbertLabeler(Labeler):
         return flat.view(-1, NUM_CONDITIONS).long()
 
     def to(self, device: str | torch.device) -> CheXbertLabeler:
-        """Compute on another device; the next call reads the weights again. Copies made before stay where they are."""
+        """Move to another device; the next call reads the weights again. Existing copies are not moved."""
         self.device = _as_device(device)
         self._shared = _Shared()
         return self
@@ -132,20 +133,20 @@ class CheXbertLabeler(Labeler):
         return self.__copy__()
 
     def _rows(self, texts: list[str]) -> dict[str, bytes]:
-        """Row of each prepared text; equal ones become one here."""
+        """Row of each distinct prepared text."""
         keys = {text: hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts if text}
         cache = self._shared.cache
         known = {text: cache.pop(key) for text, key in keys.items() if key in cache}
         rows = {**known, **self._label([text for text in keys if text not in known])}
         if self.cache_size:
-            # What this call used moves to the end, so the least recently used text is always the first.
+            # Texts of this call move to the end, so that the first is always the least recently used.
             cache.update((keys[text], row) for text, row in rows.items())
             for key in list(islice(cache, max(len(cache) - self.cache_size, 0))):
                 del cache[key]
         return {"": _BLANK_ROW, **rows}
 
     def _label(self, texts: list[str]) -> dict[str, bytes]:
-        """Rows of texts by the network."""
+        """Rows of texts that are not cached."""
         if not texts:
             return {}
         network = self._network()
@@ -163,7 +164,7 @@ class CheXbertLabeler(Labeler):
         if shared.network is None:
             weights = self._read() if shared.weights is None else shared.weights
             device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            if device == torch.device("cuda"):  # fixed, so that another current GPU later on does not matter
+            if device == torch.device("cuda"):  # fixed, even if the current GPU changes later
                 device = torch.device("cuda", torch.cuda.current_device())
             shared.network, shared.weights = CheXbertNetwork(weights, device, getattr(torch, self.dtype)), None
         return shared.network
@@ -178,20 +179,20 @@ class CheXbertLabeler(Labeler):
 
 
 class _Shared:
-    """What a labeler and its copies have in common: made at need, and never part of a pickle."""
+    """State shared by a labeler and its copies; not pickled."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.cache: dict[bytes, bytes] = {}
         self.tokenizer: Any = None
-        self.weights: dict[str, Tensor] | None = None  # from reading until the network takes them over
+        self.weights: dict[str, Tensor] | None = None  # until the network is built
         self.network: CheXbertNetwork | None = None
 
 
 def prepare(text: str) -> str:
-    """The text as CheXbert reads it: in one line, words separated by one space.
+    """The text in one line, with words separated by one space, as in CheXbert.
 
-    Half a surrogate pair, which a tokenizer would refuse, becomes a replacement character, which BERT ignores.
+    A lone surrogate, which a tokenizer would reject, becomes a replacement character, which BERT ignores.
     """
     text = re.sub(r"\s+", " ", text.strip()).strip()
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
@@ -210,7 +211,7 @@ def _as_device(device: str | torch.device) -> torch.device:
 
 
 def _batches(pairs: list[tuple[str, list[int]]], batch_tokens: int) -> Iterator[list[tuple[str, list[int]]]]:
-    """Cut a list where a batch would exceed its number of tokens."""
+    """Cut a list into batches of at most `batch_tokens` tokens."""
     batch: list[tuple[str, list[int]]] = []
     size = 0
     for pair in pairs:

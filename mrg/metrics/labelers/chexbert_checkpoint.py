@@ -1,8 +1,8 @@
 """CheXbert's weights: where they come from, what they must look like, and how to convert them once.
 
-The published file, `chexbert.pth`, is the state of a training run: `model_state_dict` holds `module.bert.*` and
-`module.linear_heads.{0..13}.*`, and two thirds of the file are the optimiser's, which is not read here. Its licence
-does not allow to pass it on, so `mrg` ships none.
+The published file, `chexbert.pth`, is the state of a training run: `model_state_dict` contains `module.bert.*` and
+`module.linear_heads.{0..13}.*`, and two thirds of the file are the state of the optimizer, which is not read. Its
+licence forbids redistribution, so `mrg` does not include it.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from mrg.metrics.labelers.chexbert_network import HEAD_CLASSES, HEAD_SIZE
 REPOSITORY, PTH, SAFETENSORS = "StanfordAIMI/RRG_scorers", "chexbert.pth", "chexbert.safetensors"
 HOW_TO_GET_IT = (
     f"CheXbert's weights are {PTH} in the Hugging Face repository {REPOSITORY} (Stanford's academic licence: "
-    "non-commercial, not to be passed on); download it once and give its path as `checkpoint`, or use the rules "
-    "(RulesLabeler), which need no weights."
+    "non-commercial, no redistribution); download it and pass its path as `checkpoint`, or use RulesLabeler, which "
+    "needs no weights."
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _NOT_NEEDED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids", "bert.pooler.")
 
 
 def find_checkpoint(checkpoint: str | Path) -> Path:
-    """Path of a weights file; a hub id is downloaded unless the hub's cache holds it.
+    """Path of a weights file; a hub id is downloaded unless it is in the hub's cache.
 
     Args:
-        checkpoint: A `.pth` or `.safetensors` file, a folder that holds chexbert.safetensors or chexbert.pth (the
-            former is preferred), or the hub id of a repository that holds chexbert.pth.
+        checkpoint: A `.pth` or `.safetensors` file, a folder with chexbert.safetensors or chexbert.pth (the former
+            is preferred), or the hub id of a repository with chexbert.pth.
 
     Raises:
         NotFoundError: If there is none; the message says where it looked and how to get it.
@@ -59,7 +59,7 @@ def find_checkpoint(checkpoint: str | Path) -> Path:
 
 
 def _download(repository: str, file: str, remedy: str) -> Path:
-    """Path of a hub repository's file; the hub is asked only for what its cache does not hold."""
+    """Path of a file of a hub repository, which is downloaded only if it is not in the hub's cache."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -78,7 +78,7 @@ def _download(repository: str, file: str, remedy: str) -> Path:
 
 @contextlib.contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Without a line for each of the hub's trials: what failed stands in our own."""
+    """Silence the hub's line for each attempt: our own message has the reason."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -91,13 +91,13 @@ def _quiet_hub() -> Iterator[None]:
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Read and check the weights of a `.pth` or `.safetensors` file.
 
-    Nothing but tensors is read, so that a file cannot run code.
+    Only tensors are read, so that a file cannot run code.
 
     Returns:
         float32 tensors on the CPU, `bert.*` and `linear_heads.*`, without the pooler; they may be backed by the file.
 
     Raises:
-        UserError: If the file is damaged, holds anything but tensors, or is not a CheXbert checkpoint.
+        UserError: If the file is damaged, contains anything but tensors, or is not a CheXbert checkpoint.
     """
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     weights: dict[str, Tensor] = {}
@@ -115,9 +115,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
 
 
 def _fault(value: Tensor) -> str:
-    """Why a tensor cannot be a weight; empty where it can.
+    """Why a tensor cannot be a weight; empty if it can.
 
-    A few bytes may claim to be a tensor of any size, which a copy of it would then allocate.
+    A few bytes may claim to be a tensor of any size, which a copy would then allocate.
     """
     if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
         return f"a tensor of layout {value.layout} on {value.device}, not a plain one on the CPU"
@@ -136,22 +136,22 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read as safetensors ({_reason(error)}): it is damaged or was not written to the end; "
+            f"{path} cannot be read as safetensors ({_reason(error)}): it is damaged or incomplete; "
             f"convert {PTH} again."
         ) from error
 
 
 def _read_pth(path: Path) -> Mapping[str, object]:
     try:
-        # Mapped, the optimiser state is never read; the format before PyTorch 1.6 cannot be mapped.
+        # If mapped, the optimizer state is never read; files older than PyTorch 1.6 cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) and "GLOBAL" in str(error):
             raise UserError(
-                f"{path} holds Python objects besides tensors and is not loaded, because that could run code: "
+                f"{path} contains Python objects besides tensors and is not loaded, because that could run code: "
                 f"{HOW_TO_GET_IT}"
             ) from error
-        # Its text would advise to read the file with weights_only=False.
+        # Its message would recommend weights_only=False.
         raise UserError(_damaged(path, "it holds no pickled tensors")) from error
     except Exception as error:  # a damaged or malicious file can raise any class from torch's reader
         raise UserError(_damaged(path, _reason(error))) from error
@@ -180,7 +180,7 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
         found = f"found {_first(sorted(weights))}" if weights else "it holds no tensor"
         raise UserError(f"{path} is another checkpoint, not CheXbert's: it lacks {_first(missing)}; {found}.")
     num_layers = 1 + max(_layers(weights))
-    if num_layers > len(weights):  # work and memory stay in proportion to the file
+    if num_layers > len(weights):  # so that work and memory are proportional to the file
         raise UserError(
             f"{path} is not a CheXbert checkpoint: it names layer {num_layers - 1}, but has {len(weights)} tensors."
         )
@@ -206,13 +206,13 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
 
 
 def _layers(weights: Mapping[str, Tensor]) -> set[int]:
-    """Numbers of the layers that the weights name; a number with more than 6 digits is none."""
+    """Numbers of the layers in the names of the weights; numbers of more than 6 digits are ignored."""
     names = (re.match(r"bert\.encoder\.layer\.([0-9]{1,6})\.", name) for name in weights)
     return {int(match[1]) for match in names if match}
 
 
 def _expected_shapes(weights: Mapping[str, Tensor], num_layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes for the sizes that the weights themselves tell: bert-base for the published file."""
+    """Names and shapes, given the sizes of the weights: those of bert-base for the published file."""
     hidden = weights["bert.embeddings.word_embeddings.weight"].shape[1]
     wide = weights["bert.encoder.layer.0.intermediate.dense.weight"].shape[0]
 
@@ -251,17 +251,17 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
 
     Args:
         tokenizer: A folder with vocab.txt or tokenizer.json, or the hub id of a repository with vocab.txt.
-        vocab_size: How many word embeddings the checkpoint has.
+        vocab_size: Number of word embeddings in the checkpoint.
 
     Raises:
         NotFoundError: If it is not found.
-        UserError: If it cannot be read, or its vocabulary is of another size.
+        UserError: If it cannot be read, or its vocabulary has another size.
     """
     from transformers import BertTokenizer
 
-    remedy = "give a folder that holds bert-base-uncased's vocab.txt as `tokenizer` (the checkpoint has no vocabulary)."
+    remedy = "pass a folder with bert-base-uncased's vocab.txt as `tokenizer` (the checkpoint has no vocabulary)."
     folder = Path(tokenizer).expanduser()
-    # `from_pretrained` is given folders alone: without a network it retries for minutes, then returns no vocabulary.
+    # `from_pretrained` only gets folders: without a network it retries for minutes, then returns no vocabulary.
     if not folder.is_dir():
         folder = _download(str(tokenizer), "vocab.txt", remedy).parent
     elif not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
@@ -279,12 +279,12 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
-    """Write the weights alone as safetensors: a third of the size, and quicker to open than `chexbert.pth`.
+    """Write only the weights, as safetensors: a third of the size of `chexbert.pth`, and faster to open.
 
     Args:
-        source: As `find_checkpoint` takes it.
-        target: A `.safetensors` file, or a folder, which then gets chexbert.safetensors. An existing file is replaced;
-            the file appears whole or not at all.
+        source: Argument of `find_checkpoint`.
+        target: `.safetensors` file to write, atomically, or folder for
+            chexbert.safetensors.
 
     Returns:
         Path of the written file.
@@ -304,7 +304,7 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     weights = read_checkpoint(find_checkpoint(source))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".chexbert-") as folder:
         written = Path(folder) / SAFETENSORS
-        # Views into one storage, as a checkpoint may hold them, are refused by safetensors.
+        # safetensors rejects views into one storage, which a checkpoint may contain.
         copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
         save_file(copies, written, {"format": "pt"})
         os.replace(written, target)

@@ -1,4 +1,4 @@
-"""A labeler by name, for commands."""
+"""Labelers that a command line names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mrg.metrics.labelers.base import Labeler
 
 
 class NamedLabeler(Labeler):
-    """A labeler that was named on a command line: it has a name, and what it returns is checked.
+    """A labeler of a command line, whose return value is checked.
 
     Args:
-        labeler: Reports in, (N, 14) label classes out; see `Labeler`.
-        path: How it was named, for messages.
+        labeler: Labeler, or any callable of its form.
+        path: Its name on the command line, for messages.
     """
 
     def __init__(self, labeler: Labeler, path: str) -> None:
@@ -27,11 +27,11 @@ class NamedLabeler(Labeler):
             self.evidence = evidence  # marked in the gallery
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """See `Labeler`.
+        """Label reports.
 
         Raises:
             RuntimeError: If the labeler fails.
-            ValueError: If what it returns are not (N, 14) label classes.
+            ValueError: If it does not return (N, 14) label classes.
         """
         try:
             labels = self.labeler(texts)
@@ -51,13 +51,13 @@ def load_labeler(path: str) -> Labeler:
     """Import a labeler by name.
 
     Args:
-        path: `"package.module:name"` or, as in a configuration, `"package.module.name"`: a class that needs no
-            arguments, or an object to call with reports.
+        path: `"package.module:name"` or, as in a configuration, `"package.module.name"`: a class without required
+            arguments, or a callable object.
 
     Raises:
-        ValueError: If the form is another one, or there is nothing of the name.
-        ImportError: If the module cannot be imported; the message says why.
-        TypeError: If it is no labeler, or a class that cannot be made without arguments.
+        ValueError: If the name has another form, or does not exist.
+        ImportError: If the module cannot be imported.
+        TypeError: If it cannot be called, or is a class with required arguments.
     """
     if ":" not in path and "." in path:
         path = ":".join(path.rsplit(".", 1))
@@ -67,9 +67,9 @@ def load_labeler(path: str) -> Labeler:
             found = found()
         except TypeError as error:
             raise UserTypeError(
-                f"The labeler {path} cannot be made without arguments ({error}): make one in a module of yours, "
-                "`labeler = ...`, and name it as 'module:labeler'."
+                f"The labeler {path} cannot be created without arguments ({error}): create it in a module, "
+                "`labeler = ...`, and pass 'module:labeler'."
             ) from error
     if not callable(found):
-        raise UserTypeError(f"Expected labeler {path!r} to be called with reports, but it is {type(found).__name__}.")
+        raise UserTypeError(f"Expected labeler {path!r} to be callable with reports, but got {type(found).__name__}.")
     return NamedLabeler(found, path)

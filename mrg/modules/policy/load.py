@@ -51,7 +51,7 @@ def load_policy(
             and more time.
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023). Requires `lora` and
             `pip install 'mrg[qlora]'`. Meant for CUDA GPUs; slow on a CPU.
-        shared_prefix: See `Policy`.
+        shared_prefix: When a prompt is read once for all of its completions.
 
     Raises:
         ValueError: If the checkpoint cannot be found or read, is not of a supported family, is already quantized, or
@@ -114,7 +114,7 @@ def prepare(
         processor: Its processor.
         lora: Shape of the adapter; None trains the weights of the language model.
         train_vision: Train the vision tower as well.
-        shared_prefix: See `Policy`.
+        shared_prefix: When a prompt is read once for all of its completions.
     """
     model.config.use_cache = False
     install_attention(model.model.language_model)

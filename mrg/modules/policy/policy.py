@@ -214,7 +214,7 @@ class Policy(nn.Module):
             mask: Result of `Family.row_mask`; None with `shared`.
             shared: Attention over shared prompts, or of a decoding step.
             visual: (R, L) bool, True at image tokens; required with `deepstack`.
-            deepstack: See `Prompts`.
+            deepstack: Embeddings that the first layers add at image tokens.
         """
         if shared is not None:
             mask = self.family.no_mask(embeds)

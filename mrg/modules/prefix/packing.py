@@ -136,8 +136,8 @@ class Masks:
     """Attention masks of a layout, shared by all layers with the same window.
 
     Args:
-        prompts: See `Layout.prompt_masks`.
-        completions: See `Layout.completion_masks`.
+        prompts: Result of `Layout.prompt_masks`.
+        completions: Result of `Layout.completion_masks`.
         steps: For each prompt (T,) index of each token within its completion.
         dtype: Type of the kernels' additive masks.
     """
