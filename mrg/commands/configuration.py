@@ -47,10 +47,6 @@ def _lists(value: object, key: str = "") -> Iterator[tuple[str, list[Any]]]:
 def check_limits(command: str, trainer: Any) -> None:
     """Reject Lightning's limits on scored batches: they take the first ones, which results do not show.
 
-    Args:
-        command: The command.
-        trainer: Settings of the trainer.
-
     Raises:
         UserError: If a limit is set; 0 for no validation during training is none.
     """

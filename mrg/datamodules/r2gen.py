@@ -45,10 +45,6 @@ class Item:
 def read_items(file: Path, empty_reports: Literal["raise", "keep"] = "raise") -> dict[str, list[Item]]:
     """Read and check the items of train, val and test, in the order of the file; other keys are ignored.
 
-    Args:
-        file: Annotation file.
-        empty_reports: Whether an empty report is an error.
-
     Raises:
         DataNotFoundError: If the file or its folder is missing.
         DataError: If it is not valid JSON, lacks a split or a field, repeats an id, or has an item without images or

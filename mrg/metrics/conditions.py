@@ -46,9 +46,6 @@ CLASSES: tuple[str, ...] = ("blank", "positive", "negative", "uncertain")
 def stated(labels: Tensor) -> Tensor:
     """Mask of the findings that a report states, as certain (positive) or as possible (uncertain).
 
-    Args:
-        labels: Label classes of any shape.
-
     Returns:
         Booleans of the same shape.
     """

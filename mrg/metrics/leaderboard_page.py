@@ -34,12 +34,7 @@ _COLOURS = ("#0969da", "#bf3989", "#1a7f37", "#9a6700", "#8250df", "#cf222e", "#
 
 
 def write_page(result: Mapping[str, Any], path: Path) -> None:
-    """Write the page of a leaderboard.
-
-    Args:
-        result: Return value of `mrg.metrics.leaderboard.leaderboard`.
-        path: HTML file to write.
-    """
+    """Write the page of a leaderboard."""
     ranking, systems = result["ranking"], result["systems"]
     columns = [ranking["by"], *(name for name in COLUMNS if name != ranking["by"])]
     rows = []

@@ -23,9 +23,6 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
 
     A sentence names a system that does not beat the best constant, has an informedness not above 0, finds nothing
     or nothing correctly, or writes fewer than 1 % distinct reports.
-
-    Args:
-        results: Return value of `mrg.metrics.evaluation.evaluate_systems`.
     """
     found, number = [], results["num_studies"]
     gaps = (results["best_constant"] or {}).get("differences", [])

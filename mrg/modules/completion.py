@@ -33,29 +33,14 @@ def target_text(report: str, labels: Tensor, think: str) -> str:
 
 
 def predicted(study: Study, text: str, parsed: ParsedCompletion) -> dict[str, str]:
-    """Record of a study that need not have a reference, as `predict` writes it.
-
-    Args:
-        study: The study.
-        text: Completion.
-        parsed: Sections of the completion.
-    """
+    """Record of a study that need not have a reference, as `predict` writes it."""
     return {"id": study.id, "prediction": parsed.report, "thinking": parsed.thinking, "completion": text}
 
 
 def tested(
     study: Study, text: str, parsed: ParsedCompletion, labels: Tensor, target_labels: Tensor, truncated: bool
 ) -> dict[str, Any]:
-    """Record of a study with its reference: a line of predictions.jsonl, and the labels, which stay in memory.
-
-    Args:
-        study: The study.
-        text: Completion.
-        parsed: Sections of the completion.
-        labels: (14,) label classes of the predicted report.
-        target_labels: (14,) label classes of the reference.
-        truncated: Whether the completion has no end.
-    """
+    """Record of a study with its reference: a line of predictions.jsonl, and the labels, which stay in memory."""
     return {
         "id": study.id,
         "images": [str(v.image) if not hasattr(v.image, "shape") else v.position for v in study.views],
@@ -73,22 +58,13 @@ def tested(
 
 
 def count_unfinished(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Numbers of completions, of truncated ones, and of those without a report.
-
-    Args:
-        rows: Records of `tested`.
-    """
+    """Numbers of completions, of truncated ones, and of those without a report."""
     empty = sum(not row["prediction"].strip() for row in rows)
     return {"count": len(rows), "truncated": sum(row["truncated"] for row in rows), "empty": empty}
 
 
 def warn_unfinished(counts: Mapping[str, int], limit: int) -> None:
-    """Log a warning if completions were truncated or have no report.
-
-    Args:
-        counts: Result of `count_unfinished`.
-        limit: `max_new_tokens`.
-    """
+    """Log a warning if completions were truncated or have no report."""
     total, truncated, empty = counts["count"], counts["truncated"], counts["empty"]
     if truncated or empty:
         log.warning(

@@ -145,11 +145,7 @@ class LossSettings:
         check_loss_options(self.type, self.clip_low, self.clip_high, self.dual_clip, where="model.init_args.loss.")
 
     def warn_without_effect(self, num_steps: int) -> None:
-        """Warn about clipping where each round makes a single step, so that every ratio is 1.
-
-        Args:
-            num_steps: Optimizer steps per round.
-        """
+        """Warn about clipping where each round makes a single step, so that every ratio is 1."""
         if num_steps == 1 and (self.clip_low, self.clip_high, self.dual_clip) != (0.2, 0.2, None):
             log.warning(
                 "model.init_args.loss.clip_low, clip_high and dual_clip have no effect: a round makes one step, whose "
@@ -194,10 +190,6 @@ def moved_key(key: str) -> str:
 
 def check_no_moved_keys(config: Mapping[str, Any], file: Path) -> None:
     """Check that the config.yaml of a run has no keys that have moved since.
-
-    Args:
-        config: Content of the file.
-        file: Path of the file.
 
     Raises:
         UserError: If it has one.
@@ -282,11 +274,6 @@ def check_trainer(trainer: Any, stage: str) -> None:
 
 def check_text_inputs(data: Any, use_indication: bool, use_prior: bool) -> None:
     """Check that at least one study has the inputs that the prompt uses.
-
-    Args:
-        data: Data module after `setup()`.
-        use_indication: Whether the prompt contains the indication.
-        use_prior: Whether the prompt contains the prior study.
 
     Raises:
         UserError: If no study has one.

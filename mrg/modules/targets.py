@@ -31,10 +31,6 @@ def encode_targets(policy: Policy, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of whole targets with their end tokens.
 
     Special tokens are never sampled, so that text that looks like one, such as a tag or `<unk>`, is encoded as text.
-
-    Args:
-        policy: The policy.
-        texts: Targets.
     """
     encoded = policy.processor.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)
     return [[*ids, policy.eos_id] for ids in encoded["input_ids"]]
@@ -42,12 +38,6 @@ def encode_targets(policy: Policy, texts: Sequence[str]) -> list[list[int]]:
 
 def check_targets(policy: Policy, texts: Sequence[str], names: Iterable[str], limit: int) -> Lengths:
     """Check that the policy can write every target, and measure them.
-
-    Args:
-        policy: The policy.
-        texts: Targets of a split.
-        names: Ids of their studies, for the message.
-        limit: `max_new_tokens`.
 
     Raises:
         UserError: If a target needs a token that is never sampled.
@@ -68,12 +58,7 @@ def check_targets(policy: Policy, texts: Sequence[str], names: Iterable[str], li
 
 
 def warn_truncated(lengths: Lengths, limit: int) -> None:
-    """Log a warning if targets are truncated at `max_new_tokens`.
-
-    Args:
-        lengths: Lengths of the training targets.
-        limit: `max_new_tokens`.
-    """
+    """Log a warning if targets are truncated at `max_new_tokens`."""
     if lengths.truncated:
         share = 100 * lengths.truncated / lengths.total
         log.warning(

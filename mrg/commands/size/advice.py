@@ -14,27 +14,14 @@ GIB = 2**30
 
 
 def savings(shape: Geometry, plan: Plan, needed: Memory, allowed: float) -> list[str]:
-    """Changes that lower the peak, largest effect first, one line each.
-
-    Args:
-        shape: Geometry of the model.
-        plan: The settings.
-        needed: Memory that they need.
-        allowed: Available bytes.
-    """
+    """Changes that lower the peak, largest effect first, one line each; `needed` and `allowed` are bytes."""
     found = [(memory(shape, changed).total, text) for text, changed in _smaller(plan)]
     worth = sorted(change for change in found if change[0] < (1 - LEAST_GAIN) * needed.total)
     return [f"{text}: {total / GIB:.1f} GiB{', fits' if total <= allowed else ''}" for total, text in worth]
 
 
 def uses_of_headroom(shape: Geometry, plan: Plan, allowed: float) -> list[str]:
-    """Changes for speed or quality that still fit, one line each.
-
-    Args:
-        shape: Geometry of the model.
-        plan: The settings.
-        allowed: Available bytes.
-    """
+    """Changes for speed or quality that still fit, one line each."""
     found = [(text, memory(shape, changed).total) for text, changed in _larger(plan)]
     return [f"{text}: {total / GIB:.1f} GiB" for text, total in found if total <= allowed]
 

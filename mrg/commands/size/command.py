@@ -94,10 +94,6 @@ def for_devices(plan: Plan, count: int) -> Plan:
 def plan_of(config: Any, shape: Geometry) -> Plan:
     """The settings of a configuration that its memory depends on.
 
-    Args:
-        config: Configuration of `fit`.
-        shape: Geometry of the model.
-
     Raises:
         ValueError: If the configuration is neither of SFT nor of GRPO, or has no pixel budget for images of any size.
     """
@@ -137,15 +133,7 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
 
 
 def format_table(shape: Geometry, plan: Plan, columns: dict[int, Memory], size: float, name: str) -> str:
-    """Table with one column per number of GPUs, in GiB per GPU.
-
-    Args:
-        shape: Geometry of the model.
-        plan: The settings.
-        columns: Memory by number of GPUs.
-        size: Memory of one GPU in GiB.
-        name: Name of the model.
-    """
+    """Table with one column per number of GPUs, in GiB per GPU."""
     training = plan.training
     kind = f"LoRA of rank {training.rank}" if training.rank else "all weights"
     precision = (

@@ -234,13 +234,6 @@ def check_checkpoint(
 ) -> None:
     """Reject a run's checkpoint that belongs to another policy.
 
-    Args:
-        checkpoint: The loaded checkpoint.
-        source: The policy's name in the settings.
-        shapes: Shapes of the policy's trained weights.
-        digest: The policy's `policy_digest`.
-        lora: Shape of the policy's adapter.
-
     Raises:
         ValueError: If trained weights are missing or unexpected, or the tokenizer, base or adapter differs.
     """

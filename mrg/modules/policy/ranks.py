@@ -101,12 +101,7 @@ class Shardable(Protocol):
 
 
 def shard(policy: Shardable, mesh: DeviceMesh) -> None:
-    """Shard the weights of the decoder layers over the ranks of a mesh.
-
-    Args:
-        policy: The policy, equal on all ranks.
-        mesh: Device mesh of one dimension.
-    """
+    """Shard the weights of the decoder layers over the ranks of a mesh."""
     from torch.distributed.fsdp import fully_shard
 
     model = policy.base.model.language_model

@@ -141,9 +141,6 @@ class Monitor:
     def round(self, outcome: Outcome) -> dict[str, float]:
         """Numbers of a round; resets the times.
 
-        Args:
-            outcome: Outcome of the whole round.
-
         Returns:
             Log key -> value: mean and standard deviation of the reward and its parts; shares of completions without any
             reward (`train/missing`), of dead groups, and of distinct, truncated and findings-free completions; lengths;

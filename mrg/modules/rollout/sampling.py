@@ -46,15 +46,7 @@ def group_rows(groups: Tensor, group_size: int) -> Tensor:
 
 
 def replace_groups(rollout: Rollout, again: Rollout, groups: Tensor, group_size: int, pad_id: int) -> Rollout:
-    """Replace some groups of a rollout.
-
-    Args:
-        rollout: N completions.
-        again: Completions of the new groups.
-        groups: Groups that they replace.
-        group_size: Completions per study.
-        pad_id: Token that fills rows after their end.
-    """
+    """Replace some groups of a rollout."""
     rows = group_rows(groups, group_size).to(rollout.completion_ids.device)
     width = max(rollout.completion_ids.shape[1], again.completion_ids.shape[1])
     result = []
