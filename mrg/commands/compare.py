@@ -10,7 +10,7 @@ from mrg.errors import UserError
 from mrg.log import log
 
 if TYPE_CHECKING:
-    from mrg.metrics.labelers.base import Labeler
+    from mrg.metrics.labels import Labeler
     from mrg.pages.tested_run import TestedRun
 
 

@@ -15,9 +15,9 @@ from mrg.metrics.conditions import (
 )
 from mrg.metrics.finding_f1 import AttributeAccuracy, ChangeF1, FindingF1
 from mrg.metrics.format import format_score, parse_completion
-from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labels import Labeler
 from mrg.metrics.mccs import MCCS, ccs, mccs
 from mrg.metrics.nlg import NLGScores, nlg_scores
 from mrg.metrics.scorer import ReportScore, load_scorer

@@ -11,8 +11,7 @@ from mrg.errors import UserError
 from mrg.metrics.conditions import THIRTEEN, stated
 from mrg.metrics.evaluation import is_share
 from mrg.metrics.imports import name_of
-from mrg.metrics.labelers.base import check_pairs
-from mrg.metrics.labels import Labeler, Scorer, label_together, require_reports
+from mrg.metrics.labels import Labeler, Scorer, check_pairs, label_together, require_reports
 from mrg.metrics.mccs import mccs
 from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, randomization_p
 

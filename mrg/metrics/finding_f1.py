@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NEGATIVE, THIRTEEN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding
-from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labels import check_pairs
 
 Attributes = dict[str, frozenset[str]]
 AVERAGES = ("micro", "example")

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mrg.errors import MissingPackageError, RunError, UserError
-from mrg.metrics.labelers.base import check_pairs
+from mrg.metrics.labels import check_pairs
 
 NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
 

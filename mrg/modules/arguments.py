@@ -1,4 +1,4 @@
-"""What checkpoints hold of a module: its arguments, from which it can be built again, and its weights."""
+"""The parts of a module in checkpoints: arguments, from which it can be rebuilt, and weights."""
 
 from __future__ import annotations
 

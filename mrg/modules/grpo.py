@@ -1,16 +1,16 @@
 """Group relative policy optimization on a clinical reward (Shao et al., DeepSeekMath, 2024; MRG-R1, 2025).
 
-A round: the policy samples a group of completions for each study, every completion is rewarded, and its advantage over
-its group weighs its gradient.
+A round: the policy samples a group of completions for each study, every completion is rewarded, and its gradient is
+weighted by its advantage over its group.
 
 Choices:
 
-- What the completions of a study share, its images and its prompt, is computed once: in the rollout, in the reference
+- What the completions of a study share, its images and its prompt, is computed once in the rollout, in the reference
   pass and in the loss.
 - A round of one optimizer step takes the policy's own log-probabilities as the old ones, so every ratio is exactly 1.
   A round of several steps takes the sampler's, recomputed by the policy if another engine sampled.
 - The reference model is the policy with its adapter off, or a copy of all trained weights at the start.
-- The loss is normalized by the whole step on all ranks, so it does not depend on how the step is cut.
+- The loss is normalized by the whole step on all ranks, so it does not depend on how the step is split.
 - Without a KL term, groups of equal rewards have no gradient and are not computed.
 - A reward that fails stops the run on all ranks, before anything has changed.
 
@@ -334,7 +334,7 @@ class GRPOModule(RewardedModule):
     def log_round(
         self, rollout: Rollout, rewards: Rewards, advantages: Tensor, sums: dict[str, Tensor], prompts: Prompts
     ) -> None:
-        """Log what tells a healthy round from a collapse, over all ranks."""
+        """Log metrics that distinguish a healthy round from a collapse, over all ranks."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
         teaches = advantages.bool() & rollout.counted(self.loss_settings.mask_truncated)  # (N,)
         own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)

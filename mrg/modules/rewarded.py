@@ -15,7 +15,7 @@ from mrg.modules.settings import RewardSettings
 
 
 class RewardedModule(ReportModule):
-    """A `ReportModule` with a reward; GRPO's own file is about the rounds."""
+    """A `ReportModule` with a reward."""
 
     reward: Reward
     group_size: int

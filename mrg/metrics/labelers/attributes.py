@@ -1,8 +1,8 @@
 """Side, place, severity and change of a finding, read from the words around it in the same sentence.
 
-A word between two findings belongs to the second where a comma, "and" or the like stands before it; otherwise to the
-first where a preposition or a verb stands before it ("opacity in the left base"), and to the second where it does not.
-Findings that are listed without a word between them share their side and place ("left effusion and atelectasis").
+A word between two findings belongs to the second if it follows a comma, "and" or the like; otherwise to the first if it
+follows a preposition or a verb ("opacity in the left base"), and else to the second. Findings listed without a word
+between them share their side and place ("left effusion and atelectasis").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mrg.metrics.conditions import NEGATIVE
 from mrg.metrics.labelers.layout import HARD, ITEM, SOFT
-from mrg.metrics.labelers.mention import Mention, Span
+from mrg.metrics.labelers.lexicon import Mention, Span
 
 SIDES: dict[str, str] = {
     "left": "left, left sided, lower left lung, upper left lung",
@@ -81,7 +81,7 @@ _ENDS = frozenset((".", "!", "?", HARD))
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One finding of a report with its attributes; None where the sentence does not say.
+    """One finding of a report with its attributes; None if the sentence does not state them.
 
     Args:
         condition: A name of `mrg.metrics.conditions.CONDITIONS`.
@@ -92,7 +92,7 @@ class Finding:
         change: A key of `CHANGES`.
         start: First character of the words that name the finding.
         end: One past their last character.
-        words: The words that gave the attributes, in reading order.
+        words: The words that state the attributes, in reading order.
     """
 
     condition: str
@@ -108,7 +108,7 @@ class Finding:
 
 @dataclasses.dataclass
 class Hit:
-    """A phrase of the table in a text; `kind` is empty for a phrase that gives no attribute."""
+    """A phrase of the table in a text; `kind` is empty for a phrase without an attribute."""
 
     span: Span
     kinds: tuple[tuple[str, str], ...]
@@ -147,7 +147,7 @@ def hits(words: Sequence[str]) -> list[Hit]:
 
 
 def attributes(words: Sequence[str], mentions: Sequence[Mention]) -> dict[Span, dict[str, tuple[str, Span]]]:
-    """For each mention its attributes: attribute -> value and the tokens that gave it.
+    """For each mention its attributes: attribute -> value and the tokens that state it.
 
     Args:
         words: The tokens of a text.
@@ -221,7 +221,7 @@ def _owner(words: Sequence[str], before: Span | None, after: Span | None, hit: S
 
 
 def _kinds(words: Sequence[str], found: Sequence[Hit], i: int) -> tuple[tuple[str, str], ...]:
-    """What a phrase gives; how much a finding has changed ("slightly worse") is not how severe it is."""
+    """Attributes of a phrase; the amount of a change ("slightly worse") is not a severity."""
     hit = found[i]
     if not any(kind == "severity" for kind, _ in hit.kinds):
         return hit.kinds
@@ -234,7 +234,7 @@ def _kinds(words: Sequence[str], found: Sequence[Hit], i: int) -> tuple[tuple[st
 
 
 def _share(words: Sequence[str], spans: Sequence[Span], result: dict[Span, dict[str, tuple[str, Span]]]) -> None:
-    """Let findings of one list share side and place, from the first to the next and from the last to those before."""
+    """Share side and place within a list of findings: from first to next, and from last to previous."""
     pairs = [(a, b) for a, b in itertools.pairwise(spans) if _listed(words[a[1] : min(b[0], a[1] + 4)], b[0] - a[1])]
     for ordered in (pairs, [(b, a) for a, b in reversed(pairs)]):
         for giver, taker in ordered:
@@ -249,7 +249,7 @@ def _listed(between: Sequence[str], length: int) -> bool:
 
 
 def relevant(label: int, read: dict[str, tuple[str, Span]]) -> dict[str, tuple[str, Span]] | None:
-    """The attributes that count: all of a stated finding, those of a denied one only if it has resolved."""
+    """The relevant attributes: all of a stated finding, and those of a denied one only if it has resolved."""
     if label != NEGATIVE:
         return read
     return read if "change" in read and read["change"][0] == "resolved" else None

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, NUM_CONDITIONS
-from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.chexbert_checkpoint import REPOSITORY, find_checkpoint, read_checkpoint, read_tokenizer
 from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
+from mrg.metrics.labels import Labeler, check_texts
 
 MAX_TOKENS = 512
 _BLANK_ROW = bytes([BLANK] * NUM_CONDITIONS)

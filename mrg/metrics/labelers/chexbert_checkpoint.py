@@ -106,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if name.startswith(_NOT_NEEDED):
             continue
         if not isinstance(value, Tensor):
-            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is no tensor, but {type(value).__name__}.")
+            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is not a tensor, but {type(value).__name__}.")
         if fault := _fault(value):
             raise UserError(f"{path} is not a CheXbert checkpoint: {key} is {fault}.")
         weights[name] = value.float()

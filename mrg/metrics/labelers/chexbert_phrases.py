@@ -1,7 +1,7 @@
-"""Where CheXbert reads a phrase in another way than a plain reader does; written as described in `phrases.py`.
+"""Phrases that CheXbert reads differently than a literal reader, in the format described in `phrases.py`.
 
-The entries follow from CheXbert's labels of real reports, and each raises the agreement with them. They take effect
-with `RulesLabeler(convention="chexbert")`, the default.
+The entries were derived from CheXbert's labels of real reports; each increases the agreement with them. They apply
+to `RulesLabeler(convention="chexbert")`, the default.
 """
 
 from __future__ import annotations

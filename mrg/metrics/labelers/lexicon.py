@@ -1,4 +1,4 @@
-"""The phrase table as a tree of words: text -> tokens -> the phrases found, longest first."""
+"""The phrase table as a tree of words: text -> tokens -> the phrases found, longest first, and what they mention."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import chexbert_phrases, cues, phrases
-from mrg.metrics.labelers.layout import HARD, ITEM, SOFT, plain
-from mrg.metrics.labelers.sections import without_skipped_sections
+from mrg.metrics.labelers.layout import HARD, ITEM, SOFT, plain, without_skipped_sections
 
 _TOKEN = re.compile(
     rf"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?]+|{HARD}[\s{HARD}{SOFT}]*|[;:,{ITEM}{SOFT}]", re.IGNORECASE
@@ -267,3 +266,39 @@ def _words_of(tree: dict[str, Any]) -> Iterator[str]:
         if word:
             yield word
             yield from _words_of(node)
+
+
+Span = tuple[int, int]
+"""First token and one past the last token."""
+
+
+@dataclasses.dataclass
+class Mention:
+    """A finding or a structure and what is stated about it; `label` changes while its clause is read.
+
+    Args:
+        condition: Index into `CONDITIONS`, -1 for a structure that belongs to none.
+        label: A label class; BLANK for a structure of which nothing is stated.
+        span: The tokens that name it.
+        cue: The tokens that decided the label.
+        structure: A key of `phrases.ANATOMY`, or empty for a finding.
+        hint: The finding only hints at its condition, so that "normal" can be said of it ("engorgement").
+        denied_as: Index of the condition that a denial by "no" denies, see `lexicon.Entry`.
+        certain: A doubt leaves the label as it is.
+        weak: The label is only what "stable" implies.
+    """
+
+    condition: int
+    label: int
+    span: Span
+    cue: Span
+    structure: str = ""
+    hint: bool = False
+    denied_as: int | None = None
+    certain: bool = False
+    weak: bool = False
+
+    def doubt(self, cue: Span) -> None:
+        """Make it uncertain, unless it is beyond doubt."""
+        if not self.certain:
+            self.label, self.cue = UNCERTAIN, cue

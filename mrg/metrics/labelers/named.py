@@ -10,7 +10,7 @@ from torch import Tensor
 from mrg.errors import RunError, UserError, UserTypeError
 from mrg.metrics.conditions import NUM_CONDITIONS
 from mrg.metrics.imports import import_named, name_of
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 
 
 class NamedLabeler(Labeler):

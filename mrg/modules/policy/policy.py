@@ -132,7 +132,7 @@ class Policy(nn.Module):
         if not self.reference_weights:
             raise UserError(
                 "The reference model is the policy with its adapter off, or a copy of it, but there is neither: set "
-                "model.init_args.lora, reference to 'copy', or kl_coef to 0."
+                "model.init_args.lora, kl.reference to 'copy', or kl.coef to 0."
             )
         parameters = {name: p for name, p in self.named_parameters() if name in self.reference_weights}
         present: dict[str, Tensor] = {}

@@ -90,7 +90,7 @@ def failing_together(world_size: int, failed: Callable[[], None]) -> Iterator[No
 
 
 class Shardable(Protocol):
-    """What this file needs of a policy."""
+    """Interface of a policy that can be sharded."""
 
     sharded: bool
     gathered: bool

@@ -1,4 +1,4 @@
-"""Rounds are cut into optimizer steps, and steps into micro-batches of whole groups that fit into memory."""
+"""Split rounds into optimizer steps, and steps into micro-batches of whole groups that fit into memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mrg.modules.rollout.sampling import Rollout, group_rows
 
 @dataclasses.dataclass
 class Step:
-    """What one optimizer step is computed from: a round of N completions, of which it takes some groups.
+    """Input of one optimizer step: a round of N completions, and the groups of the step.
 
     Args:
         rollout: N completions.

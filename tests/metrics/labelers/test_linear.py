@@ -58,7 +58,7 @@ def test_long_completions_are_parsed(unit, prefix):
 @pytest.mark.parametrize("unit", ["edema unlikely ", "Edema\n", "no edema, ", "heart enlarged "])
 def test_twice_the_text_takes_twice_the_work(labeler, monkeypatch, unit):
     """Mentions that are looked at again, as the reader counts them."""
-    from mrg.metrics.labelers.mention import Mention
+    from mrg.metrics.labelers.lexicon import Mention
 
     looks = 0
 
