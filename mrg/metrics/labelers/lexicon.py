@@ -272,7 +272,7 @@ Span = tuple[int, int]
 """First token and one past the last token."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Mention:
     """A finding or a structure and what is stated about it; `label` changes while its clause is read.
 
