@@ -17,9 +17,9 @@ from mrg.datamodules.collate import Batch
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
 from mrg.modules.base import ReportModule
+from mrg.modules.completion import Lengths, check_targets, encode_targets, warn_truncated
 from mrg.modules.optimizer import average_gradients, clip_gradients
 from mrg.modules.settings import check_range
-from mrg.modules.targets import Lengths, check_targets, encode_targets, warn_truncated
 
 
 class SupervisedStep(ReportModule):
