@@ -31,7 +31,7 @@ from collections.abc import Mapping
 from mrg.commands.size.activations import TRAINED
 from mrg.commands.size.geometry import Geometry
 from mrg.commands.size.memory import Plan
-from mrg.modules.policy.fsdp import BUCKET
+from mrg.modules.optimizer import BUCKET
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from grpo_step import GEOMETRIES, Clock, build, machine
 
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder

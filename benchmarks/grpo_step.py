@@ -124,9 +124,10 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     from mrg.datamodules.base import ReportDataModule
     from mrg.datamodules.study import Study, View
     from mrg.modules.grpo import GRPOModule
+    from mrg.modules.optimizer import OptimizerSettings
     from mrg.modules.policy.lora import LoRA
     from mrg.modules.rl.reward import Rewards
-    from mrg.modules.settings import OptimizerSettings, RolloutSettings
+    from mrg.modules.settings import RolloutSettings
 
     class Pictures(ReportDataModule):
         def read(self) -> dict[str, list[Study]]:

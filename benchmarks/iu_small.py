@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.iu import IUXRayDataModule
-from mrg.datamodules.splits import leakage_free
+from mrg.datamodules.study import leakage_free
 from mrg.metrics import CONDITIONS, THIRTEEN, RulesLabeler, ce_f1, mccs
 from mrg.metrics.ce import report_counts
 from mrg.metrics.conditions import stated
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
-from mrg.metrics.informedness import informedness
 from mrg.metrics.nlg import nlg_scores
 from mrg.metrics.resampling import percentile_interval
+from mrg.metrics.tables import informedness
 
 ARMS = {
     "vision": "tower's head at its validation threshold",

@@ -87,7 +87,7 @@ def measure_decoding(tokens: tuple[int, int] = (4, 36)) -> Cost:
     """Measure a step on this machine, on one thread: rollouts of the demo's shape without an end, of two lengths."""
     import torch
 
-    from mrg.modules.prefix.prompts import Prompts
+    from mrg.modules.prefix.packing import Prompts
     from mrg.modules.rollout.sampling import sample
 
     torch.set_num_threads(1)

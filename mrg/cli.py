@@ -28,7 +28,7 @@ USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
   test      score it on the test split, next to baselines; without --config and --name, that of the latest run
   predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
   compare   compare two tested runs: a table of paired differences, and a page of the studies in which they differ
-  page      write the page of a run, <runs>/<name>/index.html, again
+  page      rebuild the page of a run, <runs>/<name>/index.html
   ablate    train variants of a configuration over several seeds: one table, one figure
   export    write the policy of a run, merged or as an adapter, for transformers, peft or vLLM
   data      `data check` inspects the data that --config describes: counts, images, leakage, findings

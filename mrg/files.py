@@ -1,4 +1,7 @@
-"""Atomic, durable writes of files, JSON and JSON lines: if a write fails, the previous file is left intact."""
+"""Files, JSON, JSON lines and CSV: atomic, durable writes, strict reading, and the meaning of a table's cell.
+
+If a write fails, the previous file is left intact.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -181,3 +185,26 @@ def cut_lines(path: Path, count: int) -> int:
     with replacing(path) as file:
         file.writelines(lines[:count])
     return min(count, len(lines))
+
+
+MISSING = frozenset(("", "-", "--", "nan", "-nan", "none", "null", "na", "n/a", "#n/a", "<na>", "nat"))
+"""Texts that mean that there is no value, in any letter case and with any white space around them."""
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN, or a text of `MISSING`."""
+    if isinstance(value, str):
+        return value.strip().lower() in MISSING
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def identifier(value: Any) -> str:
+    """An id as text, the same from every format: `12`, `12.0` and `"12.0"` are one id; empty if it is missing.
+
+    Data frames turn whole numbers into floats where one of them is missing.
+    """
+    if is_missing(value):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", str(value).strip())

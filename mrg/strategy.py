@@ -12,7 +12,7 @@ from mrg.errors import UserError
 
 
 class FSDP2(ModelParallelStrategy):
-    """FSDP2 over all processes: decoder layers are sharded, see `mrg.modules.policy.fsdp`.
+    """FSDP2 over all processes: decoder layers are sharded, see `mrg.modules.policy.ranks`.
 
     Use it to train all weights, or for models whose frozen weights do not fit into memory next to the activations. Up
     to 8B with LoRA, DDP is faster because it never sends weights.

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from mrg.modules.settings import KLSettings, LossSettings, OptimizerSettings, RewardSettings, RolloutSettings
+from mrg.modules.optimizer import OptimizerSettings
+from mrg.modules.settings import KLSettings, LossSettings, RewardSettings, RolloutSettings
 
 GROUPS = {
     "optimizer": OptimizerSettings, "rollout": RolloutSettings, "kl": KLSettings, "loss": LossSettings,

@@ -28,7 +28,7 @@ PRIVATE = {
     "LightningCLI": {"mrg/commands/parser.py"},
     "torch": {
         "mrg/metrics/labelers/chexbert_network.py",
-        "mrg/modules/prefix/cpu_flash.py",
+        "mrg/modules/prefix/attention.py",
         "mrg/modules/rollout/static_cache.py",
     },
 }

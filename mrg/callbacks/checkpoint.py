@@ -24,7 +24,7 @@ from mrg.callbacks.training_loop import RoundLoop, dump_checkpoint, install
 from mrg.errors import RunError, UserError
 from mrg.files import WriteError, count_lines
 from mrg.log import log
-from mrg.modules.ranks import any_rank, gather
+from mrg.modules.policy.ranks import any_rank, gather
 from mrg.run.checkpoints import ROUND, UNVALIDATED, CheckpointFolder, checkpoint_name
 from mrg.run.resume import Best, Resumed, nothing_left, restore_folder, rng_state
 from mrg.strategy import FSDP2

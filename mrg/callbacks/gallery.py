@@ -12,7 +12,7 @@ from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.own_images import ImagesDataModule
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 from mrg.modules.base import ReportModule
 from mrg.pages.gallery import Gallery, of_studies
 from mrg.pages.images import ImageOptions

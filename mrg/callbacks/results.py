@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
@@ -24,39 +23,16 @@ from mrg.metrics.evaluation import (
     most_frequent_report,
     remark_on_frequency,
 )
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import CachingLabeler, Labeler
 from mrg.modules.base import ReportModule
 from mrg.modules.completion import count_unfinished, warn_unfinished
-from mrg.modules.ranks import gather
+from mrg.modules.policy.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.strategy import FSDP2
 
 LABELS = {"prediction": "labels", "target": "target_labels"}
 """Text of a prediction -> the key of its (14,) label classes, if the module has computed them already."""
-
-
-class KnownLabels(Labeler):
-    """A labeler that labels each report once, so that results and gallery share the work.
-
-    Args:
-        labeler: Labeler of reports that are not known.
-        known: Report -> its (14,) label classes.
-    """
-
-    def __init__(self, labeler: Labeler, known: Mapping[str, Tensor] | None = None) -> None:
-        self.labeler, self.known = labeler, {report: labels.cpu() for report, labels in (known or {}).items()}
-        self.name = getattr(labeler, "name", type(labeler).__name__)
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """See `Labeler`."""
-        new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        if new or not texts:
-            self.known.update(zip(new, labels := self.labeler(new).cpu(), strict=True))
-        return torch.stack([self.known[text] for text in texts]) if texts else labels
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.labeler, name)
 
 
 class ResultWriter(L.Callback):
@@ -151,7 +127,7 @@ class ResultWriter(L.Callback):
         systems["model"] = [row["prediction"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
         known = {row[text]: row.pop(key) for row in rows for text, key in LABELS.items() if key in row}
-        labeler = KnownLabels(pl_module.labeler, known)
+        labeler = CachingLabeler(pl_module.labeler, known)
         results = evaluate_systems(
             systems,
             [row["target"] for row in rows],

@@ -10,7 +10,7 @@ from mrg.errors import UserError
 from mrg.log import log
 
 if TYPE_CHECKING:
-    from mrg.metrics.labelers.base import Labeler
+    from mrg.metrics.labels import Labeler
     from mrg.pages.tested_run import TestedRun
 
 
@@ -27,11 +27,11 @@ def main(args: Sequence[str]) -> None:
     add("run_a", type=Path, help="folder of a tested run (with predictions.jsonl)")
     add("run_b", type=Path, help="folder of another tested run")
     add("--margin", type=float, help="margin of MCCS (default: that of the runs)")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or an object of yours, see docs/extending.md "
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
         "(default: that of the runs)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--trials", type=int, default=10_000, dest="num_trials", help="number of bootstrap samples, and of "
-        "randomisation trials (default: %(default)s)")  # fmt: skip
+        "randomization trials (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
     add("--changed", type=int, default=10, dest="num_changed", help="number of changed studies to print (default: "
         "%(default)s)")  # fmt: skip

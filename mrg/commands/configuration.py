@@ -1,4 +1,4 @@
-"""What a configuration does without a word: lists that replace each other, and limits that results do not show."""
+"""Silent effects of a configuration: lists that replace each other, and limits that results do not show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMITS = {"validate": "val", "fit": "val", "test": "test", "predict": "predict"}
 
 
 def replaced_lists(files: Sequence[Path]) -> list[str]:
-    """A sentence for each list of a configuration file that a later file replaces by another list.
+    """One sentence for each list in a configuration file that a later file replaces.
 
     Args:
         files: Configuration files in the order in which they are read.
@@ -28,8 +28,8 @@ def replaced_lists(files: Sequence[Path]) -> list[str]:
             earlier, old = taken.get(key, (path, value))
             if value and any(entry not in value for entry in old):
                 found.append(
-                    f"The list {key} of {path} replaces that of {earlier}, it does not extend it: repeat the entries "
-                    "that are to stay."
+                    f"The list {key} of {path} replaces that of {earlier}; it does not extend it. Repeat the entries "
+                    "that you want to keep."
                 )
             taken[key] = path, value
     return found
@@ -45,11 +45,7 @@ def _lists(value: object, key: str = "") -> Iterator[tuple[str, list[Any]]]:
 
 
 def check_limits(command: str, trainer: Any) -> None:
-    """Refuse Lightning's limits on the batches that are scored: they take the first ones, and results do not show it.
-
-    Args:
-        command: The command.
-        trainer: Settings of the trainer.
+    """Reject Lightning's limits on scored batches: they take the first ones, which results do not show.
 
     Raises:
         UserError: If a limit is set; 0 for no validation during training is none.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib
 import sys
 from argparse import ArgumentError
@@ -73,6 +75,8 @@ class Parser(LightningArgumentParser):
             message += _suggestion(message.split("'")[-2], parser.keys())
         elif ex is None and options:
             message += _suggestion(options[0], parser.keys())
+        elif self.exit_on_error and (sentence := _wrong_value(ex)):
+            message = sentence
         elif place := _nested(ex):
             message = f"{message.splitlines()[0]} {place}"
         elif self.exit_on_error and (similar := nearest(value := message.split()[-1], _class_names())):
@@ -130,6 +134,32 @@ def _suggestion(key: str, known: Iterable[str]) -> str:
     heads = {name.partition(".")[0] for name in known}
     head = key.partition(".")[0]
     return nearest(key, known) if head in heads or head == key else nearest(head, heads)
+
+
+def _wrong_value(error: BaseException | None) -> str:
+    """Return setting, expected type or choices, and value of an error about a type; empty for any other error."""
+    key, between, problem = "", "", ""
+    for part in _chain(error):
+        text, quoted = str(part), str(part).split("'")
+        if isinstance(part, TypeError) and text.startswith('Parser key "'):
+            key += between + text.split('"')[1]
+            problem = str(part.__cause__)
+        elif text.startswith("Problem with given class_path") and len(quoted) > 2:
+            module, _, name = quoted[1].rpartition(".")
+            is_group = dataclasses.is_dataclass(getattr(sys.modules.get(module), name, None))
+            between = "." if is_group else ".init_args."
+    expected: list[str] = []
+    for line in problem.splitlines():
+        kind = line.partition("Expected a ")[2].partition(". Got value: ")[0]
+        if kind.startswith("typing.Literal["):
+            expected += map(repr, ast.literal_eval(kind.removeprefix("typing.Literal")))
+        elif kind.startswith("<class '"):
+            expected.append(kind.split("'")[1].replace("NoneType", "null"))
+        elif kind or line.lstrip().startswith("- "):
+            return ""
+    value = problem.partition("Got value: ")[2] or problem.partition("Given value: ")[2]
+    *most, last = expected or [""]
+    return f"Expected {key} to be {', '.join(most)}{' or ' * bool(most)}{last}, but got {value!r}." if last else ""
 
 
 def _nested(error: BaseException | None) -> str:
@@ -197,7 +227,7 @@ def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:
     """Return the arguments of each command's parser.
 
     Args:
-        typed: See `CommandLine.typed`.
+        typed: The command that the user typed, if it is another one with the keys of `fit`.
     """
     usage = "python -m mrg {} [--config FILE] [--KEY VALUE ...]"
     return {

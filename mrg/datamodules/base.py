@@ -23,8 +23,7 @@ from mrg.datamodules.loading import (
     StudyReader,
     StudySampler,
 )
-from mrg.datamodules.splits import random_subset
-from mrg.datamodules.study import Study, StudyTable
+from mrg.datamodules.study import Study, StudyTable, random_subset
 from mrg.errors import UserError
 from mrg.files import write_lines
 from mrg.log import log

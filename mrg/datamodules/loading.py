@@ -7,8 +7,8 @@ studies twice, and Lightning's prediction sampler gives ranks unequal numbers of
 With `on_error: skip`, images are opened when their batch is made. In training the next readable study replaces one that
 cannot be read, so that batches keep their size and all ranks their number of batches. In evaluation nothing replaces
 it, because no study may be scored twice; only a batch without any readable study is computed with another one, which
-is not scored. Replacements depend only on the files, so runs can be repeated and resumed. A missing decoder is not the
-image's fault and always an error.
+is not scored. Replacements depend only on the files, so runs can be repeated and resumed. A missing decoder is always
+an error.
 """
 
 from __future__ import annotations

@@ -10,8 +10,7 @@ from typing import Any, Literal
 from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.errors import DataNotFoundError, first_names
 from mrg.datamodules.images.read import SUFFIXES
-from mrg.datamodules.splits import all_as_test
-from mrg.datamodules.study import Study, View
+from mrg.datamodules.study import Study, View, all_as_test
 from mrg.errors import UserError
 from mrg.files import write_lines
 

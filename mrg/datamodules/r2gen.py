@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
-from mrg.datamodules.splits import SPLITS
+from mrg.datamodules.study import SPLITS
 from mrg.errors import UserError
-from mrg.files import parse_json
-from mrg.metrics.cells import identifier, is_missing
+from mrg.files import identifier, is_missing, parse_json
 
 SOURCE = "https://github.com/cuhksz-nlp/R2Gen"
 
@@ -45,10 +44,6 @@ class Item:
 
 def read_items(file: Path, empty_reports: Literal["raise", "keep"] = "raise") -> dict[str, list[Item]]:
     """Read and check the items of train, val and test, in the order of the file; other keys are ignored.
-
-    Args:
-        file: Annotation file.
-        empty_reports: Whether an empty report is an error.
 
     Raises:
         DataNotFoundError: If the file or its folder is missing.

@@ -19,13 +19,11 @@ from typing import Any, Literal
 from mrg.datamodules.base import ReportDataModule, check_choices
 from mrg.datamodules.errors import DataError, DataNotFoundError, first_names
 from mrg.datamodules.images.read import ImageFinder
-from mrg.datamodules.splits import all_as_test
-from mrg.datamodules.study import Study, View, pair_positions
+from mrg.datamodules.study import Study, View, all_as_test, pair_positions
 from mrg.datamodules.table.rows import text
 from mrg.errors import UserError
-from mrg.files import parse_json, write_json
+from mrg.files import identifier, parse_json, write_json
 from mrg.log import log
-from mrg.metrics.cells import identifier
 
 REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
 """Section that a model writes -> key of its reference; `report` has both sections with their names."""

@@ -1,23 +1,23 @@
-"""A study: its images, its reference report and its patient; and a sequence of studies in an Arrow table on disk."""
+"""A study (images, reference report, patient), a table of studies on disk, and splits of studies."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
+import torch
 from PIL import Image
 
-from mrg.datamodules.errors import ImageReadError
 from mrg.datamodules.images.read import from_pixels, read_image
+from mrg.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = ["ImageReadError", "RowReader", "Study", "StudyTable", "View", "pair_positions", "to_position"]
 
 _FRONTAL = {
     *("frontal", "ap", "pa", "anteroposterior", "posteroanterior", "apaxial", "pachest", "apsupine", "aphorizontal")
@@ -164,3 +164,70 @@ class StudyTable(Sequence[Study]):
     def _study(self, row: Mapping[str, Any], index: int) -> Study:
         study, prior = self.reader.study(row), -1 if self.priors is None else int(self.priors[index])
         return study if prior < 0 else dataclasses.replace(study, prior=self.reader.study(self.table[prior]))
+
+
+SPLITS = ("train", "val", "test")
+
+
+def split_by_patient(
+    studies: Sequence[Study], seed: int = 0, fractions: tuple[float, float, float] = (0.7, 0.1, 0.2)
+) -> dict[str, list[Study]]:
+    """Split at random so that all studies of a patient are in one split; within a split the order is kept.
+
+    A patient's split depends only on the seed and the patient's id, so it does not change when studies are added or
+    removed.
+
+    Args:
+        studies: Studies; one without a patient counts as a separate patient.
+        seed: Random seed.
+        fractions: Fractions of the patients in train, val and test, which add up to 1.
+
+    Raises:
+        UserError: If the fractions are negative or do not add up to 1.
+    """
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
+        raise UserError(f"Expected the fractions of train, val and test to add up to 1, but got {fractions}.")
+    splits: dict[str, list[Study]] = {name: [] for name in SPLITS}
+    for study in studies:
+        digest = hashlib.sha256(f"{seed}/{study.patient or study.id}".encode()).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        name = "train" if place < fractions[0] else "val" if place < fractions[0] + fractions[1] else "test"
+        splits[name].append(study)
+    return splits
+
+
+def all_as_test(studies: Sequence[Study]) -> dict[str, list[Study]]:
+    """Put all studies into the test split, to evaluate a model that was trained elsewhere."""
+    return {"train": [], "val": [], "test": list(studies)}
+
+
+def random_subset(studies: Sequence[Study], num: int) -> Sequence[Study]:
+    """Sample studies at random without replacement, in the order of the split.
+
+    The first studies would not be representative: published lists are sorted, and the first 100 test studies of R2Gen's
+    list of IU X-Ray have no finding. The sample depends only on the number of studies, and a smaller sample is part of
+    a larger one.
+
+    Args:
+        studies: Studies of a split.
+        num: Size of the sample; 0, or a number larger than the split, selects all.
+    """
+    if not num or num >= len(studies):
+        return studies
+    order = torch.randperm(len(studies), generator=torch.Generator().manual_seed(0))
+    indices = sorted(order[:num].tolist())
+    return studies.select(indices) if isinstance(studies, StudyTable) else [studies[index] for index in indices]
+
+
+def fold(report: str) -> str:
+    """Fold letter case and white space of a report, for comparisons."""
+    return " ".join(report.casefold().split())
+
+
+def leakage_free(test: Sequence[Study], train: Sequence[Study]) -> list[Study]:
+    """Select the test studies whose report does not occur in train, ignoring letter case and white space.
+
+    A policy that repeats training reports verbatim gets full marks on all others.
+    """
+    seen = {fold(study.report) for study in train}
+    return [study for study in test if fold(study.report) not in seen]

@@ -1,13 +1,23 @@
 """Clinical metrics of radiology reports: usable alone, on labels or on strings with a labeler."""
 
 from mrg.metrics.ce import CEF1, ce_f1
-from mrg.metrics.conditions import BLANK, CONDITIONS, FIVE, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
-from mrg.metrics.conventions import CONVENTIONS, FAMILIES, convention
+from mrg.metrics.conditions import (
+    BLANK,
+    CONDITIONS,
+    CONVENTIONS,
+    FAMILIES,
+    FIVE,
+    NEGATIVE,
+    POSITIVE,
+    THIRTEEN,
+    UNCERTAIN,
+    convention,
+)
 from mrg.metrics.finding_f1 import AttributeAccuracy, ChangeF1, FindingF1
 from mrg.metrics.format import format_score, parse_completion
-from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labels import Labeler
 from mrg.metrics.mccs import MCCS, ccs, mccs
 from mrg.metrics.nlg import NLGScores, nlg_scores
 from mrg.metrics.scorer import ReportScore, load_scorer

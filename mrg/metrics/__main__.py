@@ -42,7 +42,7 @@ from mrg.metrics.texts import join, read_texts
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command; an error that the user can mend prints one line and exits with 2."""
+    """Run the command; an error that the user can fix prints one line and exits with 2."""
     options = parser().parse_args(args)
     options.systems, options.predictions = options.predictions, options.predictions[0]
     configure()
@@ -151,7 +151,7 @@ def _finish(
     result: dict[str, Any], systems: Mapping[str, Sequence[str]], target: Sequence[str], output: Path,
     options: argparse.Namespace,
 ) -> None:  # fmt: skip
-    """Add NLG scores, last: the other results stay if Java or the extra is missing."""
+    """Add NLG scores; they come last, so that the other results exist if Java or the extra is missing."""
     if options.nlg:
         how = options.normalization
         scores = {system: nlg_scores(preds, target, how).corpus for system, preds in systems.items()}
@@ -207,7 +207,7 @@ def _notes(predictions: Predictions) -> str:
 
 
 def _read(paths: Sequence[Path], options: argparse.Namespace) -> list[Predictions]:
-    """Read files of predictions, and join each with the references if they are in a file of their own."""
+    """Read files of predictions, and join each with the references if these are in a separate file."""
     given = [options.id, options.preds, options.target]
     if options.references is not None:
         held = [column_names(path) if any(given) else [] for path in (*paths, options.references)]
@@ -235,7 +235,7 @@ def _column(given: Sequence[str], own: Collection[str], held: Sequence[Collectio
 
 
 def _system_names(paths: Sequence[Path]) -> list[str]:
-    """Names of the files without their suffix, after as many of their folders as distinguish them."""
+    """Names of the files without their suffix, preceded by as many folders as are needed to distinguish them."""
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["/".join((*path.parts[-depth:-1], path.stem)) for path in paths]
         if len(set(names)) == len(names):

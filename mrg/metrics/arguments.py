@@ -1,14 +1,20 @@
-"""Arguments of `python -m mrg.metrics`, and what they name: the labeler, scorers and the output file."""
+"""Arguments of `python -m mrg.metrics`, and the labeler, scorers and output file that they name."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from mrg.errors import ExtensionError, MrgError, UserError, where_raised
+from mrg.log import log
+from mrg.metrics.imports import name_of
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.named import load_labeler
 from mrg.metrics.labelers.rules import RulesLabeler
@@ -16,7 +22,6 @@ from mrg.metrics.labels import Labeler, Scorer
 from mrg.metrics.leaderboard import COLUMNS, SCORES
 from mrg.metrics.nlg import NORMALIZATIONS
 from mrg.metrics.predictions import ID_COLUMNS, PREDS_COLUMNS, TARGET_COLUMNS
-from mrg.metrics.progress import ReportingLabeler
 from mrg.metrics.resampling import MIN_CASES
 from mrg.metrics.scorer import ReportScore, load_scorer
 
@@ -51,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     for name, what, known in columns:
         text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for several files: each"
         add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or an object of yours, see docs/extending.md "
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
         "(default: rules)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
@@ -61,12 +66,12 @@ def parser() -> argparse.ArgumentParser:
     add("--min_cases", type=int, default=MIN_CASES, help="fewest references with a condition that counts in "
         "informedness (default: %(default)s)")  # fmt: skip
     add("--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'")
-    add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalisation before --nlg (default: "
+    add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
         "see docs/scorers.md; may be repeated")  # fmt: skip
     add("--trials", type=int, help="number of bootstrap samples (default: 1000; with --compare 10000, and as many "
-        "randomisation trials)")  # fmt: skip
+        "randomization trials)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
     add("--changed", type=int, default=10, help="number of changed studies to print (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="JSON file to write (default: next to the predictions)")
@@ -137,3 +142,32 @@ def _scorer(spec: str) -> Scorer:
             raise ExtensionError(f"The scorer {spec} failed: {where_raised(error)}") from error
 
     return score
+
+
+class ReportingLabeler(Labeler):
+    """A labeler that logs its progress on many reports.
+
+    Args:
+        labeler: Any labeler.
+        block: Number of reports that are labelled at a time; up to that many are labelled without a note.
+        seconds: Minimum time between two notes.
+    """
+
+    def __init__(self, labeler: Labeler, block: int = 10_000, seconds: float = 5.0) -> None:
+        self.labeler, self.block, self.seconds = labeler, block, seconds
+        self.name = name_of(labeler)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Label reports."""
+        if len(texts) <= self.block:
+            return self.labeler(texts)
+        distinct = list(dict.fromkeys(texts))
+        parts, told = [], time.monotonic()
+        for start in range(0, len(distinct), self.block):
+            parts.append(self.labeler(distinct[start : start + self.block]))
+            done = start + len(parts[-1])
+            if time.monotonic() - told >= self.seconds or done == len(distinct):
+                told = time.monotonic()
+                log.info(f"Labelled {done:,} of {len(distinct):,} distinct reports.")
+        row = {text: i for i, text in enumerate(distinct)}
+        return torch.cat(parts)[torch.tensor([row[text] for text in texts])]

@@ -15,8 +15,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mrg.errors import MissingPackageError, UserError
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
-from mrg.metrics.conventions import AVERAGES, SCORES, UNCERTAIN_OPTIONS, condition_indices, outcomes
+from mrg.metrics.conditions import (
+    AVERAGES,
+    CONDITIONS,
+    NUM_CONDITIONS,
+    SCORES,
+    UNCERTAIN_OPTIONS,
+    condition_indices,
+    outcomes,
+)
 from mrg.metrics.labels import Labeler, Reports, as_labels, check_labeler, identity, require_reports
 
 ZERO_DIVISION = (0, 1, "nan", "skip")

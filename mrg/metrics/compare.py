@@ -11,8 +11,7 @@ from mrg.errors import UserError
 from mrg.metrics.conditions import THIRTEEN, stated
 from mrg.metrics.evaluation import is_share
 from mrg.metrics.imports import name_of
-from mrg.metrics.labelers.base import check_pairs
-from mrg.metrics.labels import Labeler, Scorer, label_together, require_reports
+from mrg.metrics.labels import Labeler, Scorer, check_pairs, label_together, require_reports
 from mrg.metrics.mccs import mccs
 from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, randomization_p
 
@@ -37,13 +36,13 @@ def compare_systems(
         labeler: Labeler, or any callable of its form; called once.
         ids: N names of the studies; their numbers by default.
         margin: Margin of MCCS.
-        num_trials: Number of bootstrap samples, and of randomisation trials.
+        num_trials: Number of bootstrap samples, and of randomization trials.
         seed: Seed of both.
         scorers: Name -> further score per report.
 
     Returns:
-        JSON-serialisable dict: `num_studies`, `labeler`, `margin`, `num_trials`; `scores`, name -> `value`, `other`,
-        `difference`, its 95 % bootstrap interval `low` and `high`, and `p` by approximate randomisation; and `changed`,
+        JSON-serializable dict: `num_studies`, `labeler`, `margin`, `num_trials`; `scores`, name -> `value`, `other`,
+        `difference`, its 95 % bootstrap interval `low` and `high`, and `p` by approximate randomization; and `changed`,
         the studies with a finding that only one system gets right, those with most such findings first.
 
     Raises:
@@ -126,7 +125,7 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
         f"B: {names[1]}",
         f"{result['num_studies']:,} studies, labeler {result['labeler']}, MCCS margin {result['margin']:g}. "
         "In percent, paired by study.",
-        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomisation; {trials:,} trials each.",
+        f"95 % bootstrap intervals of A - B; two-sided p by approximate randomization; {trials:,} trials each.",
         "p-values are not corrected for multiple comparisons.",
         "",
         f"{'':<22}{'A':>7}{'B':>7}{'A - B':>8}{'95 % interval':>18}{'p':>9}",

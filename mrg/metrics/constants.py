@@ -1,4 +1,4 @@
-"""The best constant report of each score: what a score is worth that looks at no image.
+"""The best constant report of each score: what is reached without looking at an image.
 
 MCCS is highest for one of the training reports. For CE-F1 it is a row of labels: with k conditions stated, micro and
 example F1 are sums over these conditions, so the k conditions with the largest terms are the best ones, and all k are
@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS, POSITIVE
-from mrg.metrics.conventions import CONVENTIONS, condition_indices, outcomes
+from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, NUM_CONDITIONS, POSITIVE, condition_indices, outcomes
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
@@ -87,7 +86,7 @@ def evenly_spaced(items: Sequence[T]) -> Sequence[T]:
 
 
 def _best_report(reports: Sequence[str], labels: Tensor, margin: float) -> int:
-    """Index of the report with the highest mean MCCS; of equal ones, the most frequent, then the first by alphabet."""
+    """Index of the report with the highest mean MCCS; ties: the most frequent, then the first by alphabet."""
     rows, place, counts = torch.unique(labels[:, :13], dim=0, return_inverse=True, return_counts=True)
     rows = torch.cat([rows, rows.new_zeros(len(rows), 1)], 1)
     means = []

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.ce import ce_f1
-from mrg.metrics.conditions import CONDITIONS, THIRTEEN, stated
+from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, THIRTEEN, stated
 from mrg.metrics.constants import BEST, BestConstants
-from mrg.metrics.conventions import CONVENTIONS
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, Scorer, label_together, require_reports
 from mrg.metrics.remarks import BASELINES, legend, remarks, wrapped
@@ -93,7 +92,7 @@ def evaluate_systems(
         rank_by: Score to rank the systems by, see `mrg.metrics.resampling.ranks`.
 
     Returns:
-        Settings, support, `systems`, `differences`, `best_constant` and, with `rank_by`, `ranking`; JSON-serialisable.
+        Settings, support, `systems`, `differences`, `best_constant` and, with `rank_by`, `ranking`; JSON-serializable.
 
     Raises:
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.

@@ -1,4 +1,4 @@
-"""F1 of findings with their attributes: a finding on the wrong side is not found."""
+"""F1 of findings with their attributes: a finding on the wrong side does not count."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torchmetrics import Metric
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NEGATIVE, THIRTEEN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding
-from mrg.metrics.labelers.base import check_pairs
 from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labels import check_pairs
 
 Attributes = dict[str, frozenset[str]]
 AVERAGES = ("micro", "example")
@@ -27,7 +27,7 @@ class FindingsReader(Protocol):
 
 
 def report_findings(reader: FindingsReader, text: str) -> tuple[dict[str, Attributes], set[tuple[str, str]]]:
-    """What one report states about each of the 13 conditions.
+    """Statements of one report about each of the 13 conditions.
 
     Args:
         reader: Reads the findings.
@@ -87,7 +87,7 @@ class _PairMetric(Metric):
         self.num += len(counts)
 
     def scores(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
-        """F1 of each report (N,), for rewards: 1 where neither report has a finding; the state stays as it is."""
+        """F1 of each report (N,), for rewards: 1 if neither report has a finding; the state is not changed."""
         return _f1(self._counts(preds, target))
 
     def _counts(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
@@ -108,7 +108,7 @@ class _PairMetric(Metric):
 class FindingF1(_PairMetric):
     """F1 over 13 conditions in which a finding counts only with the right attributes.
 
-    A finding is right where both reports state the condition (uncertain counts as stated) and every attribute that the
+    A finding is correct if both reports state the condition (uncertain counts as stated) and every attribute that the
     reference gives is the same in the prediction; otherwise it is both hallucinated and missed.
 
     Args:
@@ -145,7 +145,7 @@ class FindingF1(_PairMetric):
         self.attributes, self.average = tuple(attributes), average
 
     def compute(self) -> Tensor:
-        """The F1, float64; 0 where no report has a finding and the average is micro."""
+        """The F1, float64; 0 if no report has a finding and the average is micro."""
         if self.average == "example":
             return self.total / self.num
         return _micro(self.counts)
@@ -172,7 +172,7 @@ class ChangeF1(_PairMetric):
     """
 
     def compute(self) -> Tensor:
-        """The F1, float64; 0 where no report speaks of change."""
+        """The F1, float64; 0 if no report mentions a change."""
         return _micro(self.counts)
 
     def _pair(self, pred: Any, reference: Any) -> tuple[int, int, int]:
@@ -205,7 +205,7 @@ class AttributeAccuracy(_PairMetric):
         self.attribute = attribute
 
     def compute(self) -> Tensor:
-        """The accuracy, float64; nan where there is no shared finding with the attribute."""
+        """The accuracy, float64; nan if there is no shared finding with the attribute."""
         right, wrong = self.counts[0].double(), self.counts[1].double()
         return right / (right + wrong)
 

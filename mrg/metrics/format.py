@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.cells import is_missing
+from mrg.files import is_missing
 
 TAG = re.compile(r"</?(?:think|report)>")
 STRICT = re.compile(r"(?:<think>(.*?)</think>\s*)?<report>(.*?)</report>", re.DOTALL)

@@ -1,8 +1,10 @@
-"""Reports as strings or labels: checked and turned into label tensors."""
+"""Labelers and their input: the interface of labelers, and reports as strings or labels, checked and labelled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,64 @@ from torch import Tensor
 
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NUM_CONDITIONS
-from mrg.metrics.labelers.base import Labeler as Labeler
-from mrg.metrics.labelers.base import check_texts
+
+
+class Labeler(ABC):
+    """Base class of labelers, which classify what a report states about each of the 14 conditions.
+
+    Metrics accept any callable of this form. A labeler that a configuration names
+    (`model.init_args.labeler.class_path`) must be a subclass, because jsonargparse would take a callable protocol for a
+    factory of its return value. Results contain `name`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Label reports.
+
+        Args:
+            texts: N reports; an empty one mentions nothing.
+
+        Returns:
+            int64 (N, 14) on the CPU or on the labeler's device, columns in the order of
+            `mrg.metrics.conditions.CONDITIONS`, values BLANK 0, POSITIVE 1, NEGATIVE 2, UNCERTAIN 3. Equal texts get
+            equal rows, whatever other texts are in the call.
+        """
+
+
+class CachingLabeler(Labeler):
+    """A labeler that labels each text once, and stores 30 bytes per text.
+
+    Args:
+        labeler: Labeler, or any callable of its form.
+        known: Text -> its (14,) label classes, for texts that have been labelled already.
+    """
+
+    def __init__(self, labeler: Any, known: Mapping[str, Tensor] | None = None) -> None:
+        self.labeler, self.name = labeler, str(getattr(labeler, "name", type(labeler).__name__))
+        self._rows = {digest_text(text): bytes(row.tolist()) for text, row in (known or {}).items()}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Label reports."""
+        names = [digest_text(text) for text in texts]
+        new = {name: text for name, text in zip(names, texts, strict=True) if name not in self._rows}
+        if new:
+            rows = self.labeler(list(new.values())).cpu().to(torch.uint8).numpy()
+            self._rows.update(zip(new, map(bytes, rows), strict=True))
+        flat = np.frombuffer(b"".join(self._rows[name] for name in names), np.uint8)
+        return torch.from_numpy(flat.reshape(-1, NUM_CONDITIONS).astype(np.int64))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "labeler":  # a copy that has no attributes yet
+            raise AttributeError(name)
+        return getattr(self.labeler, name)  # such as `evidence`
+
+
+def digest_text(text: str) -> bytes:
+    """A hash of 16 bytes."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
 
 Reports = Tensor | Sequence[str]
 """N reports: their (N, 14) label classes, or their texts if a labeler is given."""
@@ -148,3 +206,33 @@ def _check_labels(value: Tensor, name: str) -> Tensor:
         if low < 0 or high > 3:
             raise UserError(f"Expected argument `{name}` to hold label classes 0..3, but got {low}..{high}.")
     return value
+
+
+def check_pairs(preds: Sequence[str], target: Sequence[str]) -> None:
+    """Check that two sides are equally many reports.
+
+    Raises:
+        TypeError: If a side is not a sequence of strings.
+        ValueError: If the lengths differ.
+    """
+    check_texts(preds, "preds")
+    check_texts(target, "target")
+    if len(preds) != len(target):
+        raise UserError(
+            f"Expected `preds` and `target` to have the same length, but got {len(preds)} and {len(target)}."
+        )
+
+
+def check_texts(texts: Sequence[str], name: str = "texts") -> None:
+    """Check that something is a sequence of strings.
+
+    Raises:
+        TypeError: If `texts` is one string, or contains something else than strings; the message gives the index.
+    """
+    if isinstance(texts, str):
+        raise UserTypeError(
+            f"Expected argument `{name}` to be a sequence of reports, but got one string: put it in a list."
+        )
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserTypeError(f"Expected `{name}[{index}]` to be a string, but got {type(text).__name__}.")

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mrg.errors import UserError
-from mrg.metrics.conditions import THIRTEEN, stated
+from mrg.metrics.conditions import CONVENTIONS, THIRTEEN, stated
 from mrg.metrics.constants import BEST, BestConstants
-from mrg.metrics.conventions import CONVENTIONS
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems, format_span
 from mrg.metrics.labels import Labeler, Scorer
 from mrg.metrics.remarks import wrapped

@@ -7,9 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mrg.metrics.conditions import THIRTEEN
+from mrg.metrics.conditions import CONVENTIONS, THIRTEEN
 from mrg.metrics.constants import BEST
-from mrg.metrics.conventions import CONVENTIONS
 from mrg.metrics.evaluation import format_span
 from mrg.metrics.leaderboard import COLUMNS, describe_constant
 
@@ -35,12 +34,7 @@ _COLOURS = ("#0969da", "#bf3989", "#1a7f37", "#9a6700", "#8250df", "#cf222e", "#
 
 
 def write_page(result: Mapping[str, Any], path: Path) -> None:
-    """Write the page of a leaderboard.
-
-    Args:
-        result: Return value of `mrg.metrics.leaderboard.leaderboard`.
-        path: HTML file to write.
-    """
+    """Write the page of a leaderboard."""
     ranking, systems = result["ranking"], result["systems"]
     columns = [ranking["by"], *(name for name in COLUMNS if name != ranking["by"])]
     rows = []

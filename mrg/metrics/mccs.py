@@ -16,8 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mrg.errors import UserError
-from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.metrics.conventions import condition_indices
+from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN, condition_indices
 from mrg.metrics.labels import (
     Labeler,
     Reports,

@@ -9,7 +9,7 @@ over processes as tensor states. Collect the texts of a test run, then call `nlg
 
 Choices:
 
-- Tokens are separated by white space, after a named normalisation. "none" and "r2gen-…" are what most
+- Tokens are separated by white space, after a named normalization. "none" and "r2gen-…" are what most
   report-generation code passes to pycocoevalcap; "ptb" is the evaluation of COCO captions. They differ by several
   points: report the name with the scores.
 - "r2gen-…" is the cleaning of R2Gen's tokenizer (Chen et al., 2020). Not reproduced: R2Gen also replaces words of the
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mrg.errors import MissingPackageError, RunError, UserError
-from mrg.metrics.labelers.base import check_pairs
+from mrg.metrics.labels import check_pairs
 
 NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
 
@@ -120,20 +120,20 @@ def nlg_scores(
 
 
 def bleu(preds: Sequence[str], target: Sequence[str]) -> Tensor:
-    """BLEU-4 of each report (N,), a scorer for rewards; without normalisation and without Java."""
+    """BLEU-4 of each report (N,), a scorer for rewards; without normalization and without Java."""
     return nlg_scores(preds, target, meteor=False).per_report["BLEU-4"]
 
 
 def rouge_l(preds: Sequence[str], target: Sequence[str]) -> Tensor:
-    """ROUGE-L of each report (N,), a scorer for rewards; without normalisation and without Java."""
+    """ROUGE-L of each report (N,), a scorer for rewards; without normalization and without Java."""
     return nlg_scores(preds, target, meteor=False).per_report["ROUGE-L"]
 
 
 def normalize_reports(texts: Sequence[str], normalization: str) -> list[str]:
-    """Normalise reports to one line each, with tokens separated by one space; an empty report remains empty.
+    """Normalize reports to one line each, with tokens separated by one space; an empty report remains empty.
 
     Raises:
-        UserError: If the normalisation is unknown.
+        UserError: If the normalization is unknown.
         MissingPackageError: If `"ptb"` is chosen and pycocoevalcap is not installed.
         RunError: If `"ptb"` is chosen and Java is missing or fails.
     """
@@ -230,7 +230,7 @@ def _ptb(texts: list[str]) -> list[str]:
         from pycocoevalcap.tokenizer import ptbtokenizer
     except ImportError as error:
         raise _missing_extra() from error
-    _need_java("the normalisation 'ptb'", "or choose another one")
+    _need_java("the normalization 'ptb'", "or choose another one")
     written = [text for text in texts if text]
     if not written:
         return list(texts)

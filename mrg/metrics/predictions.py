@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
-from mrg.files import csv_rows, parse_json
-from mrg.metrics.cells import identifier, is_missing
+from mrg.files import csv_rows, identifier, is_missing, parse_json
 
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = (
@@ -91,7 +90,7 @@ def scored_pairs(
         pairs: Id, generated report and reference of each study; both may be missing, see `is_missing`.
         path: File of the references, for messages.
         has_ids: Whether the file has ids.
-        columns: See `Predictions`.
+        columns: Columns that were read as `id`, `preds` and `target`.
 
     Raises:
         UserError: If no study has a reference.

@@ -1,4 +1,4 @@
-"""Sentences below a table of results: what its numbers do not show at first sight."""
+"""Sentences below a table of results that point out what its numbers do not show at first sight."""
 
 from __future__ import annotations
 
@@ -21,11 +21,8 @@ def judged(results: Mapping[str, Any]) -> list[str]:
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """Sentences on the systems that are not baselines.
 
-    A sentence says of a system that it does not beat the best constant, does not depend on the image as far as
-    informedness shows, finds nothing or nothing that is there, or writes fewer than 1 % distinct reports.
-
-    Args:
-        results: Return value of `mrg.metrics.evaluation.evaluate_systems`.
+    A sentence names a system that does not beat the best constant, has an informedness not above 0, finds nothing
+    or nothing correctly, or writes fewer than 1 % distinct reports.
     """
     found = []
     gaps = (results["best_constant"] or {}).get("differences", [])

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.ce import ratio, report_counts
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS
-from mrg.metrics.conventions import CONVENTIONS, SETS, condition_indices
+from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, NUM_CONDITIONS, SETS, condition_indices
 from mrg.metrics.labels import Scorer, has_text
 from mrg.metrics.mccs import mccs
 
@@ -217,7 +216,7 @@ def ranks(
 
 
 def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed: int = 0) -> dict[str, float]:
-    """Two-sided p-values of the difference between two systems by approximate randomisation (Noreen, 1989).
+    """Two-sided p-values of the difference between two systems by approximate randomization (Noreen, 1989).
 
     Each trial exchanges the two predictions of a report with probability one half; p is the fraction of trials whose
     difference is at least as large as the observed one, which is counted as a trial.

@@ -16,8 +16,7 @@ from torchmetrics import Metric
 
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.imports import import_named, name_of
-from mrg.metrics.labelers.base import check_pairs
-from mrg.metrics.labels import Scorer, identity
+from mrg.metrics.labels import Scorer, check_pairs, identity
 
 
 def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> list[float | None]:

@@ -20,7 +20,7 @@ def swap_sides(report: str) -> str:
 
 
 def flip_negation(report: str) -> str:
-    """Assert what the first sentence with "no" denies; where there is none, deny the first asserted finding."""
+    """Assert what the first sentence with "no" negates; if there is none, negate the first asserted finding."""
     flipped, count = re.subn(r"\bNo (?:evidence of )?(\w)", lambda m: m[1].upper(), report, count=1)
     if count:
         return flipped

@@ -1,4 +1,9 @@
-"""CE in every convention and for each condition, as a table."""
+"""CE-F1 in every convention and the scores of each condition as a table, and informedness.
+
+Informedness is recall + specificity - 1 of a condition (Youden, 1950). It is 0 for every report that does not depend on
+the study: CE-F1 rewards a constant report for stating the most common finding, informedness does not. 1 is perfect,
+below 0 is worse than a constant.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +14,17 @@ import torch
 from torch import Tensor
 
 from mrg.metrics.ce import average_score, ce_f1, condition_counts, confusion
-from mrg.metrics.conditions import CONDITIONS, NUM_CONDITIONS, POSITIVE
-from mrg.metrics.conventions import CONVENTIONS, FAMILIES, SCORES, convention
-from mrg.metrics.informedness import informedness
+from mrg.metrics.conditions import (
+    CONDITIONS,
+    CONVENTIONS,
+    FAMILIES,
+    NUM_CONDITIONS,
+    POSITIVE,
+    SCORES,
+    condition_indices,
+    convention,
+    outcomes,
+)
 from mrg.metrics.labels import Labeler, Reports, as_labels, require_reports
 
 
@@ -129,3 +142,67 @@ def columns(rows: Sequence[Sequence[str]], gap: int = 2) -> list[str]:
 def percent(value: float) -> str:
     """A fraction in percent, with one decimal."""
     return f"{100 * value:.1f}"
+
+
+def informedness(
+    preds: Reports,
+    target: Reports,
+    conditions: int | Sequence[str] = 13,
+    uncertain: str = "positive",
+    labeler: Labeler | None = None,
+) -> Tensor:
+    """Informedness of each condition.
+
+    Args:
+        preds: N generated reports: (N, 14) label classes, or strings with a `labeler`.
+        target: N reference reports in either form.
+        conditions: 13 (without No Finding), 14, 5, or names from `CONDITIONS`.
+        uncertain: Whether an uncertain finding counts as `"positive"` or `"negative"`.
+        labeler: Labeler for strings.
+
+    Returns:
+        (C,) float64 in [-1, 1]; nan if no reference has the condition, or all have it.
+
+    Raises:
+        UserError: If an argument or a label has another value, lengths differ, or there is no report.
+
+    Example:
+        >>> target = torch.tensor([[0, 1], [0, 1], [0, 2], [0, 0]]).repeat(1, 7)
+        >>> preds = torch.tensor([[0, 1], [0, 2], [0, 0], [0, 1]]).repeat(1, 7)
+        >>> informedness(preds, target, ["Cardiomegaly"])  # recall 1/2, specificity 1/2
+        tensor([0.], dtype=torch.float64)
+    """
+    if uncertain not in ("positive", "negative"):
+        raise ValueError(f"Expected argument `uncertain` to be 'positive' or 'negative', but got {uncertain!r}.")
+    columns = condition_indices(conditions)
+    p, t = as_labels(preds, target, labeler)
+    require_reports(p)
+    tp, fp, fn = outcomes(uncertain).to(p.device)[:, t[:, columns], p[:, columns]].sum(1).double()
+    negative = len(p) - tp - fn
+    value: Tensor = tp / (tp + fn) + (negative - fp) / negative - 1
+    return value
+
+
+def macro_informedness(
+    preds: Reports,
+    target: Reports,
+    min_cases: int = 10,
+    conditions: int | Sequence[str] = 13,
+    uncertain: str = "positive",
+    labeler: Labeler | None = None,
+) -> float:
+    """Mean informedness of the conditions with enough cases; nan without any.
+
+    Args:
+        preds: (N, 14) label classes, or N reports with `labeler`.
+        target: Labels or reports of the references, in the same order.
+        min_cases: Minimum number of references with a condition; with fewer, recall is a matter of luck.
+        conditions: Number or names of the conditions.
+        uncertain: Treatment of uncertain findings, as in `informedness`.
+        labeler: Labeler for strings.
+    """
+    p, t = as_labels(preds, target, labeler)
+    values = informedness(p, t, conditions, uncertain)
+    positive = outcomes(uncertain).to(t.device)[2, :, 0].bool()  # classes that a silent report misses
+    cases = positive[t][:, condition_indices(conditions)].sum(0)
+    return float(values[(cases >= min_cases) & ~values.isnan()].mean())

@@ -31,7 +31,7 @@ class Texts(NamedTuple):
 
     Args:
         ids: Study ids, or None if the file has none.
-        texts: Reports as in the file; missing ones are words such as `nan`, see `mrg.metrics.cells.is_missing`.
+        texts: Reports as in the file; missing ones are words such as `nan`, see `mrg.files.is_missing`.
         path: The file.
         column: Column of the reports.
     """

@@ -21,8 +21,8 @@ from typing import Any
 from torchmetrics import Metric
 
 from mrg.errors import ExtensionError, MrgError, UserError, UserTypeError, where_raised
+from mrg.files import is_missing
 from mrg.log import log
-from mrg.metrics.cells import is_missing
 from mrg.metrics.format import format_score, parse_completion
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Scorer

@@ -1,4 +1,4 @@
-"""What checkpoints hold of a module: its arguments, from which it can be built again, and its weights."""
+"""The parts of a module in checkpoints: arguments, from which it can be rebuilt, and weights."""
 
 from __future__ import annotations
 
@@ -50,13 +50,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def build_module(kind: type[T], arguments: Mapping[str, Any], given: Mapping[str, Any]) -> T:
-    """Build a module from the arguments in a checkpoint.
-
-    Args:
-        kind: Class of the module.
-        arguments: Arguments as `plain_arguments` returns them.
-        given: Arguments that replace those in the checkpoint.
-    """
+    """Build a module from the arguments in a checkpoint."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "module", skip={*given, "labeler"}, instantiate=False, fail_untyped=False)
     kept = {name: value for name, value in arguments.items() if name not in given}

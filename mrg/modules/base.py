@@ -1,7 +1,7 @@
-"""What supervised and reinforcement training share: a policy, its processor, greedy evaluation by clinical scores.
+"""Base class of supervised and reinforcement training: a policy, and greedy evaluation by clinical scores.
 
-Choices: a checkpoint holds what is trained and the module's arguments, not the frozen weights, which are on disk
-already; so loading one loads the policy first. The labeler is no part of it: it belongs to evaluation.
+Choices: a checkpoint contains what is trained and the module's arguments, not the frozen weights, which are on
+disk already; so loading one loads the policy first. It does not contain the labeler, which belongs to evaluation.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
-from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.labels import label_together
+from mrg.metrics.labels import Labeler, label_together
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
 from mrg.modules.completion import predicted, target_text, tested
-from mrg.modules.policy.fsdp import shard
+from mrg.modules.optimizer import OptimizerSettings
 from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.quantization import check_device
+from mrg.modules.policy.ranks import shard
 from mrg.modules.policy.tiny import Tiny, tiny_policy
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.settings import (
-    OptimizerSettings,
     check_choice,
     check_counts,
     check_lora,
@@ -57,12 +56,12 @@ class ReportModule(L.LightningModule):
         dtype: Precision of frozen weights: `"auto"` takes the checkpoint's.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA).
-        vision_cache: Folder with the image embeddings of a frozen vision tower; empty keeps none.
+        vision_cache: Folder with the image embeddings of a frozen vision tower; empty for no cache.
         shared_prefix: `"auto"` reads a prompt once for all of its completions if the model allows it; `"required"`
-            refuses models that do not; `"off"` reads it once per completion in the loss.
+            rejects models that do not; `"off"` reads it once per completion in the loss.
         max_pixels: Pixel budget of an image; 0 keeps the checkpoint's.
         max_study_pixels: Pixel budget of a study, divided equally among its views, for a Qwen-VL; 0 sets none.
-        pixel_cache: Folder with preprocessed images, for later epochs and runs; empty keeps none.
+        pixel_cache: Folder with preprocessed images, for later epochs and runs; empty for no cache.
         prompt: Text of the user's message after the images.
         think: Whether a completion must have a think section (`"required"`) or must not (`"absent"`).
         use_indication: Put the indication into the prompt.

@@ -18,7 +18,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
 from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 from mrg.modules.base import ReportModule
 from mrg.modules.image_features import (
     Features,

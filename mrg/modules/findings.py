@@ -4,7 +4,7 @@ A report says little about an image in many words: of the likelihood of a normal
 on what is seen. The labels of the reports are all about it. The tower and its projector learn them under a light head,
 which is left behind; what stays is a policy folder from which SFT and GRPO start, with the tower frozen.
 
-Choices: the head averages the normalised tokens of all views of a study and is linear, so that the evidence is where a
+Choices: the head averages the normalized tokens of all views of a study and is linear, so that the evidence is where a
 language model's attention finds it. An uncertain finding counts as a finding. Thresholds are chosen on the validation
 split: one for all conditions, which is the form of the micro-F1-optimal decision, and one for each, which is that of
 macro F1. `test` writes the names of the conditions above the threshold as a report, so that the head is scored like any
@@ -25,7 +25,7 @@ from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.conditions import stated
 from mrg.modules.policy.precision import float32_depthwise
-from mrg.modules.ranks import gather
+from mrg.modules.policy.ranks import gather
 from mrg.modules.settings import check_choice
 from mrg.modules.sft import SupervisedStep
 

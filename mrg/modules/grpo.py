@@ -1,16 +1,16 @@
 """Group relative policy optimization on a clinical reward (Shao et al., DeepSeekMath, 2024; MRG-R1, 2025).
 
-A round: the policy samples a group of completions for each study, every completion is rewarded, and its advantage over
-its group weighs its gradient.
+A round: the policy samples a group of completions for each study, every completion is rewarded, and its gradient is
+weighted by its advantage over its group.
 
 Choices:
 
-- What the completions of a study share, its images and its prompt, is computed once: in the rollout, in the reference
+- What the completions of a study share, its images and its prompt, is computed once in the rollout, in the reference
   pass and in the loss.
 - A round of one optimizer step takes the policy's own log-probabilities as the old ones, so every ratio is exactly 1.
   A round of several steps takes the sampler's, recomputed by the policy if another engine sampled.
 - The reference model is the policy with its adapter off, or a copy of all trained weights at the start.
-- The loss is normalized by the whole step on all ranks, so it does not depend on how the step is cut.
+- The loss is normalized by the whole step on all ranks, so it does not depend on how the step is split.
 - Without a KL term, groups of equal rewards have no gradient and are not computed.
 - A reward that fails stops the run on all ranks, before anything has changed.
 
@@ -31,11 +31,11 @@ from torch import Tensor
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.log import log
-from mrg.modules.policy.fsdp import clip_gradients, gathered, local_gradients, most_of_ranks
-from mrg.modules.prefix.prompts import Prompts
-from mrg.modules.ranks import any_rank, failing_together, gather, mean_over_ranks
+from mrg.modules.optimizer import clip_gradients, local_gradients
+from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks, most_of_ranks
+from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
-from mrg.modules.rl.advantage import equal_groups
+from mrg.modules.rl.advantage import equal_groups, group_advantages
 from mrg.modules.rl.batch import MicroBatch, Step, check_round, micro_batches, minibatches
 from mrg.modules.rl.loss import correction_weights, grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
@@ -102,13 +102,10 @@ class GRPOModule(RewardedModule):
             if data is not None:
                 check_round(data.batch_size, self.num_minibatches)
         super().setup(stage)
-        if self.kl.coef and not self.policy.has_adapter and self.kl.reference != "copy":
-            raise UserError(
-                "The KL term needs a reference: set model.init_args.lora, kl.reference to 'copy', or kl.coef to 0."
-            )
+        self.kl.check_reference(self.policy.has_adapter)
         if stage == "fit":
-            num_studies = len(data.splits["train"]) // self.trainer.world_size
-            check_round(min(data.batch_size, num_studies), self.num_minibatches)
+            per_rank = len(data.splits["train"]) // self.trainer.world_size
+            check_round(min(data.batch_size, per_rank), self.num_minibatches)
             if self.rollout_settings.servers is not None:
                 self.vllm = connect(self.rollout_settings.servers, self.policy, self.trainer)
 
@@ -187,9 +184,20 @@ class GRPOModule(RewardedModule):
                 again = self.rollout(prompts.rows(dead.to(self.device)), batch, groups, attempt)
             rollout = replace_groups(rollout, again, dead, self.group_size, self.policy.pad_id)
             with self.monitor.phase("reward"):
-                new = self.rewards(again, batch, groups)
-            rewards = replace_rewards(rewards, new, group_rows(dead, self.group_size))
+                rewards = replace_rewards(
+                    rewards, self.rewards(again, batch, groups), group_rows(dead, self.group_size)
+                )
         return rollout, rewards
+
+    def advantages(self, rewards: Rewards) -> Tensor:
+        """Advantages (N,) of the completions of this rank."""
+        deviation = None
+        if self.advantage_scale == "batch":
+            own = rewards.total if rewards.scored is None else rewards.total[rewards.scored]
+            values = torch.cat(gather(own, self.trainer.world_size))
+            deviation = float(values.std()) if len(values) > 1 else None
+        options = self.group_size, self.advantage_scale
+        return group_advantages(rewards.total, *options, present=rewards.scored, deviation=deviation).to(self.device)
 
     @torch.no_grad()
     def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
@@ -256,7 +264,8 @@ class GRPOModule(RewardedModule):
         optimizer.zero_grad()
         world_size = self.trainer.world_size
         step.num_completions = mean_over_ranks(len(step.groups) * self.group_size, world_size, self.device)
-        step.num_tokens = mean_over_ranks(self.num_loss_tokens(step), world_size, self.device)
+        options = self.group_size, self.num_minibatches, self.loss_settings.type, self.loss_settings.mask_truncated
+        step.num_tokens = mean_over_ranks(step.num_loss_tokens(*options), world_size, self.device)
         # Micro-batches share the prompts' embeddings. If these are trained, their gradient is collected at leaves and
         # sent on once: backward passes through a graph only once.
         leaves = prompts.detached()
@@ -322,18 +331,10 @@ class GRPOModule(RewardedModule):
         sums["computed"], sums["counted"] = torch.full_like(loss, len(part.rows)).detach(), counted.sum()
         return loss, sums
 
-    def num_loss_tokens(self, step: Step) -> float:
-        """Tokens by which a step is normalized: its own, or for `dapo` and `cispo` its share of the round's."""
-        rollout = step.rollout
-        tokens = rollout.completion_mask.sum(1) * rollout.counted(self.loss_settings.mask_truncated)  # (N,)
-        if self.loss_settings.type in ("dapo", "cispo"):
-            return float(tokens.sum()) / self.num_minibatches
-        return float(tokens.view(-1, self.group_size)[step.groups].sum())
-
     def log_round(
         self, rollout: Rollout, rewards: Rewards, advantages: Tensor, sums: dict[str, Tensor], prompts: Prompts
     ) -> None:
-        """Log what tells a healthy round from a collapse, over all ranks."""
+        """Log metrics that distinguish a healthy round from a collapse, over all ranks."""
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
         teaches = advantages.bool() & rollout.counted(self.loss_settings.mask_truncated)  # (N,)
         own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)
@@ -342,8 +343,7 @@ class GRPOModule(RewardedModule):
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
             scorer.update(*whole.rewards.labels)
-        gap = values.get("train/logp_gap", 0.0)
-        if gap > 0.05 and self.num_steps == 1:
+        if (gap := values.get("train/logp_gap", 0.0)) > 0.05 and self.num_steps == 1:
             log.warning("Sampling and training disagree by %.3f nats per token: check the precision.", gap)
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch, Skipped, StudyCollator
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import Study, View
 from mrg.modules.policy.policy import Policy
 
 
@@ -124,12 +125,7 @@ def _of_one_view(study: Study) -> Study:
 
 
 def tower_features(policy: Policy, batch: Batch) -> Tensor:
-    """Mean embedding of each image, normalized to length 1: (B, D) float32.
-
-    Args:
-        policy: Policy whose vision tower is used.
-        batch: Studies with one image each.
-    """
+    """Mean embedding of each image, normalized to length 1: (B, D) float32."""
     images, _ = policy.family.images(policy.base.model, batch)
     counts = (batch.prompt_ids == policy.base.config.image_token_id).sum(1).tolist()
     return F.normalize(torch.stack([tokens.float().mean(0) for tokens in torch.split(images, counts)]), dim=1)

@@ -1,24 +1,21 @@
-"""What a module that learns from rewards has: the reward, its running counts in checkpoints, and the advantages."""
+"""The reward of a module that learns from one: built from settings, and its running counts in checkpoints."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 
 from mrg.metrics import CEF1
 from mrg.modules.base import ReportModule
-from mrg.modules.ranks import gather
-from mrg.modules.rl.advantage import Scale, group_advantages
+from mrg.modules.rl.advantage import Scale
 from mrg.modules.rl.corpus_f1 import CorpusF1Reward
-from mrg.modules.rl.reward import Reward, Rewards
+from mrg.modules.rl.reward import Reward
 from mrg.modules.settings import RewardSettings
 
 
 class RewardedModule(ReportModule):
-    """A `ReportModule` with a reward; GRPO's own file is about the rounds."""
+    """A `ReportModule` with a reward."""
 
     reward: Reward
     group_size: int
@@ -30,25 +27,13 @@ class RewardedModule(ReportModule):
 
         Args:
             reward: Weights of the parts of the reward.
-            scale: See `LossSettings`.
+            scale: What divides the advantages: the standard deviation of `"group"` or `"batch"`, or `"none"`.
         """
         self.reward = Reward(self.labeler, margin=self.margin, think=self.think, **vars(reward))
         self.corpus = self.reward.corpus
         self.advantage_scale = "batch" if self.corpus else "group"
         if scale != "auto":
             self.advantage_scale = scale
-
-    def advantages(self, rewards: Rewards) -> Tensor:
-        """Advantages (N,) of the completions of this rank."""
-        deviation = None
-        if self.advantage_scale == "batch":
-            own = rewards.total if rewards.scored is None else rewards.total[rewards.scored]
-            values = torch.cat(gather(own, self.trainer.world_size))
-            deviation = float(values.std()) if len(values) > 1 else None
-        advantages = group_advantages(
-            rewards.total, self.group_size, self.advantage_scale, present=rewards.scored, deviation=deviation
-        )
-        return advantages.to(self.device)
 
     def on_validation_epoch_end(self) -> None:
         """Also pass what the validation found to the corpus-F1 rewards."""

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
-from torch import nn
-
 from mrg.errors import UserError
 from mrg.log import log
-from mrg.modules.policy.fsdp import optimizer_groups
 from mrg.modules.policy.precision import check_precision
 from mrg.modules.rl.advantage import Scale
 from mrg.modules.rl.corpus_f1 import CorpusF1
@@ -48,50 +44,6 @@ OLD_KEYS = {
     "rewards": "reward.scorers",
 }
 """Former key of `model.init_args` -> the key that replaced it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW, its learning rate schedule, and gradient clipping.
-
-    Args:
-        learning_rate: Peak learning rate.
-        warmup_steps: Steps over which the learning rate rises linearly to its peak.
-        decay_steps: Step at which the learning rate has fallen linearly to 0; 0 keeps it at its peak.
-        weight_decay: Weight decay of matrices; norms, biases and other vectors are not decayed.
-        max_grad_norm: Largest norm of the gradient; larger gradients are scaled down to it.
-    """
-
-    learning_rate: float = 1e-4
-    warmup_steps: int = 10
-    decay_steps: int = 0
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("optimizer.learning_rate", self.learning_rate, "above 0", 0 < self.learning_rate < math.inf)
-        check_range("optimizer.weight_decay", self.weight_decay, "at least 0", 0 <= self.weight_decay < math.inf)
-        check_range("optimizer.max_grad_norm", self.max_grad_norm, "above 0", self.max_grad_norm > 0)
-        check_counts(0, "optimizer.", warmup_steps=self.warmup_steps, decay_steps=self.decay_steps)
-        if 0 < self.decay_steps <= self.warmup_steps:
-            raise UserError(
-                "Expected model.init_args.optimizer.decay_steps to be 0 or above warmup_steps "
-                f"({self.warmup_steps}), but got {self.decay_steps}: the learning rate would fall to 0 before it has "
-                "risen."
-            )
-
-    def scale(self, step: int) -> float:
-        """Learning rate of a step as a fraction of its peak."""
-        warmup = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        return warmup * max(0.0, 1 - step / self.decay_steps) if self.decay_steps else warmup
-
-    def build(self, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
-        """Optimizer and schedule in the form that Lightning takes."""
-        optimizer = torch.optim.AdamW(
-            optimizer_groups(parameters, self.weight_decay), self.learning_rate, betas=(0.9, 0.99)
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.scale)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +106,17 @@ class KLSettings:
                 "model.init_args.train_vision to false, kl.coef to 0, or lora to null with kl.reference copy."
             )
 
+    def check_reference(self, has_adapter: bool) -> None:
+        """Check that there is a reference model: an adapter to turn off, or a copy.
+
+        Raises:
+            UserError: If there is neither.
+        """
+        if self.coef and not has_adapter and self.reference != "copy":
+            raise UserError(
+                "The KL term needs a reference: set model.init_args.lora, kl.reference to 'copy', or kl.coef to 0."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
@@ -182,11 +145,7 @@ class LossSettings:
         check_loss_options(self.type, self.clip_low, self.clip_high, self.dual_clip, where="model.init_args.loss.")
 
     def warn_without_effect(self, num_steps: int) -> None:
-        """Warn about clipping where each round makes a single step, so that every ratio is 1.
-
-        Args:
-            num_steps: Optimizer steps per round.
-        """
+        """Warn about clipping where each round makes a single step, so that every ratio is 1."""
         if num_steps == 1 and (self.clip_low, self.clip_high, self.dual_clip) != (0.2, 0.2, None):
             log.warning(
                 "model.init_args.loss.clip_low, clip_high and dual_clip have no effect: a round makes one step, whose "
@@ -231,10 +190,6 @@ def moved_key(key: str) -> str:
 
 def check_no_moved_keys(config: Mapping[str, Any], file: Path) -> None:
     """Check that the config.yaml of a run has no keys that have moved since.
-
-    Args:
-        config: Content of the file.
-        file: Path of the file.
 
     Raises:
         UserError: If it has one.
@@ -319,11 +274,6 @@ def check_trainer(trainer: Any, stage: str) -> None:
 
 def check_text_inputs(data: Any, use_indication: bool, use_prior: bool) -> None:
     """Check that at least one study has the inputs that the prompt uses.
-
-    Args:
-        data: Data module after `setup()`.
-        use_indication: Whether the prompt contains the indication.
-        use_prior: Whether the prompt contains the prior study.
 
     Raises:
         UserError: If no study has one.

@@ -15,7 +15,8 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
-from mrg.datamodules.study import ImageReadError, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import View
 from mrg.errors import UserError
 
 MODES = ("embed", "link", "none")
@@ -85,7 +86,7 @@ def page_images(studies: Sequence[Sequence[View]], options: ImageOptions, folder
         size, most = _fit(jobs, options)
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
             results = pool.map(lambda view: encode(view, size, options.quality), jobs[:most])
-            for place, result in zip(places, results, strict=False):
+            for place, result in zip(places[:most], results, strict=True):
                 if isinstance(result, ImageReadError):
                     found[place] = {"problem": str(result)}
                 else:

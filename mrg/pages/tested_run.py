@@ -13,7 +13,7 @@ from mrg.errors import UserError
 from mrg.files import read_lines
 from mrg.log import log
 from mrg.metrics.constants import BestConstants
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 from mrg.run.checkpoint_file import is_outdated
 
 

@@ -98,10 +98,6 @@ def _has_effect(key: str) -> bool:
 def describe_changes(changed: Mapping[str, tuple[Any, Any]], config: Path) -> list[str]:
     """Return one line about the settings that come from the checkpoint, and one about those that have changed.
 
-    Args:
-        changed: Result of `changed_settings`.
-        config: File with the saved configuration.
-
     Raises:
         UserError: If the checkpoint was written by another algorithm.
     """

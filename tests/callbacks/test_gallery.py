@@ -77,6 +77,6 @@ def test_bad_options_are_one_line(trained, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["test", *argv, "--gallery.images=all"])
     assert stop.value.code == 2
-    assert "'embed', 'link', 'none']. Got value: all" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "'embed', 'link' or 'none', but got 'all'." in capsys.readouterr().err.strip().splitlines()[-1]
     with pytest.raises(ValueError, match="at least 1, but got 0"):
         GalleryWriter(max_studies=0)

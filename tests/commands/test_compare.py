@@ -13,7 +13,7 @@ from mrg.cli import main
 from mrg.datamodules.demo import World, make_study
 from mrg.files import write_json, write_lines
 from mrg.metrics import CONDITIONS
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 from tests.pages.test_tested_run import write_run
 
 

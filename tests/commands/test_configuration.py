@@ -23,8 +23,8 @@ def files(tmp_path):
 
 def test_a_list_that_replaces_another_is_named(files):
     one, two, same, none = files
-    line = "The list model.init_args.reward.scorers of {} replaces that of {}, it does not extend it: repeat the "
-    line += "entries that are to stay."
+    line = "The list model.init_args.reward.scorers of {} replaces that of {}; it does not extend it. Repeat the "
+    line += "entries that you want to keep."
     assert replaced_lists([one, two]) == [line.format(two, one)]
     assert replaced_lists([one, two, one]) == [line.format(two, one), line.format(one, two)]
     assert replaced_lists([one, same]) == replaced_lists([two]) == replaced_lists([]) == []
@@ -42,7 +42,7 @@ def test_a_command_says_so(files, tmp_path, capsys):
     arguments = fit_arguments(tmp_path, f"--config={one}", f"--config={two}", "--ckpt_path=none")
     code, text = failure(capsys, ["validate", *arguments])
     assert code == 2
-    assert f"Warning: The list trainer.callbacks of {two} replaces that of {one}, it does not" in text
+    assert f"Warning: The list trainer.callbacks of {two} replaces that of {one}; it does not" in text
 
 
 @pytest.mark.parametrize(

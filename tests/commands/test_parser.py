@@ -129,9 +129,17 @@ def test_a_name_alone_in_a_file_in_a_fresh_process(tmp_path):
         ("--model.init_args.learning_rate=1", "; it is now model.init_args.optimizer.learning_rate"),
         ("--model=mrg.modules.nothing.Thing", "Thing: module 'mrg.modules' has no attribute 'nothing'"),
         ("--keep=0", 'Parser key "keep": Not of type PositiveInt: 0 does not conform to restriction v>0'),
-        ("--gallery.images=all", "'embed', 'link', 'none']. Got value: all"),
+        ("--gallery.images=all", "error: Expected gallery.images to be 'embed', 'link' or 'none', but got 'all'."),
+        ("--model.init_args.think=x", "Expected model.init_args.think to be 'required' or 'absent', but got 'x'."),
+        ("--model.init_args.lora.rank=x", "error: Expected model.init_args.lora.rank to be int, but got 'x'."),
+        ("--model.init_args.loss.advantage_scale=std",
+         "model.init_args.loss.advantage_scale to be 'group', 'batch', 'none' or 'auto', but got 'std'."),
+        ("--model.init_args.rollout.servers.correction=x",
+         "model.init_args.rollout.servers.correction to be 'truncate', 'mask' or 'none', but got 'x'."),
+        ("--data.init_args.max_images=x", "error: Expected data.init_args.max_images to be int or null, but got 'x'."),
+        ("--trainer.max_steps=x", "error: Expected trainer.max_steps to be int, but got 'x'."),
     ],
-)
+)  # fmt: skip
 def test_wrong_names_and_values(capsys, option, end):
     code, text = failure(capsys, ["fit", f"--config={CONFIGS / 'iu.yaml'}", option])
     assert (code, text.splitlines()[-1].endswith(end)) == (2, True), text

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import Study, View
 
 
 def study(name, *shapes, **kwargs):

@@ -7,8 +7,7 @@ from torch.utils.data import DataLoader
 from mrg.datamodules import study as study_module
 from mrg.datamodules.loading import StudyDataset
 from mrg.datamodules.mimic import MIMICDataModule
-from mrg.datamodules.splits import random_subset
-from mrg.datamodules.study import StudyTable, to_position
+from mrg.datamodules.study import StudyTable, random_subset, to_position
 from tests.trees import MIMICStudy, mimic_report, write_mimic_tree
 
 

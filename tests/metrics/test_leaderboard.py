@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from mrg.metrics import RulesLabeler, ce_f1, convention
+from mrg.metrics.arguments import ReportingLabeler
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.leaderboard import NORMAL, REFERENCE, best_reference, format_leaderboard, leaderboard
 from mrg.metrics.leaderboard_page import write_page
-from mrg.metrics.progress import ReportingLabeler
 from mrg.metrics.resampling import ranks
 
 TARGET = ["Cardiomegaly.", "Left effusion.", "Cardiomegaly and effusion.", "The lungs are clear.", "Rib fracture."] * 6

@@ -9,7 +9,7 @@ import torch
 
 from mrg.metrics import CONDITIONS
 from mrg.metrics.__main__ import main
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 from tests.metrics.test_predictions import write
 
 TARGET = ["Cardiomegaly. No edema.", "Edema. Left effusion.", "The lungs are clear.", "The lungs are clear."]

@@ -210,7 +210,7 @@ def test_without_java(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RuntimeError, match=r"`java` on the PATH for METEOR.*leave it out: `meteor=False`"):
         nlg_scores(["a"], ["a"])
-    with pytest.raises(RuntimeError, match=r"`java` on the PATH for the normalisation 'ptb'"):
+    with pytest.raises(RuntimeError, match=r"`java` on the PATH for the normalization 'ptb'"):
         nlg_scores(["a"], ["a"], "ptb", meteor=False)
     assert list(nlg_scores(["a"], ["a"], meteor=False).corpus) == WITHOUT_METEOR
 

@@ -1,8 +1,8 @@
 from mrg.metrics import RulesLabeler
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import evaluate_systems, format_table
-from mrg.metrics.informedness import macro_informedness
 from mrg.metrics.remarks import against_best, legend, remarks
+from mrg.metrics.tables import macro_informedness
 
 TARGET = ["The heart is enlarged.", "Small left pleural effusion.", "The lungs are clear.", "No edema."] * 100
 LABELER = RulesLabeler()

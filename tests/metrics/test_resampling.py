@@ -4,8 +4,8 @@ import torch
 from scipy import stats
 
 from mrg.metrics import CONVENTIONS, ce_f1, mccs
-from mrg.metrics.informedness import macro_informedness
 from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, randomization_p
+from mrg.metrics.tables import macro_informedness
 from tests.metrics.test_ce import random_labels
 
 

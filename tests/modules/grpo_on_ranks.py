@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from mrg.datamodules.demo import World, make_study
 from mrg.modules.grpo import GRPOModule
-from mrg.modules.policy.fsdp import full, is_sharded
 from mrg.modules.policy.lora import LoRA
+from mrg.modules.policy.ranks import full, is_sharded
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.rollout.sampling import Rollout, sample
 from mrg.strategy import FSDP2

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 
 from mrg.datamodules.demo import World, make_study
-from mrg.modules.policy.fsdp import full
+from mrg.modules.policy.ranks import full
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
 from tests.modules.test_grpo import SETTINGS, FixedData

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import Study, View
 from mrg.modules.image_features import (
     Features,
     PixelCollator,

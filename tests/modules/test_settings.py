@@ -11,11 +11,11 @@ from mrg.commands.ablate.configuration import load_ablation
 from mrg.commands.size.command import read_config
 from mrg.modules.baselines import ConstantNormal
 from mrg.modules.grpo import GRPOModule
+from mrg.modules.optimizer import OptimizerSettings
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.settings import (
     OLD_KEYS,
     KLSettings,
-    OptimizerSettings,
     check_lora,
     check_no_moved_keys,
     check_trainer,

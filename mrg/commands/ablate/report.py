@@ -112,12 +112,7 @@ def _wording(preds: list[str], target: list[str]) -> dict[str, float]:
 
 
 def summarize(ablation: Ablation, seeds: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """Means and intervals of each arm's scores, and of their differences from the base.
-
-    Args:
-        ablation: Ablation, with the name of the base.
-        seeds: Seed -> system -> score -> value.
-    """
+    """Means and intervals of each arm's scores, and of their differences from the base."""
     systems: dict[str, Any] = {}
     for name in dict.fromkeys(name for scores in seeds.values() for name in scores):
         of_seed = {seed: scores[name] for seed, scores in seeds.items() if name in scores}

@@ -9,10 +9,10 @@ from mrg.commands.data_check.images import Progress, check_images
 from mrg.commands.data_check.labels import measure_prevalence, measure_shift, score_baselines
 from mrg.commands.data_check.messages import check_messages
 from mrg.commands.data_check.reports import count_repeats, count_reports, measure_leakage
-from mrg.commands.data_check.statistics import CachingLabeler, collect_statistics
+from mrg.commands.data_check.statistics import collect_statistics
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
-from mrg.metrics.labels import Labeler
+from mrg.metrics.labels import CachingLabeler, Labeler
 
 
 def check_splits(

@@ -25,8 +25,8 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.errors import first_names
 from mrg.errors import UserError
 from mrg.files import make_folder, write_json
-from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.rules import RulesLabeler
+from mrg.metrics.labels import Labeler
 
 _KEYS = "[--data.init_args.KEY VALUE ...] [--output FOLDER] [--images true|false]"
 _JSON, _PAGE = "data_check.json", "data_check.html"

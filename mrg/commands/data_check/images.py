@@ -12,8 +12,9 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from mrg.commands.data_check.statistics import digest
+from mrg.datamodules.errors import ImageReadError
 from mrg.datamodules.loading import StudyDataset
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.study import Study, View
 
 SIDE_BIN = 128
 _BATCH = 32

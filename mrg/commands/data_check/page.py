@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from mrg.commands.data_check.images import SIDE_BIN
 from mrg.commands.data_check.reports import WORD_BIN
 from mrg.commands.data_check.table import tables
-from mrg.metrics.conventions import CONVENTIONS
+from mrg.metrics.conditions import CONVENTIONS
 from mrg.pages.charts import new_figure, svg
 from mrg.pages.page import write_page
 
@@ -69,11 +69,17 @@ def _charts(result: Mapping[str, Any]) -> dict[str, list[Markup]]:
     }
 
 
+def _coloured(rows: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Split, row and color of each split; colors repeat if there are more splits than colors."""
+    for index, (split, row) in enumerate(rows.items()):
+        yield split, row, _COLOURS[index % len(_COLOURS)]
+
+
 def _words(reports: Mapping[str, Any]) -> Markup:
     """Lengths of the reports per split, as outlines, because bars would hide each other."""
     figure = new_figure(_WIDTH, 2.6)
     axes = figure.add_subplot()
-    for (split, row), colour in zip(reports.items(), _COLOURS, strict=False):
+    for split, row, colour in _coloured(reports):
         bins = {int(start): count for start, count in row["words"]["histogram"].items()}
         if bins:
             edges = range(0, max(bins) + 2 * WORD_BIN, WORD_BIN)
@@ -92,7 +98,7 @@ def _num_views(counts: Mapping[str, Any]) -> list[Markup]:
     figure = new_figure(_WIDTH, 2.4)
     axes = figure.add_subplot()
     width = 0.8 / len(counts)
-    for i, ((split, row), colour) in enumerate(zip(counts.items(), _COLOURS, strict=False)):
+    for i, (split, row, colour) in enumerate(_coloured(counts)):
         places = [x + (i - (len(counts) - 1) / 2) * width for x in range(len(numbers))]
         heights = [100 * row["num_views"].get(str(number), 0) / max(1, row["studies"]) for number in numbers]
         axes.bar(places, heights, width, label=split, color=colour)
@@ -128,7 +134,7 @@ def _prevalence(labels: Mapping[str, Any]) -> Markup:
     conditions = list(next(iter(labels["prevalence"].values())))
     figure = new_figure(_WIDTH, 3.8)
     axes = figure.add_subplot()
-    for (split, values), colour in zip(shares.items(), _COLOURS, strict=False):
+    for split, values, colour in _coloured(shares):
         axes.plot([100 * value for value in values], range(len(conditions)), "o", label=split, color=colour, alpha=0.85)
     axes.set_yticks(range(len(conditions)), conditions)
     axes.invert_yaxis()

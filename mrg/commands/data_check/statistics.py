@@ -10,14 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mrg.datamodules.splits import fold
-from mrg.datamodules.study import Study, View
+from mrg.datamodules.study import Study, View, fold
 from mrg.metrics.conditions import NUM_CONDITIONS
-from mrg.metrics.labelers.base import Labeler
-from mrg.metrics.labels import Labeler as AnyLabeler
+from mrg.metrics.labels import Labeler, digest_text
 
 _BATCH = 4096
 _LETTERS = {"frontal": "F", "lateral": "L"}
@@ -26,10 +22,6 @@ _LETTERS = {"frontal": "F", "lateral": "L"}
 def digest(content: bytes) -> bytes:
     """A hash of 16 bytes."""
     return hashlib.blake2b(content, digest_size=16).digest()
-
-
-def _text_digest(text: str) -> bytes:
-    return digest(text.encode("utf-8", "surrogatepass"))
 
 
 def composition(views: Sequence[View]) -> str:
@@ -78,8 +70,8 @@ class SplitStatistics:
     def add(self, study: Study, patients: dict[str, int]) -> None:
         """Add a study, except for its labels; `patients` numbers the patients of all splits."""
         folded = fold(study.report)
-        self.exact.append(_text_digest(study.report))
-        self.folded.append(_text_digest(folded))
+        self.exact.append(digest_text(study.report))
+        self.folded.append(digest_text(folded))
         self.num_words.append(folded.count(" ") + 1 if folded else 0)
         self.patients.append(patients.setdefault(study.patient, len(patients)) if study.patient else -1)
         self.views[composition(study.views)] += 1
@@ -90,30 +82,7 @@ class SplitStatistics:
             self.empty.append(study.id)
 
 
-class CachingLabeler(Labeler):
-    """A labeler that labels each text once and keeps 14 bytes per text.
-
-    Args:
-        labeler: Labels the texts.
-    """
-
-    def __init__(self, labeler: AnyLabeler) -> None:
-        self.labeler = labeler
-        self.name = str(getattr(labeler, "name", type(labeler).__name__))
-        self._rows: dict[bytes, bytes] = {}
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Label reports; see `Labeler`."""
-        names = [_text_digest(text) for text in texts]
-        new = {name: text for name, text in zip(names, texts, strict=True) if name not in self._rows}
-        if new:
-            rows = self.labeler(list(new.values())).cpu().to(torch.uint8).numpy()
-            self._rows.update(zip(new, map(bytes, rows), strict=True))
-        flat = np.frombuffer(b"".join(self._rows[name] for name in names), np.uint8)
-        return torch.from_numpy(flat.reshape(-1, NUM_CONDITIONS).astype(np.int64))
-
-
-def collect_statistics(splits: Mapping[str, Sequence[Study]], labeler: AnyLabeler) -> dict[str, SplitStatistics]:
+def collect_statistics(splits: Mapping[str, Sequence[Study]], labeler: Labeler) -> dict[str, SplitStatistics]:
     """Collect the statistics of all splits in one pass, without opening images.
 
     Args:

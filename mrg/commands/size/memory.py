@@ -105,10 +105,6 @@ def memory(shape: Geometry, plan: Plan) -> Memory:
     """Predict the memory of one rank.
 
     Not included: the CUDA context, NCCL's buffers and fragmentation, together some GiB.
-
-    Args:
-        shape: Geometry of the model.
-        plan: The settings.
     """
     resident = trained_state(shape, plan)
     prompts = plan.batch_size * plan.prompt_tokens

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Augmentation:
-    """How far training images are changed; each amount is drawn uniformly from minus to plus its limit.
+    """How far training images are changed; each amount is sampled uniformly between minus and plus its limit.
 
     Args:
         rotation: Degrees.
@@ -50,11 +50,11 @@ class Augmentation:
     def images(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         """Change each image: (V, C, H, W) in [0, 1] -> the same shape and range.
 
-        Places outside of the image become black.
+        Pixels from outside of the image are black.
 
         Args:
             pixels: The images.
-            generator: Generator on the CPU; it is drawn from equally often whatever the images are.
+            generator: Generator on the CPU, which is advanced equally for all images.
         """
         draws = 2 * torch.rand(len(pixels), 6, generator=generator) - 1
         angle, scale, right, down, light, contrast = draws.to(pixels.device, pixels.dtype).unbind(1)

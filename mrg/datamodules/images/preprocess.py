@@ -46,10 +46,6 @@ class Pixels:
     def read(self, view: View, num_views: int) -> np.ndarray:
         """Read and resize a view of a study.
 
-        Args:
-            view: The view.
-            num_views: Number of views of the study.
-
         Returns:
             (H, W) or (H, W, 3) uint8.
 
@@ -159,7 +155,7 @@ class Patches(Pixels):
         return min(least, most), most
 
     def settings(self, num_views: int) -> str:
-        """See `Pixels`; includes the limits."""
+        """Everything except the file on which its pixels depend, limits included."""
         return f"{super().settings(num_views)} {self.limits(num_views)}"
 
     def resize(self, view: View, num_views: int) -> np.ndarray:

@@ -72,7 +72,7 @@ class ImageFinder:
 
         Args:
             listed_in: File that lists the images.
-            remedy: How to mend it.
+            remedy: What to do about it.
 
         Raises:
             DataNotFoundError: If an image is missing.

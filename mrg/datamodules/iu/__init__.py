@@ -24,8 +24,7 @@ from mrg.datamodules.iu.files import SOURCES, IUFiles, find_files, read_listed, 
 from mrg.datamodules.iu.kaggle import read_projections
 from mrg.datamodules.iu.record import IURecord, Sections, join_sections, listed_first, section_texts, to_study
 from mrg.datamodules.r2gen import SOURCE
-from mrg.datamodules.splits import SPLITS, all_as_test, leakage_free, split_by_patient
-from mrg.datamodules.study import Study
+from mrg.datamodules.study import SPLITS, Study, all_as_test, leakage_free, split_by_patient
 from mrg.errors import UserError
 from mrg.log import log
 

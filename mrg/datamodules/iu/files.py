@@ -12,7 +12,7 @@ from mrg.datamodules.iu.kaggle import KAGGLE_SOURCE, read_kaggle
 from mrg.datamodules.iu.openi import OPENI_SOURCE, read_openi
 from mrg.datamodules.iu.record import IURecord, Sections, patient_of
 from mrg.datamodules.r2gen import SOURCE, Item, read_items
-from mrg.datamodules.splits import SPLITS
+from mrg.datamodules.study import SPLITS
 from mrg.log import log
 
 Form = Literal["annotation", "openi", "kaggle"]

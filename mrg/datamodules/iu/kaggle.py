@@ -70,10 +70,6 @@ def read_projections(file: Path, remedy: str = _PROJECTIONS_REMEDY) -> Positions
     That order is the text order of the file names. It was verified on images whose names sort differently as numbers
     (12012 before 2001), and on studies of which the table lists fewer images than the original report.
 
-    Args:
-        file: `indiana_projections.csv`.
-        remedy: Remedy in error messages.
-
     Raises:
         DataNotFoundError: If the file is missing.
         DataError: If it is not such a table.

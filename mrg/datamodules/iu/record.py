@@ -10,7 +10,7 @@ from typing import Literal
 
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View
-from mrg.metrics.cells import is_missing
+from mrg.files import is_missing
 
 Sections = Literal["findings", "impression", "both"]
 Deidentified = Literal["keep", "drop_token", "drop_sentence"]
@@ -54,7 +54,7 @@ def make_record(patient: str, images: Sequence[str], sections: Mapping[str, str]
     Args:
         patient: `CXR12`.
         images: Names without extension, in any order.
-        sections: Texts by field of the record; a word for a missing value, such as `nan`, is an empty section.
+        sections: Texts by field of the record; a missing value such as `nan` is an empty section.
         mesh: MeSH terms.
     """
     ordered = tuple(sorted(images))

@@ -26,8 +26,7 @@ from mrg.datamodules.mimic.rows import NO_FILE, NOT_UTF8, open_annotation, open_
 from mrg.datamodules.mimic.sections import RULES, SOURCES
 from mrg.datamodules.mimic.studies import MIMICReader, Selection, select
 from mrg.datamodules.mimic.tables import PUBLISHED_AT, find_table, read_table
-from mrg.datamodules.splits import SPLITS
-from mrg.datamodules.study import StudyTable
+from mrg.datamodules.study import SPLITS, StudyTable
 from mrg.errors import UserError
 from mrg.log import log
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN

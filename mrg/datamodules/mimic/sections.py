@@ -116,11 +116,7 @@ class _Part:
 
 
 def parse_sections(report: str) -> Sections:
-    """Split a report into sections.
-
-    Args:
-        report: Text of a report file of MIMIC-CXR.
-    """
+    """Split a report into sections."""
     text = report.replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
     parts, rules = _cut(text)
     final = [part for part in parts if part.final]

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from mrg.datamodules.base import ReportDataModule, check_choices
 from mrg.datamodules.errors import DataError, first_names
-from mrg.datamodules.splits import SPLITS, all_as_test, split_by_patient
-from mrg.datamodules.study import Study
+from mrg.datamodules.study import SPLITS, Study, all_as_test, split_by_patient
 from mrg.datamodules.table.formats import open_table
 from mrg.datamodules.table.rows import Columns, Draft, TableReader
 from mrg.errors import UserError

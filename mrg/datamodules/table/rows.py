@@ -17,8 +17,8 @@ from mrg.datamodules.errors import DataError, ImageReadError, first_names
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View, pair_positions, to_position
 from mrg.errors import UserError
+from mrg.files import identifier, is_missing
 from mrg.log import log
-from mrg.metrics.cells import identifier, is_missing
 
 _BATCH = 1000
 

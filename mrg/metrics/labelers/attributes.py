@@ -1,8 +1,8 @@
 """Side, place, severity and change of a finding, read from the words around it in the same sentence.
 
-A word between two findings belongs to the second where a comma, "and" or the like stands before it; otherwise to the
-first where a preposition or a verb stands before it ("opacity in the left base"), and to the second where it does not.
-Findings that are listed without a word between them share their side and place ("left effusion and atelectasis").
+A word between two findings belongs to the second if it follows a comma, "and" or the like; otherwise to the first if it
+follows a preposition or a verb ("opacity in the left base"), and else to the second. Findings listed without a word
+between them share their side and place ("left effusion and atelectasis").
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from mrg.metrics.conditions import NEGATIVE
 from mrg.metrics.labelers.layout import HARD, ITEM, SOFT
-from mrg.metrics.labelers.mention import Mention, Span
+from mrg.metrics.labelers.lexicon import Mention, Span
 
 SIDES: dict[str, str] = {
     "left": "left, left sided, lower left lung, upper left lung",
@@ -81,7 +81,7 @@ _ENDS = frozenset((".", "!", "?", HARD))
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One finding of a report with its attributes; None where the sentence does not say.
+    """One finding of a report with its attributes; None if the sentence does not state them.
 
     Args:
         condition: A name of `mrg.metrics.conditions.CONDITIONS`.
@@ -147,7 +147,7 @@ def hits(words: Sequence[str]) -> list[Hit]:
 
 
 def attributes(words: Sequence[str], mentions: Sequence[Mention]) -> dict[Span, dict[str, tuple[str, Span]]]:
-    """For each mention its attributes: attribute -> value and the tokens that gave it.
+    """For each mention its attributes: attribute -> value and the tokens that state it.
 
     Args:
         words: The tokens of a text.
@@ -249,7 +249,7 @@ def _listed(between: Sequence[str], length: int) -> bool:
 
 
 def relevant(label: int, read: dict[str, tuple[str, Span]]) -> dict[str, tuple[str, Span]] | None:
-    """The attributes that count: all of a stated finding, those of a denied one only if it has resolved."""
+    """The relevant attributes: all of a stated finding, and those of a denied one only if it has resolved."""
     if label != NEGATIVE:
         return read
     return read if "change" in read and read["change"][0] == "resolved" else None

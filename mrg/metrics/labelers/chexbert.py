@@ -27,9 +27,9 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, NUM_CONDITIONS
-from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.chexbert_checkpoint import REPOSITORY, find_checkpoint, read_checkpoint, read_tokenizer
 from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
+from mrg.metrics.labels import Labeler, check_texts
 
 MAX_TOKENS = 512
 _BLANK_ROW = bytes([BLANK] * NUM_CONDITIONS)
@@ -139,7 +139,7 @@ class CheXbertLabeler(Labeler):
         known = {text: cache.pop(key) for text, key in keys.items() if key in cache}
         rows = {**known, **self._label([text for text in keys if text not in known])}
         if self.cache_size:
-            # What this call used moves to the end, so the least recently used text is always the first.
+            # Texts of this call move to the end, so that the first is always the least recently used.
             cache.update((keys[text], row) for text, row in rows.items())
             for key in list(islice(cache, max(len(cache) - self.cache_size, 0))):
                 del cache[key]
@@ -164,7 +164,7 @@ class CheXbertLabeler(Labeler):
         if shared.network is None:
             weights = self._read() if shared.weights is None else shared.weights
             device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            if device == torch.device("cuda"):  # fixed, so that another current GPU later on does not matter
+            if device == torch.device("cuda"):  # fixed, even if the current GPU changes later
                 device = torch.device("cuda", torch.cuda.current_device())
             shared.network, shared.weights = CheXbertNetwork(weights, device, getattr(torch, self.dtype)), None
         return shared.network
@@ -185,7 +185,7 @@ class _Shared:
         self.lock = threading.Lock()
         self.cache: dict[bytes, bytes] = {}
         self.tokenizer: Any = None
-        self.weights: dict[str, Tensor] | None = None  # from reading until the network takes them over
+        self.weights: dict[str, Tensor] | None = None  # until the network is built
         self.network: CheXbertNetwork | None = None
 
 

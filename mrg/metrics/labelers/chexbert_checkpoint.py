@@ -27,8 +27,8 @@ from mrg.metrics.labelers.chexbert_network import HEAD_CLASSES, HEAD_SIZE
 REPOSITORY, PTH, SAFETENSORS = "StanfordAIMI/RRG_scorers", "chexbert.pth", "chexbert.safetensors"
 HOW_TO_GET_IT = (
     f"CheXbert's weights are {PTH} in the Hugging Face repository {REPOSITORY} (Stanford's academic licence: "
-    "non-commercial, not to be passed on); download it once and give its path as `checkpoint`, or use the rules "
-    "(RulesLabeler), which need no weights."
+    "non-commercial, no redistribution); download it and pass its path as `checkpoint`, or use RulesLabeler, which "
+    "needs no weights."
 )
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _NOT_NEEDED = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids", "bert.pooler.")
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         float32 tensors on the CPU, `bert.*` and `linear_heads.*`, without the pooler; they may be backed by the file.
 
     Raises:
-        UserError: If the file is damaged, holds anything but tensors, or is not a CheXbert checkpoint.
+        UserError: If the file is damaged, contains anything but tensors, or is not a CheXbert checkpoint.
     """
     state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pth(path)
     weights: dict[str, Tensor] = {}
@@ -106,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if name.startswith(_NOT_NEEDED):
             continue
         if not isinstance(value, Tensor):
-            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is no tensor, but {type(value).__name__}.")
+            raise UserError(f"{path} is not a CheXbert checkpoint: {key} is not a tensor, but {type(value).__name__}.")
         if fault := _fault(value):
             raise UserError(f"{path} is not a CheXbert checkpoint: {key} is {fault}.")
         weights[name] = value.float()
@@ -136,7 +136,7 @@ def _read_safetensors(path: Path) -> Mapping[str, object]:
         return dict(load_file(path))
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
-            f"{path} cannot be read as safetensors ({_reason(error)}): it is damaged or was not written to the end; "
+            f"{path} cannot be read as safetensors ({_reason(error)}): it is damaged or incomplete; "
             f"convert {PTH} again."
         ) from error
 
@@ -148,10 +148,10 @@ def _read_pth(path: Path) -> Mapping[str, object]:
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) and "GLOBAL" in str(error):
             raise UserError(
-                f"{path} holds Python objects besides tensors and is not loaded, because that could run code: "
+                f"{path} contains Python objects besides tensors and is not loaded, because that could run code: "
                 f"{HOW_TO_GET_IT}"
             ) from error
-        # Its text would advise to read the file with weights_only=False.
+        # Its message would recommend weights_only=False.
         raise UserError(_damaged(path, "it holds no pickled tensors")) from error
     except Exception as error:  # a damaged or malicious file can raise any class from torch's reader
         raise UserError(_damaged(path, _reason(error))) from error
@@ -180,7 +180,7 @@ def _check(path: Path, weights: dict[str, Tensor]) -> None:
         found = f"found {_first(sorted(weights))}" if weights else "it holds no tensor"
         raise UserError(f"{path} is another checkpoint, not CheXbert's: it lacks {_first(missing)}; {found}.")
     num_layers = 1 + max(_layers(weights))
-    if num_layers > len(weights):  # work and memory stay in proportion to the file
+    if num_layers > len(weights):  # so that work and memory are proportional to the file
         raise UserError(
             f"{path} is not a CheXbert checkpoint: it names layer {num_layers - 1}, but has {len(weights)} tensors."
         )
@@ -255,13 +255,13 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
 
     Raises:
         NotFoundError: If it is not found.
-        UserError: If it cannot be read, or its vocabulary is of another size.
+        UserError: If it cannot be read, or its vocabulary has another size.
     """
     from transformers import BertTokenizer
 
-    remedy = "give a folder that holds bert-base-uncased's vocab.txt as `tokenizer` (the checkpoint has no vocabulary)."
+    remedy = "pass a folder with bert-base-uncased's vocab.txt as `tokenizer` (the checkpoint has no vocabulary)."
     folder = Path(tokenizer).expanduser()
-    # `from_pretrained` is given folders alone: without a network it retries for minutes, then returns no vocabulary.
+    # `from_pretrained` only gets folders: without a network it retries for minutes, then returns no vocabulary.
     if not folder.is_dir():
         folder = _download(str(tokenizer), "vocab.txt", remedy).parent
     elif not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
@@ -303,7 +303,7 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     weights = read_checkpoint(find_checkpoint(source))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".chexbert-") as folder:
         written = Path(folder) / SAFETENSORS
-        # Views into one storage, as a checkpoint may hold them, are refused by safetensors.
+        # safetensors rejects views into one storage, which a checkpoint may contain.
         copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()}
         save_file(copies, written, {"format": "pt"})
         os.replace(written, target)

@@ -1,13 +1,13 @@
-"""CheXbert's network: the forward pass of BERT, written out so that nothing is computed which the labels do not need.
+"""CheXbert's network: the forward pass of BERT, reduced to what the labels need.
 
 BERT as in Devlin et al. (2019), with CheXbert's 14 heads on the first position (Smit et al., 2020). Choices:
 
-- No padding: the tokens of all reports of a batch lie in one (T, H) matrix; only attention is done per report length.
-  A report therefore meets no mask, and nothing of its neighbours but their shapes.
-- The last layer is computed for the first position alone, the pooler not at all, and the heads are one product.
-- On a CPU with AVX, weights are laid out for oneDNN's product once, not in each call: 10 to 40 % faster.
-- float32 means float32: neither autocast nor TF32, which a training run may have chosen for itself, has an effect.
-- There is no dropout, no module and no parameter: nothing that `.train()` or an optimiser could reach.
+- No padding and no masks: the tokens of all reports of a batch are one (T, H) matrix; only attention is computed per
+  report length.
+- The last layer is computed only for the first position, the pooler not at all, and the heads are one product.
+- On a CPU with AVX, weights are converted to oneDNN's layout once, not in each call: 10 to 40 % faster.
+- float32 is exact: the autocast and TF32 settings of a training run have no effect.
+- There are no dropout, module or parameters that `.train()` or an optimizer could change.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from torch import Tensor
 from mrg.errors import RunError
 
 HEAD_CLASSES = (4,) * 13 + (2,)
-HEAD_SIZE = 64  # of every published BERT; a checkpoint does not say into how many heads its attention is cut
+HEAD_SIZE = 64  # of every published BERT; a checkpoint does not contain the number of attention heads
 LAYER_NORM_EPS = 1e-12
-PACKED_ROWS = 512  # for how many tokens the packed layout is chosen; other numbers are as right, and nearly as fast
+PACKED_ROWS = 512  # tokens for which the packed layout is optimized; other numbers are nearly as fast
 
 
 class CheXbertNetwork:
     """Scores and labels of the 14 heads for token sequences.
 
     Args:
-        weights: As `read_checkpoint` returns them. They are copied, so that their file may go away.
-        device: Where to compute.
-        dtype: What to compute with; softmax, normalisation and sums inside a product are float32 in any case.
+        weights: Result of `read_checkpoint`; copied, so that the file may be removed.
+        device: Device of the network.
+        dtype: Type of the computation; softmax, normalization and sums within a product are always float32.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> None:
@@ -74,7 +74,7 @@ class CheXbertNetwork:
         """Label classes of tokenized reports.
 
         Args:
-            sequences: B lists of token ids, those of equal length side by side for speed.
+            sequences: B lists of token ids; those of equal length should be adjacent.
 
         Returns:
             uint8 (B, 14) on the CPU.
@@ -89,7 +89,7 @@ class CheXbertNetwork:
         return torch.stack([head.argmax(-1) for head in heads], -1).to(torch.uint8)
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """float32 (B, 54) on the CPU: the scores of all classes, head after head."""
+        """Scores of all classes of all heads: float32 (B, 54) on the CPU."""
         lengths = [len(sequence) for sequence in sequences]
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _full_float32():
             tokens = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
@@ -123,8 +123,8 @@ class CheXbertNetwork:
 
 
 def _packed(weight: Tensor) -> Tensor:
-    """A weight in the layout of oneDNN's product where that was measured to be faster, else as it is."""
-    # The operators are those of torch.compile's freezing, not a public interface: without them F.linear does.
+    """A weight in oneDNN's layout if that is faster, otherwise unchanged."""
+    # Private operators of torch.compile's freezing; without them, F.linear is used.
     known = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
     if not known or weight.device.type != "cpu" or weight.dtype != torch.float32:
         return weight
@@ -139,14 +139,14 @@ _SETTINGS = threading.Lock()
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """Keep TF32 and its like out of products; the settings of the process are put back afterwards."""
+    """Context without TF32 and similar reductions of precision; restores the settings of the process."""
     matmuls: list[Any] = [getattr(module, "matmul", None) for module in (torch.backends.cuda, torch.backends.mkldnn)]
     backends = [matmul for matmul in matmuls if hasattr(matmul, "fp32_precision")]  # from PyTorch 2.9 on
-    with _SETTINGS:  # so that two labelers in two threads do not put back what the other has set
+    with _SETTINGS:  # so that labelers in two threads do not restore each other's settings
         before = [backend.fp32_precision for backend in backends]
         try:
             legacy = torch.get_float32_matmul_precision()
-        except RuntimeError:  # set by backend: PyTorch then refuses to name one setting for all
+        except RuntimeError:  # the backends have different settings
             legacy = None
         torch.set_float32_matmul_precision("highest")
         try:
@@ -159,7 +159,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _runs(lengths: list[int]) -> list[tuple[int, int]]:
-    """(count, length) of neighbours of equal length."""
+    """(count, length) of runs of equal length."""
     return [(len(list(run)), length) for length, run in groupby(lengths)]
 
 

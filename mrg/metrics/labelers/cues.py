@@ -1,4 +1,4 @@
-"""Words that deny, doubt or end a statement, as one table; written as described in `phrases.py`."""
+"""Words that negate, hedge or end a statement, as one table in the format described in `phrases.py`."""
 
 from __future__ import annotations
 

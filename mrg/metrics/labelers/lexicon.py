@@ -1,4 +1,4 @@
-"""The phrase table as a tree of words: text -> tokens -> the phrases found, longest first."""
+"""The phrase table as a tree of words: text -> tokens -> the phrases found, longest first, and what they mention."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers import chexbert_phrases, cues, phrases
-from mrg.metrics.labelers.layout import HARD, ITEM, SOFT, plain
-from mrg.metrics.labelers.sections import without_skipped_sections
+from mrg.metrics.labelers.layout import HARD, ITEM, SOFT, plain, without_skipped_sections
 
 _TOKEN = re.compile(
     rf"\d+\.\d+|(?<!\w)\.\d+|\bvs\.|[^\W_]+|[.!?]+|{HARD}[\s{HARD}{SOFT}]*|{ITEM}(?: *{ITEM})*|[;:,{SOFT}]"
@@ -280,3 +279,39 @@ def _words_of(tree: dict[str, Any]) -> Iterator[str]:
         if word:
             yield word
             yield from _words_of(node)
+
+
+Span = tuple[int, int]
+"""First token and one past the last token."""
+
+
+@dataclasses.dataclass(slots=True)
+class Mention:
+    """A finding or structure with its label, which changes while its clause is read.
+
+    Args:
+        condition: Index into `CONDITIONS`, -1 for a structure that belongs to none.
+        label: A label class; BLANK for a structure without a state.
+        span: Tokens of the name.
+        cue: Tokens that determine the label.
+        structure: A key of `phrases.ANATOMY`, or empty for a finding.
+        hint: Whether the finding only hints at its condition and can be called normal ("engorgement").
+        denied_as: Index of the condition that a denial by "no" denies, see `Entry`.
+        certain: Whether a hedge leaves the label unchanged.
+        weak: Whether only "stable" or the like determines the label.
+    """
+
+    condition: int
+    label: int
+    span: Span
+    cue: Span
+    structure: str = ""
+    hint: bool = False
+    denied_as: int | None = None
+    certain: bool = False
+    weak: bool = False
+
+    def doubt(self, cue: Span) -> None:
+        """Make the label uncertain, unless the mention is certain."""
+        if not self.certain:
+            self.label, self.cue = UNCERTAIN, cue

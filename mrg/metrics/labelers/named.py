@@ -10,7 +10,7 @@ from torch import Tensor
 from mrg.errors import RunError, UserError, UserTypeError
 from mrg.metrics.conditions import NUM_CONDITIONS
 from mrg.metrics.imports import import_named, name_of
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labels import Labeler
 
 
 class NamedLabeler(Labeler):
@@ -27,7 +27,7 @@ class NamedLabeler(Labeler):
             self.evidence = evidence  # marked in the gallery
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
-        """See `Labeler`.
+        """Label reports.
 
         Raises:
             RunError: If the labeler fails.
@@ -51,8 +51,8 @@ def load_labeler(path: str) -> Labeler:
     """Import a labeler by name.
 
     Args:
-        path: `"package.module:name"` or, as in a configuration, `"package.module.name"`: a class that needs no
-            arguments, or an object to call with reports.
+        path: `"package.module:name"` or, as in a configuration, `"package.module.name"`: a class without required
+            arguments, or a callable object.
 
     Raises:
         ValueError: If `path` has another form, or the module has no such name.
@@ -67,9 +67,9 @@ def load_labeler(path: str) -> Labeler:
             found = found()
         except TypeError as error:
             raise UserTypeError(
-                f"The labeler {path} cannot be made without arguments ({error}): make one in a module of yours, "
-                "`labeler = ...`, and name it as 'module:labeler'."
+                f"The labeler {path} cannot be created without arguments ({error}): create it in a module, "
+                "`labeler = ...`, and pass 'module:labeler'."
             ) from error
     if not callable(found):
-        raise UserTypeError(f"Expected labeler {path!r} to be called with reports, but it is {type(found).__name__}.")
+        raise UserTypeError(f"Expected labeler {path!r} to be callable with reports, but got {type(found).__name__}.")
     return NamedLabeler(found, path)

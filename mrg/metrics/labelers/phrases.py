@@ -1,9 +1,9 @@
 """Every word the rule-based labeler knows, as one table to read, correct and extend.
 
-How to read it: phrases are separated by commas or line ends and written in small letters and plain words. Hyphens,
-slashes and apostrophes separate words ("follow-up" is `follow up`, "can't" is `can t`). The longest phrase at a place
+Phrases are separated by commas or line ends, and written in lower case and plain words. Hyphens,
+slashes and apostrophes separate words ("follow-up" is `follow up`, "can't" is `can t`). The longest matching phrase
 wins, so `pericardial effusion` under `NOTHING` keeps that effusion out of Pleural Effusion. A word under `SPELLINGS` is
-replaced by the word at its left before anything is looked up: add plurals and misspellings there and only there.
+replaced by its key before anything is looked up: add plurals and misspellings only there.
 """
 
 from __future__ import annotations

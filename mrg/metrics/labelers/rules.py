@@ -1,6 +1,6 @@
 """A rule-based labeler for English chest-radiograph reports: fast, deterministic, and able to show its evidence.
 
-A text is brought into plain form (`layout.py`, `sections.py`), phrases (`phrases.py`, `cues.py`) are looked up in it
+A text is brought into plain form (`layout.py`), phrases (`phrases.py`, `cues.py`) are looked up in it
 (`lexicon.py`) and read in one pass with scopes of negation and uncertainty (`scopes.py`). There are two conventions:
 `"chexbert"` follows the labels that CheXbert (Smit et al., 2020) gives to real reports, `"plain"` is the literal
 reading. Both share these choices, which are those of the CheXpert labeler (Irvin et al., 2019) where nothing else is
@@ -50,10 +50,10 @@ from torch import Tensor
 from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, CONDITIONS, NUM_CONDITIONS, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding, attributes, relevant
-from mrg.metrics.labelers.base import Labeler, check_texts
 from mrg.metrics.labelers.layout import HARD
 from mrg.metrics.labelers.lexicon import OTHER, Lexicon, Tokens
 from mrg.metrics.labelers.scopes import Reader
+from mrg.metrics.labels import Labeler, check_texts
 
 _NO_FINDING = CONDITIONS.index("No Finding")
 _ABNORMAL = [*(index for index, name in enumerate(CONDITIONS) if name not in ("Support Devices", "No Finding")), OTHER]

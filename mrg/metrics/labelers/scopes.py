@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from mrg.metrics.conditions import BLANK, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
 from mrg.metrics.labelers.layout import HARD
-from mrg.metrics.labelers.lexicon import OTHER, Entry, Lexicon
-from mrg.metrics.labelers.mention import Mention, Span
+from mrg.metrics.labelers.lexicon import OTHER, Entry, Lexicon, Mention, Span
 
 _CHANGES = frozenset(("removal", "resolution", "clearing"))
 _FILLERS = frozenset(("a", "an", "the", "some", "also"))

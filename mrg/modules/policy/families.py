@@ -168,7 +168,7 @@ class FastVLM(Family):
     special = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>")
 
     def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """See `Family`; convolutions are fastest with the channels last, and do not cast pixels to their own type."""
+        """Image embeddings as in `Family`; convolutions are fastest channels-last, and do not cast pixels."""
         dtype = next(base.vision_tower.parameters()).dtype
         pixels = batch.pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
         features = base.get_image_features(pixels, return_dict=True)

@@ -21,7 +21,7 @@ from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.policy.processor import close_think, special_tags
 from mrg.modules.policy.quantization import prepare_quantized, quantization_config
-from mrg.modules.prefix.language_model import install_attention
+from mrg.modules.prefix.attention import install_attention
 
 DType = Literal["auto", "float32", "bfloat16"]
 """Type of frozen weights; `"auto"` is that of the checkpoint."""
@@ -51,7 +51,7 @@ def load_policy(
             and more time.
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023). Requires `lora` and
             `pip install 'mrg[qlora]'`. Meant for CUDA GPUs; slow on a CPU.
-        shared_prefix: See `Policy`.
+        shared_prefix: When a prompt is read once for all of its completions.
 
     Raises:
         ValueError: If the checkpoint cannot be found or read, is not of a supported family, is already quantized, or
@@ -114,7 +114,7 @@ def prepare(
         processor: Its processor.
         lora: Shape of the adapter; None trains the weights of the language model.
         train_vision: Train the vision tower as well.
-        shared_prefix: See `Policy`.
+        shared_prefix: When a prompt is read once for all of its completions.
     """
     model.config.use_cache = False
     install_attention(model.model.language_model)
@@ -233,13 +233,6 @@ def check_checkpoint(
     checkpoint: Mapping[str, Any], source: str, shapes: Mapping[str, torch.Size], digest: str, lora: LoRA | None
 ) -> None:
     """Reject a run's checkpoint that belongs to another policy.
-
-    Args:
-        checkpoint: The loaded checkpoint.
-        source: The policy's name in the settings.
-        shapes: Shapes of the policy's trained weights.
-        digest: The policy's `policy_digest`.
-        lora: Shape of the policy's adapter.
 
     Raises:
         ValueError: If trained weights are missing or unexpected, or the tokenizer, base or adapter differs.

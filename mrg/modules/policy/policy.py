@@ -23,15 +23,13 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.modules.policy import lora
 from mrg.modules.policy.families import FAMILIES
-from mrg.modules.policy.fsdp import exchange
 from mrg.modules.policy.logps import TokenLogps, token_logps
 from mrg.modules.policy.precision import CastAdapter
+from mrg.modules.policy.ranks import exchange
 from mrg.modules.policy.save import merge_note, save_merged
 from mrg.modules.policy.vision_cache import VisionCache
-from mrg.modules.prefix.attention import PackedPrompts, SharedAttention
-from mrg.modules.prefix.language_model import hidden_states
-from mrg.modules.prefix.packing import Packed, pack
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.attention import PackedPrompts, SharedAttention, hidden_states
+from mrg.modules.prefix.packing import Packed, Prompts, pack
 
 SharedPrefix = Literal["auto", "required", "off"]
 """When a prompt is read once for all of its completions, see `Policy`."""
@@ -134,7 +132,7 @@ class Policy(nn.Module):
         if not self.reference_weights:
             raise UserError(
                 "The reference model is the policy with its adapter off, or a copy of it, but there is neither: set "
-                "model.init_args.lora, reference to 'copy', or kl_coef to 0."
+                "model.init_args.lora, kl.reference to 'copy', or kl.coef to 0."
             )
         parameters = {name: p for name, p in self.named_parameters() if name in self.reference_weights}
         present: dict[str, Tensor] = {}
@@ -216,7 +214,7 @@ class Policy(nn.Module):
             mask: Result of `Family.row_mask`; None with `shared`.
             shared: Attention over shared prompts, or of a decoding step.
             visual: (R, L) bool, True at image tokens; required with `deepstack`.
-            deepstack: See `Prompts`.
+            deepstack: Embeddings that the first layers add at image tokens.
         """
         if shared is not None:
             mask = self.family.no_mask(embeds)

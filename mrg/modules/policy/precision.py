@@ -79,9 +79,6 @@ class CastAdapter:
         """Context in which matrices have autocast's type; the originals are restored afterwards.
 
         Without autocast this does nothing.
-
-        Args:
-            matrices: The adapter's matrices A and B.
         """
         replaced: dict[nn.Linear, Tensor] = {}
         try:

@@ -27,9 +27,6 @@ OLDEST = "0.46.1"
 def quantization_config(kind: str) -> Any:
     """Configuration with which transformers quantizes the language model of a checkpoint on loading.
 
-    Args:
-        kind: A key of `FAMILIES`.
-
     Raises:
         ValueError: If bitsandbytes is missing or too old.
     """
@@ -70,9 +67,6 @@ def check_device(device: torch.device) -> None:
 def prepare_quantized(model: Any) -> None:
     """Check which layers of a loaded model are in 4 bits, and prepare them for training.
 
-    Args:
-        model: Model loaded with `quantization_config`.
-
     Raises:
         ValueError: If the layers in 4 bits are not exactly those that LoRA adapts.
     """
@@ -104,9 +98,6 @@ def load_whole_base(base: Any) -> Any:
     """Load the checkpoint of a model in 4 bits without quantization, on the CPU.
 
     Weights that are trained besides the adapter, such as those of the vision tower, are taken from the model.
-
-    Args:
-        base: A transformers model in 4 bits.
 
     Raises:
         ValueError: If the checkpoint cannot be loaded.

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from mrg.files import write_json
-from mrg.modules.policy.fsdp import full
 from mrg.modules.policy.lora import adapted_layers, base_model, base_name, has_adapter, is_adapter, weight_update
 from mrg.modules.policy.processor import save_processor
 from mrg.modules.policy.quantization import is_quantized, load_whole_base
+from mrg.modules.policy.ranks import full
 
 
 def save_merged(model: Any, processor: Any, folder: str | Path, write: bool, sharded: bool, generation: Any) -> None:

@@ -8,7 +8,9 @@ merged by their log-sum-exp (Milakov and Gimelshein, 2018): the same softmax, wi
 completion. In the backward pass each part computes its share of the gradient from the merged output and log-sum-exp (as
 in Ring Attention; Liu et al., 2023).
 
-transformers calls `language_model.attention` in every layer, which calls `SharedAttention.attend`.
+`hidden_states` calls a transformers language model, which calls `attention` in every layer, which calls
+`SharedAttention.attend`. All names of transformers that shared prompts depend on, and PyTorch's private CPU kernels,
+are used here alone.
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
-from mrg.modules.prefix.cpu_flash import flash_backward, flash_forward
 from mrg.modules.prefix.packing import Layout, Masks
 
 
@@ -187,3 +189,121 @@ class _Merged(torch.autograd.Function):
             for total, part in zip((grad_query, grad_key, grad_value), parts, strict=True):
                 total[:, :, own] += _packed(part, tokens)
         return grad_query, grad_key, grad_value, None, None, None
+
+
+NAME = "mrg_shared"
+"""Name of the attention function in transformers' registry."""
+
+
+def attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    shared: SharedAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of one layer: over shared prompts if `shared` is given, otherwise that of PyTorch."""
+    if shared is not None:
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # like PyTorch's own attention: rotated queries and keys are float32
+            query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        output = shared.attend(module.layer_idx, query, key, value, scale, kwargs.get("sliding_window"))
+        return output.transpose(1, 2), None
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    result: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return result
+
+
+def install_attention(language_model: Any) -> None:
+    """Make a transformers language model call `attention`. Its passes without shared prompts do not change."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    language_model.set_attn_implementation(NAME)
+
+
+def hidden_states(
+    language_model: Any,
+    embeds: Tensor,
+    position_ids: Tensor,
+    mask: Any = None,
+    shared: SharedAttention | None = None,
+    visual: Tensor | None = None,
+    deepstack: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Last hidden states (R, L, D) of a language model.
+
+    Args:
+        language_model: A transformers model on which `install_attention` was called.
+        embeds: (R, L, D) input embeddings.
+        position_ids: Positions in the form that the model takes.
+        mask: Attention mask in the form that the model takes.
+        shared: Attention over shared prompts.
+        visual: (R, L) bool, True at image tokens; required with `deepstack`.
+        deepstack: For each of the first layers (V, D), which is added at the V image tokens after that layer.
+    """
+    extra: dict[str, Any] = {} if shared is None else {"shared": shared}
+    if deepstack:
+        extra |= {"visual_pos_masks": visual, "deepstack_visual_embeds": list(deepstack)}
+    # All by keyword, and no cache: its argument has two names among the supported releases.
+    output = language_model(
+        attention_mask=mask, position_ids=position_ids, inputs_embeds=embeds, use_cache=False, **extra
+    )
+    states: Tensor = output.last_hidden_state
+    return states
+
+
+FEWER_KEY_HEADS = TorchVersion(torch.__version__) >= "2.9"
+"""Whether the kernels accept fewer key heads than query heads: those of torch 2.8 read out of bounds."""
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def flash_forward(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp.
+
+    Args:
+        query: (R, H, L, d).
+        key: (R, K, S, d), K a divisor of H.
+        value: (R, K, S, d).
+        *args: Further arguments of the kernel.
+        **kwargs: Further arguments of the kernel.
+
+    Returns:
+        Output (R, H, L, d) and log-sum-exp (R, H, L).
+    """
+    groups = _repeats(query, key)
+    result: tuple[Tensor, Tensor] = _forward(query, *(_repeat(x, groups) for x in (key, value)), *args, **kwargs)
+    return result
+
+
+def flash_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value; `grad` is that of the output, and shapes are those of `flash_forward`."""
+    groups = _repeats(query, key)
+    key, value = (_repeat(x, groups) for x in (key, value))
+    parts: tuple[Tensor, Tensor, Tensor] = _backward(grad, query, key, value, *args, **kwargs)
+    if groups == 1:
+        return parts
+    grad_key, grad_value = (part.reshape(*key.shape[:1], -1, groups, *key.shape[2:]).sum(2) for part in parts[1:])
+    return parts[0], grad_key, grad_value
+
+
+def _repeats(query: Tensor, key: Tensor) -> int:
+    return 1 if FEWER_KEY_HEADS else query.shape[1] // key.shape[1]
+
+
+def _repeat(tensor: Tensor, groups: int) -> Tensor:
+    return tensor.repeat_interleave(groups, 1) if groups > 1 else tensor

@@ -1,4 +1,4 @@
-"""Rounds are cut into optimizer steps, and steps into micro-batches of whole groups that fit into memory."""
+"""Split rounds into optimizer steps, and steps into micro-batches of whole groups that fit into memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
+from mrg.modules.rl.loss import LossType
 from mrg.modules.rollout.sampling import Rollout, group_rows
 
 
 @dataclasses.dataclass
 class Step:
-    """What one optimizer step is computed from: a round of N completions, of which it takes some groups.
+    """Input of one optimizer step: a round of N completions, and the groups of the step.
 
     Args:
         rollout: N completions.
@@ -35,6 +36,15 @@ class Step:
     old_logps: Tensor | None = None
     num_completions: float = 1.0
     num_tokens: float = 1.0
+
+    def num_loss_tokens(
+        self, group_size: int, num_minibatches: int, loss_type: LossType, mask_truncated: bool
+    ) -> float:
+        """Tokens by which the step is normalized: its own, or for `dapo` and `cispo` its share of the round's."""
+        tokens = self.rollout.completion_mask.sum(1) * self.rollout.counted(mask_truncated)  # (N,)
+        if loss_type in ("dapo", "cispo"):
+            return float(tokens.sum()) / num_minibatches
+        return float(tokens.view(-1, group_size)[self.groups].sum())
 
 
 @dataclasses.dataclass

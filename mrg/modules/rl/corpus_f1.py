@@ -33,8 +33,7 @@ from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.metrics.ce import confusion
-from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.metrics.conventions import condition_indices
+from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN, condition_indices
 
 MAX_WEIGHT = 10.0
 """Upper limit of a condition's weight in the macro form: a condition seen in one report of a thousand is noise."""

@@ -155,10 +155,10 @@ def aggregate(
     Args:
         per_token: (N, C), or (N, 1) where all tokens of a completion have one value.
         mask: (N, C) bool.
-        loss_type: See the table above.
-        num_completions: See `grpo_loss`.
-        num_tokens: See `grpo_loss`.
-        max_tokens: See `grpo_loss`.
+        loss_type: Row of the first table above.
+        num_completions: N, the completions of the step.
+        num_tokens: T, the tokens of the step.
+        max_tokens: Constant of `dr_grpo`.
     """
     if num_completions <= 0:
         raise UserError(f"Expected argument `num_completions` to be above 0, but got {num_completions}.")
@@ -202,8 +202,8 @@ def check_correction(correction: Correction, limit: float, where: str = "") -> N
     """Check the options of `correction_weights`.
 
     Args:
-        correction: See `correction_weights`.
-        limit: See `correction_weights`.
+        correction: Row of the third table above.
+        limit: Limit of the ratio, above 1.
         where: Prefix of the settings' names in messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Numbers that tell a healthy round of GRPO from a collapse, and the time of its phases."""
+"""Metrics that distinguish a healthy round of GRPO from a collapse, and the time of its phases."""
 
 from __future__ import annotations
 
@@ -141,9 +141,6 @@ class Monitor:
     def round(self, outcome: Outcome) -> dict[str, float]:
         """Numbers of a round; resets the times.
 
-        Args:
-            outcome: Outcome of the whole round.
-
         Returns:
             Log key -> value: mean and standard deviation of the reward and its parts; shares of completions without any
             reward (`train/missing`), of dead groups, and of distinct, truncated and findings-free completions; lengths;
@@ -271,7 +268,7 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
 
 
 def _advantages(advantages: Tensor, found: Tensor, true: Tensor) -> dict[str, float]:
-    """Mean advantage of completions that state a correct finding, only hallucinated ones, or none: does finding pay?"""
+    """Mean advantage of completions with a correct finding, with hallucinated findings only, and without findings."""
     right, silent = (found & true).any(1), ~found.any(1)
     kinds = {"right": right, "wrong": ~right & ~silent, "silent": silent}
     return {f"advantage/{name}": float(advantages[rows].mean()) for name, rows in kinds.items() if bool(rows.any())}

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from mrg.modules.policy.policy import Policy
-from mrg.modules.prefix.attention import PackedPrompts, SharedAttention
-from mrg.modules.prefix.cpu_flash import flash_forward
-from mrg.modules.prefix.packing import pack
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.attention import PackedPrompts, SharedAttention, flash_forward
+from mrg.modules.prefix.packing import Prompts, pack
 
 CUDA_INTERVAL = 4
 """Steps between two checks for finished rows on a GPU, which has to synchronize for each check."""

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mrg.modules.policy.fsdp import gathered
 from mrg.modules.policy.policy import Policy
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.policy.ranks import gathered
+from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rollout.kv_cache import KVCache, prefill
 from mrg.modules.rollout.static_cache import StaticDecoder, StaticKVCache
 
@@ -46,15 +46,7 @@ def group_rows(groups: Tensor, group_size: int) -> Tensor:
 
 
 def replace_groups(rollout: Rollout, again: Rollout, groups: Tensor, group_size: int, pad_id: int) -> Rollout:
-    """Replace some groups of a rollout.
-
-    Args:
-        rollout: N completions.
-        again: Completions of the new groups.
-        groups: Groups that they replace.
-        group_size: Completions per study.
-        pad_id: Token that fills rows after their end.
-    """
+    """Replace some groups of a rollout."""
     rows = group_rows(groups, group_size).to(rollout.completion_ids.device)
     width = max(rollout.completion_ids.shape[1], again.completion_ids.shape[1])
     result = []

@@ -202,14 +202,7 @@ class StaticDecoder:
     def start(
         self, policy: Policy, reading: PackedPrompts, group_size: int, max_new_tokens: int
     ) -> StaticKVCache | KVCache:
-        """KV cache of a rollout; the cache of the rollout before becomes invalid.
-
-        Args:
-            policy: The policy.
-            reading: Keys and values of the prompts.
-            group_size: Rows behind each prompt.
-            max_new_tokens: Largest number of tokens of a completion.
-        """
+        """KV cache of a rollout; the cache of the rollout before becomes invalid."""
         key = (group_size, max_new_tokens)
         spans = reading.layout.prompts
         num_prompts, longest = len(spans), max(stop - start for start, stop in spans)

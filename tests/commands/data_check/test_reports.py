@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from mrg.commands.data_check.reports import count_repeats, count_reports, measure_leakage
-from mrg.commands.data_check.statistics import CachingLabeler, collect_statistics, composition
-from mrg.datamodules.splits import fold, leakage_free
-from mrg.datamodules.study import Study
+from mrg.commands.data_check.statistics import collect_statistics, composition
+from mrg.datamodules.study import Study, fold, leakage_free
 from mrg.metrics import RulesLabeler
+from mrg.metrics.labels import CachingLabeler
 from tests.commands.data_check.studies import FLUID, LARGE, NORMAL, splits, view
 
 

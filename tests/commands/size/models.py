@@ -6,7 +6,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from mrg.modules.policy.load import prepare
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.processor import build_processor
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.packing import Prompts
 
 
 def build(

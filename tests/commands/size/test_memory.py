@@ -10,10 +10,10 @@ from mrg.cli import main
 from mrg.commands.size.activations import Training
 from mrg.commands.size.geometry import PUBLISHED, geometry, read_geometry
 from mrg.commands.size.memory import Plan, memory, trained_state
-from mrg.modules.policy.fsdp import optimizer_groups
+from mrg.modules.optimizer import optimizer_groups
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder
 from tests.commands.size.models import build

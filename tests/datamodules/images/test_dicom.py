@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.study import ImageReadError, View
+from mrg.datamodules.errors import ImageReadError
+from mrg.datamodules.study import View
 
 pydicom = pytest.importorskip("pydicom", reason="needs the extra dicom")
 from pydicom.dataset import Dataset  # noqa: E402

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.errors import DataError, DataNotFoundError
+from mrg.datamodules.errors import DataError, DataNotFoundError, ImageReadError
 from mrg.datamodules.iu import IUXRayDataModule, check_variant, describe_variant
 from mrg.datamodules.iu.record import DEIDENTIFIED, clean_target
-from mrg.datamodules.splits import leakage_free
-from mrg.datamodules.study import ImageReadError, Study, View
+from mrg.datamodules.study import Study, View, leakage_free
 
 
 def read_annotation(root: Path, **settings: Any) -> dict[str, list[Study]]:

@@ -8,7 +8,7 @@ import pytest
 from mrg.datamodules.iu import IUXRayDataModule, count_and_drop
 from mrg.datamodules.iu.kaggle import read_kaggle
 from mrg.datamodules.iu.record import IURecord
-from mrg.datamodules.splits import leakage_free
+from mrg.datamodules.study import leakage_free
 from tests.iu_collection import FORMS, comparable, data_of
 
 

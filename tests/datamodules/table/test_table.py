@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mrg.datamodules.errors import DataError, DataNotFoundError
-from mrg.datamodules.study import ImageReadError, View
+from mrg.datamodules.errors import DataError, DataNotFoundError, ImageReadError
+from mrg.datamodules.study import View
 from mrg.datamodules.table import Columns, TableDataModule
 
 ROWS = [

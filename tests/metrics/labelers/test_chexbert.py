@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 
 from mrg.metrics import CEF1, CONDITIONS, MCCS
 from mrg.metrics.labelers import chexbert
-from mrg.metrics.labelers.base import Labeler
 from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
+from mrg.metrics.labels import Labeler
 from tests.metrics.labelers.chexbert_lookalike import (
     ODD,
     WORDS,

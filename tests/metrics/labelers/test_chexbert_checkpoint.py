@@ -173,7 +173,7 @@ def without(state, part):
             lambda s: {n: t[..., :96] if t.shape[-1] == 128 and "linear_heads.0" in n else t for n, t in s.items()},
             r"linear_heads.0.weight is of shape \(4, 96\) instead of \(4, 128\)",
         ),
-        (lambda s: {**s, "bert.embeddings.word_embeddings.weight": "text"}, "is no tensor, but str"),
+        (lambda s: {**s, "bert.embeddings.word_embeddings.weight": "text"}, "is not a tensor, but str"),
     ],
 )
 def test_wrong_checkpoints(make, tmp_path, change, message):

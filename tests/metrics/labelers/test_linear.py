@@ -4,10 +4,9 @@ import itertools
 
 import pytest
 
-from mrg.metrics.labelers.layout import plain
+from mrg.metrics.labelers.layout import plain, without_skipped_sections
 from mrg.metrics.labelers.lexicon import _TOKEN
 from mrg.metrics.labelers.rules import RulesLabeler
-from mrg.metrics.labelers.sections import without_skipped_sections
 from tests.linear import assert_linear_time, assert_linear_work
 
 REPEATED = [

@@ -5,9 +5,9 @@ import torch
 
 from mrg.metrics.conditions import BLANK
 from mrg.metrics.labelers import phrases
-from mrg.metrics.labelers.base import Labeler
+from mrg.metrics.labelers.layout import without_skipped_sections
 from mrg.metrics.labelers.rules import RulesLabeler
-from mrg.metrics.labelers.sections import without_skipped_sections
+from mrg.metrics.labels import Labeler
 from tests.metrics.labelers.sentences import CASES, CHEXBERT, FORMS, SENTENCES_OF_REPORTS, N, P, U, labels
 
 

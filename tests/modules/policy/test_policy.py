@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
-from mrg.modules.policy import fsdp
 from mrg.modules.policy import policy as policy_module
+from mrg.modules.policy import ranks
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.kv_cache import prefill
@@ -160,7 +160,7 @@ def test_weights_come_back_where_a_reference_does_not_fit(policy, monkeypatch):
         calls.append(parameter)
         if len(calls) == 3:
             raise torch.OutOfMemoryError
-        return fsdp.exchange(parameter, value)
+        return ranks.exchange(parameter, value)
 
     monkeypatch.setattr(policy_module, "exchange", exchange)
     with pytest.raises(torch.OutOfMemoryError), policy.reference():

@@ -5,7 +5,7 @@ import torch
 from torch.nn.attention.bias import CausalBias
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-import mrg.modules.prefix.cpu_flash
+import mrg.modules.prefix.attention
 import mrg.modules.rollout.kv_cache
 from mrg.modules.prefix.attention import PackedPrompts, _Merged, concatenated
 from mrg.modules.prefix.packing import Masks, _layout
@@ -81,7 +81,7 @@ def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case
 @pytest.mark.parametrize("case", list(CASES))
 def test_kernels_that_need_as_many_heads_of_keys(monkeypatch, num_keys, case):
     """Those of torch 2.8."""
-    monkeypatch.setattr(mrg.modules.prefix.cpu_flash, "FEWER_KEY_HEADS", False)
+    monkeypatch.setattr(mrg.modules.prefix.attention, "FEWER_KEY_HEADS", False)
     assert_equal_to_dense("merged", num_keys, case)
 
 

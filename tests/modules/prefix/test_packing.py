@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from mrg.modules.prefix.packing import pack
-from mrg.modules.prefix.prompts import Prompts
+from mrg.modules.prefix.packing import Prompts, pack
 
 
 def prompts():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN, RulesLabeler
-from mrg.metrics.informedness import informedness, macro_informedness
+from mrg.metrics.tables import informedness, macro_informedness
 
 EDEMA, FRACTURE = CONDITIONS.index("Edema"), CONDITIONS.index("Fracture")
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from mrg.modules.policy import fsdp
-from mrg.modules.policy.fsdp import average_gradients, optimizer_groups
+from mrg.modules import optimizer
+from mrg.modules.optimizer import average_gradients, optimizer_groups
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def alone(tmp_path):
 
 @pytest.mark.parametrize("bucket", [1, 10, 1000])
 def test_gradients_are_averaged_however_many_at_once(alone, monkeypatch, bucket):
-    monkeypatch.setattr(fsdp, "BUCKET", bucket)
+    monkeypatch.setattr(optimizer, "BUCKET", bucket)
     sums, reduce = [], torch.distributed.all_reduce
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: (sums.append(x.numel()), reduce(x)))
     shapes = [(3,), (2, 2), (5,), (4, 5), (1,), (2,)]

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mrg.metrics import parse_completion
+from mrg.modules.completion import Lengths, check_targets, encode_targets
 from mrg.modules.policy.load import load_policy
 from mrg.modules.sft import SFTModule
-from mrg.modules.targets import Lengths, check_targets, encode_targets
 from tests.family_checkpoints import save_checkpoint
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
 from tests.nested import nested

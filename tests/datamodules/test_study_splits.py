@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from mrg.datamodules.base import ReportDataModule
-from mrg.datamodules.splits import all_as_test, leakage_free, random_subset, split_by_patient
-from mrg.datamodules.study import Study, View
+from mrg.datamodules.study import Study, View, all_as_test, leakage_free, random_subset, split_by_patient
 
 VIEW = View(np.zeros((2, 2), np.uint8))
 

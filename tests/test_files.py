@@ -1,7 +1,7 @@
 import pytest
 
+from mrg.files import identifier, is_missing
 from mrg.metrics import format_score, parse_completion
-from mrg.metrics.cells import identifier, is_missing
 
 WORDS = ("nan", "None", "N/A", "null", "NaN", "-", "", " \n", " NULL ", "NA", "#N/A", "<NA>")
 REPORTS = ("None.", "No.", "normal", "Nan is the patient's name.", "Nothing.", "- The lungs are clear.", "0")

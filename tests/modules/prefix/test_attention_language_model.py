@@ -1,4 +1,4 @@
-"""The parts of transformers that `mrg.modules.prefix.language_model` uses."""
+"""The parts of transformers that `mrg.modules.prefix.attention` uses."""
 
 import importlib
 import inspect
@@ -9,7 +9,7 @@ import transformers
 
 from tests.families import QWEN, family_policy
 
-WHERE = "which mrg/modules/prefix/language_model.py needs: adapt it there."
+WHERE = "which mrg/modules/prefix/attention.py needs: adapt it there."
 LANGUAGE_MODELS = (
     "Qwen2VLTextModel", "Qwen2_5_VLTextModel", "Qwen3VLTextModel", "Gemma3TextModel", "LlamaModel", "MistralModel",
     "Qwen2Model", "Qwen3Model",

@@ -1,4 +1,4 @@
-"""The private kernels of torch that `mrg.modules.prefix.cpu_flash` uses."""
+"""The private kernels of torch that `mrg.modules.prefix.attention` uses."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ ARGUMENTS = {
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_torch_still_has_the_kernel(name):
     sentence = f"torch {torch.__version__} has no torch.ops.aten.{name} with the arguments that "
-    sentence += "mrg/modules/prefix/cpu_flash.py passes: adapt it there."
+    sentence += "mrg/modules/prefix/attention.py passes: adapt it there."
     assert hasattr(torch.ops.aten, name), sentence
     schema = getattr(torch.ops.aten, name).default._schema
     assert [argument.name for argument in schema.arguments] == ARGUMENTS[name], sentence
@@ -27,7 +27,7 @@ def test_torch_still_has_the_kernel(name):
 
 
 def test_log_sum_exp_by_hand():
-    from mrg.modules.prefix.cpu_flash import flash_forward
+    from mrg.modules.prefix.attention import flash_forward
 
     query, key, value = (torch.randn(1, heads, 3, 4, dtype=torch.float64) for heads in (4, 2, 2))
     output, lse = flash_forward(query, key, value, 0.0, False, scale=0.5)
@@ -42,4 +42,4 @@ def test_the_kernels_are_used_in_one_file():
         for path in (ROOT / "mrg").rglob("*.py")
         if re.search(r"_scaled_dot_product|ops\.aten", path.read_text(encoding="utf-8"))
     }
-    assert users == {"mrg/modules/prefix/cpu_flash.py"}
+    assert users == {"mrg/modules/prefix/attention.py"}
