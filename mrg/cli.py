@@ -16,9 +16,9 @@ from pathlib import Path
 
 import mrg
 from mrg.commands import LIGHTNING
+from mrg.commands.configs import resolve_all
 from mrg.errors import RunError, UserError, find_ours, nearest, print_error
 from mrg.log import configure, log
-from mrg.shipped import resolve_all
 
 USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
 
@@ -45,7 +45,7 @@ OWN = {
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
     "size": "mrg.commands.size.command",
-    "configs": "mrg.shipped",
+    "configs": "mrg.commands.configs",
 }
 """Command -> module whose `main` takes the remaining arguments."""
 

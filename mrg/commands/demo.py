@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrg.shipped import CONFIGS
+from mrg.commands.configs import CONFIGS
 
 if TYPE_CHECKING:
     from mrg.pages.tested_run import TestedRun

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mrg.cli import main
-from mrg.shipped import CONFIGS, names, purpose, resolve, resolve_all
+from mrg.commands.configs import CONFIGS, names, purpose, resolve, resolve_all
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_configuration_has_a_name_and_a_purpose():

@@ -1,4 +1,4 @@
-"""The configurations that come with the package, by name: `--config iu` works from any folder."""
+"""`python -m mrg configs`, and configurations by name: `--config iu` works from any folder."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mrg.errors import NotFoundError, UserError, nearest
 
-_CHECKOUT = Path(__file__).parents[1] / "configs"
-CONFIGS = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parent / "configs"
+_CHECKOUT = Path(__file__).parents[2] / "configs"
+CONFIGS = _CHECKOUT if _CHECKOUT.is_dir() else Path(__file__).parents[1] / "configs"
 """Folder of the shipped configurations: that of the checkout, or the copy in an installed package."""
 OPTIONS = ("-c", "--config")
 
