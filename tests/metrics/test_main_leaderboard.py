@@ -73,7 +73,7 @@ def test_by_row(files, capsys):
         (("alone.jsonl",), "name it with --target, or give a file of references with --references."),
         (("a.json", "--references", "blank.json"), "blank.json has no reference report"),
         (("a.json", "--references", "three.json"), "2 of the 4 ids of {folder}/a.json are not in "),
-        (("a.json", "--references", "three.json"), "three.json (s3, s4) and 1 of the 3 ids of {folder}/three.json "),
+        (("a.json", "--references", "three.json"), "three.json (s4, s3) and 1 of the 3 ids of {folder}/three.json "),
         (("a.json", "--references", "three.json"), "three.json are not in {folder}/a.json (s5)."),
         (("a.csv", "--by_row", "--references", "three.json"), "a.csv has 4 and {folder}/three.json 3."),
         (("a.json", "a.json", "--references", "refs.json"), "one is given twice"),
