@@ -334,4 +334,4 @@ class Policy(nn.Module):
 
     def merge_note(self) -> str:
         """Note in brackets for the line that names the saved policy; empty unless merging rounds its weights."""
-        return merge_note(self.model, self.train_vision)
+        return merge_note(self.model, self.train_vision or isinstance(self.family, FastVLMProjector))
