@@ -188,14 +188,15 @@ def _llava(corpus: list[str], text_type: str = "llama"):
     return tokenizer, image, processor, config
 
 
-def _fast_vlm(corpus: list[str]):
+def _fast_vlm(corpus: list[str], text_type: str = "qwen2"):
     from transformers import FastVlmConfig
 
     special = ["<unk>", "<|im_start|>", "<|im_end|>", "<image>", "<pad>"]
     marks = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = _tokenizer(corpus, special, LLAVA_TEMPLATE, {}, **marks)
-    text = _text(tokenizer, len(tokenizer) + 7, num_hidden_layers=2, model_type="qwen2")
-    del text["head_dim"]
+    text = _text(tokenizer, len(tokenizer) + 7, num_hidden_layers=2, model_type=text_type)
+    if text_type == "qwen2":
+        del text["head_dim"]
     widths = [8, 8, 16, 16]
     config = FastVlmConfig(
         text_config=text,
@@ -262,6 +263,7 @@ BUILDERS = {
     "internvl-qwen3": lambda corpus: _internvl(corpus, "qwen3"),
     "gemma3": _gemma3,
     "fast_vlm": _fast_vlm,
+    "fast_vlm-llama": lambda corpus: _fast_vlm(corpus, "llama"),
     "llava": _llava,
     "llava-mistral": lambda corpus: _llava(corpus, "mistral"),
     "llava-qwen2": lambda corpus: _llava(corpus, "qwen2"),

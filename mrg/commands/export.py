@@ -43,8 +43,9 @@ class Trainer(L.Trainer):
         folder = Path(output)
         if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
             raise UserError(f"{folder} already contains a checkpoint: choose another --output.")
-        if adapter and model.train_vision:
-            raise UserError("An adapter does not contain the trained vision tower: export without --adapter.")
+        if adapter and (model.train_vision or model.language_model):
+            part = "vision tower" if model.train_vision else "projector"
+            raise UserError(f"An adapter does not contain the trained {part}: export without --adapter.")
         reports = []
         if model.source == "tiny":
             assert datamodule is not None

@@ -23,7 +23,7 @@ from mrg.metrics.labels import Labeler, label_together
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
 from mrg.modules.completion import predicted, target_text, tested
 from mrg.modules.optimizer import OptimizerSettings
-from mrg.modules.policy.load import DType, check_checkpoint, check_frozen, load_policy, policy_digest
+from mrg.modules.policy.load import DType, LanguageModel, check_checkpoint, check_frozen, load_policy, policy_digest
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.quantization import check_device
@@ -52,6 +52,7 @@ class ReportModule(L.LightningModule):
         policy: `"tiny"` for a small model with random weights, a hub id, or a local folder.
         tiny: Shape of the policy if `policy` is `"tiny"`.
         lora: Shape of the LoRA adapter; None trains all weights of the language model.
+        language_model: `"smollm2"` replaces the policy's by SmolLM2-135M and trains a new projector; empty keeps it.
         train_vision: Train the vision tower as well.
         dtype: Precision of frozen weights: `"auto"` takes the checkpoint's.
         gradient_checkpointing: Recompute activations in the backward pass, to save memory.
@@ -94,6 +95,7 @@ class ReportModule(L.LightningModule):
         policy: str = "tiny",
         tiny: Tiny | None = None,
         lora: LoRA | None = None,
+        language_model: LanguageModel = "",
         train_vision: bool = False,
         dtype: DType = "auto",
         gradient_checkpointing: bool = False,
@@ -119,11 +121,11 @@ class ReportModule(L.LightningModule):
         super().__init__()
         self.save_hyperparameters(ignore=["labeler"], logger=False)
         check_choice("think", think, ("required", "absent"))
-        check_frozen(train_vision, vision_cache, load_in_4bit, lora)
+        check_frozen(train_vision, vision_cache, load_in_4bit, lora, language_model)
         check_counts(max_views=max_views, max_new_tokens=max_new_tokens, patience=patience)
         check_counts(0, max_study_pixels=max_study_pixels)
-        check_lora(lora, policy)
-        self.source, self.tiny, self.lora = policy, tiny, lora
+        check_lora(lora, policy, language_model)
+        self.source, self.tiny, self.lora, self.language_model = policy, tiny, lora, language_model
         self.train_vision, self.dtype_name, self.max_pixels = train_vision, dtype, max_pixels
         self.gradient_checkpointing, self.load_in_4bit = gradient_checkpointing, load_in_4bit
         self.vision_cache, self.shared_prefix = vision_cache, shared_prefix
@@ -131,8 +133,7 @@ class ReportModule(L.LightningModule):
         self.prompt, self.think, self.use_indication, self.use_prior = prompt, think, use_indication, use_prior
         self.max_new_tokens, self.max_prompt_length = max_new_tokens, max_prompt_length
         self.decoder = CompiledDecoder() if compile_decode else None
-        self.optimizer_settings, self.margin = optimizer, margin
-        self.patience = Patience(patience)
+        self.optimizer_settings, self.margin, self.patience = optimizer, margin, Patience(patience)
         # Frozen weights are not in checkpoints; `on_load_checkpoint` checks that nothing else is missing.
         self.strict_loading = False
         # Not a submodule: a labeler's weights are not the policy's.
@@ -205,7 +206,7 @@ class ReportModule(L.LightningModule):
             return load_policy(str(saved), train_vision=True, shared_prefix=self.shared_prefix)
         return load_policy(
             self.source, self.lora, self.train_vision, self.dtype_name, self.max_pixels, self.gradient_checkpointing,
-            self.load_in_4bit, self.shared_prefix,
+            self.load_in_4bit, self.shared_prefix, self.language_model,
         )  # fmt: skip
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:
@@ -270,8 +271,7 @@ class ReportModule(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Reset the predictions."""
-        self.predictions = []
-        self.num_scored = 0
+        self.predictions, self.num_scored = [], 0
 
     def on_test_epoch_end(self) -> None:
         """Check that there was something to score."""

@@ -80,7 +80,7 @@ class GRPOModule(RewardedModule):
         check_counts(num_minibatches=num_minibatches, num_iterations=num_iterations)
         check_counts(micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
-        kl.check_fixed(self.train_vision, self.lora)
+        kl.check_fixed(self.train_vision, self.lora, self.language_model)
         if rollout.servers is not None and self.lora is None:
             raise UserError(NO_ADAPTER)
         self.automatic_optimization = False  # several backward passes make one step

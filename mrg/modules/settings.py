@@ -92,14 +92,19 @@ class KLSettings:
         check_choice("kl.estimator", self.estimator, get_args(KLEstimator))
         check_choice("kl.reference", self.reference, ("adapter", "copy"))
 
-    def check_fixed(self, train_vision: bool, lora: Any) -> None:
+    def check_fixed(self, train_vision: bool, lora: Any, language_model: str = "") -> None:
         """Check that the reference model stays fixed while the policy is trained.
 
         A copy holds all that is trained, the vision tower too; with the adapter off, a trained tower is still there.
 
         Raises:
-            UserError: If the reference would change with the policy.
+            UserError: If the reference would change with the policy, or is untrained.
         """
+        if language_model:
+            raise UserError(
+                "GRPO cannot start from a new language model, whose projector is untrained: run SFT with it, set "
+                "model.init_args.policy to the policy that it saves, and language_model to ''."
+            )
         if self.coef and train_vision and lora is not None:
             raise UserError(
                 "The reference is the policy with its adapter off, whose vision tower is trained too: set "
@@ -236,12 +241,17 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
 
 
-def check_lora(lora: Any, policy: str = "") -> None:
-    """Check the shape of an adapter and that the policy takes one; `lora` may be None.
+def check_lora(lora: Any, policy: str = "", language_model: str = "") -> None:
+    """Check the shape of an adapter and that the policy takes one, or another language model; `lora` may be None.
 
     Raises:
         UserError: If one of its numbers is out of range, or the policy is `"tiny"`.
     """
+    if policy == "tiny" and language_model:
+        raise UserError(
+            "A tiny policy has a language model of its own: set model.init_args.policy to the folder of a policy whose "
+            "vision tower is trained, for example runs/iu_small_vision/policy, or language_model to ''."
+        )
     if lora is None:
         return
     check_counts(1, "lora.", rank=lora.rank, alpha=lora.alpha)

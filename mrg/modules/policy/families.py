@@ -87,6 +87,10 @@ class Family:
         features = base.get_image_features(batch.pixel_values, return_dict=True)
         return torch.cat(list(features.pooler_output)), ()
 
+    def project(self, base: Any, images: Tensor) -> Tensor:
+        """Embeddings of what `images` returns, if a part that is trained comes after the modules of `vision`."""
+        return images
+
     def positions(self, base: Any, batch: Batch, visual: Tensor) -> Tensor:
         """Positions (A, B, P) of the prompts, see `Prompts`; `visual` is (B, P) bool, True at image tokens."""
         return (batch.prompt_mask.long().cumsum(1) - 1).clamp(min=0)[None]
@@ -162,17 +166,39 @@ class Llava(Family):
 
 
 class FastVLM(Family):
-    """FastVLM: a convolutional tower, one token for each place of its last map, before a Qwen2."""
+    """FastVLM: a convolutional tower, one token for each place of its last map, before a Qwen2 or a Llama."""
 
-    texts = ("qwen2",)
+    texts = ("qwen2", "llama")
     special = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>")
 
+    @override
     def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Image embeddings as in `Family`; convolutions are fastest channels-last, and do not cast pixels."""
+        return base.multi_modal_projector(self.places(base, batch)).flatten(0, 1), ()
+
+    def places(self, base: Any, batch: Batch) -> Tensor:
+        """Places (V, P, C) of the tower's last map, for V images.
+
+        Convolutions are fastest with the channels last, and do not cast pixels to their own type.
+        """
         dtype = next(base.vision_tower.parameters()).dtype
         pixels = batch.pixel_values.to(dtype).contiguous(memory_format=torch.channels_last)
-        features = base.get_image_features(pixels, return_dict=True)
-        return features.pooler_output.flatten(0, 1), ()
+        places: Tensor = base.vision_tower(pixels, return_dict=True).last_hidden_state
+        return places.flatten(2).permute(0, 2, 1)
+
+
+class FastVLMProjector(FastVLM):
+    """FastVLM whose projector is trained behind a frozen tower: `images` are what the tower computes."""
+
+    vision = ("vision_tower",)
+
+    @override
+    def images(self, base: Any, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.places(base, batch).flatten(0, 1), ()
+
+    @override
+    def project(self, base: Any, images: Tensor) -> Tensor:
+        projected: Tensor = base.multi_modal_projector(images)
+        return projected
 
 
 class InternVL(Family):

@@ -21,10 +21,13 @@ from mrg.modules.policy.policy import Policy, SharedPrefix
 from mrg.modules.policy.precision import hold_trained
 from mrg.modules.policy.processor import close_think, special_tags
 from mrg.modules.policy.quantization import prepare_quantized, quantization_config
+from mrg.modules.policy.smollm import with_smollm2
 from mrg.modules.prefix.attention import install_attention
 
 DType = Literal["auto", "float32", "bfloat16"]
 """Type of frozen weights; `"auto"` is that of the checkpoint."""
+LanguageModel = Literal["", "smollm2"]
+"""Language model in place of the checkpoint's; empty keeps the checkpoint's."""
 
 
 def load_policy(
@@ -36,6 +39,7 @@ def load_policy(
     gradient_checkpointing: bool = False,
     load_in_4bit: bool = False,
     shared_prefix: SharedPrefix = "auto",
+    language_model: LanguageModel = "",
 ) -> Policy:
     """Load a checkpoint of one of `FAMILIES`.
 
@@ -52,6 +56,8 @@ def load_policy(
         load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023). Requires `lora` and
             `pip install 'mrg[qlora]'`. Meant for CUDA GPUs; slow on a CPU.
         shared_prefix: When a prompt is read once for all of its completions.
+        language_model: `"smollm2"` puts SmolLM2 in place of a FastVLM's language model and trains a new projector, see
+            `mrg.modules.policy.smollm`.
 
     Raises:
         ValueError: If the checkpoint cannot be found or read, is not of a supported family, is already quantized, or
@@ -59,8 +65,8 @@ def load_policy(
     """
     from transformers import AutoModelForImageTextToText
 
-    _check_choices(dtype, shared_prefix)
-    check_frozen(train_vision, "", load_in_4bit, lora)
+    _check_choices(dtype, shared_prefix, language_model)
+    check_frozen(train_vision, "", load_in_4bit, lora, language_model)
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     kind = _family(path)
     has_adapter = _check_adapter(path, load_in_4bit)
@@ -74,6 +80,8 @@ def load_policy(
             )
     if has_adapter:
         model = merge_saved(model, path)
+    if language_model:
+        model, processor = with_smollm2(model, processor)
     if load_in_4bit:
         prepare_quantized(model)
     missing = sorted(info["missing_keys"])
@@ -86,11 +94,15 @@ def load_policy(
     if gradient_checkpointing:
         # On the language model alone: on the whole model it would pull the frozen vision tower into autograd.
         model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    return prepare(model, processor, lora, train_vision, shared_prefix)
+    return prepare(model, processor, lora, train_vision, shared_prefix, bool(language_model))
 
 
-def _check_choices(dtype: str, shared_prefix: str) -> None:
-    for name, value, choices in (("dtype", dtype, DType), ("shared_prefix", shared_prefix, SharedPrefix)):
+def _check_choices(dtype: str, shared_prefix: str, language_model: str) -> None:
+    for name, value, choices in (
+        ("dtype", dtype, DType),
+        ("shared_prefix", shared_prefix, SharedPrefix),
+        ("language_model", language_model, LanguageModel),
+    ):
         if value not in get_args(choices):
             *most, last = map(repr, get_args(choices))
             raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
@@ -105,7 +117,12 @@ def _warn_special_tags(tokenizer: Any, path: str) -> None:
 
 
 def prepare(
-    model: Any, processor: Any, lora: LoRA | None, train_vision: bool, shared_prefix: SharedPrefix = "auto"
+    model: Any,
+    processor: Any,
+    lora: LoRA | None,
+    train_vision: bool,
+    shared_prefix: SharedPrefix = "auto",
+    train_projector: bool = False,
 ) -> Policy:
     """Make a policy of a transformers model: add an adapter, freeze what is not trained, hold the rest in float32.
 
@@ -115,23 +132,28 @@ def prepare(
         lora: Shape of the adapter; None trains the weights of the language model.
         train_vision: Train the vision tower as well.
         shared_prefix: When a prompt is read once for all of its completions.
+        train_projector: See `Policy`.
     """
     model.config.use_cache = False
     install_attention(model.model.language_model)
     if lora is not None:
         model = add_adapter(model, lora, LANGUAGE_LINEARS)
-    policy = Policy(model, processor, train_vision, shared_prefix)
+    policy = Policy(model, processor, train_vision, shared_prefix, train_projector)
     for name, parameter in policy.named_parameters():
         if any(f".{module}." in name for module in policy.family.vision):
             parameter.requires_grad_(train_vision)
+        elif train_projector and ".multi_modal_projector." in name:
+            parameter.requires_grad_(True)  # an adapter has frozen it
     hold_trained(policy)
     # A loaded model is in eval mode, in which gradient checkpointing and dropout are off; Lightning does not change it.
     policy.train()
     return policy
 
 
-def check_frozen(train_vision: bool, vision_cache: str, load_in_4bit: bool, lora: LoRA | None) -> None:
-    """Reject settings that require frozen weights if these are trained.
+def check_frozen(
+    train_vision: bool, vision_cache: str, load_in_4bit: bool, lora: LoRA | None, language_model: LanguageModel = ""
+) -> None:
+    """Reject settings that require frozen weights if these are trained, or a language model that they do not fit.
 
     Raises:
         ValueError: If there are any.
@@ -140,6 +162,8 @@ def check_frozen(train_vision: bool, vision_cache: str, load_in_4bit: bool, lora
         raise UserError("vision_cache requires a frozen vision tower: set model.init_args.vision_cache to ''.")
     if load_in_4bit and lora is None:
         raise UserError("4-bit weights cannot be trained: set model.init_args.lora, or load_in_4bit to false.")
+    if language_model and load_in_4bit:
+        raise UserError("load_in_4bit does not support language_model: set one of them to its default.")
 
 
 def _family(path: str) -> str:

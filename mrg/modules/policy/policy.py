@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.modules.policy import lora
-from mrg.modules.policy.families import FAMILIES
+from mrg.modules.policy.families import FAMILIES, FastVLMProjector
 from mrg.modules.policy.logps import TokenLogps, token_logps
 from mrg.modules.policy.precision import CastAdapter
 from mrg.modules.policy.ranks import exchange
@@ -45,10 +45,16 @@ class Policy(nn.Module):
         shared_prefix: `"auto"` reads a prompt once for all of its completions whenever that computes the same as
             reading it once per completion; `"required"` raises an error otherwise; `"off"` reads it once per completion
             in the loss.
+        train_projector: Train the projector of a FastVLM, whose tower is frozen unless `train_vision` is set.
     """
 
     def __init__(
-        self, model: Any, processor: Any, train_vision: bool = False, shared_prefix: SharedPrefix = "auto"
+        self,
+        model: Any,
+        processor: Any,
+        train_vision: bool = False,
+        shared_prefix: SharedPrefix = "auto",
+        train_projector: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -59,7 +65,8 @@ class Policy(nn.Module):
         self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
         self.cache: VisionCache | None = None
-        self.family = FAMILIES[self.base.config.model_type](self.base.config)
+        kind = FAMILIES[self.base.config.model_type]
+        self.family = (FastVLMProjector if train_projector and not train_vision else kind)(self.base.config)
         self.adapts_norms = False
 
     def train(self, mode: bool = True) -> Policy:
@@ -195,7 +202,9 @@ class Policy(nn.Module):
         if not len(batch.pixel_values):
             return torch.zeros(0, self.base.config.text_config.hidden_size, device=batch.prompt_ids.device), ()
         with contextlib.nullcontext() if self.train_vision else torch.no_grad():
-            return self.family.images(self.base.model, batch) if self.cache is None else self.cache.images(batch)
+            cache = self.cache
+            images, deepstack = self.family.images(self.base.model, batch) if cache is None else cache.images(batch)
+        return self.family.project(self.base.model, images), deepstack
 
     def hidden(
         self,
@@ -323,4 +332,4 @@ class Policy(nn.Module):
 
     def merge_note(self) -> str:
         """Note in brackets for the line that names the saved policy; empty unless merging rounds its weights."""
-        return merge_note(self.model, self.train_vision)
+        return merge_note(self.model, self.train_vision or isinstance(self.family, FastVLMProjector))

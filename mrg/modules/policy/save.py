@@ -69,12 +69,12 @@ def merged_weights(model: Any, keep: bool, base: Any) -> dict[str, Tensor]:
     return weights
 
 
-def merge_note(model: Any, train_vision: bool) -> str:
+def merge_note(model: Any, more: bool) -> str:
     """Note in brackets for the line that names a saved policy; empty unless merging rounds its weights.
 
     Args:
         model: The model that is merged.
-        train_vision: Whether the vision tower is trained, so that the adapter alone is not the whole policy.
+        more: Whether the vision tower or the projector is trained, so that the adapter alone is not the whole policy.
     """
     if not has_adapter(model):
         return ""
@@ -82,7 +82,7 @@ def merge_note(model: Any, train_vision: bool) -> str:
     half = base.lm_head.weight.dtype in (torch.bfloat16, torch.float16)  # LoRA never trains the head
     if not half and not is_quantized(base):
         return ""
-    exact = "" if train_vision else "; for an exact copy use export --adapter true"
+    exact = "" if more else "; for an exact copy use export --adapter true"
     return f" (merged weights are rounded: not exactly the policy that was scored{exact})"
 
 
