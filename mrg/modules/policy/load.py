@@ -47,17 +47,12 @@ def load_policy(
         path: Hub id or local folder.
         lora: Shape of the adapter to train; None trains the weights of the language model.
         train_vision: Train the vision tower as well.
-        dtype: Type of the frozen weights: `"float32"`, `"bfloat16"` or `"auto"` for that of the checkpoint. Trained
-            weights are held in float32.
-        max_pixels: Pixel budget of one image, for Qwen-VL and InternVL; 0 uses the checkpoint's own. Images of the
-            other families have a fixed size.
-        gradient_checkpointing: Recompute the language model's activations in the backward pass, which needs less memory
-            and more time.
-        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023). Requires `lora` and
-            `pip install 'mrg[qlora]'`. Meant for CUDA GPUs; slow on a CPU.
+        dtype: Type of the frozen weights; trained weights are held in float32.
+        max_pixels: Pixel budget of one image, for Qwen-VL and InternVL; 0 uses the checkpoint's own.
+        gradient_checkpointing: Recompute the language model's activations in the backward pass, to save memory.
+        load_in_4bit: Hold the frozen language model in 4 bits (QLoRA; Dettmers et al., 2023). Requires `lora`.
         shared_prefix: When a prompt is read once for all of its completions.
-        language_model: `"smollm2"` puts SmolLM2 in place of a FastVLM's language model and trains a new projector, see
-            `mrg.modules.policy.smollm`.
+        language_model: `"smollm2"` puts SmolLM2 in place of a FastVLM's and trains a new projector.
 
     Raises:
         ValueError: If the checkpoint cannot be found or read, is not of a supported family, is already quantized, or
