@@ -16,6 +16,7 @@ torch.set_num_threads(1)  # two threads only wait for each other where anything 
 
 def pytest_addoption(parser):
     default = Path(__file__).parents[1] / ".vllm"
+    parser.addoption("--rehearse", action="store_true", help="run the tests for CUDA GPUs on the CPU")
     parser.addoption("--vllm", type=Path, default=default, help="environment of tests/servers/build_vllm.sh")
 
 

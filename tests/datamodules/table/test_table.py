@@ -210,7 +210,7 @@ def test_the_last_part_of_an_identifier_is_no_extension(root):
     write_csv(root / "t.csv", [{"id": i, "a": name} for i, name in zip("ABC", names, strict=True)])
     data = module(root, columns=Columns("a", id="id"), split="test", missing_images="drop")
     data.setup()
-    found = {study.id: study.views[0].image.name for study in data.splits["test"]}
+    found = {study.id: study.views[0].image.name for study in data.to_predict()}
     assert found == {"A": "1.2.840.113.5.png", "B": "1.2.840.113.6.png"}
     assert data.dropped["missing_images drop"] == [str(root / "images" / "1.2.840.113.7")]
 

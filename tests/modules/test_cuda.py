@@ -1,0 +1,132 @@
+"""The same on a CUDA GPU as on the CPU: log-probabilities, gradients, tokens, rounds, 4-bit weights.
+
+Skipped without a GPU; `--rehearse` runs the tests with the CPU in its place.
+"""
+
+import copy
+import importlib.util
+
+import lightning as L
+import pytest
+import torch
+
+from mrg.datamodules.collate import StudyCollator
+from mrg.modules.grpo import GRPOModule
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rollout.compiled import CompiledDecoder
+from mrg.modules.rollout.sampling import sample
+from mrg.modules.rollout.static_cache import StaticDecoder
+from tests.families import QWEN, unequal_studies
+from tests.family_checkpoints import BUILDERS, save_checkpoint
+from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
+from tests.nested import nested
+
+GROUP = 4
+TYPES = {torch.float32: (1e-4, 0.99999), torch.bfloat16: (0.1, 0.9)}
+"""Type -> largest mean error of log-probabilities, least cosine of gradients; random models amplify rounding."""
+
+
+@pytest.fixture(scope="module")
+def device(request):
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if request.config.getoption("--rehearse"):
+        return torch.device("cpu")
+    pytest.skip("there is no CUDA GPU; --rehearse runs the tests on the CPU")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folders = {}
+
+    def folder(family):
+        if family not in folders:
+            folders[family] = save_checkpoint(family, tmp_path_factory.mktemp(family))
+        return folders[family]
+
+    return folder
+
+
+def loaded(checkpoints, family, **options):
+    torch.manual_seed(0)
+    pixels = SETTINGS["max_pixels"] if family in QWEN else 0
+    policy = load_policy(checkpoints(family), LoRA(4), max_pixels=pixels, **options).eval()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # an adapter that does something
+        for parameter in (p for p in policy.parameters() if p.requires_grad):
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return policy
+
+
+def gradients(policy, batch, ids, mask, device, dtype):
+    """Log-probabilities and gradients of the adapter, on the CPU in float64."""
+    policy = copy.deepcopy(policy).to(device)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        logps = policy.logps(policy.embed(batch.to(device)), ids.to(device), mask.to(device)).logps
+        (logps * mask.to(device)).sum().backward()
+    found = {name: p.grad.double().cpu() for name, p in policy.named_parameters() if p.grad is not None}
+    return logps.detach().double().cpu(), torch.cat([grad.flatten() for grad in found.values()])
+
+
+@pytest.mark.parametrize("dtype", list(TYPES), ids=str)
+@pytest.mark.parametrize("family", [*QWEN, *BUILDERS])
+def test_log_probabilities_and_gradients(checkpoints, family, dtype, device):
+    policy = loaded(checkpoints, family)
+    batch = StudyCollator(policy.processor, "Report:")(unequal_studies())
+    with torch.no_grad():
+        rollout = sample(policy, policy.embed(batch), GROUP, 12, generator=torch.Generator().manual_seed(0))
+    arguments = (policy, batch, rollout.completion_ids, rollout.completion_mask)
+    expected, whole = gradients(*arguments, torch.device("cpu"), torch.float32)
+    found, rest = gradients(*arguments, device, dtype)
+    real = rollout.completion_mask.bool()
+    error, cosine = TYPES[dtype]
+    assert (found - expected)[real].abs().mean() < error
+    assert whole.norm() > 1e-3
+    assert torch.cosine_similarity(whole, rest, dim=0) > cosine
+
+
+@pytest.mark.parametrize("decoder", [None, StaticDecoder, CompiledDecoder], ids=["shrinking", "static", "compiled"])
+def test_greedy_tokens(checkpoints, decoder, device):
+    policy = loaded(checkpoints, QWEN[0])
+    batch = StudyCollator(policy.processor, "Report:")(unequal_studies())
+    with torch.no_grad():
+        expected = sample(policy, policy.embed(batch), 1, 16, 0.0)
+        there = copy.deepcopy(policy).to(device)
+        found = sample(there, there.embed(batch.to(device)), 1, 16, 0.0, decoder=decoder() if decoder else None)
+    assert found.texts == expected.texts
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_rounds(checkpoints, precision, device):
+    def run(accelerator, precision):
+        torch.manual_seed(0)
+        options = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, "group_size": GROUP, **SETTINGS}
+        module = GRPOModule(**nested(policy=checkpoints(QWEN[0]), **options))
+        module.reward = Shortness()
+        quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = L.Trainer(
+            max_epochs=2, accelerator=accelerator, devices=1, precision=precision, enable_model_summary=False,
+            num_sanity_val_steps=0, **quiet,
+        )  # fmt: skip
+        data = FixedData(unequal_studies(), batch_size=3)
+        trainer.fit(module, data)
+        return trainer.test(module, data, verbose=False), module
+
+    _, module = run("cuda" if device.type == "cuda" else "cpu", precision)
+    moved = [p for p in module.policy.parameters() if p.requires_grad]
+    assert all(bool(p.isfinite().all()) for p in moved)
+    assert any(float(p.detach().abs().max()) > 1e-3 for p in moved)
+
+
+def test_a_4_bit_base(checkpoints, device):
+    if importlib.util.find_spec("bitsandbytes") is None or importlib.util.find_spec("accelerate") is None:
+        pytest.skip("bitsandbytes or accelerate is not installed")
+    policy = loaded(checkpoints, QWEN[0], load_in_4bit=True).to(device)
+    batch = StudyCollator(policy.processor, "Report:")(unequal_studies()).to(device)
+    rollout = sample(policy, policy.embed(batch), GROUP, 8, generator=torch.Generator(device).manual_seed(0))
+    logps = policy.logps(policy.embed(batch), rollout.completion_ids, rollout.completion_mask).logps
+    logps.sum().backward()
+    grads = [p.grad for p in policy.parameters() if p.requires_grad]
+    assert grads
+    assert all(g is not None and bool(g.isfinite().all()) for g in grads)
