@@ -248,7 +248,7 @@ def damage_split(root, content):
 
 
 def damage_report(root, content):
-    content["train"][1]["report"] = " "
+    content["train"][1]["report"] = 7
     write_annotation(root, content)
 
 
@@ -266,7 +266,7 @@ def damage_truncated(root, content):
     ("damage", "parts"),
     [
         (damage_split, ("annotation.json", "'val'")),
-        (damage_report, ("annotation.json", "train1", "empty")),
+        (damage_report, ("annotation.json", "train1", "'report' to be a string, but got 7")),
         (damage_missing, ("1 of the 13 images", "train0/0.png", "data.init_args.root")),
         (damage_truncated, ("Study train", "0.png is truncated at 300 bytes")),
     ],
@@ -289,9 +289,12 @@ def test_bad_data_is_one_line(tmp_path, iu_tree, capsys, damage, parts, num_work
         (["--data.init_args.variant=r2gen"], ("train 8, val 2, test 3", "train 2069, val 296, test 590")),
         (["--model.init_args.policy=/no/such/policy"], ("/no/such/policy", "model.init_args.policy")),
         (["--model.init_args.policy=nobody/nothing"], ("nobody/nothing", "model.init_args.policy")),
-        (["--model.init_args.think=maybe"], ("SFTModule", "think", "'required', 'absent'", "maybe")),
+        (["--model.init_args.think=maybe"], ("model.init_args.think", "'required' or 'absent'", "maybe")),
         (["--model.init_args.tiny.hidden_size=50"], ("multiple of 32", "50")),
-        (["--model.init_args.dtype=bf16", "--model.init_args.policy=x/y"], ("SFTModule", "dtype", "'float32'", "bf16")),
+        (
+            ["--model.init_args.dtype=bf16", "--model.init_args.policy=x/y"],
+            ("model.init_args.dtype", "'float32'", "bf16"),
+        ),
         (["--model.init_args.lora={rank: 4}"], ("model.init_args.lora",)),
         (["--model.init_args.max_views=-1"], ("model.init_args.max_views", "-1")),
         (["--model.init_args.use_indication=true"], ("model.init_args.use_indication",)),
