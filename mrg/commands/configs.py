@@ -33,19 +33,21 @@ def _first(lines: Sequence[str]) -> int:
 
 
 def resolve(word: str) -> str:
-    """Path of a configuration: a file as it is, otherwise a shipped one by its name.
+    """Path of a configuration: that of a shipped one for its name; what is clearly a path is left to the parser.
 
     Args:
         word: Value of `--config`: a path, or a name such as `iu`, `iu.yaml`, `configs/iu.yaml` or `memory/qlora`.
 
     Raises:
-        NotFoundError: If it is neither.
+        NotFoundError: If it looks like a name, and is neither a file nor shipped.
     """
+    name = word.removesuffix(".yaml").removeprefix("configs/")
     if Path(word).is_file() or not word:
         return word
-    name = word.removesuffix(".yaml").removeprefix("configs/")
     if name in names():
         return str(CONFIGS / f"{name}.yaml")
+    if str(Path(name).parent) not in {str(Path(known).parent) for known in names()}:
+        return word
     raise NotFoundError(
         f"Expected --config to be a file or the name of a shipped configuration, but got {word!r}"
         f"{nearest(name, names()) or '.'} `python -m mrg configs` lists them."
