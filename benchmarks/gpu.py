@@ -36,7 +36,7 @@ class Part(NamedTuple):
 
 
 def parts(folder: Path, small: bool) -> list[Part]:
-    """The parts in the order of what is most wanted.
+    """The parts, the most important first.
 
     Args:
         folder: Folder of the results.

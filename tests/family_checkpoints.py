@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of all families; those beside the Qwen-VL ones in the files in which theirs are published."""
+"""Tiny random checkpoints of all families; all but the Qwen-VL ones have the files of published checkpoints."""
 
 import json
 from pathlib import Path

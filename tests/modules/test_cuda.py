@@ -18,7 +18,7 @@ from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.static_cache import StaticDecoder
 from tests.families import QWEN, unequal_studies
-from tests.family_checkpoints import BUILDERS, save_checkpoint
+from tests.family_checkpoints import BUILDERS
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness
 from tests.nested import nested
 
@@ -34,18 +34,6 @@ def device(request):
     if request.config.getoption("--rehearse"):
         return torch.device("cpu")
     pytest.skip("there is no CUDA GPU; --rehearse runs the tests on the CPU")
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    folders = {}
-
-    def folder(family):
-        if family not in folders:
-            folders[family] = save_checkpoint(family, tmp_path_factory.mktemp(family))
-        return folders[family]
-
-    return folder
 
 
 def loaded(checkpoints, family, **options):
@@ -111,12 +99,13 @@ def test_rounds(checkpoints, precision, device):
         )  # fmt: skip
         data = FixedData(unequal_studies(), batch_size=3)
         trainer.fit(module, data)
-        return trainer.test(module, data, verbose=False), module
+        trained = {name: p for name, p in module.policy.named_parameters() if p.requires_grad}
+        return torch.cat([p.detach().cpu().flatten() for name, p in trained.items() if "lora_B" in name])
 
-    _, module = run("cuda" if device.type == "cuda" else "cpu", precision)
-    moved = [p for p in module.policy.parameters() if p.requires_grad]
-    assert all(bool(p.isfinite().all()) for p in moved)
-    assert any(float(p.detach().abs().max()) > 1e-3 for p in moved)
+    # Matrices B start at 0, so that they are the sum of all steps; Adam turns rounding of a small gradient into a step.
+    there, here = run("cuda" if device.type == "cuda" else "cpu", precision), run("cpu", "32-true")
+    assert here.norm() > 1e-3
+    assert torch.cosine_similarity(there, here, dim=0) > (0.95 if precision == "32-true" else 0.3)
 
 
 def test_a_4_bit_base(checkpoints, device):

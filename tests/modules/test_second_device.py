@@ -13,7 +13,7 @@ from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.static_cache import StaticDecoder
 from mrg.modules.sft import SFTModule
 from tests.families import QWEN, family_policy, unequal_studies
-from tests.family_checkpoints import BUILDERS, save_checkpoint
+from tests.family_checkpoints import BUILDERS
 from tests.metrics.labelers.chexbert_lookalike import ODD, random_text, write_lookalike
 from tests.modules.rollout.test_kv_cache import ending_policy
 from tests.modules.rollout.test_static_cache import prompts_for, write
@@ -23,19 +23,6 @@ from tests.second_device import MOVES, SECOND, DeviceError, second_device, secon
 
 FAMILIES = [*QWEN, *BUILDERS]
 LORA = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Folders of a tiny policy of each family, written when first asked for."""
-    folders = {}
-
-    def folder(family):
-        if family not in folders:
-            folders[family] = save_checkpoint(family, tmp_path_factory.mktemp(family))
-        return folders[family]
-
-    return folder
 
 
 class Gradients(L.Callback):

@@ -90,7 +90,7 @@ def join_sections(texts: Sequence[str], deidentified: Deidentified = "keep") -> 
     """Join sections with a space, each cleaned by `clean_target`.
 
     A section that consists only of de-identified sentences is kept as written: an empty target would teach the policy
-    to write nothing.
+    to write empty reports.
     """
     return " ".join(clean_target(text, deidentified) or text for text in texts)
 

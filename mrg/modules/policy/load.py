@@ -127,7 +127,7 @@ def prepare(
         lora: Shape of the adapter; None trains the weights of the language model.
         train_vision: Train the vision tower as well.
         shared_prefix: When a prompt is read once for all of its completions.
-        train_projector: See `Policy`.
+        train_projector: Train the projector of a FastVLM as well.
     """
     model.config.use_cache = False
     install_attention(model.model.language_model)

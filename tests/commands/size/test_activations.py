@@ -94,7 +94,7 @@ def test_peak_of_a_forward_and_backward_pass(shape_of, rank, precision, checkpoi
 @pytest.mark.parametrize("completion", [5, 40])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_gradient_of_a_trained_head(precision, completion):
-    """A vocabulary that outweighs the layers; few tokens, and so many that their logits weigh more."""
+    """The vocabulary needs more memory than the layers; with many tokens, the logits need more than both."""
     policy = build(*SHAPES[0], rank=0, dtype=PRECISIONS[precision][0])
     head = policy.base.lm_head
     head.weight = torch.nn.Parameter(head.weight.detach().repeat(100, 1))

@@ -27,7 +27,7 @@ from tests.refusals import refused
 
 @pytest.fixture
 def roots(tmp_path: Path) -> dict[str, Path]:
-    """The synthetic collection in each form, each with R2Gen's annotation; XML reports lie beside the first, too."""
+    """The synthetic collection in each form, each with R2Gen's annotation; the first also has the XML reports."""
     for form, write in zip(FORMS, (write_r2gen, write_openi, write_kaggle), strict=True):
         write(tmp_path / form)
         write_annotation(tmp_path / form)

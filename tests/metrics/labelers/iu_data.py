@@ -1,4 +1,4 @@
-"""The IU X-Ray reports and CheXbert's labels of the training ones, where they lie beside the project."""
+"""The IU X-Ray reports and CheXbert's labels of the training ones, if the data folder next to the project has them."""
 
 import json
 from pathlib import Path
