@@ -87,10 +87,12 @@ def test_greedy_tokens(checkpoints, decoder, device):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_rounds(checkpoints, precision, device):
+    path = checkpoints(QWEN[0])  # before the seed: writing it draws random numbers
+
     def run(accelerator, precision):
         torch.manual_seed(0)
         options = {"lora": LoRA(4), "learning_rate": 1e-2, "warmup_steps": 0, "group_size": GROUP, **SETTINGS}
-        module = GRPOModule(**nested(policy=checkpoints(QWEN[0]), **options))
+        module = GRPOModule(**nested(policy=path, **options))
         module.reward = Shortness()
         quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = L.Trainer(
@@ -105,7 +107,7 @@ def test_rounds(checkpoints, precision, device):
     # Matrices B start at 0, so that they are the sum of all steps; Adam turns rounding of a small gradient into a step.
     there, here = run("cuda" if device.type == "cuda" else "cpu", precision), run("cpu", "32-true")
     assert here.norm() > 1e-3
-    assert torch.cosine_similarity(there, here, dim=0) > (0.95 if precision == "32-true" else 0.3)
+    assert torch.cosine_similarity(there, here, dim=0) > (0.95 if precision == "32-true" else 0.3)  # 0.49 on a CPU
 
 
 def test_a_4_bit_base(checkpoints, device):
