@@ -27,7 +27,8 @@ USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
   validate  score the best checkpoint of a run on the validation split
   test      score it on the test split, next to baselines; without --config and --name, that of the latest run
   predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
-  compare   compare two tested runs: a table of paired differences, and a page of the studies in which they differ
+  compare   compare two runs, or files of reports: a table of paired differences, and a page of the studies that differ
+  gallery   write the page of all studies of a tested run, or of files of reports by any models
   page      rebuild the page of a run, <runs>/<name>/index.html
   ablate    train variants of a configuration over several seeds: one table, one figure
   export    write the policy of a run, merged or as an adapter, for transformers, peft or vLLM
@@ -41,6 +42,7 @@ USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
 OWN = {
     "demo": "mrg.commands.demo",
     "compare": "mrg.commands.compare",
+    "gallery": "mrg.commands.gallery",
     "page": "mrg.pages.run",
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
