@@ -115,7 +115,7 @@ def test_what_was_written_with_other_settings_is_refused(run, monkeypatch, capsy
         batches(patch, stop=1)
         with pytest.raises(RuntimeError):
             main(["test", *arguments(run)])
-    code, message = failure(capsys, ["test", *arguments(run, "--resume=auto", "--data.init_args.seed=5")])
+    code, message = failure(capsys, ["test", *arguments(run, "--resume=auto", "--data.init_args.num_test=6")])
     assert (code, "cannot be resumed: it was written with another data." in message) == (2, True)
     code, message = failure(capsys, ["test", *arguments(run, "--resume=here.ckpt")])
     assert (code, message) == (2, "mrg: Expected --resume of test to be auto, but got 'here.ckpt'.")
