@@ -12,7 +12,7 @@ def main(args: Sequence[str]) -> None:
     """Parse the options and compare."""
     from argparse import ArgumentParser
 
-    from mrg.commands.systems import add_options
+    from mrg.commands.systems import add_options, as_path
 
     parser = ArgumentParser(
         "python -m mrg compare",
@@ -21,7 +21,7 @@ def main(args: Sequence[str]) -> None:
         "studies that have most of them.",
     )
     add = parser.add_argument
-    add("run_a", metavar="A", type=Path, help="folder of a tested run (with predictions.jsonl), or a file of reports "
+    add("run_a", metavar="A", type=Path, help="name or folder of a tested run (with predictions.jsonl), or a file of reports "
         "(.jsonl, .json, .csv, .tsv)")  # fmt: skip
     add("run_b", metavar="B", type=Path, help="another one, on the same studies")
     add("--trials", type=int, default=10_000, dest="num_trials", help="number of bootstrap samples, and of "
@@ -31,6 +31,9 @@ def main(args: Sequence[str]) -> None:
     add("--output", type=Path, metavar="FILE", help="page to write (default: compare-B.html in the folder of A)")
     add_options(parser)
     options = vars(parser.parse_args(list(args)))
+    runs = options.pop("runs")
+    for key in ("run_a", "run_b"):
+        options[key] = as_path(options[key], runs)
     columns = {key: options.pop(key) for key in ("references", "by_row", "id", "preds", "target")}
     compare(**options, columns=columns)
 

@@ -24,15 +24,17 @@ def main(args: Sequence[str]) -> None:
         "as correct, missed or hallucinated. Several runs or files on the same studies are shown side by side.",
     )
     add = parser.add_argument
-    add("paths", metavar="RUN|FILE", type=Path, nargs="+", help="folder of a tested run (with predictions.jsonl), or a "
-        "file of reports (.jsonl, .json, .csv, .tsv)")  # fmt: skip
+    add("paths", metavar="RUN|FILE", type=Path, nargs="+", help="name or folder of a tested run (with "
+        "predictions.jsonl), or a file of reports (.jsonl, .json, .csv, .tsv)")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="page to write (default: gallery.html in the folder of a run, "
         "NAME.gallery.html next to a file)")  # fmt: skip
     add("--title", help="title of the page (default: the name of the run or file)")
     add("--max_studies", "--max-studies", type=int, default=5000, help="largest number of studies, those with the "
         "lowest MCCS first (default: %(default)s)")  # fmt: skip
     shared.add_options(parser)
-    print(f"Gallery: {write_gallery(parser.parse_args(list(args)))}", flush=True)
+    options = parser.parse_args(list(args))
+    options.paths = [shared.as_path(path, options.runs) for path in options.paths]
+    print(f"Gallery: {write_gallery(options)}", flush=True)
 
 
 def write_gallery(options: Namespace) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mrg.errors import UserError
 from mrg.log import log
+from mrg.run.find import path_or_run
 
 if TYPE_CHECKING:
     from mrg.datamodules.study import View
@@ -21,6 +22,8 @@ SHOW = ("embed", "link", "none")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the files, the labeler and the page."""
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder in which runs are found by name "
+        "(default: %(default)s)")  # fmt: skip
     files = parser.add_argument_group("files of reports")
     add = files.add_argument
     add("--references", type=Path, metavar="FILE", help="file of references, joined with the reports by id")
@@ -43,6 +46,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "reduced to fit --megabytes (default: %(default)s)")  # fmt: skip
     add("--megabytes", type=float, default=40.0, help="budget of embedded images in megabytes (default: %(default)g)")
     add("--redact", action="store_true", help="write a page without texts, images and ids: labels and scores only")
+
+
+def as_path(path: Path, runs: Path) -> Path:
+    """Path of a file of reports, or of a run that may be given by name."""
+    return path if path.suffix.lower() in (".jsonl", ".json", ".csv", ".tsv") else path_or_run(str(path), runs)
 
 
 def image_options(images: str | None, show: str, image_size: int, megabytes: float) -> tuple[Path | None, ImageOptions]:
