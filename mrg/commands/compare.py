@@ -21,8 +21,8 @@ def main(args: Sequence[str]) -> None:
         "studies that have most of them.",
     )
     add = parser.add_argument
-    add("run_a", metavar="A", type=Path, help="name or folder of a tested run (with predictions.jsonl), or a file of reports "
-        "(.jsonl, .json, .csv, .tsv)")  # fmt: skip
+    add("run_a", metavar="A", type=Path, help="name or folder of a tested run (with predictions.jsonl), or a file of "
+        "reports (.jsonl, .json, .csv, .tsv)")  # fmt: skip
     add("run_b", metavar="B", type=Path, help="another one, on the same studies")
     add("--trials", type=int, default=10_000, dest="num_trials", help="number of bootstrap samples, and of "
         "randomization trials (default: %(default)s)")  # fmt: skip

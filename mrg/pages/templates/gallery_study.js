@@ -169,6 +169,8 @@ function reports(study) {
     const section = make("section");
     section.append(make("h4", "", "Reference"));
     if (several) section.append(make("p", "score", `marked against ${systems[state.judge]}`));
+    const names = conditions.filter((_, i) => i < numFindings && isStated(study.labels[i]));
+    section.append(make("p", "chips soft", names.length ? `Findings: ${names.join(", ")}` : "No finding."));
     section.append(report(output(study).target));
     texts.append(section);
   }
@@ -190,7 +192,7 @@ function card(place) {
   article.setAttribute("aria-labelledby", heading.id);
   article.append(heading);
   if (study.indication) article.append(make("p", "score", `Indication: ${study.indication}`));
-  const parts = make("div", study.views.length ? "parts" : "parts bare");
+  const parts = make("div", `parts${study.views.length ? "" : " bare"}${several ? " several" : ""}`);
   if (study.views.length) {
     const views = make("div", "views");
     study.views.forEach((view, number) => views.append(figure(study, place, view, number)));
