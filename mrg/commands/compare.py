@@ -75,9 +75,7 @@ def compare(
         raise UserError(f"Expected --trials to be at least 1, but got {num_trials}.")
     folder, image_options = shared.image_options(images, show, image_size, megabytes)
     names = shared.system_names([run_a, run_b])
-    home = run_a if run_a.is_dir() else run_a.parent
-    stem = run_b.resolve().name if run_b.is_dir() else run_b.stem
-    page = output or home / f"compare-{stem}{'-redacted' if redact else ''}.html"
+    page = output or _page(run_a, run_b, redact)
     shared.check_page(page)
     runs = [read_system(path, Columns(**(columns or {}))) for path in (run_a, run_b)]  # type: ignore[arg-type]
     first, second = (run.predictions() for run in runs)
@@ -103,3 +101,10 @@ def compare(
     ).write(page)
     print_if_read(f"\nPage: {page}")
     return page
+
+
+def _page(run_a: Path, run_b: Path, redact: bool) -> Path:
+    """Default page, in the folder of A."""
+    home = run_a if run_a.is_dir() else run_a.parent
+    stem = run_b.resolve().name if run_b.is_dir() else run_b.stem
+    return home / f"compare-{stem}{'-redacted' if redact else ''}.html"

@@ -24,7 +24,7 @@ from mrg.metrics.remarks import remarks
 from mrg.metrics.verdicts import ERRORS, VERDICTS, verdicts
 from mrg.pages.images import ImageOptions, page_images
 from mrg.pages.marks import MARKED, STATED, Piece, label_kinds, marked_text, verdict_kinds
-from mrg.pages.page import write_page
+from mrg.pages.page import read_template, write_page
 
 
 @dataclasses.dataclass
@@ -230,7 +230,6 @@ def _num_stated(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[in
 
 
 def _script() -> str:
-    """The page's script from its three files, in one scope."""
-    folder = Path(__file__).parent / "templates"
+    """The page's script from its files, in one scope."""
     files = ("gallery_data.js", "gallery_study.js", "gallery_viewer.js", "gallery.js")
-    return '"use strict";\n(() => {\n' + "\n".join((folder / f).read_text(encoding="utf-8") for f in files) + "})();\n"
+    return '"use strict";\n(() => {\n' + "\n".join(map(read_template, files)) + "})();\n"
