@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrg.commands import systems as shared
 from mrg.errors import UserError
 
 
 def main(args: Sequence[str]) -> None:
     """Parse the options and compare."""
-    from argparse import ArgumentParser
-
-    from mrg.commands.systems import add_options, as_path
-
     parser = ArgumentParser(
         "python -m mrg compare",
         description="Compare two tested runs, or files of reports by any models, on the same studies: a paired table "
@@ -29,75 +27,62 @@ def main(args: Sequence[str]) -> None:
     add("--changed", type=int, default=10, dest="num_changed", help="number of changed studies to print (default: "
         "%(default)s)")  # fmt: skip
     add("--output", type=Path, metavar="FILE", help="page to write (default: compare-B.html in the folder of A)")
-    add_options(parser)
-    options = vars(parser.parse_args(list(args)))
-    runs = options.pop("runs")
-    for key in ("run_a", "run_b"):
-        options[key] = as_path(options[key], runs)
-    columns = {key: options.pop(key) for key in ("references", "by_row", "id", "preds", "target")}
-    compare(**options, columns=columns)
+    shared.add_options(parser)
+    options = parser.parse_args(list(args))
+    options.run_a, options.run_b = (shared.as_path(path, options.runs) for path in (options.run_a, options.run_b))
+    compare(options)
 
 
-def compare(
-    run_a: Path,
-    run_b: Path,
-    output: Path | None = None,
-    margin: float | None = None,
-    labeler: str | None = None,
-    chexbert: str | None = None,
-    num_trials: int = 10_000,
-    seed: int = 0,
-    num_changed: int = 10,
-    images: str | None = None,
-    show: str = "embed",
-    image_size: int = 1024,
-    megabytes: float = 40.0,
-    redact: bool = False,
-    columns: dict[str, object] | None = None,
-) -> Path:
+def compare(options: Namespace) -> Path:
     """Print the paired table of two systems and write their page; returns its path.
 
-    The arguments are those of `main`. Without `labeler` and `chexbert`, reports are labelled by the labeler that both
-    runs were tested with, if their configuration has it, and by rules otherwise.
+    Without a labeler in the options, reports are labelled by the labeler that both runs were tested with, if their
+    configuration has it, and by rules otherwise.
+
+    Args:
+        options: Arguments of `main`.
 
     Raises:
         UserError: If there are no predictions, the studies or references differ, or a setting is out of range.
     """
-    from mrg.commands import systems as shared
     from mrg.files import print_if_read
     from mrg.metrics.compare import compare_systems, format_comparison
     from mrg.metrics.predictions import align
     from mrg.metrics.remarks import against_best
     from mrg.pages.gallery import Gallery
-    from mrg.pages.report_file import Columns, read_system
+    from mrg.pages.report_file import read_system
 
-    if num_trials < 1:
-        raise UserError(f"Expected --trials to be at least 1, but got {num_trials}.")
-    folder, image_options = shared.image_options(images, show, image_size, megabytes)
-    names = shared.system_names([run_a, run_b])
-    page = output or _page(run_a, run_b, redact)
+    if options.num_trials < 1:
+        raise UserError(f"Expected --trials to be at least 1, but got {options.num_trials}.")
+    folder, image_options = shared.image_options(options)
+    paths = (options.run_a, options.run_b)
+    names = shared.system_names(paths)
+    page = options.output or _page(*paths, options.redact)
     shared.check_page(page)
-    runs = [read_system(path, Columns(**(columns or {}))) for path in (run_a, run_b)]  # type: ignore[arg-type]
+    runs = [read_system(path, shared.columns(options)) for path in paths]
     first, second = (run.predictions() for run in runs)
     second = align(first, second, (names[0], names[1]))
-    margin = shared.choose_margin(runs, names) if margin is None else margin
-    judge = shared.choose_labeler(runs, names, labeler, chexbert)
-    shared.warn(runs, names, judge)
-    result = compare_systems(first.preds, second.preds, first.target, judge, first.ids, margin, num_trials, seed)
+    margin = shared.choose_margin(runs, names) if options.margin is None else options.margin
+    labeler = shared.choose_labeler(runs, names, options.labeler, options.chexbert)
+    shared.warn(runs, names, labeler)
+    result = compare_systems(
+        first.preds, second.preds, first.target, labeler, first.ids, margin, options.num_trials, options.seed
+    )
     systems = {name: shared.same_rows(run, first.ids) for name, run in zip(names, runs, strict=True)}
-    results = shared.with_baselines(systems, runs, judge, margin, seed)
-    print_if_read("\n".join([format_comparison(result, (names[0], names[1]), num_changed), "", *against_best(results)]))
+    results = shared.with_baselines(systems, runs, labeler, margin, options.seed)
+    table = format_comparison(result, (names[0], names[1]), options.num_changed)
+    print_if_read("\n".join([table, "", *against_best(results)]))
     Gallery(
         systems,
-        judge,
+        labeler,
         margin,
-        **({} if redact else shared.find_views(folder, runs, first.ids)),
+        **({} if options.redact else shared.find_views(folder, runs, first.ids)),
         max_views=runs[0].max_views,
         results=results,
         comparison=result,
         title=f"{names[0]} and {names[1]}, study by study",
         image_options=image_options,
-        redact=redact,
+        redact=options.redact,
     ).write(page)
     print_if_read(f"\nPage: {page}")
     return page

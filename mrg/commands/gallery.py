@@ -47,16 +47,15 @@ def write_gallery(options: Namespace) -> Path:
         UserError: If there are no predictions, the studies or references differ, or a setting is out of range.
     """
     from mrg.pages.gallery import Gallery
-    from mrg.pages.report_file import Columns, read_system
+    from mrg.pages.report_file import read_system
 
     if options.max_studies < 1:
         raise UserError(f"Expected --max_studies to be at least 1, but got {options.max_studies}.")
-    folder, image_options = shared.image_options(options.images, options.show, options.image_size, options.megabytes)
+    folder, image_options = shared.image_options(options)
     names = shared.system_names(options.paths)
     page = options.output or _page(options.paths[0], options.redact)
     shared.check_page(page)
-    columns = Columns(options.references, options.by_row, options.id, options.preds, options.target)
-    runs = [read_system(path, columns) for path in options.paths]
+    runs = [read_system(path, shared.columns(options)) for path in options.paths]
     systems = _aligned(runs, names)
     margin = shared.choose_margin(runs, names) if options.margin is None else options.margin
     labeler = shared.choose_labeler(runs, names, options.labeler, options.chexbert)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mrg.datamodules.study import View
     from mrg.metrics.labels import Labeler
     from mrg.pages.images import ImageOptions
+    from mrg.pages.report_file import Columns
     from mrg.pages.tested_run import TestedRun
 
 SHOW = ("embed", "link", "none")
@@ -53,7 +54,14 @@ def as_path(path: Path, runs: Path) -> Path:
     return path if path.suffix.lower() in (".jsonl", ".json", ".csv", ".tsv") else path_or_run(str(path), runs)
 
 
-def image_options(images: str | None, show: str, image_size: int, megabytes: float) -> tuple[Path | None, ImageOptions]:
+def columns(options: argparse.Namespace) -> Columns:
+    """Where the texts of files of reports are."""
+    from mrg.pages.report_file import Columns
+
+    return Columns(options.references, options.by_row, options.id, options.preds, options.target)
+
+
+def image_options(options: argparse.Namespace) -> tuple[Path | None, ImageOptions]:
     """Folder of the images, if `--images` sets one, and how to show them.
 
     Raises:
@@ -61,11 +69,11 @@ def image_options(images: str | None, show: str, image_size: int, megabytes: flo
     """
     from mrg.pages.images import ImageOptions
 
-    if images in SHOW:
-        images, show = None, images
+    images, show = (None, options.images) if options.images in SHOW else (options.images, options.show)
     if images is not None and not Path(images).is_dir():
         raise UserError(f"Expected --images to be a folder of images (or embed, link, none), but got {images!r}.")
-    return Path(images) if images is not None else None, ImageOptions(show, image_size, megabytes=megabytes)
+    made = ImageOptions(show, options.image_size, megabytes=options.megabytes)
+    return Path(images) if images is not None else None, made
 
 
 def check_page(page: Path) -> None:
