@@ -194,7 +194,6 @@ def test_a_link_leads_to_its_study_whatever_the_filters(browser, gallery, cohort
 def test_a_condition_of_the_table_filters(browser, gallery):
     with opened(browser, gallery) as page:
         page.locator("#scores > summary").click()
-        page.locator(".bars > summary").click()
         page.locator(".pick", has_text="Fracture").click()
         assert page.input_value("#condition") == "11"
         assert "of 45 studies" in page.inner_text("#count")

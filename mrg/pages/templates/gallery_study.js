@@ -200,7 +200,7 @@ function card(place) {
   }
   parts.append(reports(study));
   const labels = fold("Labels", table(study, shownSystems()));
-  labels.open = !data.hasEvidence || data.redacted;
+  labels.open = !data.hasEvidence && !data.redacted;
   article.append(parts, labels);
   article.addEventListener("click", () => select(place, false));
   return article;
