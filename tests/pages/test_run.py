@@ -274,7 +274,7 @@ def test_values_are_read_with_the_pointer_and_with_the_keyboard(browser, whole):
         plot = page.locator(".plot").first
         assert not page.locator(".tip").first.is_visible()
         box = plot.bounding_box()
-        page.mouse.move(box["x"] + 0.95 * box["width"], box["y"] + box["height"] / 2)
+        plot.hover(position={"x": 0.95 * box["width"], "y": box["height"] / 2})
         assert plot.locator(".tip").inner_text() == "step 1\ntotal: 20"
         page.mouse.move(0, 0)
         plot.focus()
