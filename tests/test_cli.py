@@ -19,6 +19,7 @@ from mrg.errors import one_line
 from mrg.metrics import RulesLabeler
 from mrg.modules.rl.reward import Reward, WeightedScorer
 from mrg.modules.sft import SFTModule
+from tests.test_log import gone
 from tests.trees import write_annotation
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -380,6 +381,21 @@ def test_ctrl_c_ends_with_the_code_of_a_shell(tmp_path, iu_tree, capsys, monkeyp
         assert not any(word in text for word in ("Traceback", "mrg:", "Error"))
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
+def test_training_outlives_its_output_but_a_list_does_not(tmp_path, iu_tree, capsys, monkeypatch):
+    for stream in (gone(), open("/dev/full", "w")):
+        with stream, monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", stream)
+            name = "gone" if stream.name != "/dev/full" else "full"
+            main(["fit", *sft(tmp_path, f"--name={name}", "--trainer.enable_progress_bar=true")])
+            with pytest.raises(SystemExit) as stop:
+                main(["configs"])
+        assert stop.value.code == (141 if name == "gone" else 1)
+        assert json.loads((tmp_path / "runs" / name / "run.json").read_text())["state"] == "finished"
+        assert (tmp_path / "runs" / name / "policy").is_dir()
+    assert "Standard output cannot be written (No space left on device)" in capsys.readouterr().err
 
 
 def test_foreign_checkpoint(tmp_path, iu_tree, capsys):

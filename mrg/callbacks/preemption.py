@@ -19,6 +19,9 @@ from mrg.callbacks.training_loop import cluster_environment, take_sigterm
 from mrg.errors import one_line
 from mrg.log import log
 
+ENDING = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask any run to end: of a scheduler or `kill`, and of a terminal that closes."""
+
 
 class Preempted(SystemExit):
     """Ends a run that was asked to stop and has saved its state; the exit code is 0.
@@ -49,9 +52,10 @@ class EndSignal:
         self.number = int(signal.SIGTERM) if take_sigterm(trainer) else 0
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
-        for number in {int(signal.SIGTERM), requeue_signal(trainer) or int(signal.SIGTERM)}:
-            # Lightning restores the previous handlers after training.
-            signal.signal(number, self._receive)
+        for number in {*ENDING, requeue_signal(trainer) or int(signal.SIGTERM)}:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
+                # Lightning restores the previous handlers after training.
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.number = number

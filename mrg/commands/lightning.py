@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -292,9 +293,17 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
+def _hang_up(number: int, frame: Any) -> None:
+    """Treat a terminal that closes like SIGTERM; while `fit` trains, `EndSignal` handles both."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse the arguments and run one command; returns the command line with its configuration."""
     quiet()
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
         return kind(
