@@ -46,13 +46,18 @@ def gone():
     return os.fdopen(writer, "w")
 
 
+def full():
+    """A stream to a full disk."""
+    return os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
 @pytest.mark.parametrize(
     ("opened", "warning"),
     [
         (gone, ""),
         (
-            lambda: open("/dev/full", "w"),
+            full,
             "Warning: Standard output cannot be written (No space left on device): the command continues without it.\n",
         ),
     ],
