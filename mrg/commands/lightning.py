@@ -34,6 +34,7 @@ from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
+from mrg.files import parse_yaml
 from mrg.log import log
 from mrg.modules.base import ReportModule
 from mrg.modules.settings import check_no_moved_keys
@@ -97,7 +98,10 @@ class MrgCLI(CommandLine):
             help="score that chooses the best checkpoint",
         )
         parser.add_argument(
-            "--resume", type=str, default="", help="auto for the newest intact checkpoint of the run, or a path"
+            "--resume",
+            type=str,
+            default="",
+            help="auto: resume the newest intact checkpoint, or an unfinished test or predict; or a path",
         )
         parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
         parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
@@ -121,6 +125,8 @@ class MrgCLI(CommandLine):
         for line in replaced_lists(files):
             log.warning(line)
         check_limits(str(self.subcommand), config.trainer)
+        if self.subcommand != "fit" and config.resume not in ("", "auto"):
+            raise UserError(f"Expected --resume of {self.subcommand} to be auto, but got {config.resume!r}.")
         if not _class(str(config.model.class_path)).trained:
             self._prepare_baseline(config)
             return
@@ -194,7 +200,7 @@ class MrgCLI(CommandLine):
         if not file.is_file():
             return
         given = yaml.safe_load(self.parser.commands[self.subcommand].dump(config, skip_none=False))
-        saved = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        saved = parse_yaml(file.read_text(encoding="utf-8")) or {}
         check_no_moved_keys(saved, file)
         changed = changed_settings(saved, given)
         for key in KEPT:
@@ -211,7 +217,8 @@ class MrgCLI(CommandLine):
         """Build the trainer with the callbacks and loggers of the run."""
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
         into = "" if self.subcommand == "fit" else str(config.into)
-        own: list[Any] = [ResultWriter(self.folder / into), built.gallery, *(kwargs.pop("callbacks", None) or [])]
+        writer = ResultWriter(self.folder / into, resume=bool(config.resume))
+        own: list[Any] = [writer, built.gallery, *(kwargs.pop("callbacks", None) or [])]
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())

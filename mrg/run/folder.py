@@ -11,14 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mrg.errors import UserError
+from mrg.files import parse_yaml
 from mrg.run.checkpoints import BEST, CheckpointFolder
 from mrg.run.lock import LOCK
 
 PAGE = "gallery.html"
 PREDICT_PAGE = "gallery-predict.html"
 WRITTEN = (
-    "predictions.jsonl", "predict.jsonl", "images.jsonl", "results.json", "run.json", "index.html", PAGE,
-    PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json", "*.vs.*.json",
+    "predictions.jsonl", "predict.jsonl", "predictions.rank*.jsonl", "predict.rank*.jsonl", "images.jsonl",
+    "results.json", "run.json", "index.html", PAGE, PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json",
+    "*.vs.*.json",
 )  # fmt: skip
 """Files about a policy of the run; the last ones are those of `python -m mrg.metrics`."""
 
@@ -120,13 +122,11 @@ def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
     Raises:
         UserError: If one of them lies in another run's folder and names this one.
     """
-    import yaml
-
     for path in configs:
         own = path.parent
         if path.name != "config.yaml" or not (own / "checkpoints").is_dir() or own.resolve() == folder.resolve():
             continue
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        saved = parse_yaml(path.read_text(encoding="utf-8"))
         if Path(str(saved.get("runs")), str(saved.get("name"))).resolve() == folder.resolve():
             raise UserError(
                 f"{path} names the run folder {folder}, but lies in another one, probably moved or copied: add "
