@@ -392,9 +392,10 @@ def test_training_outlives_its_output_and_a_list_says_that_it_is_lost(tmp_path, 
     run = tmp_path / "runs" / "iu_tiny_sft"
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     assert (run / "policy").is_dir()
-    with broken() as stream, monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+    with broken() as stream, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", stream)
-        main(["configs"])
+        with pytest.raises(SystemExit) as stop:
+            main(["configs"])
     assert stop.value.code == code
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from mrg.callbacks.progress import Pace
 from mrg.errors import one_line
@@ -57,8 +58,16 @@ class RunPage(L.Callback):
         }
         self._write(trainer)
 
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Log the learning rate of the step."""
+        if trainer.optimizers:
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            pl_module.log("train/learning_rate", torch.tensor(rate, dtype=torch.float64))
+
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Write the page if it is due."""
+        """Log the peak of the GPU's memory so far, and write the page if it is due."""
+        if pl_module.device.type == "cuda":
+            pl_module.log("train/gpu_memory_gib", torch.cuda.max_memory_allocated(pl_module.device) / 2**30)
         if self.state and time.monotonic() - self.written >= max(self.interval, PAUSE * self.cost):
             started = time.perf_counter()
             self._write(trainer)
