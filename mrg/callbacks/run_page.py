@@ -59,15 +59,16 @@ class RunPage(L.Callback):
         self._write(trainer)
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Log the learning rate of the step."""
-        if trainer.optimizers:
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            pl_module.log("train/learning_rate", torch.tensor(rate, dtype=torch.float64))
+        """Log the learning rate and, on a GPU, the peak of its memory so far in GB."""
+        if not self.state:
+            return
+        values = {"train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        if pl_module.device.type == "cuda":
+            values["train/gpu_memory"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
+        pl_module.log_dict(values, rank_zero_only=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        """Log the peak of the GPU's memory so far, and write the page if it is due."""
-        if pl_module.device.type == "cuda":
-            pl_module.log("train/gpu_memory_gib", torch.cuda.max_memory_allocated(pl_module.device) / 2**30)
+        """Write the page if it is due."""
         if self.state and time.monotonic() - self.written >= max(self.interval, PAUSE * self.cost):
             started = time.perf_counter()
             self._write(trainer)
