@@ -27,7 +27,8 @@ USAGE = """python -m mrg COMMAND [RUN] [--config FILE] [--KEY VALUE ...] [--trac
   validate  `validate RUN` scores the best checkpoint of a run on the validation split
   test      `test RUN` scores it on the test split, next to baselines
   predict   `predict RUN` writes reports without scoring them; `predict RUN --images FILE ...`, for your own images
-  compare   `compare RUN RUN` compares two tested runs: paired differences, and a page of the studies that differ
+  compare   `compare RUN RUN` compares two tested runs, or files of reports: paired differences, and a page
+  gallery   `gallery RUN` writes the page of all studies; `gallery FILE ...`, of reports by any models
   page      `page RUN` rebuilds the page of a run, <runs>/<name>/index.html
   ablate    train variants of a configuration over several seeds: one table, one figure
   export    `export RUN` writes the policy of a run, merged or as an adapter, for transformers, peft or vLLM
@@ -42,6 +43,7 @@ RUN is the name of a run in --runs (default: runs), or its folder; without RUN a
 OWN = {
     "demo": "mrg.commands.demo",
     "compare": "mrg.commands.compare",
+    "gallery": "mrg.commands.gallery",
     "page": "mrg.pages.run",
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
