@@ -39,7 +39,16 @@ from mrg.modules.base import ReportModule
 from mrg.modules.settings import check_no_moved_keys
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
-from mrg.run.folder import check_is_of, check_not_moved, check_writable, lock, make_room
+from mrg.run.folder import (
+    check_inside,
+    check_is_of,
+    check_not_moved,
+    check_writable,
+    has_progress,
+    make_room,
+    make_run_folder,
+)
+from mrg.run.lock import lock
 from mrg.run.resume import KEPT, changed_settings, describe_changes
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
@@ -64,6 +73,13 @@ class MrgCLI(CommandLine):
         """Add the options for the folder of the run and its checkpoints."""
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="name of the run, its folder in --runs")
+        parser.add_argument(
+            "--shared",
+            type=bool,
+            default=False,
+            help="create the run's folder with the permissions of the umask, so that others can read it; otherwise "
+            "only its owner can",
+        )
         parser.add_argument(
             "--into", type=str, default="", help="subfolder of the run for what test and predict write about other data"
         )
@@ -99,6 +115,9 @@ class MrgCLI(CommandLine):
     def prepare(self) -> None:
         """Refuse to overwrite a run; outside of `fit`, use the best checkpoint of the run unless one is named."""
         config = self.config[self.subcommand]
+        check_inside(str(config.name), "--name", "--runs")
+        if config.into:
+            check_inside(str(config.into), "--into", "the run's folder")
         config.trainer.default_root_dir = str(self.folder)
         files = [Path(str(path)) for path in config.config or []]
         check_not_moved(files, self.folder)
@@ -141,6 +160,7 @@ class MrgCLI(CommandLine):
 
     def _prepare_fit(self, config: Any) -> None:
         """Allow `fit` in the folder of a run only to resume it, or to start over if that was asked for."""
+        make_run_folder(self.folder, bool(config.shared))
         check_writable(self.folder)
         if (self.folder / "checkpoints").exists():
             check_writable(self.folder / "checkpoints")
@@ -159,13 +179,15 @@ class MrgCLI(CommandLine):
         if path is not None and path.resolve().parent == files.path.resolve():
             return
         auto = config.resume == "auto"
-        if (self.folder / "config.yaml").exists() and not (config.overwrite or auto):
+        if has_progress(self.folder) and not (config.overwrite or auto):
             raise UserError(
                 f"{self.folder} already contains a run. Resume it with --resume auto, choose another --name, or start "
                 "over with --overwrite true."
             )
         if auto and path is None:
             log.info(f"No checkpoint in {files.path}: the run starts from the beginning.")
+        elif (self.folder / "config.yaml").exists() and not config.overwrite:
+            log.info(f"The run in {self.folder} ended before its first checkpoint: it starts from the beginning.")
 
     def _keep_settings(self, config: Any, file: Path) -> None:
         """Log what has changed since a checkpoint was written, and restore the settings that it determines.
@@ -210,6 +232,8 @@ class MrgCLI(CommandLine):
             self.overwrite = bool(config.overwrite)
             config.resume, config.ckpt_path, config.overwrite = "", None, False
         else:
+            if self.subcommand in ("test", "predict"):
+                make_run_folder(self.folder, bool(config.shared))
             options |= {"logger": False, "callbacks": own}  # the configured ones are for training
         try:
             trainer = super().instantiate_trainer(**options)

@@ -217,11 +217,11 @@ def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:
     Args:
         typed: The command that the user typed, if it is another one with the keys of `fit`.
     """
-    usage = "python -m mrg {} [--config FILE] [--KEY VALUE ...]"
+    usage = "python -m mrg {}{} [--config FILE] [--KEY VALUE ...]"
     return {
         name: {
             "parser_mode": MODE,
-            "usage": usage.format(typed or name),
+            "usage": usage.format(typed or name, "" if name == "fit" else " [RUN]"),
             "description": f"{DESCRIPTIONS[name]} {KEYS}",
         }
         for name in LIGHTNING
