@@ -238,7 +238,7 @@ class Checkpoints(Checkpoint):
         trainer, resumed = self.trainer, self.resumed
         logged: list[str] = []
         if resumed is not None and (table := self.run_folder / LOGS[0]).is_file():
-            with table.open(encoding="utf-8") as file:
+            with table.open(encoding="utf-8", errors="replace") as file:
                 logged = file.readline().strip().split(",")
         if self.monitor.startswith("val/") and any(name.startswith("val/") for name in logged):
             self._check_monitor(logged)  # a resumed run has no sanity check
