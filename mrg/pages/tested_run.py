@@ -48,7 +48,10 @@ class TestedRun:
         for number, row in enumerate(rows, 1):
             if wrong := [key for key in ("id", "prediction", "target") if not isinstance(row.get(key), str)]:
                 raise UserError(f"{file}, row {number}: expected {wrong[0]} to be a text; run `test` again.")
-        return cls(folder, rows, read_object(folder / "results.json"))
+        run = cls(folder, rows, read_object(folder / "results.json"))
+        with reading(folder / "results.json"):  # before work is done whose page would need them
+            _ = run.baselines, run.best_constants, run.is_outdated
+        return run
 
     def predictions(self) -> Predictions:
         """Studies with a reference.
@@ -130,7 +133,8 @@ class TestedRun:
 
         Studies whose reference has changed are left out, as are all studies if the data are gone.
         """
-        found = {row["id"]: _from_files(row) for row in self.rows}
+        with reading(self.folder / "predictions.jsonl"):
+            found = {row["id"]: _from_files(row) for row in self.rows}
         if all(found.values()):
             return {name: study for name, study in found.items() if study}
         target = {row["id"]: row.get("target") for row in self.rows}
