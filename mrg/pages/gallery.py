@@ -26,7 +26,6 @@ from mrg.pages.images import ImageOptions, page_images
 from mrg.pages.marks import MARKED, STATED, Piece, label_kinds, marked_text, verdict_kinds
 from mrg.pages.page import read_template, write_page
 
-
 _FIRST = 20
 """Number of studies on the first page."""
 
