@@ -1,5 +1,6 @@
 """What ends a run before its time: signals, a full disk, a round that fails."""
 
+import re
 import signal
 import sys
 import traceback
@@ -173,3 +174,5 @@ def test_where_one_of_two_processes_is_killed_the_way_to_go_on_is_the_last_line(
         f"The last checkpoint is {path}. Resume with: python -m mrg fit --config {tmp_path / 'config.yaml'} --resume "
     )
     assert line in text.splitlines()[-1], text
+    cause = ("has ended", "was killed by SIGKILL")[killed]
+    assert re.search(rf"Rank {killed} \(process \d+\) {cause}", text), text
