@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mrg.metrics.constants import BEST
 from mrg.metrics.evaluation import COLUMNS, format_span
 from mrg.metrics.remarks import remarks, what_is_best
-from mrg.pages.page import render, write_page
-from mrg.pages.run_charts import latest, run_charts
+from mrg.pages.page import read_template, render, write_page
+from mrg.pages.run_charts import SMOOTHED, latest, run_charts
 from mrg.pages.training_log import STATE, TrainingLog, reading
 from mrg.run.checkpoint_file import is_outdated
 from mrg.run.find import path_or_run
@@ -82,6 +84,8 @@ def _state_values(log: TrainingLog, state: dict[str, Any]) -> dict[str, Any]:
         "folder": str(log.folder),
         "files": [(name, what) for name, what in FILES.items() if (log.folder / name).exists()],
         "config": log.config,
+        "smoothed": SMOOTHED,
+        "script": Markup(read_template("run.js")),  # our own file, no data in it
     }
 
 
@@ -176,7 +180,7 @@ def sample_groups(samples: Sequence[dict[str, Any]], most: int = _GROUPS) -> lis
 
 
 def _score(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, (int, float)) else "–"
+    return f"{100 * value:.0f}" if isinstance(value, (int, float)) else "–"
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any] | None:

@@ -114,7 +114,9 @@ def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch
     studies = write_studies(tmp_path, 2)
 
     def missing(path: Path) -> None:
-        raise DecoderMissingError(f"Image {path} is DICOM, which needs pydicom: pip install 'mrg[dicom]'")
+        raise DecoderMissingError(
+            f"Image {path} is DICOM, which needs pydicom: pip install -e '.[dicom]' in the checkout"
+        )
 
     monkeypatch.setattr("mrg.datamodules.study.read_image", missing)
     with pytest.raises(DecoderMissingError, match=r"Study s0: .* pip install"):

@@ -102,6 +102,17 @@ def test_a_submission_keeps_every_study_and_every_key(root, capsys):
     assert read.preds == [f"Report {name}." for name in ENTRIES]
 
 
+def test_a_submission_with_gaps_is_remarked(root, caplog):
+    first, second, third = ENTRIES
+    rows = [{"id": first, "prediction": "Clear."}, {"id": third, "prediction": " \n"}]
+    with caplog.at_level("WARNING", "mrg"):
+        module(root).write_predictions(rows, root)
+    assert [record.message for record in caplog.records if "submission" in record.message] == [
+        f"The submission has 1 empty reports, which score 0: {third}.",
+        f"The submission lacks 1 studies of the file: {second}.",
+    ]
+
+
 def test_round_trip_through_the_command_line(root, capsys):
     """A baseline stands in for a model: predict, then score the submission as anyone would."""
     files = ["iu.yaml", "data/rexrank.yaml", "baselines/constant_normal.yaml"]

@@ -20,12 +20,12 @@ from PIL import Image
 
 from mrg.datamodules.errors import MAX_PIXELS, DecoderMissingError, ImageReadError, too_large
 from mrg.datamodules.images.decoder import decode
-from mrg.errors import UserError
+from mrg.errors import UserError, install
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_INSTALL = "pip install 'mrg[dicom]'"
+_INSTALL = install("dicom")
 _NOT_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)  # among the JPEG markers C0 to CF
 
 
