@@ -1,14 +1,16 @@
-"""Rounds and hours by number of GPUs, by hand and next to what a trainer does."""
+"""Rounds and hours by number of GPUs, by hand and by the loader of training batches."""
 
 import dataclasses
 from types import SimpleNamespace
 
 import pytest
+from torch.utils.data import DataLoader
 
 from mrg.cli import main
 from mrg.commands.size.activations import Training
 from mrg.commands.size.memory import Plan
 from mrg.commands.size.schedule import Schedule, schedule
+from mrg.datamodules.loading import StudySampler
 
 PLAN = Plan(Training(2, True, 16, True), batch_size=8, group_size=8, max_new_tokens=256, text_tokens=80)
 
@@ -26,6 +28,8 @@ def test_iu_by_number_of_gpus(gpus, rounds, validations):
     plan = dataclasses.replace(PLAN, world_size=gpus)
     found = schedule(settings(), plan, 2069, 296)
     assert (found.rounds, found.validations) == (rounds, validations)
+    sampler = StudySampler(range(2069), 0, gpus, 0)
+    assert 3 * len(DataLoader(range(2069), 8, sampler=sampler, drop_last=True)) == rounds
 
 
 def test_tokens_and_hours_by_hand():
