@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from mrg.callbacks.training_loop import cluster_environment, take_sigterm
 from mrg.errors import one_line
 from mrg.log import log
+
+ENDING = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask any run to end: of a scheduler or `kill`, and of a terminal that closes."""
 
 
 class Preempted(SystemExit):
@@ -49,9 +53,10 @@ class EndSignal:
         self.number = int(signal.SIGTERM) if take_sigterm(trainer) else 0
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
-        for number in {int(signal.SIGTERM), requeue_signal(trainer) or int(signal.SIGTERM)}:
-            # Lightning restores the previous handlers after training.
-            signal.signal(number, self._receive)
+        for number in {*ENDING, requeue_signal(trainer) or int(signal.SIGTERM)}:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
+                # Lightning restores the previous handlers after training.
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.number = number
@@ -108,6 +113,50 @@ def print_last(error: BaseException, line: str, num_processes: int) -> None:
         error.add_note(line)
     if not below or num_processes > 1:
         print(f"\n{line}", file=sys.stderr, flush=True)  # not logged: the first rank may be gone
+
+
+class RankWatch:
+    """Tells which of the ranks that this process has started was killed; Lightning then kills all others in silence.
+
+    Args:
+        trainer: Trainer whose `fit` has started.
+        last: Returns a sentence with the last checkpoint and how to resume.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(self, trainer: L.Trainer, last: Callable[[], str], interval: float = 0.5) -> None:
+        self.processes: list[Any] = list(getattr(trainer.strategy.launcher, "procs", None) or [])
+        self.first, self.last, self.interval = trainer.global_rank, last, interval
+        self.ended = threading.Event()
+        if self.processes:
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def killed(self) -> str:
+        """Return a sentence about the first rank that a signal has ended; empty if there is none."""
+        for place, process in enumerate(self.processes, 1):
+            if (code := process.poll()) is not None and code < 0:
+                return f"Rank {self.first + place} (process {process.pid}) was killed by {signal.Signals(-code).name}. "
+        return ""
+
+    def stop(self, patience: float = 0.0) -> str:
+        """Stop watching; returns the sentence of `killed` unless it has been printed.
+
+        Args:
+            patience: Seconds to wait for a process that has closed its connections, but not ended.
+        """
+        if self.ended.is_set():
+            return ""
+        self.ended.set()
+        end = time.monotonic() + patience
+        while self.processes and not self.killed() and time.monotonic() < end:
+            time.sleep(0.05)
+        return self.killed()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(self.interval):
+            if text := self.killed():
+                self.ended.set()
+                print(f"\n{text}{self.last()}", file=sys.stderr, flush=True)
 
 
 class Reporter:
