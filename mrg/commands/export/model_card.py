@@ -1,7 +1,8 @@
 """What accompanies an exported policy: a model card, and a script that writes reports with it.
 
 Choices: scores are taken from the results.json of the run, and only if they belong to the exported checkpoint. The
-script uses transformers' own generation and image processing, so that it also documents the inputs exactly.
+script uses transformers' own generation and image processing, so that it also documents the inputs exactly. The card
+has no text of a report, because exported folders are shared.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader
 
 import mrg
 from mrg.datamodules.base import ReportDataModule
+from mrg.files import write_text
 from mrg.metrics.evaluation import format_table
 from mrg.modules.base import ReportModule
 from mrg.run.checkpoint_file import fingerprint
@@ -53,7 +55,7 @@ def write_card(
         qwen=hasattr(processor.image_processor, "merge_size"),
         torchvision=family == "internvl",
     )
-    (folder / SCRIPT).write_text(script, encoding="utf-8")
+    write_text(folder / SCRIPT, script)
     results, missing = _results(checkpoint)
     protocol = results["protocol"] if results else {}
     exact = not module.policy.merge_note()
@@ -86,7 +88,7 @@ def write_card(
         note="the same as `mrg predict --images`." if exact else "as `mrg predict --images` does, except for rounding.",
         script=script.strip(),
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "README.md", card)
 
 
 def lineage(source: str) -> list[tuple[str, str, str]]:
@@ -138,4 +140,6 @@ def _results(checkpoint: Path | None) -> tuple[dict[str, Any] | None, str]:
     results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if results["protocol"].get("fingerprint") != fingerprint(checkpoint):
         return None, f"Not tested: the results of the run belong to another checkpoint. {remedy}"
+    if results["best_constant"]:
+        results["best_constant"]["reports"] = {}  # the text of a training report; its conditions are shown instead
     return results, ""

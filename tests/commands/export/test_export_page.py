@@ -59,9 +59,8 @@ def test_peft_merges_into_what_export_writes_merged(exported, monkeypatch):
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_trl_makes_a_step(exported, monkeypatch):
     pytest.importorskip("trl", minversion="1.16")
-    cpu = {
-        "report_to=[]": "report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, save_strategy='no', logging_steps=1"
-    }
+    quick = "report_to=[], use_cpu=True, bf16=False, disable_tqdm=True, logging_steps=1, temperature=0.1"
+    cpu = {"report_to=[]": quick, "max_completion_length=256": "max_completion_length=80"}
     names = run(snippet("TRL", PROMPT="Report:", **cpu), exported, monkeypatch)
     (log, *_) = names["trainer"].state.log_history
     assert log["rewards/format/mean"] > 0

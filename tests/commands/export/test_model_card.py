@@ -56,6 +56,8 @@ def test_the_card_states_what_was_trained_on_what_and_how_well(home):
         assert line in card, line
     row = next(line for line in card.splitlines() if line.startswith("constant normal "))
     assert "[" in row
+    training_report = results["best_constant"]["reports"]["MCCS"]
+    assert " ".join(training_report.split()[:6]) not in " ".join(card.split())
 
 
 def test_results_of_another_checkpoint_are_not_in_the_card(home):
@@ -73,7 +75,8 @@ def test_results_of_another_checkpoint_are_not_in_the_card(home):
 
 def test_a_convolutional_policy_is_prepared_by_its_processor(home):
     runs = home / "cnn"
-    train(runs, "--model.init_args.tiny={hidden_size: 64, num_layers: 2, cnn: [8, 16, 24, 32]}")
+    tiny = "{hidden_size: 64, num_layers: 2, cnn: [8, 16, 24, 32]}"
+    train(runs, f"--model.init_args.tiny={tiny}", "--model.init_args.max_pixels=16384")
     main(["export", f"--config={runs / 'demo_sft' / 'config.yaml'}", f"--output={home / 'fast'}"])
     script = runpy.run_path(str(home / "fast" / "write_report.py"))
     images = [str(home / f"{index}.png") for index in range(3)]
