@@ -128,14 +128,17 @@ def settings_of(kind: type) -> Iterator[Setting]:
         ValueError: If an argument is not described.
     """
     texts = {param.arg_name: param.description for param in docstring_parser.parse(inspect.getdoc(kind) or "").params}
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    factories = {field.name: field.default_factory for field in fields if callable(field.default_factory)}
     for name, parameter in inspect.signature(kind, eval_str=True).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             continue
         text = " ".join((texts.get(name) or "").split())
         if not text:
             raise ValueError(f"The argument {name} of {kind.__module__}.{kind.__name__} is not described.")
-        required = parameter.default is parameter.empty
-        yield Setting(name, _choices(parameter.annotation), "" if required else _shown(parameter.default), text)
+        default = factories[name]() if name in factories else parameter.default
+        shown = "" if default is parameter.empty else _shown(default)
+        yield Setting(name, _choices(parameter.annotation), shown, text)
 
 
 def metrics_page() -> str:
@@ -223,7 +226,7 @@ def _shown(default: Any) -> str:
         return "null"
     if isinstance(default, bool):
         return str(default).lower()
-    if dataclasses.is_dataclass(default) or type(default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+    if dataclasses.is_dataclass(default):
         return "its own defaults"
     return repr(default) if default == "" or not isinstance(default, str) else default
 

@@ -52,7 +52,7 @@ from mrg.run.folder import (
 )
 from mrg.run.lock import lock
 from mrg.run.resume import KEPT, changed_settings, describe_changes
-from mrg.run.start import changed_inputs, policy_of
+from mrg.run.start import start_from
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Loggers of Lightning that need a package -> its name, which is also that of our extra."""
@@ -95,10 +95,7 @@ class MrgCLI(CommandLine):
         parser.add_argument("--overwrite", type=bool, default=False, help="start over in a folder that contains a run")
         parser.add_argument("--monitor", type=str, default="val/mccs", help="score that chooses the best checkpoint")
         parser.add_argument(
-            "--from",
-            type=str,
-            default="",
-            help="run whose policy fit starts from, by name or folder, or a policy folder",
+            "--from", type=str, default="", help="fit: start from the policy of this run, or this policy"
         )
         parser.add_argument(
             "--resume",
@@ -136,7 +133,8 @@ class MrgCLI(CommandLine):
             self._prepare_baseline(config)
             return
         if self.subcommand == "fit":
-            self._start_from(config)
+            for line in start_from(config):
+                log.warning(line)
             _need_loggers(config.trainer.logger)
             self._prepare_fit(config)
             return
@@ -164,14 +162,6 @@ class MrgCLI(CommandLine):
             config.verbose = False
         self.save_config_callback = config.ckpt_path = None
         log.info(f"{self.subcommand}: {name}")
-
-    def _start_from(self, config: Any) -> None:
-        """Replace the policy by that of the run that `--from` names."""
-        if config["from"]:
-            policy = policy_of(str(config["from"]), Path(str(config.runs)))
-            config.model.init_args.policy, config["from"] = str(policy), ""
-            for line in changed_inputs(policy, vars(config.model.init_args)):
-                log.warning(line)
 
     def _prepare_fit(self, config: Any) -> None:
         """Allow `fit` in the folder of a run only to resume it, or to start over if that was asked for."""

@@ -15,6 +15,19 @@ INPUTS = ("prompt", "think", "max_pixels", "max_views", "use_indication", "use_p
 """Settings in `model.init_args` that a policy has learned to expect."""
 
 
+def start_from(config: Any) -> list[str]:
+    """Set the policy of a configuration for `fit` to that of the run in its key `from`, which is cleared.
+
+    Returns:
+        Sentences on settings of the inputs that the policy has not learned to expect.
+    """
+    if not config["from"]:
+        return []
+    policy = policy_of(str(config["from"]), Path(str(config.runs)))
+    config.model.init_args.policy, config["from"] = str(policy), ""
+    return changed_inputs(policy, vars(config.model.init_args))
+
+
 def policy_of(word: str, runs: Path) -> Path:
     """Return the policy folder that `--from` names.
 
