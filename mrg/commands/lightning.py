@@ -26,6 +26,7 @@ import mrg
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.gallery import GalleryWriter
 from mrg.callbacks.metrics_file import MetricsFile
+from mrg.callbacks.preemption import EndTogether
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
@@ -226,7 +227,7 @@ class MrgCLI(CommandLine):
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())
-        own.append(RunPage(self.folder))
+        own += [EndTogether(self.folder), RunPage(self.folder)]
         options: dict[str, Any] = {"enable_model_summary": built.trainer.enable_model_summary or False, **kwargs}
         if self.subcommand == "fit":
             own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))

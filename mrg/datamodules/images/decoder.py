@@ -120,7 +120,7 @@ def _serve() -> None:
                 _send(pipe, json.dumps(" ".join(str(error).split()) or type(error).__name__).encode())
                 continue
             _send(pipe, json.dumps({"shape": pixels.shape, "dtype": pixels.dtype.str}).encode())
-            _send(pipe, memoryview(pixels).cast("B"))
+            _send(pipe, pixels.data.cast("B"))
 
 
 if __name__ == "__main__":
