@@ -70,7 +70,7 @@ class ReportModule(L.LightningModule):
         max_views: Largest number of views per study; the first ones are used.
         max_new_tokens: Largest number of tokens of a completion.
         max_prompt_length: Largest number of tokens of a prompt; 0 sets no limit.
-        compile_decode: Compile the decoding steps, see `CompiledDecoder`: takes minutes at the start of a run and saves
+        compile_decode: Compile the decoding steps with `torch.compile`: takes minutes at the start of a run and saves
             time per token where kernel launches dominate, as on a GPU.
         optimizer: Optimizer, learning rate schedule and gradient clipping.
         patience: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds of dead
