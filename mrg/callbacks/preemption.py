@@ -25,6 +25,9 @@ from mrg.run.other_processes import OtherProcesses
 FIRST_PROCESS = "MRG_FIRST_PROCESS"
 """Environment variable with the id of the process that has started the others of its machine."""
 
+ENDING = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask any run to end: of a scheduler or `kill`, and of a terminal that closes."""
+
 
 class Preempted(SystemExit):
     """Ends a run that was asked to stop and has saved its state; the exit code is 0.
@@ -55,9 +58,10 @@ class EndSignal:
         self.number = int(signal.SIGTERM) if take_sigterm(trainer) else 0
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
-        for number in {int(signal.SIGTERM), requeue_signal(trainer) or int(signal.SIGTERM)}:
-            # Lightning restores the previous handlers after training.
-            signal.signal(number, self._receive)
+        for number in {*ENDING, requeue_signal(trainer) or int(signal.SIGTERM)}:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
+                # Lightning restores the previous handlers after training.
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.number = number
