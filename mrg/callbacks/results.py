@@ -125,6 +125,8 @@ class ResultWriter(L.Callback):
             baselines["most frequent report"] = most_frequent_report(reports)
         systems = {name: [text] * len(rows) for name, text in baselines.items()}
         systems["model"] = [row["prediction"] for row in rows]
+        if rows and "greedy" in rows[0]:  # the model's report is one of several samples
+            systems["greedy"] = [row["greedy"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
         known = {row[text]: row.pop(key) for row in rows for text, key in LABELS.items() if key in row}
         labeler = CachingLabeler(pl_module.labeler, known)
@@ -134,7 +136,7 @@ class ResultWriter(L.Callback):
             labeler,
             pl_module.margin,
             {"model": rate} if pl_module.trained else None,
-            [("model", name) for name in baselines],
+            [("model", name) for name in systems if name != "model"],
             best=BestConstants.of(reports, labeler, pl_module.margin),
         )
         protocol = {

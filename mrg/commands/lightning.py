@@ -84,6 +84,21 @@ class MrgCLI(CommandLine):
         )
         parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
         parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
+        parser.add_argument(
+            "--samples", type=PositiveInt, default=1, help="outside of fit: reports to sample per study; 1: greedy"
+        )
+        parser.add_argument(
+            "--choose", type=Choice, default=None, help="choice among the samples, by default mccs; see docs/inference.md"
+        )
+        parser.add_argument(
+            "--sample_temperature", type=Optional[float], default=None, help="temperature of --samples (default: the run's)"
+        )
+        parser.add_argument(
+            "--operating_point", type=str, default="", help="choose samples by thresholds: f1, precision=P or recall=R"
+        )
+        parser.add_argument(
+            "--calibration", type=Method, default="platt", help="calibration that validate fits to --samples"
+        )
         parser.add_class_arguments(GalleryWriter, "gallery")
 
     @property

@@ -1,0 +1,213 @@
+"""`--samples`: reports chosen from samples in validate, test and predict, with the probabilities of their findings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mrg.callbacks.results import ResultWriter
+from mrg.datamodules.collate import Batch
+from mrg.errors import UserError
+from mrg.files import parse_json, write_json, write_text
+from mrg.metrics.calibration import METHODS, Calibration
+from mrg.metrics.conditions import THIRTEEN, stated
+from mrg.metrics.uncertainty import (
+    compare_choices,
+    count_table,
+    format_calibration,
+    format_choices,
+    format_cost,
+    thresholds_of,
+    uncertainty,
+    validated_scores,
+)
+from mrg.modules.base import ReportModule
+from mrg.modules.consensus import Consensus
+from mrg.modules.policy.ranks import gather
+from mrg.run.checkpoint_file import fingerprint
+
+FILE = "calibration.json"
+FIGURE = "uncertainty.svg"
+
+
+class ConsensusReports(L.Callback):
+    """Lets a module choose its reports from samples, and writes what the samples say about the findings.
+
+    `validate` fits the calibration on the validation split and writes it into the run's folder as calibration.json;
+    `test` and `predict` read it from there. `predict` needs none, unless there is an operating point.
+
+    Args:
+        folder: Folder of the run.
+        into: Folder of the results; the run's unless `--into` names another one.
+        num_samples: Number of samples per study.
+        choose: One of `mrg.metrics.consensus.CHOICES`.
+        temperature: Sampling temperature; None takes that of the module's rollouts, or 1.
+        seed: Seed of the samples.
+        operating_point: See `Consensus`.
+        calibration: One of `mrg.metrics.calibration.METHODS`, or `none`.
+
+    Raises:
+        UserError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        into: Path,
+        num_samples: int,
+        choose: str,
+        temperature: float | None,
+        seed: int,
+        operating_point: str,
+        calibration: str,
+    ) -> None:
+        if calibration not in (*METHODS, "none"):
+            raise UserError(f"Expected --calibration to be {', '.join(METHODS)} or none, but got {calibration!r}.")
+        self.folder, self.into, self.temperature, self.method = folder, into, temperature, calibration
+        options = 1.0 if temperature is None else temperature, seed, operating_point
+        self.consensus = Consensus(num_samples, choose, *options)
+        self.calibration: Calibration | None = None
+        self.split = ""
+        self.references: dict[str, list[int]] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Pass the settings to the module, and read the calibration of the run.
+
+        Raises:
+            UserError: If the module does not sample, or the calibration is missing or does not fit.
+        """
+        assert isinstance(pl_module, ReportModule)
+        if type(pl_module)._write is not ReportModule._write:
+            raise UserError(f"{type(pl_module).__name__} does not sample its reports: leave out --samples.")
+        own = self.consensus
+        if self.temperature is None:
+            own.temperature = float(getattr(pl_module, "temperature", 1.0))
+        own.labeler, own.think, own.margin = pl_module.labeler, pl_module.think, pl_module.margin
+        pl_module.consensus = own
+        if stage != "validate":
+            self._read(trainer)
+
+    def _read(self, trainer: L.Trainer) -> None:
+        """Read calibration.json if it is there, and check that it is about these samples."""
+        path, own = self.folder / FILE, self.consensus
+        remedy = f"run `validate --samples {own.num_samples}` of this run first, with the same --sample_temperature"
+        if not path.is_file():
+            if own.operating_point:
+                raise UserError(f"--operating_point needs thresholds from the validation split: {remedy}.")
+            return
+        state = parse_json(path.read_text(encoding="utf-8"))
+        given = self._settings(trainer)
+        changed = [name for name, value in given.items() if state.get(name) != value]
+        if changed:
+            pairs = ", ".join(f"{name} {state.get(name)!r} (now {given[name]!r})" for name in changed)
+            raise UserError(f"{path} was fitted to other samples: {pairs}. To replace it, {remedy}; or remove the file.")
+        if state["calibration"]:
+            self.calibration = Calibration(**state["calibration"])
+        if own.operating_point:
+            own.thresholds = thresholds_of(state["counts"], own.operating_point)
+
+    def _settings(self, trainer: L.Trainer) -> dict[str, Any]:
+        """What a calibration depends on."""
+        own = self.consensus
+        path = str(trainer.ckpt_path or "")
+        name = str(getattr(own.labeler, "name", type(own.labeler).__name__))
+        settings = {"num_samples": own.num_samples, "temperature": own.temperature, "labeler": name}
+        return {**settings, "fingerprint": fingerprint(Path(path)) if path else ""}
+
+    def probabilities(self, shares: Tensor) -> Tensor:
+        """Calibrated probabilities (M, 13) of shares (M, 13); the shares themselves without a calibration."""
+        return shares if self.calibration is None else self.calibration(shares)
+
+    def _describe(self, rows: list[dict[str, Any]]) -> None:
+        """Add what the samples say to records of studies."""
+        for row in rows:
+            note = self.consensus.notes.get(row["id"])
+            if note is None:
+                continue
+            row.update(note)
+            values = self.probabilities(torch.tensor([list(note["shares"].values())], dtype=torch.float64))[0]
+            row["probabilities"] = dict(zip(THIRTEEN, values.tolist(), strict=True))
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget earlier samples."""
+        self.consensus.reset()
+        self.references = {}
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *args: Any
+    ) -> None:
+        """Keep the reference labels of a batch."""
+        assert isinstance(pl_module, ReportModule)
+        if batch.counts:
+            self.references.update(zip(batch.study_id, pl_module.labeler(batch.target).tolist(), strict=True))
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add what the samples say to the records before they are written."""
+        assert isinstance(pl_module, ReportModule)
+        self._describe(pl_module.predictions)
+
+    def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
+        """Add what the samples say to the records of a batch."""
+        self._describe(outputs)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Compare the choices, fit the calibration and write it."""
+        assert isinstance(pl_module, ReportModule)
+        parts = gather((self.consensus.notes, self.references, self.consensus.cost), trainer.world_size)
+        cost = _total([part[2] for part in parts])
+        if not trainer.is_global_zero:
+            return
+        notes = {name: note for part in parts for name, note in part[0].items()}
+        labels = {name: row for part in parts for name, row in part[1].items()}
+        names = [study.id for study in trainer.datamodule.splits["val"] if study.id in labels]  # type: ignore[attr-defined]
+        shares = torch.tensor([list(notes[name]["shares"].values()) for name in names], dtype=torch.float64)
+        reference = torch.tensor([labels[name] for name in names])
+        found, num_samples = stated(reference)[:, : len(THIRTEEN)], self.consensus.num_samples
+        fitted = None if self.method == "none" else Calibration.fit(shares, found, num_samples, self.method)
+        choices = compare_choices([notes[name] for name in names], reference, pl_module.margin)
+        scores = validated_scores(shares, found, num_samples, self.method)
+        state = {**self._settings(trainer), "num_studies": len(names), "choices": choices, "scores": scores}
+        state |= {"cost": cost, "counts": count_table(shares, found, num_samples)}
+        state |= {"calibration": None if fitted is None else dataclasses.asdict(fitted)}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / FILE, state)
+        print(f"{format_choices(choices)}\n{format_calibration(scores)}\n{format_cost(cost, num_samples)}")
+        print(f"Calibration: {self.folder / FILE}", flush=True)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the uncertainty to results.json, draw its figure, and print both."""
+        assert isinstance(pl_module, ReportModule)
+        cost = _total(gather(self.consensus.cost, trainer.world_size))
+        writer = next(callback for callback in trainer.callbacks if isinstance(callback, ResultWriter))  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or writer.tested is None:
+            return
+        rows, results, labeler = writer.tested
+        own = self.consensus
+        settings = {"choose": own.choose, "operating_point": own.operating_point, "seed": own.seed}
+        results["uncertainty"] = {**self._settings(trainer), **settings, "cost": cost}
+        results["uncertainty"] |= uncertainty(rows, labeler, pl_module.margin, self.calibration)
+        write_json(self.into / "results.json", results)
+        from mrg.pages.uncertainty import uncertainty_figure  # matplotlib takes half a second
+
+        write_text(self.into / FIGURE, uncertainty_figure(results["uncertainty"]))
+        print(format_calibration(results["uncertainty"]["scores"]), format_cost(cost, own.num_samples), sep="\n")
+        print(f"Uncertainty: {self.into / FIGURE}", flush=True)
+
+    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the cost."""
+        cost = _total(gather(self.consensus.cost, trainer.world_size))
+        if trainer.is_global_zero and cost["studies"]:
+            print(format_cost(cost, self.consensus.num_samples), flush=True)
+
+
+def _total(costs: list[Mapping[str, float]]) -> dict[str, float]:
+    """Sums over ranks; seconds are those of the slowest."""
+    return {k: max(c[k] for c in costs) if "seconds" in k else sum(c[k] for c in costs) for k in costs[0]}
