@@ -11,12 +11,12 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from mrg.callbacks.results import ResultWriter
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
-from mrg.files import parse_json, write_json, write_text
+from mrg.files import parse_json, write_json
 from mrg.metrics.calibration import METHODS, Calibration
 from mrg.metrics.conditions import THIRTEEN, stated
+from mrg.metrics.labels import label_together
 from mrg.metrics.uncertainty import (
     compare_choices,
     count_table,
@@ -24,7 +24,6 @@ from mrg.metrics.uncertainty import (
     format_choices,
     format_cost,
     thresholds_of,
-    uncertainty,
     validated_scores,
 )
 from mrg.modules.base import ReportModule
@@ -33,7 +32,6 @@ from mrg.modules.policy.ranks import gather
 from mrg.run.checkpoint_file import fingerprint
 
 FILE = "calibration.json"
-FIGURE = "uncertainty.svg"
 
 
 class ConsensusReports(L.Callback):
@@ -44,7 +42,6 @@ class ConsensusReports(L.Callback):
 
     Args:
         folder: Folder of the run.
-        into: Folder of the results; the run's unless `--into` names another one.
         num_samples: Number of samples per study.
         choose: One of `mrg.metrics.consensus.CHOICES`.
         temperature: Sampling temperature; None takes that of the module's rollouts, or 1.
@@ -59,7 +56,6 @@ class ConsensusReports(L.Callback):
     def __init__(
         self,
         folder: Path,
-        into: Path,
         num_samples: int,
         choose: str,
         temperature: float | None,
@@ -69,7 +65,7 @@ class ConsensusReports(L.Callback):
     ) -> None:
         if calibration not in (*METHODS, "none"):
             raise UserError(f"Expected --calibration to be {', '.join(METHODS)} or none, but got {calibration!r}.")
-        self.folder, self.into, self.temperature, self.method = folder, into, temperature, calibration
+        self.folder, self.temperature, self.method = folder, temperature, calibration
         options = 1.0 if temperature is None else temperature, seed, operating_point
         self.consensus = Consensus(num_samples, choose, *options)
         self.calibration: Calibration | None = None
@@ -102,17 +98,19 @@ class ConsensusReports(L.Callback):
                 raise UserError(f"--operating_point needs thresholds from the validation split: {remedy}.")
             return
         state = parse_json(path.read_text(encoding="utf-8"))
-        given = self._settings(trainer)
+        given = self.settings(trainer)
         changed = [name for name, value in given.items() if state.get(name) != value]
         if changed:
             pairs = ", ".join(f"{name} {state.get(name)!r} (now {given[name]!r})" for name in changed)
-            raise UserError(f"{path} was fitted to other samples: {pairs}. To replace it, {remedy}; or remove the file.")
+            raise UserError(
+                f"{path} was fitted to other samples: {pairs}. To replace it, {remedy}; or remove the file."
+            )
         if state["calibration"]:
             self.calibration = Calibration(**state["calibration"])
         if own.operating_point:
             own.thresholds = thresholds_of(state["counts"], own.operating_point)
 
-    def _settings(self, trainer: L.Trainer) -> dict[str, Any]:
+    def settings(self, trainer: L.Trainer) -> dict[str, Any]:
         """What a calibration depends on."""
         own = self.consensus
         path = str(trainer.ckpt_path or "")
@@ -147,12 +145,16 @@ class ConsensusReports(L.Callback):
         """Keep the reference labels of a batch."""
         assert isinstance(pl_module, ReportModule)
         if batch.counts:
-            self.references.update(zip(batch.study_id, pl_module.labeler(batch.target).tolist(), strict=True))
+            self.references.update(
+                zip(batch.study_id, label_together(pl_module.labeler, batch.target)[0].tolist(), strict=True)
+            )
 
-    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add what the samples say to the records before they are written."""
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *args: Any
+    ) -> None:
+        """Add what the samples say to the records of a batch before they are written."""
         assert isinstance(pl_module, ReportModule)
-        self._describe(pl_module.predictions)
+        self._describe(pl_module.predictions[-len(batch) :])
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
         """Add what the samples say to the records of a batch."""
@@ -162,7 +164,7 @@ class ConsensusReports(L.Callback):
         """Compare the choices, fit the calibration and write it."""
         assert isinstance(pl_module, ReportModule)
         parts = gather((self.consensus.notes, self.references, self.consensus.cost), trainer.world_size)
-        cost = _total([part[2] for part in parts])
+        cost = total_cost([part[2] for part in parts])
         if not trainer.is_global_zero:
             return
         notes = {name: note for part in parts for name, note in part[0].items()}
@@ -174,7 +176,7 @@ class ConsensusReports(L.Callback):
         fitted = None if self.method == "none" else Calibration.fit(shares, found, num_samples, self.method)
         choices = compare_choices([notes[name] for name in names], reference, pl_module.margin)
         scores = validated_scores(shares, found, num_samples, self.method)
-        state = {**self._settings(trainer), "num_studies": len(names), "choices": choices, "scores": scores}
+        state = {**self.settings(trainer), "num_studies": len(names), "choices": choices, "scores": scores}
         state |= {"cost": cost, "counts": count_table(shares, found, num_samples)}
         state |= {"calibration": None if fitted is None else dataclasses.asdict(fitted)}
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -182,32 +184,13 @@ class ConsensusReports(L.Callback):
         print(f"{format_choices(choices)}\n{format_calibration(scores)}\n{format_cost(cost, num_samples)}")
         print(f"Calibration: {self.folder / FILE}", flush=True)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the uncertainty to results.json, draw its figure, and print both."""
-        assert isinstance(pl_module, ReportModule)
-        cost = _total(gather(self.consensus.cost, trainer.world_size))
-        writer = next(callback for callback in trainer.callbacks if isinstance(callback, ResultWriter))  # type: ignore[attr-defined]
-        if not trainer.is_global_zero or writer.tested is None:
-            return
-        rows, results, labeler = writer.tested
-        own = self.consensus
-        settings = {"choose": own.choose, "operating_point": own.operating_point, "seed": own.seed}
-        results["uncertainty"] = {**self._settings(trainer), **settings, "cost": cost}
-        results["uncertainty"] |= uncertainty(rows, labeler, pl_module.margin, self.calibration)
-        write_json(self.into / "results.json", results)
-        from mrg.pages.uncertainty import uncertainty_figure  # matplotlib takes half a second
-
-        write_text(self.into / FIGURE, uncertainty_figure(results["uncertainty"]))
-        print(format_calibration(results["uncertainty"]["scores"]), format_cost(cost, own.num_samples), sep="\n")
-        print(f"Uncertainty: {self.into / FIGURE}", flush=True)
-
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the cost."""
-        cost = _total(gather(self.consensus.cost, trainer.world_size))
+        cost = total_cost(gather(self.consensus.cost, trainer.world_size))
         if trainer.is_global_zero and cost["studies"]:
             print(format_cost(cost, self.consensus.num_samples), flush=True)
 
 
-def _total(costs: list[Mapping[str, float]]) -> dict[str, float]:
+def total_cost(costs: list[Mapping[str, float]]) -> dict[str, float]:
     """Sums over ranks; seconds are those of the slowest."""
     return {k: max(c[k] for c in costs) if "seconds" in k else sum(c[k] for c in costs) for k in costs[0]}

@@ -101,7 +101,9 @@ def thresholds_of(table: Mapping[str, Sequence[Sequence[int]]], operating_point:
         shares = torch.arange(len(rows), dtype=torch.float64) / (len(rows) - 1)
         sizes = torch.tensor([[hits, total - hits] for total, hits in rows]).flatten()
         found = torch.tensor([True, False]).repeat(len(rows)).repeat_interleave(sizes)
-        thresholds.append(choose_threshold(shares.repeat_interleave(2).repeat_interleave(sizes), found, operating_point))
+        thresholds.append(
+            choose_threshold(shares.repeat_interleave(2).repeat_interleave(sizes), found, operating_point)
+        )
     return torch.tensor(thresholds, dtype=torch.float64)
 
 

@@ -73,6 +73,11 @@ class Consensus:
         """Study id -> what its samples say, see `write`."""
         self.cost = {"studies": 0, "seconds": 0.0, "tokens": 0, "greedy_seconds": 0.0, "greedy_tokens": 0}
 
+    def describe(self) -> str:
+        """Describe in one line what the chosen reports depend on."""
+        how = self.operating_point or self.choose
+        return f"{self.num_samples} at temperature {self.temperature:g} with seed {self.seed}, chosen by {how}"
+
     def reset(self) -> None:
         """Forget all samples and costs."""
         self.notes, self.cost = {}, dict.fromkeys(self.cost, 0)
@@ -85,7 +90,7 @@ class Consensus:
         names: Sequence[str],
         max_new_tokens: int,
         decoder: StaticDecoder | None = None,
-    ) -> tuple[list[str], list[bool]]:
+    ) -> Rollout:
         """Sample reports for B studies and choose one for each.
 
         `notes` has for each study: `greedy`, the greedy report; `shares`, condition -> share of the samples that state
@@ -100,7 +105,7 @@ class Consensus:
             decoder: Decoder with a static KV cache.
 
         Returns:
-            B completions, and for each whether it is truncated.
+            The B chosen completions.
         """
         started = time.perf_counter()
         greedy = sample(policy, prompts, 1, max_new_tokens, temperature=0.0, decoder=decoder)
@@ -119,7 +124,7 @@ class Consensus:
             self.cost[name] += value
         return self._choose(names, greedy, rollout)
 
-    def _choose(self, names: Sequence[str], greedy: Rollout, rollout: Rollout) -> tuple[list[str], list[bool]]:
+    def _choose(self, names: Sequence[str], greedy: Rollout, rollout: Rollout) -> Rollout:
         assert self.labeler is not None
         num, shape = len(rollout.texts), (len(names), self.num_samples)
         reports = [parse_completion(text, self.think).report for text in (*rollout.texts, *greedy.texts)]
@@ -143,6 +148,4 @@ class Consensus:
                 "sample_labels": digits[i * self.num_samples : (i + 1) * self.num_samples],
                 "greedy_labels": digits[num + i],
             }
-        rows = [i * self.num_samples + place for i, place in enumerate(chosen.tolist())]
-        truncated = rollout.truncated.tolist()
-        return [rollout.texts[row] for row in rows], [truncated[row] for row in rows]
+        return rollout.take([i * self.num_samples + place for i, place in enumerate(chosen.tolist())])

@@ -25,6 +25,7 @@ from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.calibration import best_threshold
 from mrg.metrics.conditions import stated
+from mrg.metrics.labels import run_labeler
 from mrg.modules.policy.precision import float32_depthwise
 from mrg.modules.policy.ranks import gather
 from mrg.modules.settings import check_choice
@@ -122,7 +123,7 @@ class FindingsModule(SupervisedStep):
 
     def _found(self, reports: list[str]) -> Tensor:
         """(B, 13) bool, True where a report states a finding."""
-        labels = self.labeler(reports)[:, : len(THIRTEEN)]
+        labels = run_labeler(self.labeler, reports)[:, : len(THIRTEEN)]
         return stated(labels)
 
     def forward(self, batch: Batch) -> Tensor:
