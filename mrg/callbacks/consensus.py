@@ -69,14 +69,13 @@ class ConsensusReports(L.Callback):
         options = 1.0 if temperature is None else temperature, seed, operating_point
         self.consensus = Consensus(num_samples, choose, *options)
         self.calibration: Calibration | None = None
-        self.split = ""
         self.references: dict[str, list[int]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Pass the settings to the module, and read the calibration of the run.
+        """Pass the settings to the module.
 
         Raises:
-            UserError: If the module does not sample, or the calibration is missing or does not fit.
+            UserError: If the module does not sample.
         """
         assert isinstance(pl_module, ReportModule)
         if type(pl_module)._write is not ReportModule._write:
@@ -86,18 +85,20 @@ class ConsensusReports(L.Callback):
             own.temperature = float(getattr(pl_module, "temperature", 1.0))
         own.labeler, own.think, own.margin = pl_module.labeler, pl_module.think, pl_module.margin
         pl_module.consensus = own
-        if stage != "validate":
-            self._read(trainer)
 
-    def _read(self, trainer: L.Trainer) -> None:
-        """Read calibration.json if it is there, and check that it is about these samples."""
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Read the calibration of the run if there is one; in `setup` the trainer does not know its checkpoint yet.
+
+        Raises:
+            UserError: If it was fitted to other samples, or is missing and there is an operating point.
+        """
         path, own = self.folder / FILE, self.consensus
         remedy = f"run `validate --samples {own.num_samples}` of this run first, with the same --sample_temperature"
         if not path.is_file():
             if own.operating_point:
                 raise UserError(f"--operating_point needs thresholds from the validation split: {remedy}.")
             return
-        state = parse_json(path.read_text(encoding="utf-8"))
+        state = _read_state(path, remedy)
         given = self.settings(trainer)
         changed = [name for name, value in given.items() if state.get(name) != value]
         if changed:
@@ -109,6 +110,8 @@ class ConsensusReports(L.Callback):
             self.calibration = Calibration(**state["calibration"])
         if own.operating_point:
             own.thresholds = thresholds_of(state["counts"], own.operating_point)
+
+    on_predict_start = on_test_start
 
     def settings(self, trainer: L.Trainer) -> dict[str, Any]:
         """What a calibration depends on."""
@@ -145,9 +148,8 @@ class ConsensusReports(L.Callback):
         """Keep the reference labels of a batch."""
         assert isinstance(pl_module, ReportModule)
         if batch.counts:
-            self.references.update(
-                zip(batch.study_id, label_together(pl_module.labeler, batch.target)[0].tolist(), strict=True)
-            )
+            labels = label_together(pl_module.labeler, batch.target)[0]
+            self.references.update(zip(batch.study_id, labels.tolist(), strict=True))
 
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Batch, *args: Any
@@ -189,6 +191,16 @@ class ConsensusReports(L.Callback):
         cost = total_cost(gather(self.consensus.cost, trainer.world_size))
         if trainer.is_global_zero and cost["studies"]:
             print(format_cost(cost, self.consensus.num_samples), flush=True)
+
+
+def _read_state(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        state = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}): {remedy}.") from None
+    if not isinstance(state, dict) or not {"calibration", "counts"} <= set(state):
+        raise UserError(f"Expected {path} to contain `calibration` and `counts`: {remedy}.")
+    return state
 
 
 def total_cost(costs: list[Mapping[str, float]]) -> dict[str, float]:

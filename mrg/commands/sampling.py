@@ -33,13 +33,13 @@ def add_sampling_options(parser: LightningArgumentParser) -> None:
         "--operating_point",
         type=str,
         default="",
-        help="f1, precision=P or recall=R: choose from --samples by thresholds",
+        help="f1, precision=P or recall=R: choose samples by thresholds",
     )
     parser.add_argument(
         "--calibration",
         type=Method,
         default="platt",
-        help="calibration of probabilities that validate fits to --samples",
+        help="calibration that validate fits to the probabilities",
     )
 
 
@@ -58,9 +58,7 @@ def sampling_callbacks(config: Any, command: str, folder: Path, into: Path) -> t
     choice = config.choose is not None or config.operating_point or config.sample_temperature is not None
     if command == "fit":
         if config.samples > 1 or choice:
-            raise UserError(
-                "--samples and --choose are for validate, test and predict: fit validates by greedy decoding."
-            )
+            raise UserError("Expected --samples and --choose with validate, test or predict: fit decodes greedily.")
         return [], []
     if config.choose is not None and config.operating_point:
         raise UserError("--choose and --operating_point are mutually exclusive: both choose the report.")

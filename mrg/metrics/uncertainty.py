@@ -29,6 +29,11 @@ DISAGREE = 0.25
 """Samples disagree about a finding if at least this share states it and at least this share does not."""
 
 
+def disagreements(shares: Mapping[str, float]) -> list[int]:
+    """Positions in `THIRTEEN` of the findings about which the samples disagree, see `DISAGREE`."""
+    return [i for i, name in enumerate(THIRTEEN) if DISAGREE <= shares[name] <= 1 - DISAGREE]
+
+
 def as_digits(labels: Tensor, written: Tensor) -> list[str]:
     """Label classes (N, 14) as strings of digits, empty for samples without a report."""
     rows = zip(labels.tolist(), written.tolist(), strict=True)
