@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import mrg
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.gallery import GalleryWriter
 from mrg.callbacks.metrics_file import MetricsFile
+from mrg.callbacks.preemption import EndTogether
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
@@ -33,10 +35,11 @@ from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.commands.sampling import add_sampling_options, sampling_callbacks
 from mrg.datamodules.base import ReportDataModule
-from mrg.errors import UserError
+from mrg.errors import UserError, install
 from mrg.files import parse_yaml
 from mrg.log import log
 from mrg.modules.base import ReportModule
+from mrg.modules.policy.precision import check_precision
 from mrg.modules.settings import check_no_moved_keys
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
@@ -126,6 +129,8 @@ class MrgCLI(CommandLine):
         for line in replaced_lists(files):
             log.warning(line)
         check_limits(str(self.subcommand), config.trainer)
+        if config.trainer.precision is not None:
+            check_precision(config.trainer.precision)  # Lightning would replace 16-mixed on a CPU
         if self.subcommand != "fit" and config.resume not in ("", "auto"):
             raise UserError(f"Expected --resume of {self.subcommand} to be auto, but got {config.resume!r}.")
         if not _class(str(config.model.class_path)).trained:
@@ -224,7 +229,7 @@ class MrgCLI(CommandLine):
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())
-        own.append(RunPage(self.folder))
+        own += [EndTogether(self.folder), RunPage(self.folder)]
         options: dict[str, Any] = {"enable_model_summary": built.trainer.enable_model_summary or False, **kwargs}
         if self.subcommand == "fit":
             own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))
@@ -265,7 +270,7 @@ def _need_loggers(given: Any) -> None:
         name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
         package = LOGGERS.get(name)
         if package and importlib.util.find_spec(package) is None:
-            raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
+            raise UserError(f"{name} needs the package {package}: {install(package)}")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -302,9 +307,17 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
+def _hang_up(number: int, frame: Any) -> None:
+    """Treat a terminal that closes like SIGTERM; while `fit` trains, `EndSignal` handles both."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse the arguments and run one command; returns the command line with its configuration."""
     quiet()
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
         return kind(

@@ -24,6 +24,7 @@ from mrg.datamodules.loading import (
     StudySampler,
 )
 from mrg.datamodules.study import Study, StudyTable, random_subset
+from mrg.datamodules.workers import init_worker
 from mrg.errors import UserError
 from mrg.files import write_lines
 from mrg.log import log
@@ -196,6 +197,7 @@ class ReportDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": init_worker,
             # Otherwise every start of a loader draws from the global generator, which a resumed run does more often.
             "generator": torch.Generator(),
         }

@@ -150,5 +150,10 @@ def make_room(folder: Path, overwrite: bool) -> None:
     for name in ("metrics.csv", "samples.jsonl"):
         file = folder / name
         if file.is_file():
-            number = 1 + sum(1 for _ in folder.glob(f"{file.stem}-*{file.suffix}"))
-            file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))
+            set_aside(file)
+
+
+def set_aside(file: Path) -> Path:
+    """Rename a log such as metrics.csv to metrics-1.csv, or the next free number; return its new path."""
+    number = 1 + sum(1 for _ in file.parent.glob(f"{file.stem}-*{file.suffix}"))
+    return file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))
