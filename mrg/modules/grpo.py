@@ -35,7 +35,7 @@ from mrg.modules.optimizer import clip_gradients, local_gradients
 from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks, most_of_ranks
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
-from mrg.modules.rl.advantage import equal_groups, group_advantages
+from mrg.modules.rl.advantage import equal_groups
 from mrg.modules.rl.batch import MicroBatch, Step, check_round, micro_batches, minibatches
 from mrg.modules.rl.loss import correction_weights, grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
@@ -89,7 +89,7 @@ class GRPOModule(RewardedModule):
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
         self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
-        self.set_reward(reward, loss.advantage_scale)
+        self.set_reward(reward, loss)
         self.monitor = Monitor(rollout.group_size)
         self.vllm: VLLMClient | None = None
         self.samples: list[dict[str, Any]] = []
@@ -163,12 +163,6 @@ class GRPOModule(RewardedModule):
         options = self.group_size, self.max_new_tokens, self.temperature
         return sample(self.policy, prompts, *options, generator, self.decoder)
 
-    def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
-        """Rewards of the completions of some groups, see `rollout`."""
-        studies = [study for study in groups or range(len(batch)) for _ in range(self.group_size)]  # N
-        target, study_id = [batch.target[i] for i in studies], [batch.study_id[i] for i in studies]
-        return self.reward(rollout.texts, target, study_id)
-
     def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
         """Sample groups of equal rewards again, at most `rollout.resample_dead` times (after Yu et al., DAPO, 2025).
 
@@ -176,7 +170,7 @@ class GRPOModule(RewardedModule):
         completions of the study either.
         """
         for attempt in range(1, self.rollout_settings.resample_dead + 1):
-            dead = equal_groups(rewards.total, self.group_size, rewards.scored).nonzero()[:, 0]
+            dead = equal_groups(self.signal(rewards), self.group_size, rewards.scored).nonzero()[:, 0]
             if not len(dead):
                 break
             groups = dead.tolist()
@@ -188,16 +182,6 @@ class GRPOModule(RewardedModule):
                     rewards, self.rewards(again, batch, groups), group_rows(dead, self.group_size)
                 )
         return rollout, rewards
-
-    def advantages(self, rewards: Rewards) -> Tensor:
-        """Advantages (N,) of the completions of this rank."""
-        deviation = None
-        if self.advantage_scale == "batch":
-            own = rewards.total if rewards.scored is None else rewards.total[rewards.scored]
-            values = torch.cat(gather(own, self.trainer.world_size))
-            deviation = float(values.std()) if len(values) > 1 else None
-        options = self.group_size, self.advantage_scale
-        return group_advantages(rewards.total, *options, present=rewards.scored, deviation=deviation).to(self.device)
 
     @torch.no_grad()
     def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
@@ -339,7 +323,7 @@ class GRPOModule(RewardedModule):
         teaches = advantages.bool() & rollout.counted(self.loss_settings.mask_truncated)  # (N,)
         own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)
         whole = Outcome.joined(gather(own, self.trainer.world_size))
-        values = self.monitor.round(whole)
+        values = self.monitor.round(whole, self.signal(whole.rewards)) | self.part_statistics(whole.rewards)
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
             scorer.update(*whole.rewards.labels)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
+from torch import Tensor
+
+from mrg.datamodules.collate import Batch
+from mrg.log import log
 from mrg.metrics import CEF1
 from mrg.modules.base import ReportModule
-from mrg.modules.rl.advantage import Scale
+from mrg.modules.policy.ranks import gather
+from mrg.modules.rl.advantage import Scale, group_advantages
 from mrg.modules.rl.corpus_f1 import CorpusF1Reward
-from mrg.modules.rl.reward import Reward
-from mrg.modules.settings import RewardSettings
+from mrg.modules.rl.decoupled import decoupled_terms, part_statistics, scaled
+from mrg.modules.rl.reward import Reward, Rewards
+from mrg.modules.rollout.sampling import Rollout
+from mrg.modules.settings import LossSettings, RewardSettings
 
 
 class RewardedModule(ReportModule):
@@ -21,19 +30,60 @@ class RewardedModule(ReportModule):
     group_size: int
     corpus: dict[str, CorpusF1Reward]
     advantage_scale: Scale
+    decoupled: bool
+    part_weights: dict[str, float]
 
-    def set_reward(self, reward: RewardSettings, scale: Scale | Literal["auto"]) -> None:
-        """Build the reward, and choose what divides the advantages.
+    def set_reward(self, reward: RewardSettings, loss: LossSettings) -> None:
+        """Build the reward, and choose how advantages are made from it.
 
         Args:
             reward: Weights of the parts of the reward.
-            scale: What divides the advantages: the standard deviation of `"group"` or `"batch"`, or `"none"`.
+            loss: Settings with the scale of the advantages and the order of normalizing and summing.
         """
         self.reward = Reward(self.labeler, margin=self.margin, think=self.think, **vars(reward))
         self.corpus = self.reward.corpus
         self.advantage_scale = "batch" if self.corpus else "group"
-        if scale != "auto":
-            self.advantage_scale = scale
+        if loss.advantage_scale != "auto":
+            self.advantage_scale = loss.advantage_scale
+        self.decoupled = loss.aggregation == "normalize_then_sum"
+        self.part_weights = self.reward.weights
+        if self.decoupled and self.corpus:
+            log.warning(
+                "model.init_args.loss.aggregation normalize_then_sum divides the corpus F1 by the deviation of each "
+                "group, so that a hallucinated finding costs as much as a correct one gains: use sum_then_normalize."
+            )
+
+    def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
+        """Rewards of the completions of some groups of the batch, of all of them by default."""
+        studies = [study for study in groups or range(len(batch)) for _ in range(self.group_size)]  # N
+        target, study_id = [batch.target[i] for i in studies], [batch.study_id[i] for i in studies]
+        return self.reward(rollout.texts, target, study_id)
+
+    def signal(self, rewards: Rewards) -> Tensor:
+        """(N,) what completions of a group are compared by: the reward, or the sum of its normalized parts."""
+        if not self.decoupled:
+            return rewards.total
+        terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
+        return torch.stack(list(terms.values())).sum(0)
+
+    def advantages(self, rewards: Rewards) -> Tensor:
+        """Advantages (N,) of the completions of this rank."""
+        signal, deviation = self.signal(rewards), None
+        if self.decoupled or self.advantage_scale == "batch":
+            own = signal if rewards.scored is None else signal[rewards.scored]
+            values = torch.cat(gather(own, self.trainer.world_size))
+            deviation = float(values.std()) if len(values) > 1 else None
+        if self.decoupled:
+            return scaled(signal, deviation or 0.0, rewards.scored).to(self.device)
+        options = self.group_size, self.advantage_scale
+        return group_advantages(signal, *options, present=rewards.scored, deviation=deviation).to(self.device)
+
+    def part_statistics(self, rewards: Rewards) -> dict[str, float]:
+        """Log keys of what each part adds to the advantages of all ranks; none if the sum is normalized."""
+        if not self.decoupled:
+            return {}
+        terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
+        return part_statistics(terms, rewards.parts, self.group_size, rewards.present)
 
     def on_validation_epoch_end(self) -> None:
         """Also pass what the validation found to the corpus-F1 rewards."""

@@ -17,6 +17,8 @@ from mrg.modules.rl.loss import LOSS_TYPES, KLEstimator, LossType, check_loss_op
 from mrg.modules.rl.reward import WeightedScorer
 from mrg.modules.rollout.vllm_servers import Servers
 
+Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+
 OLD_KEYS = {
     "learning_rate": "optimizer.learning_rate",
     "warmup_steps": "optimizer.warmup_steps",
@@ -134,6 +136,8 @@ class LossSettings:
         dual_clip: Upper limit of the ratio where the advantage is negative, at least 1 + clip_high.
         advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
             all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
+        aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` normalizes
+            each part of the reward within its group first (GDPO), see `mrg.modules.rl.decoupled`.
         mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
     """
 
@@ -142,11 +146,18 @@ class LossSettings:
     clip_high: float = 0.2
     dual_clip: float | None = None
     advantage_scale: Scale | Literal["auto"] = "auto"
+    aggregation: Aggregation = "sum_then_normalize"
     mask_truncated: bool = False
 
     def __post_init__(self) -> None:
         check_choice("loss.type", self.type, LOSS_TYPES)
         check_choice("loss.advantage_scale", self.advantage_scale, ("auto", *get_args(Scale)))
+        check_choice("loss.aggregation", self.aggregation, get_args(Aggregation))
+        if self.aggregation == "normalize_then_sum" and self.advantage_scale != "auto":
+            raise UserError(
+                "model.init_args.loss.aggregation normalize_then_sum divides by the deviations of the group and of the "
+                f"batch: set advantage_scale to auto, not {self.advantage_scale}."
+            )
         check_loss_options(self.type, self.clip_low, self.clip_high, self.dual_clip, where="model.init_args.loss.")
 
     def warn_without_effect(self, num_steps: int) -> None:

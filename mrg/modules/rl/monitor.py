@@ -138,8 +138,12 @@ class Monitor:
             ) from error
         self.seconds[name] = self.seconds.get(name, 0.0) + _now() - start
 
-    def round(self, outcome: Outcome) -> dict[str, float]:
+    def round(self, outcome: Outcome, signal: Tensor | None = None) -> dict[str, float]:
         """Numbers of a round; resets the times.
+
+        Args:
+            outcome: Outcome of all ranks.
+            signal: (N,) what completions of a group are compared by; their total reward if None.
 
         Returns:
             Log key -> value: mean and standard deviation of the reward and its parts; shares of completions without any
@@ -149,11 +153,12 @@ class Monitor:
             optimizer steps; seconds of each phase on this rank, and tokens per second of all ranks.
         """
         rewards, length = outcome.rewards, outcome.length.double()
+        signal = rewards.total if signal is None else signal
         found, wanted = (stated(x[:, :13]) for x in rewards.labels)
         values = {
             **_mean_and_std("total", rewards.total, rewards.scored),
             "train/missing": num_missing(rewards.scored) / len(rewards.total),
-            "train/dead_groups": float(dead_groups(rewards.total, self.group_size, rewards.scored).double().mean()),
+            "train/dead_groups": float(dead_groups(signal, self.group_size, rewards.scored).double().mean()),
             "train/distinct": outcome.num_distinct / len(rewards.total),
             "train/truncated": float(outcome.truncated.double().mean()),
             "train/nothing_found": float((~found.any(1)).double().mean()),

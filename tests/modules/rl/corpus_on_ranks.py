@@ -53,11 +53,19 @@ def corpus_module(policy, kind=GRPOModule, **settings):
     return module
 
 
-def main(policy, output, devices):
-    torch.set_num_threads(1)
+VARIANTS = {
+    "corpus": {},
+    "decoupled": {"aggregation": "normalize_then_sum", "corpus_f1_weight": 0.0, "denial_f1_weight": 0.0,
+                  "mccs_weight": 0.5, "ce_f1_weight": 0.5},
+}  # fmt: skip
+"""Settings of the runs that must not depend on the number of processes."""
+
+
+def fitted(policy, devices, settings):
+    """Weights, what is logged, and counts of a run."""
     L.seed_everything(0, verbose=False)
     studies = [make_study(World(), 0, "train", index, 112) for index in range(4)]
-    module = corpus_module(policy, Corpus)
+    module = corpus_module(policy, Corpus, **settings)
     trainer = L.Trainer(
         max_steps=3, accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
@@ -66,11 +74,17 @@ def main(policy, output, devices):
     record = module.log
     module.log = lambda name, value, **options: (logged.append((name, float(value))), record(name, value, **options))
     trainer.fit(module, FixedData(studies, batch_size=4 // devices))
-    if trainer.is_global_zero:
-        weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-        told = [x for x in logged if not x[0].startswith("seconds/") and x[0] != "train/tokens_per_second"]
-        counts = {name: scorer.counts for name, scorer in module.corpus.items()}
-        torch.save({"weights": weights, "logged": told, "counts": counts}, output)
+    weights = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    told = [x for x in logged if not x[0].startswith("seconds/") and x[0] != "train/tokens_per_second"]
+    counts = {name: scorer.counts for name, scorer in module.corpus.items()}
+    return {"weights": weights, "logged": told, "counts": counts}, trainer.is_global_zero
+
+
+def main(policy, output, devices):
+    torch.set_num_threads(1)
+    found = {name: fitted(policy, devices, settings) for name, settings in VARIANTS.items()}
+    if all(first for _, first in found.values()):
+        torch.save({name: result for name, (result, _) in found.items()}, output)
 
 
 if __name__ == "__main__":

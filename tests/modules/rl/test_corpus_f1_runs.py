@@ -10,7 +10,7 @@ import torch
 
 from mrg.modules.rl.corpus_f1 import CorpusF1, CorpusF1Reward
 from tests.callbacks.resuming import Stop, differences, fit, newest
-from tests.modules.rl.corpus_on_ranks import corpus_module
+from tests.modules.rl.corpus_on_ranks import VARIANTS, corpus_module
 from tests.modules.test_grpo import FixedData
 
 ROOT = Path(__file__).parents[3]
@@ -77,7 +77,14 @@ def test_two_processes_reward_as_one(saved, tmp_path):
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
         assert not done.returncode, done.stderr
         found.append(torch.load(output))
-    one, two = found
+    assert set(found[0]) == set(VARIANTS)
+    for variant, one in found[0].items():
+        check_equal(one, found[1][variant])
+    assert {"share/mccs", "dead/ce_f1", "correlation/format"} <= {name for name, _ in found[0]["decoupled"]["logged"]}
+
+
+def check_equal(one, two):
+    """The run on two processes logs and learns what the run on one does."""
     for name, counts in one["counts"].items():
         assert torch.allclose(counts, two["counts"][name], atol=1e-12)
     assert [name for name, _ in two["logged"]] == [name for name, _ in one["logged"]]

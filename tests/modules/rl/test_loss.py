@@ -5,8 +5,7 @@ import torch
 
 from mrg.modules.rl.advantage import group_advantages
 from mrg.modules.rl.loss import LOSS_TYPES, clipped_surrogate, grpo_loss, sequence_ratio
-
-MAX_TOKENS = 7
+from tests.modules.rl.conftest import MAX_TOKENS
 
 
 def rows(seed=0, n=6, c=5):
