@@ -71,7 +71,7 @@ def sampling_options(policy: Policy, group_size: int, temperature: float, seed: 
         "presence_penalty": 0.0,
         "frequency_penalty": 0.0,
         "seed": seed % 2**31,
-        "logit_bias": {str(token): -100 for token in policy.banned_ids},
+        "logit_bias": dict.fromkeys(policy.banned_ids, -100),
         "stop_token_ids": [policy.eos_id],
     }
 

@@ -53,6 +53,8 @@ class VLLMClient:
         name: Name of the run, part of the adapters' names.
     """
 
+    version = "vLLM servers"
+
     def __init__(self, servers: Servers, policy: Policy, name: str = "mrg") -> None:
         self.servers, self.policy, self.name = servers, policy, name
         self.pool, self.contents = ServerPool(servers), Contents(policy, image_part)
