@@ -141,7 +141,7 @@ def _label(labeler: Any, sides: list[list[str]]) -> list[Tensor]:
     """Label lists of reports in one call; without reports the labeler is not called."""
     pool = [text for side in sides for text in side]
     labels = run_labeler(labeler, pool) if pool else torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64)
-    return list(labels.split([len(side) for side in sides]))
+    return list(torch.split(labels, [len(side) for side in sides]))
 
 
 def run_labeler(labeler: Any, texts: Sequence[str]) -> Tensor:

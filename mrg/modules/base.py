@@ -6,7 +6,7 @@ disk already; so loading one loads the policy first. It does not contain the lab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -211,7 +211,7 @@ class ReportModule(L.LightningModule):
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:
         """Completions that supervised training teaches for these reference reports."""
-        labels = run_labeler(self.labeler, reports) if reports else []
+        labels: Iterable[Any] = run_labeler(self.labeler, reports) if reports else ()
         return [target_text(text, row, self.think) for text, row in zip(reports, labels, strict=True)]
 
     def configure_optimizers(self) -> Any:

@@ -23,8 +23,8 @@ from torchmetrics import MeanMetric
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
-from mrg.metrics.labels import run_labeler
 from mrg.metrics.conditions import stated
+from mrg.metrics.labels import run_labeler
 from mrg.modules.policy.precision import float32_depthwise
 from mrg.modules.policy.ranks import gather
 from mrg.modules.settings import check_choice

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch

@@ -144,8 +144,8 @@ class LossSettings:
         dual_clip: Upper limit of the ratio where the advantage is negative, at least 1 + clip_high.
         advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
             all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
-        aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` normalizes
-            each part of the reward within its group first (GDPO), see `mrg.modules.rl.decoupled`.
+        aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` first
+            normalizes each part of the reward within its group (GDPO), see `mrg.modules.rl.decoupled`.
         mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
     """
 

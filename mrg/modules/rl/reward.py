@@ -18,8 +18,8 @@ from torch import Tensor
 from mrg.errors import MrgError, UserError, where_raised
 from mrg.log import log
 from mrg.metrics import CEF1, MCCS
-from mrg.metrics.labels import run_labeler
 from mrg.metrics.format import format_score, parse_completion
+from mrg.metrics.labels import run_labeler
 from mrg.metrics.scorer import load_scorer
 from mrg.metrics.trl import RewardError, as_reward
 from mrg.modules.rl.advantage import combine_rewards
