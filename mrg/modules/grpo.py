@@ -32,6 +32,7 @@ from mrg.datamodules.collate import Batch
 from mrg.log import log
 from mrg.modules.optimizer import clip_gradients, local_gradients
 from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks, most_of_ranks
+from mrg.modules.prefix.flex import Attention, flex_state
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
 from mrg.modules.rl.advantage import equal_groups
@@ -56,6 +57,7 @@ class GRPOModule(RewardedModule):
         num_iterations: Passes over the studies of a round.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
             never cut. Lower it if memory runs out.
+        attention: How completions attend to the prompt that they share on a CUDA GPU, see `mrg.modules.prefix.flex`.
         sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
         **kwargs: Arguments of `ReportModule`.
 
@@ -72,6 +74,7 @@ class GRPOModule(RewardedModule):
         num_minibatches: int = 1,
         num_iterations: int = 1,
         micro_batch_tokens: int = 16_384,
+        attention: Attention = "auto",
         sample_every: int = 10,
         **kwargs: Any,
     ) -> None:
@@ -86,7 +89,7 @@ class GRPOModule(RewardedModule):
         self.group_size, self.temperature = rollout.group_size, rollout.temperature
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
-        self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
+        self.micro_batch_tokens, self.sample_every, self.attention = micro_batch_tokens, sample_every, attention
         self.set_reward(reward, loss)
         self.monitor = Monitor(rollout.group_size)
         self.engine: Engine | None = None
@@ -98,11 +101,13 @@ class GRPOModule(RewardedModule):
         if stage == "fit":
             self.loss_settings.warn_without_effect(self.num_steps)
             check_place(self.rollout_settings, self.trainer)
+            flex = flex_state(self.attention, self.trainer.strategy.root_device)
             if data is not None:
                 check_round(data.batch_size, self.num_minibatches)
         super().setup(stage)
         self.kl.check_reference(self.policy.has_adapter)
         if stage == "fit":
+            self.policy.flex = flex
             per_rank = len(data.splits["train"]) // self.trainer.world_size
             check_round(min(data.batch_size, per_rank), self.num_minibatches)
             images = self.max_views * (2 if self.use_prior else 1)

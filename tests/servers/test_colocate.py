@@ -1,4 +1,7 @@
-"""vLLM in this process: `bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest tests/servers/test_colocate.py`."""
+"""vLLM in this process.
+
+    bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest tests/servers/test_colocate.py
+"""
 
 import importlib.util
 import os

@@ -56,7 +56,9 @@ def row_mask(layout: Layout, window: int | None, size: int, device: torch.device
         [torch.full((len(tokens),), i) for i, tokens in enumerate(layout.tokens)],
         rest,
     )  # (L,)
-    completion = joined(text, [layout.tokens[i] // longest[i] + offsets[i] for i in numbers], rest)  # (L,), -1 at prompts
+    completion = joined(
+        text, [layout.tokens[i] // longest[i] + offsets[i] for i in numbers], rest
+    )  # (L,), -1 at prompts
     place = joined(
         [torch.arange(length) for length in lengths],
         [layout.tokens[i] % longest[i] + lengths[i] for i in numbers],
@@ -117,8 +119,17 @@ class Flex:
         self.works = True
         self.checked: set[tuple[int | None, torch.dtype]] = set()
 
-    def check(self, query: Tensor, key: Tensor, value: Tensor, layout: Layout, mask: Any, masks: Masks, scale: float,
-              window: int | None) -> None:
+    def check(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: Layout,
+        mask: Any,
+        masks: Masks,
+        scale: float,
+        window: int | None,
+    ) -> None:
         """Compare output and gradients on these tensors, once per window and type; log a line if they differ."""
         if (window, query.dtype) in self.checked:
             return

@@ -50,7 +50,8 @@ def check_engine(rollout: RolloutSettings, lora: Any, load_in_4bit: bool, train_
         return
     if lora is None:
         raise UserError(
-            f"{WHERE} receives an adapter and never whole weights: set model.init_args.lora, or rollout.colocate to null."
+            f"{WHERE} receives an adapter and never whole weights: set model.init_args.lora, or rollout.colocate "
+            "to null."
         )
     if load_in_4bit or train_vision:
         name = "load_in_4bit" if load_in_4bit else "train_vision"

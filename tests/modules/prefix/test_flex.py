@@ -87,10 +87,7 @@ def assert_same_logps(policy: Policy, batch, ids, mask):
 
 @pytest.mark.parametrize("kind", [*QWEN, *sorted(BUILDERS)])
 def test_log_probabilities_of_every_family(kind, checkpoints):
-    if kind in QWEN:
-        policy = family_policy(kind).double().eval()
-    else:
-        policy = exact(checkpoints(kind))
+    policy = family_policy(kind).eval() if kind in QWEN else exact(checkpoints(kind))
     batch = StudyCollator(policy.processor, "Findings:")(unequal_studies())
     batch.pixel_values = batch.pixel_values.double()
     rows = 2 * len(batch)
