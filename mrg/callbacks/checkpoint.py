@@ -19,7 +19,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from mrg.callbacks.preemption import EndSignal, Preempted, RankWatch, Reporter, print_last, requeue, resume_command
+from mrg.callbacks.preemption import EndSignal, Preempted, Reporter, print_last, requeue, resume_command
 from mrg.callbacks.training_loop import RoundLoop, dump_checkpoint, install
 from mrg.errors import RunError, UserError
 from mrg.files import WriteError, count_lines
@@ -105,7 +105,6 @@ class Checkpoints(Checkpoint):
         self.place = ROUND
         self.validated = False
         self.signal, self.reporter = EndSignal(), Reporter()
-        self.watch: RankWatch | None = None
         self.resumed: Resumed | None = None
         self.before: Snapshot | None = None
         self.loop: RoundLoop
@@ -259,9 +258,8 @@ class Checkpoints(Checkpoint):
     # Ending
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Handle the signals that announce an end, and watch the other ranks."""
+        """Handle the signals that announce an end."""
         self.signal.catch(trainer)
-        self.watch = RankWatch(trainer, self._describe_last)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Leave a validation, whose start has been saved. Several processes finish it: they cannot agree here."""
@@ -276,8 +274,7 @@ class Checkpoints(Checkpoint):
         raise Preempted(f"ended by {name} after round {number}, which is saved")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Save the state before a failed round if possible, and print which rank was killed and how to resume."""
-        killed = self._stop_watching(0.0 if isinstance(exception, KeyboardInterrupt | SystemExit) else 0.5)
+        """Save the state before a failed round if possible, and print how to resume."""
         if isinstance(exception, Preempted) or trainer.state.fn != TrainerFn.FITTING:
             return
         if self.before is not None and self.before.name != self.last and getattr(pl_module, "intact", False):
@@ -288,23 +285,10 @@ class Checkpoints(Checkpoint):
                 log.error(str(error))
         if not self.reporter.is_here(trainer):
             return
-        line = self._describe_last()
-        if line and (self.begun or isinstance(exception, KeyboardInterrupt)):
-            killed = killed if trainer.is_global_zero else "Rank 0 has ended. "
-            print_last(exception, killed + line, trainer.world_size)
+        # The newest file may not be noted yet, and the checkpoint of a resume exists before the run has begun.
+        last = next((self.files.path / name for name in self.files.names()), None) if self.begun else trainer.ckpt_path
+        if last and (self.begun or isinstance(exception, KeyboardInterrupt)):
+            line = f"The last checkpoint is {last}. {resume_command(self.run_folder)}"
+            print_last(exception, line, trainer.world_size)
         elif isinstance(exception, KeyboardInterrupt):
             log.warning("Interrupted before the first checkpoint: see --save_every.")
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Ranks may end from now on."""
-        self._stop_watching()
-
-    def _stop_watching(self, patience: float = 0.0) -> str:
-        return "" if self.watch is None else self.watch.stop(patience)
-
-    def _describe_last(self) -> str:
-        """A sentence with the last checkpoint and the command to resume; empty if there is no checkpoint."""
-        # The newest file may not be noted yet, and the checkpoint of a resume exists before the run has begun.
-        newest = next((self.files.path / name for name in self.files.names()), None)
-        last = newest if self.begun else self.trainer.ckpt_path
-        return f"The last checkpoint is {last}. {resume_command(self.run_folder)}" if last else ""

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from mrg.callbacks.training_loop import cluster_environment, take_sigterm
 from mrg.errors import one_line
 from mrg.log import log
+from mrg.run.checkpoints import CheckpointFolder
+from mrg.run.other_processes import OtherProcesses
+
+FIRST_PROCESS = "MRG_FIRST_PROCESS"
+"""Environment variable with the id of the process that has started the others of its machine."""
 
 ENDING = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask any run to end: of a scheduler or `kill`, and of a terminal that closes."""
@@ -115,50 +120,6 @@ def print_last(error: BaseException, line: str, num_processes: int) -> None:
         print(f"\n{line}", file=sys.stderr, flush=True)  # not logged: the first rank may be gone
 
 
-class RankWatch:
-    """Tells which of the ranks that this process has started was killed; Lightning then kills all others in silence.
-
-    Args:
-        trainer: Trainer whose `fit` has started.
-        last: Returns a sentence with the last checkpoint and how to resume.
-        interval: Seconds between two looks.
-    """
-
-    def __init__(self, trainer: L.Trainer, last: Callable[[], str], interval: float = 0.5) -> None:
-        self.processes: list[Any] = list(getattr(trainer.strategy.launcher, "procs", None) or [])
-        self.first, self.last, self.interval = trainer.global_rank, last, interval
-        self.ended = threading.Event()
-        if self.processes:
-            threading.Thread(target=self._watch, daemon=True).start()
-
-    def killed(self) -> str:
-        """Return a sentence about the first rank that a signal has ended; empty if there is none."""
-        for place, process in enumerate(self.processes, 1):
-            if (code := process.poll()) is not None and code < 0:
-                return f"Rank {self.first + place} (process {process.pid}) was killed by {signal.Signals(-code).name}. "
-        return ""
-
-    def stop(self, patience: float = 0.0) -> str:
-        """Stop watching; returns the sentence of `killed` unless it has been printed.
-
-        Args:
-            patience: Seconds to wait for a process that has closed its connections, but not ended.
-        """
-        if self.ended.is_set():
-            return ""
-        self.ended.set()
-        end = time.monotonic() + patience
-        while self.processes and not self.killed() and time.monotonic() < end:
-            time.sleep(0.05)
-        return self.killed()
-
-    def _watch(self) -> None:
-        while not self.ended.wait(self.interval):
-            if text := self.killed():
-                self.ended.set()
-                print(f"\n{text}{self.last()}", file=sys.stderr, flush=True)
-
-
 class Reporter:
     """Decides which process reports the end of a run: the first, or if it is gone, the second, which it had started.
 
@@ -177,3 +138,54 @@ class Reporter:
         while os.getppid() == self.parent and time.monotonic() < end:
             time.sleep(0.05)
         return os.getppid() != self.parent
+
+
+class EndTogether(L.Callback):
+    """Reports the death of another process of the run, and does not outlive it; see `mrg.run.other_processes`.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.others: OtherProcesses | None = None
+        if int(os.environ.get("LOCAL_RANK") or 0) == 0:
+            os.environ[FIRST_PROCESS] = str(os.getpid())
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Watch the processes that Lightning has started, or the one that has started this one."""
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        parent = int(os.environ.get(FIRST_PROCESS) or 0) if trainer.local_rank else 0
+        if self.others is None and (children or parent):
+            first = trainer.global_rank - trainer.local_rank
+            resume = partial(self._resume, stage)
+            self.others = OtherProcesses(children, trainer.local_rank, resume, parent, first)
+            self.others.start()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Stop watching at the regular end."""
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say which process has died if that is why this one fails."""
+        if isinstance(exception, Preempted | KeyboardInterrupt):
+            self._stop()
+        elif self.others is not None:
+            self.others.failed = isinstance(exception, Exception) and one_line(exception) is not None
+            self.others.settle()
+
+    def _stop(self) -> None:
+        if self.others is not None:
+            self.others.done.set()
+            self.others = None
+
+    def _resume(self, stage: str) -> str:
+        """A sentence on how to resume a command of which a process has died."""
+        if stage in ("test", "predict"):
+            return "Repeat the command with --resume auto: finished reports are kept."
+        files = CheckpointFolder(self.folder / "checkpoints")
+        last = next((files.path / name for name in files.names()), None) if stage == "fit" else None
+        return (
+            "Repeat the command." if last is None else f"The last checkpoint is {last}. {resume_command(self.folder)}"
+        )

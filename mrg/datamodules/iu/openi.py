@@ -141,7 +141,7 @@ class _Bounded(io.RawIOBase):
 
 
 def _xml_members(stream: _Bounded) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
-    with tarfile.open(fileobj=stream, mode="r:") as members:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=stream, mode="r:") as members:
         for number, member in enumerate(members, 1):
             if number > _MAX_MEMBERS:
                 raise DataError(f"{stream.where}: holds more than {_MAX_MEMBERS} files and folders; {_REMEDY}.")
