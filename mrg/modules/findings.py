@@ -24,9 +24,9 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.conditions import stated
+from mrg.modules.checks import check_choice
 from mrg.modules.policy.precision import float32_depthwise
 from mrg.modules.policy.ranks import gather
-from mrg.modules.settings import check_choice
 from mrg.modules.sft import SupervisedStep
 
 NOTHING = "No acute cardiopulmonary abnormality."

@@ -81,8 +81,8 @@ def part_statistics(
         present: Name -> (N,) bool for parts that may be missing.
 
     Returns:
-        Log key -> value. `share/<part>`: its share of the sum of absolute terms, 0 if all are 0. `dead/<part>`: share of
-        groups in which it is dead. `correlation/<part>`: Pearson correlation of its term with the sum of the terms,
+        Log key -> value. `share/<part>`: its share of the sum of absolute terms, 0 if all are 0. `dead/<part>`: share
+        of groups in which it is dead. `correlation/<part>`: Pearson correlation of its term with the sum of the terms,
         left out if one of the two is constant.
     """
     present, total = present or {}, torch.stack(list(terms.values())).sum(0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrg.modules.rl.decoupled import decoupled_terms, part_statistics, scaled
-from mrg.modules.settings import LossSettings
+from mrg.modules.rl.settings import LossSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL and transformers
 HALF = 0.5**0.5
@@ -19,7 +19,7 @@ def advantages(parts, weights, group_size, present=None, eps=1e-4):
 
 
 def test_by_hand():
-    """Two groups of two: the finding decides in the first, the format in the second; each counts by its weight alone."""
+    """Two groups of two: the finding decides in the first, the format in the second, each by its weight alone."""
     parts = {
         "mccs": torch.tensor([0.01, 0.0, 0.5, 0.5], dtype=torch.float64),
         "format": torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64),
