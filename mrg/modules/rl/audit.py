@@ -55,8 +55,10 @@ ALL_POSITIVE = " ".join(f"There is {FINDINGS[name]}." for name in THIRTEEN)
 HEDGED = " ".join(f"Possible {FINDINGS[name]}." for name in THIRTEEN)
 LOOKS = ("copied", "perfect")
 """Reports that depend on the study."""
-TOO_CHEAP = 0.4
+TOO_CHEAP = 1 / 3
 """Place of the cheapest exploit from which `fit` warns."""
+FEWEST = 20
+"""Number of studies below which it does not, because means over them say little."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,7 @@ def warn_of_exploits(reward: Reward, studies: Sequence[Study]) -> None:
     """
     most = 32 if reward.scorers else 300
     chosen = [studies[i] for i in range(0, len(studies), max(1, -(-len(studies) // most)))]
-    if len(chosen) < 2:
+    if len(chosen) < FEWEST:
         return
     try:
         worst = cheapest(rows := audit(reward, [s.report for s in chosen], [s.id for s in chosen]))

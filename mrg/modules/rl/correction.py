@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mrg.errors import UserError
 
-Correction = Literal["truncate", "mask", "sequence_mask", "none"]
+Correction = Literal["truncate", "mask", "none", "sequence_mask"]
 
 
 def check_correction(correction: Correction, limit: float, where: str = "") -> None:

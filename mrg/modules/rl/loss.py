@@ -134,7 +134,7 @@ def cispo_surrogate(logps: Tensor, ratio: Tensor, advantages: Tensor, clip_low: 
 
 def sapo_surrogate(ratio: Tensor, advantages: Tensor, positive: float = 1.0, negative: float = 1.05) -> Tensor:
     """`-A (4 / t) sigmoid(t (r - 1))`, t by the sign of A: a smooth clip (Gao et al., SAPO, 2025)."""
-    temperature = torch.where(advantages > 0, positive, negative)
+    temperature = torch.full_like(advantages, negative).masked_fill(advantages > 0, positive)
     return -(temperature * (ratio - 1)).sigmoid() * 4 / temperature * advantages
 
 

@@ -2,9 +2,20 @@
 
 import pytest
 
+from mrg.datamodules.study import Study
 from mrg.metrics import CONDITIONS, POSITIVE, UNCERTAIN, RulesLabeler
 from mrg.metrics.conditions import THIRTEEN
-from mrg.modules.rl.audit import ALL_POSITIVE, FINDINGS, HEDGED, OPACITY, audit, best_constant, cheapest, format_audit
+from mrg.modules.rl.audit import (
+    ALL_POSITIVE,
+    FINDINGS,
+    HEDGED,
+    OPACITY,
+    audit,
+    best_constant,
+    cheapest,
+    format_audit,
+    warn_of_exploits,
+)
 from mrg.modules.rl.audit import verdict as verdict_of
 from mrg.modules.rl.corpus_f1 import CorpusF1
 from mrg.modules.rl.reward import Reward, WeightedScorer
@@ -93,3 +104,17 @@ def test_custom_scorers():
 def test_one_report_is_too_few():
     with pytest.raises(ValueError, match="at least two training reports to audit the reward with, but got 1"):
         audit(Reward(RulesLabeler(), think="absent"), REPORTS[:1], IDS[:1])
+
+
+def test_fit_warns_of_a_cheap_exploit(caplog):
+    studies = [Study(str(i), (), report) for i, report in enumerate(REPORTS * 6)]
+    with caplog.at_level("WARNING", "mrg"):
+        warn_of_exploits(Reward(RulesLabeler(), 1.0, 0.0, margin=0.0, think="absent"), studies)
+    assert "Cheapest exploit: best constant" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "mrg"):
+        warn_of_exploits(Reward(RulesLabeler(), 1.0, 0.0, margin=0.0, think="absent"), studies[:8])
+        # Thirteen findings, each as frequent as any other: no constant is worth much.
+        studies = [Study(str(i), (), f"There is {words}.") for i, words in enumerate([*FINDINGS.values()] * 2)]
+        warn_of_exploits(Reward(RulesLabeler(), 0.0, 0.0, think="absent", positives_weight=1.0), studies)
+    assert not caplog.text

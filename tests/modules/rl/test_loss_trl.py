@@ -10,7 +10,7 @@ from tests.modules.rl.conftest import MAX_TOKENS
 from tests.modules.rl.test_loss import rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL and transformers
-BASE = {"loss_type": "grpo", "clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0}
+BASE = {"loss_type": "grpo", "clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0, "sapo_temperature_neg": 1.25}
 
 
 def loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches, limit=None, entropy=None, coef=0.0):
@@ -26,6 +26,7 @@ def loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches, limit=Non
     monkeypatch.setattr(trainer.args, "use_bias_correction_kl", options.get("kl_ratio_correction", False))
     monkeypatch.setattr(trainer.args, "steps_per_generation", len(micro_batches))
     monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", len(micro_batches), raising=False)
+    monkeypatch.setattr(trainer.args, "sapo_temperature_neg", 1.25)  # TRL rounds it to float32, which 1.25 survives
     monkeypatch.setattr(trainer, "off_policy_mask_threshold", limit)
     monkeypatch.setattr(trainer, "entropy_coef", coef)
     monkeypatch.setattr(trainer, "_entropy_bonus_enabled", coef > 0)
