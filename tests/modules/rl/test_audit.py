@@ -55,7 +55,10 @@ def test_mccs_by_hand():
     assert rows["hedged"].parts["mccs"] == rows["all positive"].parts["mccs"]  # uncertain counts as positive
     assert rows["copied"].parts["mccs"] == pytest.approx(1 / 4)  # the study before: right for the second alone
     assert (rows["perfect"].reward, rows["perfect"].of_perfect) == (1, 1)
-    assert rows["best constant"].of_perfect == pytest.approx(0.4 + 0.2)
+    lowest = 0.2 + 0.8 * cosine / 2
+    assert rows["all positive"].of_perfect == 0
+    assert rows["best constant"].of_perfect == pytest.approx((0.4 + 0.2 - lowest) / (1 - lowest))
+    assert rows["no report"].of_perfect == pytest.approx(-lowest / (1 - lowest))
     chosen = paid(Reward(RulesLabeler(), 0.8, 0.2, margin=0.0, think="absent"), copied=REPORTS)
     assert chosen["copied"].reward == 1
 
@@ -64,7 +67,7 @@ def test_the_cheapest_exploit_and_what_is_said_of_it():
     rows = list(paid(Reward(RulesLabeler(), 0.75, 0.0, margin=0.0, think="absent")).values())
     assert cheapest(rows).name == "best constant"
     said = verdict_of(rows)
-    assert said[0] == 'Cheapest exploit: best constant ("No edema."), at 50 % of the perfect report.'
+    assert said[0] == 'Cheapest exploit: best constant ("No edema."), at 42 % of the perfect report.'
     assert "favors not looking" in said[1]
     assert "best constant" in format_audit(rows, {"mccs": 0.75, "format": 0.0}).splitlines()[3]
 
