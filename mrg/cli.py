@@ -20,22 +20,24 @@ from mrg.commands.configs import resolve_all
 from mrg.errors import RunError, UserError, find_ours, nearest, print_error
 from mrg.log import configure, log
 
-USAGE = """python -m mrg COMMAND [--config FILE] [--KEY VALUE ...] [--traceback]
+USAGE = """python -m mrg COMMAND [RUN] [--config FILE] [--KEY VALUE ...] [--traceback]
 
   demo      train on synthetic images with SFT, then GRPO, and compare both: offline, on a CPU, in minutes
   fit       train the model that --config describes; all output is written to <runs>/<name>/
-  validate  score the best checkpoint of a run on the validation split
-  test      score it on the test split, next to baselines; without --config and --name, that of the latest run
-  predict   write reports without scoring them; `predict --images FILE ...` writes them for your own images
-  compare   compare two tested runs: a table of paired differences, and a page of the studies in which they differ
-  page      rebuild the page of a run, <runs>/<name>/index.html
+  runs      list the runs: state, step, best score, age
+  validate  `validate RUN` scores the best checkpoint of a run on the validation split
+  test      `test RUN` scores it on the test split, next to baselines
+  predict   `predict RUN` writes reports without scoring them; `predict RUN --images FILE ...`, for your own images
+  compare   `compare RUN RUN` compares two tested runs: paired differences, and a page of the studies that differ
+  page      `page RUN` rebuilds the page of a run, <runs>/<name>/index.html
   ablate    train variants of a configuration over several seeds: one table, one figure
-  export    write the policy of a run, merged or as an adapter, for transformers, peft or vLLM
+  export    `export RUN` writes the policy of a run, merged or as an adapter, for transformers, peft or vLLM
   data      `data check` inspects the data that --config describes: counts, images, leakage, findings
   audit     what the reward that --config describes pays to reports that ignore the image: its cheapest exploit
   size      estimate the GPU memory of the run that --config describes, and what to change if it does not fit
   configs   list the configurations that come with mrg (`--config iu` uses one by name), or copy one to edit it
 
+RUN is the name of a run in --runs (default: runs), or its folder; without RUN and --config, it is the latest run.
 `python -m mrg fit --help` lists every key. `--traceback` prints the traceback of an error above its one-line message.
 `python -m mrg --version` prints the version."""
 
@@ -48,6 +50,7 @@ OWN = {
     "audit": "mrg.commands.audit",
     "size": "mrg.commands.size.command",
     "configs": "mrg.commands.configs",
+    "runs": "mrg.commands.runs",
 }
 """Command -> module whose `main` takes the remaining arguments."""
 
@@ -96,24 +99,39 @@ def _dispatch(argv: list[str]) -> None:
         raise UserError(
             f"There is no command '{argv[0]}'{nearest(argv[0], commands) or '.'} Commands: {', '.join(commands)}."
         )
-    whole = ("-c", "-h", "--help", "--model", "--model.class_path")  # a configuration of its own, or none
-    names_run = any(word.partition("=")[0] in whole or word.startswith("--config") for word in argv)
-    own_images = argv[0] == "predict" and any(word.split("=")[0] == "--images" for word in argv)
-    if own_images:
-        from mrg.commands.predict_images import with_images
-
-        argv = ["predict", *with_images(argv[1:])]
-    if argv[0] in LIGHTNING[1:] and not names_run:
-        from mrg.run.folder import latest_run, named_run
-
-        runs, name = Path(_value(argv, "--runs") or "runs"), _value(argv, "--name")
-        folder = named_run(runs, name) if name else latest_run(runs)
-        log.info(f"{'Run' if name else 'Latest run'}: {folder}")
-        run_of = [f"--config={folder / 'config.yaml'}", f"--runs={folder.parent}", f"--name={folder.name}"]
-        argv = [argv[0], *run_of, *argv[1:]]
+    if argv[0] in LIGHTNING:
+        argv = _with_run(argv[0], argv[1:])
     from mrg.commands.lightning import run
 
     run(argv)
+
+
+def _with_run(command: str, options: list[str]) -> list[str]:
+    """Arguments in which RUN, `--name` or nothing, for the latest run, has become the configuration of that run."""
+    word = options.pop(0) if options and not options[0].startswith("-") else ""
+    name, runs = _value(options, "--name"), Path(_value(options, "--runs") or "runs")
+    if word and command == "fit":
+        raise UserError(f"`fit` trains what a configuration describes: pass --config {word}.")
+    if word and name:
+        raise UserError(f"RUN ({word}) and --name {name} are mutually exclusive: both name a run.")
+    whole = ("-c", "-h", "--help", "--model", "--model.class_path")  # a configuration of its own, or none
+    is_whole = any(option.partition("=")[0] in whole or option.startswith("--config") for option in options)
+    if command == "predict" and any(option.partition("=")[0] == "--images" for option in options):
+        from mrg.commands.predict_images import with_images
+
+        options = with_images(options)
+    if command == "fit" or (is_whole and not word):
+        return [command, *options]
+    from mrg.run.find import find_run, latest_run, named_run
+
+    folder = find_run(word, runs) if word else named_run(runs, name) if name else latest_run(runs)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} has no config.yaml, so `{command}` cannot know its model and data: pass --config.")
+    log.info(f"{'Run' if word or name else 'Latest run'}: {folder}")
+    folder = folder if folder.name not in ("", "..") else folder.resolve()
+    # The options come after the configuration, which they change, and before the place, which they named.
+    place = [f"--runs={folder.parent}", f"--name={folder.name}"]
+    return [command, f"--config={folder / 'config.yaml'}", *options, *place]
 
 
 def _value(argv: Sequence[str], option: str) -> str:

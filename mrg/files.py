@@ -86,9 +86,9 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically."""
+    """Write a text file in UTF-8, atomically; half of a surrogate pair is written as its JSON escape."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -97,14 +97,14 @@ def append_lines(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file and flush it to disk.
+    """Append text to a file and flush it to disk; half of a surrogate pair is written as its JSON escape.
 
     Raises:
         WriteError: If that fails.
     """
     try:
         with path.open("ab") as file:
-            file.write(text.encode())
+            file.write(text.encode(errors="backslashreplace"))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -124,17 +124,115 @@ def parse_json(text: str) -> Any:
 
     Raises:
         json.JSONDecodeError: If it is not JSON.
-        UserError: If a key is repeated; the message names it.
+        UserError: If a key is repeated, a text has half of a surrogate pair, which cannot be written to a file, values
+            are nested too deeply, or a number has too many digits; the message names the key.
     """
-    return json.loads(text, object_pairs_hook=_unique)
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+        if _SURROGATE.search(text):
+            _check_characters(value)
+        return value
+    except (json.JSONDecodeError, UserError):
+        raise
+    except RecursionError:
+        raise UserError("its values are nested too deeply") from None
+    except ValueError:  # Python's limit on the digits of an integer
+        raise UserError("a number has too many digits") from None
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
-        repeated = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise UserError(f"the key {repeated!r} occurs more than once in one object; keep one of them")
     return values
+
+
+def _check_characters(value: Any, key: str = "") -> None:
+    """Refuse half of a surrogate pair in a text or key; `key` is that of the value, for the message."""
+    if isinstance(value, list):
+        for item in value:
+            _check_characters(item, key)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _check_characters(name, f"{key}, in a key" if key else "a key")
+            _check_characters(item, repr(name))
+    elif isinstance(value, str) and (half := re.search("[\ud800-\udfff]", value)):
+        raise UserError(
+            f"the text of {key or 'a value'} has half of a surrogate pair (\\u{ord(half[0]):x}) at character "
+            f"{half.start()}, which is no character; remove it"
+        )
+
+
+MOST_YAML = 100_000
+"""Largest number of values of a YAML file once its aliases are expanded."""
+
+
+def check_yaml(text: str) -> None:
+    """Check YAML before it is loaded: no mapping has a key twice, and aliases do not make it grow beyond `MOST_YAML`.
+
+    PyYAML alone keeps the last value of a repeated key, and whoever walks through the values visits each alias.
+
+    Raises:
+        yaml.YAMLError: If it is not such YAML; the message names the key and the lines.
+    """
+    import yaml
+
+    sizes: dict[int, int] = {}  # by node; 0 while its parts are counted
+
+    def size(node: yaml.Node, depth: int) -> int:
+        line = node.start_mark.line + 1
+        if depth > 100:
+            raise yaml.YAMLError(f"The values in line {line} are nested too deeply.")
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+            if isinstance(node, yaml.MappingNode):
+                _check_keys(node)
+                parts = [part for pair in node.value for part in pair]
+            sizes[id(node)] = 1 + sum(size(part, depth + 1) for part in parts)
+        elif not sizes[id(node)]:
+            raise yaml.YAMLError(f"The value in line {line} contains itself.")
+        if sizes[id(node)] > MOST_YAML:
+            raise yaml.YAMLError(f"The value in line {line} has more than {MOST_YAML:,} parts, counting each alias.")
+        return sizes[id(node)]
+
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise yaml.YAMLError("Its values are nested too deeply.") from None
+    if root is not None:
+        size(root, 0)
+
+
+def _check_keys(node: Any) -> None:
+    import yaml
+
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise yaml.YAMLError(f"The key {name!r} in line {lines[name]} is repeated: remove it or line {line}.")
+        lines[name] = line
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML, see `check_yaml`.
+
+    Raises:
+        yaml.YAMLError: If it is not such YAML.
+    """
+    import yaml
+
+    check_yaml(text)
+    try:
+        return yaml.safe_load(text)
+    except ValueError as error:  # a date or number out of range
+        raise yaml.YAMLError(f"{error}.") from None
 
 
 def csv_rows(file: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:

@@ -74,7 +74,7 @@ def test_mrg_is_a_command_too(capsys):
 def test_light_commands_do_not_import_lightning():
     code = (
         "import sys; from mrg.cli import main\n"
-        "for argv in (['--version'], ['demo', '--help'], ['compare', '--help'], ['data', '--help']):\n"
+        "for argv in (['--version'], ['demo', '--help'], ['compare', '--help'], ['data', '--help'], ['runs', '.']):\n"
         "    try: main(argv)\n"
         "    except SystemExit as stop: assert stop.code == 0, stop.code\n"
         "assert not {'lightning', 'torch', 'transformers'} & set(sys.modules)"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from torchmetrics import Metric
 
 import mrg
 from mrg.callbacks.checkpoint import Checkpoints
@@ -24,12 +27,18 @@ from mrg.metrics.evaluation import (
     remark_on_frequency,
 )
 from mrg.metrics.labels import CachingLabeler, Labeler
+from mrg.metrics.mccs import MCCS
+from mrg.modules.arguments import plain_arguments
 from mrg.modules.base import ReportModule
 from mrg.modules.completion import count_unfinished, warn_unfinished
-from mrg.modules.policy.ranks import gather
+from mrg.modules.policy.ranks import failing_together, gather
 from mrg.run.checkpoint_file import fingerprint
 from mrg.run.checkpoints import CheckpointFolder
+from mrg.run.part_files import PartFiles
 from mrg.strategy import FSDP2
+
+PARTS = {"test": "predictions", "predict": "predict"}
+"""Stage -> name of the file that it writes, without its suffix."""
 
 LABELS = {"prediction": "labels", "target": "target_labels"}
 """Text of a prediction -> the key of its (14,) label classes, if the module has computed them already."""
@@ -38,15 +47,45 @@ LABELS = {"prediction": "labels", "target": "target_labels"}
 class ResultWriter(L.Callback):
     """Writes predictions, results and the policy into the folder of a run.
 
+    Reports are written as they are finished, see `PartFiles`, so that no crash loses them.
+
     Args:
         folder: Folder of the run, `<runs>/<name>`.
+        resume: Whether `test` and `predict` use the reports of one that did not finish.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        self.folder, self.resume = folder, resume
+        self.parts: PartFiles | None = None
+        self.finished: list[dict[str, Any]] = []
+        self.num_written = 0
         self.predicted: list[dict[str, Any]] = []
         self.kept = False
         self.tested: tuple[list[dict[str, Any]], dict[str, Any], Labeler] | None = None
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Read the finished reports, or remove those of an earlier run, before the loaders are made."""
+        if stage not in PARTS:
+            return
+        assert isinstance(pl_module, ReportModule)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        self.parts = PartFiles(self.folder, PARTS[stage], _identity(trainer, pl_module), trainer.global_rank)
+        self.finished = []
+        with failing_together(trainer.world_size, lambda: None):
+            if trainer.is_global_zero and self.resume:
+                studies = data.splits["test"] if stage == "test" else data.to_predict()
+                self.finished = _as_written(self.parts.resume(), studies)
+                log.info(f"{len(self.finished):,} of {len(studies):,} reports are finished already.")
+            elif trainer.is_global_zero:
+                self.parts.start_over()
+        # Also a barrier: other processes write once the files of an earlier run are gone.
+        names = trainer.strategy.broadcast([row["id"] for row in self.finished])
+        data.finished[stage] = frozenset(names)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove the part files, once results and pages are written too; Lightning calls this after success only."""
+        if self.parts is not None and stage in PARTS and trainer.is_global_zero:
+            self.parts.remove()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log what is trained on which data."""
@@ -112,11 +151,34 @@ class ResultWriter(L.Callback):
                 print(f"Write its policy with: python -m mrg export {options} --output {self.folder / 'policy'}")
         self._print_files()
 
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the finished reports into predictions and scores, which the module has just reset."""
+        assert isinstance(pl_module, ReportModule)
+        pl_module.predictions, self.num_written = [dict(row) for row in self.finished], len(self.finished)
+        if not self.finished:
+            return
+        pl_module.num_scored = len(self.finished)
+        texts = [[row[text] for row in self.finished] for text in LABELS]
+        labels = [torch.stack([row[key] for row in self.finished]).to(pl_module.device) for key in LABELS.values()]
+        known = all(text.strip() for side in texts for text in side)  # MCCS of an empty report is 0 by its text
+        for metric in pl_module.scores.values():
+            assert isinstance(metric, Metric)
+            metric.update(*(labels if known or not isinstance(metric, MCCS) else texts))
+        valid = torch.tensor([float(row["format"]) for row in self.finished], device=pl_module.device)
+        cast(Metric, pl_module.means["format"]).update(valid)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Write the reports of a batch to disk."""
+        assert isinstance(pl_module, ReportModule)
+        assert self.parts is not None
+        self.parts.write(pl_module.predictions[self.num_written :])
+        self.num_written = len(pl_module.predictions)
+
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write predictions and results, and print the table."""
         assert isinstance(pl_module, ReportModule)
         data = trainer.datamodule  # type: ignore[attr-defined]
-        rows = _gather(trainer, pl_module.predictions, data.splits["test"])
+        rows = _gather(trainer, pl_module.predictions, data.splits["test"], "test")
         skipped = _skipped(trainer, "test")
         if not trainer.is_global_zero:
             return
@@ -166,17 +228,19 @@ class ResultWriter(L.Callback):
         print(f"Predictions: {self.folder / 'predictions.jsonl'}\nResults: {self.folder / 'results.json'}", flush=True)
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the reports of an earlier prediction."""
-        self.predicted, self.kept = [], False
+        """Start with the finished reports."""
+        self.predicted, self.kept = list(self.finished), False
 
     def on_predict_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *args: Any) -> None:
-        """Keep the reports of a batch."""
+        """Write the reports of a batch to disk."""
+        assert self.parts is not None
+        self.parts.write(outputs)
         self.predicted += outputs
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the data module write the reports in its format."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        self.predicted = _gather(trainer, self.predicted, data.to_predict())
+        self.predicted = _gather(trainer, self.predicted, data.to_predict(), "predict")
         self.kept = True
         skipped = _skipped(trainer, "predict")
         if trainer.is_global_zero:
@@ -190,10 +254,32 @@ class ResultWriter(L.Callback):
         _log_skipped(len(data.to_predict()), "predict", skipped)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write the reports finished so far, if there is one process; others cannot be asked any more."""
+        """Tell how to resume, and write the finished reports of one process; others cannot be asked any more."""
+        if self.parts is not None and (num := self.parts.count()):
+            log.warning(f"{num:,} finished reports are in {self.parts.pattern}: use them with --resume auto.")
         if trainer.state.fn == "predict" and trainer.world_size == 1 and self.predicted and not self.kept:
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.datamodule.write_partial_predictions(self.predicted, self.folder)  # type: ignore[attr-defined]
+
+
+def _identity(trainer: L.Trainer, module: ReportModule) -> dict[str, Any]:
+    """Everything on which reports depend, for messages in parts."""
+    settings = json.dumps(plain_arguments(module.hparams), sort_keys=True)
+    return {
+        "version of mrg": mrg.__version__,
+        "policy": module.source,
+        "checkpoint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
+        "settings of the model": hashlib.sha256(settings.encode()).hexdigest()[:16],
+        "labeler": str(getattr(module.labeler, "name", type(module.labeler).__name__)),
+        "data": trainer.datamodule.describe(),  # type: ignore[attr-defined]
+    }
+
+
+def _as_written(rows: Sequence[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:
+    """Finished rows as the module makes them, without those of studies that have changed."""
+    target = {study.id: study.report for study in studies}
+    rows = [row for row in rows if row["id"] in target and row.get("target") in (None, target[row["id"]])]
+    return [row | {key: torch.tensor(row[key]) for key in LABELS.values() if key in row} for row in rows]
 
 
 def _best_score(trainer: L.Trainer) -> str:
@@ -204,9 +290,11 @@ def _best_score(trainer: L.Trainer) -> str:
     return f" ({chosen.best.monitor} {chosen.best.score:.3f})"
 
 
-def _gather(trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:
+def _gather(
+    trainer: L.Trainer, rows: list[dict[str, Any]], studies: Sequence[Study], split: str
+) -> list[dict[str, Any]]:
     """Return the rows of all ranks in the order of the studies."""
-    if trainer.world_size == 1:
+    if trainer.world_size == 1 and not trainer.datamodule.finished.get(split):  # type: ignore[attr-defined]
         return rows
     parts = gather(rows, trainer.world_size)
     by_id = {row["id"]: row for part in parts for row in part}

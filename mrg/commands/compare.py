@@ -18,14 +18,17 @@ def main(args: Sequence[str]) -> None:
     """Parse the options and compare."""
     from argparse import ArgumentParser
 
+    from mrg.run.find import path_or_run
+
     parser = ArgumentParser(
         "python -m mrg compare",
         description="Compare two tested runs on the same studies: a paired table of A - B, and a page with "
         "the findings that only one run gets right, study by study, starting with the studies that have most of them.",
     )
     add = parser.add_argument
-    add("run_a", type=Path, help="folder of a tested run (with predictions.jsonl)")
-    add("run_b", type=Path, help="folder of another tested run")
+    add("run_a", type=Path, help="name or folder of a tested run (with predictions.jsonl)")
+    add("run_b", type=Path, help="name or folder of another tested run")
+    add("--runs", type=Path, default=Path("runs"), help="folder in which runs are found by name (default: %(default)s)")
     add("--margin", type=float, help="margin of MCCS (default: that of the runs)")
     add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
         "(default: that of the runs)")  # fmt: skip
@@ -38,7 +41,11 @@ def main(args: Sequence[str]) -> None:
     add("--output", type=Path, metavar="FILE", help="page to write (default: RUN_A/compare-RUN_B.html)")
     add("--images", default="embed", help="how to show images: embed (default), link or none")
     add("--megabytes", type=float, default=40.0, help="budget of embedded images in megabytes (default: 40)")
-    compare(**vars(parser.parse_args(list(args))))
+    options = vars(parser.parse_args(list(args)))
+    runs = options.pop("runs")
+    for key in ("run_a", "run_b"):
+        options[key] = path_or_run(str(options[key]), runs)
+    compare(**options)
 
 
 def compare(

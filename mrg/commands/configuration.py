@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mrg.errors import UserError
+from mrg.files import parse_yaml
 
 LIMITS = {"validate": "val", "fit": "val", "test": "test", "predict": "predict"}
 """Command -> part of the name of Lightning's limit on the batches that it scores."""
@@ -23,7 +22,7 @@ def replaced_lists(files: Sequence[Path]) -> list[str]:
     taken: dict[str, tuple[Path, list[Any]]] = {}
     found = []
     for path in files:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        content = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
         for key, value in _lists(content or {}):
             earlier, old = taken.get(key, (path, value))
             if value and any(entry not in value for entry in old):

@@ -33,12 +33,22 @@ from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
+from mrg.files import parse_yaml
 from mrg.log import log
 from mrg.modules.base import ReportModule
 from mrg.modules.settings import check_no_moved_keys
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
-from mrg.run.folder import check_is_of, check_not_moved, check_writable, lock, make_room
+from mrg.run.folder import (
+    check_inside,
+    check_is_of,
+    check_not_moved,
+    check_writable,
+    has_progress,
+    make_room,
+    make_run_folder,
+)
+from mrg.run.lock import lock
 from mrg.run.resume import KEPT, changed_settings, describe_changes
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
@@ -64,6 +74,13 @@ class MrgCLI(CommandLine):
         parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
         parser.add_argument("--name", type=str, default="run", help="name of the run, its folder in --runs")
         parser.add_argument(
+            "--shared",
+            type=bool,
+            default=False,
+            help="create the run's folder with the permissions of the umask, so that others can read it; otherwise "
+            "only its owner can",
+        )
+        parser.add_argument(
             "--into", type=str, default="", help="subfolder of the run for what test and predict write about other data"
         )
         parser.add_argument(
@@ -80,7 +97,10 @@ class MrgCLI(CommandLine):
             help="score that chooses the best checkpoint",
         )
         parser.add_argument(
-            "--resume", type=str, default="", help="auto for the newest intact checkpoint of the run, or a path"
+            "--resume",
+            type=str,
+            default="",
+            help="auto: resume the newest intact checkpoint, or an unfinished test or predict; or a path",
         )
         parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
         parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
@@ -95,12 +115,17 @@ class MrgCLI(CommandLine):
     def prepare(self) -> None:
         """Refuse to overwrite a run; outside of `fit`, use the best checkpoint of the run unless one is named."""
         config = self.config[self.subcommand]
+        check_inside(str(config.name), "--name", "--runs")
+        if config.into:
+            check_inside(str(config.into), "--into", "the run's folder")
         config.trainer.default_root_dir = str(self.folder)
         files = [Path(str(path)) for path in config.config or []]
         check_not_moved(files, self.folder)
         for line in replaced_lists(files):
             log.warning(line)
         check_limits(str(self.subcommand), config.trainer)
+        if self.subcommand != "fit" and config.resume not in ("", "auto"):
+            raise UserError(f"Expected --resume of {self.subcommand} to be auto, but got {config.resume!r}.")
         if not _class(str(config.model.class_path)).trained:
             self._prepare_baseline(config)
             return
@@ -135,6 +160,7 @@ class MrgCLI(CommandLine):
 
     def _prepare_fit(self, config: Any) -> None:
         """Allow `fit` in the folder of a run only to resume it, or to start over if that was asked for."""
+        make_run_folder(self.folder, bool(config.shared))
         check_writable(self.folder)
         if (self.folder / "checkpoints").exists():
             check_writable(self.folder / "checkpoints")
@@ -153,13 +179,15 @@ class MrgCLI(CommandLine):
         if path is not None and path.resolve().parent == files.path.resolve():
             return
         auto = config.resume == "auto"
-        if (self.folder / "config.yaml").exists() and not (config.overwrite or auto):
+        if has_progress(self.folder) and not (config.overwrite or auto):
             raise UserError(
                 f"{self.folder} already contains a run. Resume it with --resume auto, choose another --name, or start "
                 "over with --overwrite true."
             )
         if auto and path is None:
             log.info(f"No checkpoint in {files.path}: the run starts from the beginning.")
+        elif (self.folder / "config.yaml").exists() and not config.overwrite:
+            log.info(f"The run in {self.folder} ended before its first checkpoint: it starts from the beginning.")
 
     def _keep_settings(self, config: Any, file: Path) -> None:
         """Log what has changed since a checkpoint was written, and restore the settings that it determines.
@@ -171,7 +199,7 @@ class MrgCLI(CommandLine):
         if not file.is_file():
             return
         given = yaml.safe_load(self.parser.commands[self.subcommand].dump(config, skip_none=False))
-        saved = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        saved = parse_yaml(file.read_text(encoding="utf-8")) or {}
         check_no_moved_keys(saved, file)
         changed = changed_settings(saved, given)
         for key in KEPT:
@@ -188,7 +216,8 @@ class MrgCLI(CommandLine):
         """Build the trainer with the callbacks and loggers of the run."""
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
         into = "" if self.subcommand == "fit" else str(config.into)
-        own: list[Any] = [ResultWriter(self.folder / into), built.gallery, *(kwargs.pop("callbacks", None) or [])]
+        writer = ResultWriter(self.folder / into, resume=bool(config.resume))
+        own: list[Any] = [writer, built.gallery, *(kwargs.pop("callbacks", None) or [])]
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())
@@ -203,6 +232,8 @@ class MrgCLI(CommandLine):
             self.overwrite = bool(config.overwrite)
             config.resume, config.ckpt_path, config.overwrite = "", None, False
         else:
+            if self.subcommand in ("test", "predict"):
+                make_run_folder(self.folder, bool(config.shared))
             options |= {"logger": False, "callbacks": own}  # the configured ones are for training
         try:
             trainer = super().instantiate_trainer(**options)

@@ -10,7 +10,6 @@ from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NoReturn
 
-import yaml
 from jsonargparse import get_loader, set_loader
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from yaml import YAMLError
@@ -18,6 +17,7 @@ from yaml import YAMLError
 from mrg.commands import LIGHTNING
 from mrg.commands.predict_images import parser as images_parser
 from mrg.errors import nearest
+from mrg.files import check_yaml
 from mrg.modules.settings import moved_key
 
 MODE = "omegaconf+"
@@ -106,24 +106,12 @@ class Parser(LightningArgumentParser):
 
 
 def load_yaml(text: str) -> Any:
-    """Load YAML in which no mapping has a key twice; PyYAML alone keeps the last value.
+    """Load YAML as jsonargparse does, see `check_yaml`.
 
     Raises:
-        YAMLError: If it is not YAML, or repeats a key; the message names the key and the lines.
+        YAMLError: If it is not YAML, repeats a key, or grows too large by aliases.
     """
-    nodes = [yaml.compose(text, Loader=yaml.SafeLoader)]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                name, line = str(key.value), key.start_mark.line + 1
-                if name in lines:
-                    raise YAMLError(f"The key {name!r} in line {lines[name]} is repeated: remove it or line {line}.")
-                lines[name] = line
-                nodes.append(value)
+    check_yaml(text)
     return _load(text)
 
 
@@ -229,11 +217,11 @@ def parser_settings(typed: str = "") -> dict[str, dict[str, Any]]:
     Args:
         typed: The command that the user typed, if it is another one with the keys of `fit`.
     """
-    usage = "python -m mrg {} [--config FILE] [--KEY VALUE ...]"
+    usage = "python -m mrg {}{} [--config FILE] [--KEY VALUE ...]"
     return {
         name: {
             "parser_mode": MODE,
-            "usage": usage.format(typed or name),
+            "usage": usage.format(typed or name, "" if name == "fit" else " [RUN]"),
             "description": f"{DESCRIPTIONS[name]} {KEYS}",
         }
         for name in LIGHTNING

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mrg.errors import UserError, nearest
 from mrg.metrics.conditions import CONDITIONS, THIRTEEN, stated
-from mrg.metrics.labels import Labeler
+from mrg.metrics.labels import Labeler, run_labeler
 
 Balance = Mapping[str, float] | Literal["inverse_prevalence"]
 MOST = 10.0
@@ -58,7 +58,7 @@ def study_weights(balance: Balance, reports: Sequence[str], labeler: Labeler) ->
     Raises:
         UserError: If a condition that has a factor occurs in no report.
     """
-    found = stated(labeler(list(reports)).cpu())
+    found = stated(run_labeler(labeler, list(reports)).cpu())
     counts = found.sum(0)
     if isinstance(balance, str):
         known = dict(zip(THIRTEEN, counts.tolist()[: len(THIRTEEN)], strict=True))

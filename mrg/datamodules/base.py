@@ -79,6 +79,7 @@ class ReportDataModule(L.LightningDataModule):
         num_read: Number of studies per split before the limits.
         removed: Number of studies that each filter of `read` removed, by its name in words.
         skipped: Studies that were skipped so far, by split and id; see `on_error`.
+        finished: Ids of studies that need no report any more, by split: `test` or `predict` is resumed.
         dropped: Missing files that `read` left out, by the setting that allows it.
         checking: Set by `python -m mrg data check`: `read` keeps studies that would stop a run, such as those with a
             missing image or a repeated id, so that all can be listed, and leaves training targets as written.
@@ -118,6 +119,7 @@ class ReportDataModule(L.LightningDataModule):
         self.num_read: dict[str, int] = {}
         self.removed: dict[str, int] = {}
         self.dropped: dict[str, list[str]] = {}
+        self.finished: dict[str, frozenset[str]] = {}
         self.checking = False
         self.collator: Callable[[list[Study]], Any] | None = None
         self.position: dict[str, int] = {}
@@ -197,8 +199,11 @@ class ReportDataModule(L.LightningDataModule):
             # Otherwise every start of a loader draws from the global generator, which a resumed run does more often.
             "generator": torch.Generator(),
         }
-        if share and not shuffle and self.trainer is not None and self.trainer.world_size > 1:
-            sampler = RankBatches(len(studies), batch_size, self.trainer.world_size, self.trainer.global_rank)
+        num_ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        names = self.finished.get(split, ())
+        if share and not shuffle and (num_ranks > 1 or names):
+            finished = {index for index, study in enumerate(studies) if study.id in names} if names else ()
+            sampler = RankBatches(len(studies), batch_size, num_ranks, rank, finished)
             return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=sampler, **options)
         order = self._sampler(studies) if shuffle else None
         return DataLoader(

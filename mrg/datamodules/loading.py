@@ -14,7 +14,7 @@ an error.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Container, Iterator, Sequence, Sized
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -92,7 +92,7 @@ class StudySampler(DistributedSampler[int]):
 
 
 class RankBatches(DistributedSampler[RankBatch]):
-    """Evaluation batches of one rank in the order of the split; a rank with fewer batches gets one that does not count.
+    """Evaluation batches of one rank in the order of the split; a rank with fewer batches gets some that do not count.
 
     It subclasses `DistributedSampler` because Lightning does not replace those.
 
@@ -101,14 +101,23 @@ class RankBatches(DistributedSampler[RankBatch]):
         batch_size: Studies per batch.
         num_ranks: Number of evaluating processes.
         rank: Rank of this process.
+        finished: Indices to leave out, because a run that is resumed has finished them. The other batches stay as they
+            are, so that their results do.
     """
 
-    def __init__(self, num_studies: int, batch_size: int, num_ranks: int, rank: int) -> None:
+    def __init__(
+        self, num_studies: int, batch_size: int, num_ranks: int, rank: int, finished: Container[int] = ()
+    ) -> None:
         super().__init__(range(num_studies), num_ranks, rank, shuffle=False)  # type: ignore[arg-type]
-        own = list(range(rank, num_studies, num_ranks))
-        self.batches: list[RankBatch] = [(own[i : i + batch_size], True) for i in range(0, len(own), batch_size)]
-        most = -(-num_studies // num_ranks)  # studies of the first rank
-        while len(self.batches) < -(-most // batch_size):
+        of_ranks = []
+        for start in range(num_ranks):
+            own = list(range(start, num_studies, num_ranks))
+            batches = [own[i : i + batch_size] for i in range(0, len(own), batch_size)]
+            left = [[index for index in batch if index not in finished] for batch in batches]
+            of_ranks.append([(batch, True) for batch in left if batch])
+        self.batches: list[RankBatch] = of_ranks[rank]
+        # At least one: Lightning calls no hooks of a loop without batches.
+        while len(self.batches) < max(1, *map(len, of_ranks)):
             self.batches.append(([0], False))
 
     def __iter__(self) -> Iterator[RankBatch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,11 +42,16 @@ def find_images(names: Sequence[str]) -> list[Path]:
             matches = map(Path, glob.glob(str(path), recursive=True)) if glob.has_magic(str(path)) else ()
             files = sorted(file for file in matches if file.is_file())
             if not files:
-                missing.append(name)
+                missing.append(_printable(path))
         found.update(dict.fromkeys(files))
     if missing:
         raise DataNotFoundError(f"{len(missing)} of the images do not exist: {first_names(missing)}; check --images.")
     return list(found)
+
+
+def _printable(path: Path) -> str:
+    """A path as text that can be printed and written: bytes that are not UTF-8 as their escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 class ImagesDataModule(ReportDataModule):
@@ -89,7 +95,7 @@ class ImagesDataModule(ReportDataModule):
         self.num_workers = min(self.num_workers, len(files) // 16)
         return all_as_test(
             [
-                Study(", ".join(map(str, group)), tuple(map(View, group)), "", indication=self.indication)
+                Study(", ".join(map(_printable, group)), tuple(map(View, group)), "", indication=self.indication)
                 for group in groups
             ]
         )
@@ -115,7 +121,10 @@ class ImagesDataModule(ReportDataModule):
 
     def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Print each report with the names of its files, and write all of them as JSON lines."""
-        images = {study.id: [str(view.image) for view in study.views] for study in self.to_predict()}
+        images = {
+            study.id: [_printable(view.image) for view in study.views if isinstance(view.image, Path)]
+            for study in self.to_predict()
+        }
         for row in rows:
             print(f"\n{row['id']}\n{row['prediction'] or '(No report; the file below holds the complete output.)'}")
         output = Path(self.output) if self.output else folder / "images.jsonl"

@@ -22,11 +22,17 @@ from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View, all_as_test, pair_positions
 from mrg.datamodules.table.rows import text
 from mrg.errors import UserError
-from mrg.files import identifier, parse_json, write_json
+from mrg.files import identifier, is_missing, parse_json, write_json
 from mrg.log import log
 
 REFERENCES = {"findings": "section_findings", "impression": "section_impression", "both": "report"}
 """Section that a model writes -> key of its reference; `report` has both sections with their names."""
+
+_TYPES = {
+    **dict.fromkeys(("image_path", "frontal_lateral"), (True, "a text or a list of texts")),
+    **dict.fromkeys(("key_image_path", "context", *REFERENCES.values()), (False, "a text")),
+}
+"""Key -> whether its value may be a list, and its type in words."""
 
 _INDICATION = re.compile(r"Indication:(.*?)(?:Comparison:|$)", re.DOTALL)
 
@@ -139,4 +145,17 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
     without = [name for name, entry in content.items() if not entry.get("image_path")]
     if without:
         raise DataError(f"File {file}: {len(without)} studies have no image_path: {first_names(without)}; correct it.")
+    for name, entry in content.items():
+        for key, value in entry.items():
+            if key in _TYPES and not _is_of(value, *_TYPES[key]):
+                raise DataError(
+                    f"File {file}, study {name}: expected {key} to be {_TYPES[key][1]}, but got a "
+                    f"{type(value).__name__}; correct it."
+                )
     return content
+
+
+def _is_of(value: Any, several: bool, _: str) -> bool:
+    """Whether a value is text or missing, or a list of such values if there may be several."""
+    values = value if several and isinstance(value, list) else [value]
+    return all(isinstance(item, str) or is_missing(item) for item in values)

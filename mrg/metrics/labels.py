@@ -56,7 +56,7 @@ class CachingLabeler(Labeler):
         names = [digest_text(text) for text in texts]
         new = {name: text for name, text in zip(names, texts, strict=True) if name not in self._rows}
         if new:
-            rows = self.labeler(list(new.values())).cpu().to(torch.uint8).numpy()
+            rows = run_labeler(self.labeler, list(new.values())).cpu().to(torch.uint8).numpy()
             self._rows.update(zip(new, map(bytes, rows), strict=True))
         flat = np.frombuffer(b"".join(self._rows[name] for name in names), np.uint8)
         return torch.from_numpy(flat.reshape(-1, NUM_CONDITIONS).astype(np.int64))
@@ -140,12 +140,33 @@ def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
 def _label(labeler: Any, sides: list[list[str]]) -> list[Tensor]:
     """Label lists of reports in one call; without reports the labeler is not called."""
     pool = [text for side in sides for text in side]
-    labels = labeler(pool) if pool else torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64)
-    if tuple(labels.shape) != (len(pool), NUM_CONDITIONS):
-        raise UserError(
-            f"Expected the labeler to return ({len(pool)}, {NUM_CONDITIONS}) labels, but got {tuple(labels.shape)}."
+    labels = run_labeler(labeler, pool) if pool else torch.zeros(0, NUM_CONDITIONS, dtype=torch.int64)
+    return list(torch.split(labels, [len(side) for side in sides]))
+
+
+def run_labeler(labeler: Any, texts: Sequence[str]) -> Tensor:
+    """Label reports by any labeler, and check what it returns; an array becomes a tensor.
+
+    Returns:
+        (N, 14) integers.
+
+    Raises:
+        UserError: If the labeler returns another shape or other values than label classes.
+        UserTypeError: If it returns neither a tensor nor an array.
+    """
+    labels = labeler(texts)
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in "iufb":
+        labels = texts_or_labels(labels, "labels")
+    if not isinstance(labels, Tensor):
+        kind = "None" if labels is None else f"{type(labels).__module__}.{type(labels).__name__}"
+        raise UserTypeError(
+            f"Expected the labeler to return a tensor ({len(texts)}, {NUM_CONDITIONS}), but got {kind}."
         )
-    return list(labels.split([len(side) for side in sides]))
+    if tuple(labels.shape) != (len(texts), NUM_CONDITIONS):
+        raise UserError(
+            f"Expected the labeler to return ({len(texts)}, {NUM_CONDITIONS}) labels, but got {tuple(labels.shape)}."
+        )
+    return _check_labels(labels, "labels")
 
 
 def check_labeler(labeler: Any) -> None:

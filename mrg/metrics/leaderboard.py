@@ -9,7 +9,7 @@ from mrg.errors import UserError
 from mrg.metrics.conditions import CONVENTIONS, THIRTEEN, stated
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems, format_span
-from mrg.metrics.labels import Labeler, Scorer
+from mrg.metrics.labels import Labeler, Scorer, run_labeler
 from mrg.metrics.remarks import wrapped
 from mrg.metrics.resampling import MIN_CASES
 from mrg.metrics.tables import columns, percent
@@ -34,7 +34,7 @@ def best_reference(target: Sequence[str], labeler: Labeler) -> str:
     if not target:
         raise UserError("Expected argument `target` to hold at least one reference, but got none.")
     texts = sorted(set(target))
-    found = stated(labeler(texts))[:, : len(THIRTEEN)].double()
+    found = stated(run_labeler(labeler, texts))[:, : len(THIRTEEN)].double()
     place = {text: row for row, text in enumerate(texts)}
     support = found[[place[text] for text in target]].sum(0)
     # TP of a constant is the support of its findings; TP + FP is N for each of them.

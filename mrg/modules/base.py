@@ -6,7 +6,7 @@ disk already; so loading one loads the policy first. It does not contain the lab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +19,7 @@ from mrg.datamodules.collate import THINK_PROMPT, Batch, StudyCollator
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
-from mrg.metrics.labels import Labeler, label_together
+from mrg.metrics.labels import Labeler, label_together, run_labeler
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
 from mrg.modules.checks import check_choice, check_counts
 from mrg.modules.completion import predicted, target_text, tested
@@ -206,7 +206,8 @@ class ReportModule(L.LightningModule):
 
     def target_texts(self, reports: Sequence[str]) -> list[str]:
         """Completions that supervised training teaches for these reference reports."""
-        return [target_text(text, row, self.think) for text, row in zip(reports, self.labeler(reports), strict=True)]
+        labels: Iterable[Any] = run_labeler(self.labeler, reports) if reports else ()
+        return [target_text(text, row, self.think) for text, row in zip(reports, labels, strict=True)]
 
     def configure_optimizers(self) -> Any:
         """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""

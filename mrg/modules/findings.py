@@ -24,6 +24,7 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.conditions import stated
+from mrg.metrics.labels import run_labeler
 from mrg.modules.checks import check_choice
 from mrg.modules.policy.precision import float32_depthwise
 from mrg.modules.policy.ranks import gather
@@ -121,7 +122,7 @@ class FindingsModule(SupervisedStep):
 
     def _found(self, reports: list[str]) -> Tensor:
         """(B, 13) bool, True where a report states a finding."""
-        labels = self.labeler(reports)[:, : len(THIRTEEN)]
+        labels = run_labeler(self.labeler, reports)[:, : len(THIRTEEN)]
         return stated(labels)
 
     def forward(self, batch: Batch) -> Tensor:

@@ -18,6 +18,7 @@ from mrg.pages.page import render, write_page
 from mrg.pages.run_charts import latest, run_charts
 from mrg.pages.training_log import TrainingLog
 from mrg.run.checkpoint_file import is_outdated
+from mrg.run.find import path_or_run
 
 PAGE = "index.html"
 FILES = {
@@ -195,7 +196,10 @@ def _table(results: dict[str, Any]) -> dict[str, Any] | None:
 def main(args: Sequence[str]) -> None:
     """`python -m mrg page runs/NAME ...`."""
     if not args or args[0] in ("-h", "--help"):
-        print("usage: python -m mrg page RUN [RUN ...]\n\nWrite RUN/index.html from the files of a run's folder.")
+        print(
+            "usage: python -m mrg page RUN [RUN ...]\n\nWrite index.html from the files of a run's folder. RUN is the "
+            "name of a run in runs/, or its folder."
+        )
         raise SystemExit(0 if args else 2)
     for folder in args:
-        print(write_run_page(Path(folder)))
+        print(write_run_page(path_or_run(folder, Path("runs"))))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
-from mrg.files import read_lines
+from mrg.files import check_yaml
 from mrg.log import log
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.labels import Labeler
+from mrg.metrics.predictions import read_rows
+from mrg.pages.training_log import read_object, reading
 from mrg.run.checkpoint_file import is_outdated
 
 
@@ -38,13 +39,16 @@ class TestedRun:
         """Read a run folder.
 
         Raises:
-            UserError: If it has no predictions.
+            UserError: If it has no predictions, or a file is damaged.
         """
         file = folder / "predictions.jsonl"
         if not file.is_file():
             raise UserError(f"{folder} holds no predictions.jsonl: run `test` there first.")
-        results = folder / "results.json"
-        return cls(folder, read_lines(file), json.loads(results.read_text("utf-8")) if results.is_file() else {})
+        rows = read_rows(file)
+        for number, row in enumerate(rows, 1):
+            if wrong := [key for key in ("id", "prediction", "target") if not isinstance(row.get(key), str)]:
+                raise UserError(f"{file}, row {number}: expected {wrong[0]} to be a text; run `test` again.")
+        return cls(folder, rows, read_object(folder / "results.json"))
 
     @property
     def reports(self) -> list[str]:
@@ -85,9 +89,18 @@ class TestedRun:
     def config(self) -> dict[str, Any]:
         """Configuration of the run; empty if there is none."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
 
         file = self.folder / "config.yaml"
-        return _mapping(OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else {}
+        if not file.is_file():
+            return {}
+        with reading(file):
+            try:
+                check_yaml(file.read_text(encoding="utf-8"))
+                return _mapping(OmegaConf.to_container(OmegaConf.load(file)))
+            except (YAMLError, OmegaConfBaseException) as error:
+                raise UserError(" ".join(str(error).split())) from error
 
     def labeler(self) -> Labeler | None:
         """Make the labeler of the run's configuration; None if it sets none.

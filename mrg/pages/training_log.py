@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mrg.errors import UserError
+from mrg.files import parse_json
 from mrg.metrics.constants import BEST
 
 STATE = "run.json"
@@ -46,17 +48,17 @@ class TrainingLog:
         """Read a run folder.
 
         Raises:
-            UserError: If it is not the folder of a run.
+            UserError: If it is not the folder of a run, or a file is damaged.
         """
         if not any((folder / name).is_file() for name in ("config.yaml", "metrics.csv", STATE)):
             raise UserError(f"Expected {folder} to be a run's folder, but it has no config.yaml and no metrics.csv.")
         config = folder / "config.yaml"
         return cls(
             folder=folder,
-            state=_json(folder / STATE),
+            state=read_object(folder / STATE),
             scores=read_scores(metrics_files(folder)),
             samples=_lines(folder / "samples.jsonl"),
-            results=_json(folder / "results.json"),
+            results=read_object(folder / "results.json"),
             config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
         )
 
@@ -74,7 +76,9 @@ class TrainingLog:
 def metrics_files(folder: Path) -> list[Path]:
     """Files metrics-1.csv, metrics-2.csv, …, metrics.csv, the latest last; a resumed run has several."""
     old = [
-        (int(match[1]), path) for path in folder.glob("metrics-*.csv") if (match := re.search(r"-(\d+)$", path.stem))
+        (int(match[1]), path)
+        for path in folder.glob("metrics-*.csv")
+        if (match := re.search(r"-([0-9]{1,9})$", path.stem))
     ]
     return [path for _, path in sorted(old)] + [path for path in [folder / "metrics.csv"] if path.is_file()]
 
@@ -86,7 +90,7 @@ def read_scores(files: Sequence[Path]) -> dict[str, Series]:
     """
     scores: dict[str, Series] = {}
     for file in files:
-        rows = [(step, row) for row in _rows(file) if (step := _number(row.get("step"))) is not None]
+        rows = [(step, row) for row in _rows(file) if (step := _step(row.get("step"))) is not None]
         if not rows:
             continue
         first = min(step for step, _ in rows)
@@ -95,7 +99,7 @@ def read_scores(files: Sequence[Path]) -> dict[str, Series]:
             for key, cell in row.items():
                 value = _number(cell)
                 if key not in ("step", "epoch") and value is not None:
-                    scores.setdefault(key, []).append((int(step), value))
+                    scores.setdefault(key, []).append((step, value))
     return {key: sorted(series, key=lambda pair: pair[0]) for key, series in scores.items() if series}
 
 
@@ -113,7 +117,7 @@ def thinned(series: Series, most: int = 240) -> Series:
 
 
 def _rows(file: Path) -> list[dict[str, str]]:
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
+    with reading(file), file.open(newline="", encoding="utf-8", errors="replace") as lines:
         reader = csv.DictReader(lines)
         # A truncated row has None for missing cells, a row that is too long has a key None.
         return [row for row in reader if None not in row and None not in row.values()]
@@ -126,11 +130,40 @@ def _number(cell: str | None) -> float | None:
         return None
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _step(cell: str | None) -> int | None:
+    value = _number(cell)
+    return int(value) if value is not None and math.isfinite(value) else None
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Context in which a file of a run is read or its values are used.
+
+    Raises:
+        UserError: If the content is not what mrg writes; the message names the file.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{file}: {error}".rstrip(".") + "; restore the file or remove it.") from error
+    except (csv.Error, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
+        kind, text = type(error).__name__, " ".join(str(error).split())[:100]
+        raise UserError(f"{file} is not what mrg writes ({kind}: {text}); restore the file or remove it.") from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if there is no file.
+
+    Raises:
+        UserError: If it is damaged.
+    """
     if not file.is_file():
         return {}
-    value = json.loads(file.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}
+    with reading(file):
+        value = parse_json(file.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise UserError(f"expected an object, but got a {type(value).__name__}")
+        return value
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -141,6 +174,6 @@ def _lines(file: Path) -> list[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             rows.append(json.loads(line))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
     return [row for row in rows if isinstance(row, dict)]

@@ -8,7 +8,7 @@ from mrg.errors import UserError
 from mrg.log import log
 from mrg.run.checkpoint_file import META, check_ours
 from mrg.run.checkpoints import BEST, CheckpointFolder
-from mrg.run.folder import list_runs
+from mrg.run.find import list_runs
 
 
 def to_resume(files: CheckpointFolder, resume: str, setting: str) -> Path | None:

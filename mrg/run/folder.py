@@ -1,4 +1,4 @@
-"""The folder of a run: its files, its lock, the checks before a command uses it, and clearing it for a new run."""
+"""The folder of a run: its files, the checks before a command uses it, and clearing it for a new run."""
 
 from __future__ import annotations
 
@@ -9,54 +9,20 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
 
 from mrg.errors import UserError
-from mrg.run.checkpoints import CheckpointFolder
+from mrg.files import parse_yaml
+from mrg.run.checkpoints import BEST, CheckpointFolder
+from mrg.run.lock import LOCK
 
-LOCK = ".lock"
 PAGE = "gallery.html"
 PREDICT_PAGE = "gallery-predict.html"
 WRITTEN = (
-    "predictions.jsonl", "predict.jsonl", "images.jsonl", "results.json", "run.json", "index.html", PAGE,
-    PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json", "*.vs.*.json",
+    "predictions.jsonl", "predict.jsonl", "predictions.rank*.jsonl", "predict.rank*.jsonl", "images.jsonl",
+    "results.json", "run.json", "index.html", PAGE, PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json",
+    "*.vs.*.json",
 )  # fmt: skip
 """Files about a policy of the run; the last ones are those of `python -m mrg.metrics`."""
-
-
-def latest_run(runs: Path) -> Path:
-    """Return the folder of the run with the newest best checkpoint; arms of ablations and parts of demos do not count.
-
-    Raises:
-        UserError: If there is no run with a checkpoint.
-    """
-    found = [path for path in runs.glob("*/checkpoints/best.ckpt") if (path.parents[1] / "config.yaml").is_file()]
-    if not found:
-        raise UserError(
-            f"No run with a checkpoint in {runs.absolute()}: train one first, for example with "
-            "`python -m mrg fit --config configs/demo_sft.yaml`."
-        )
-    return max(found, key=lambda path: path.stat().st_mtime).parents[1]
-
-
-def named_run(runs: Path, name: str) -> Path:
-    """Return the folder of a run.
-
-    Raises:
-        UserError: If there is none of this name; the message lists the runs.
-    """
-    folder = runs / name
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"There is no run {name} in {runs}. {list_runs(runs)}")
-    return folder
-
-
-def list_runs(runs: Path, most: int = 20) -> str:
-    """A sentence with the names of all runs in a folder and its subfolders, for messages."""
-    names = sorted(path.parents[1].relative_to(runs).as_posix() for path in runs.glob("**/checkpoints/*"))
-    names = [name for name in dict.fromkeys(names) if (runs / name / "config.yaml").is_file()]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"Runs there: {', '.join(names[:most])}{more}." if names else "There are no runs."
 
 
 def check_is_of(configs: Iterable[Path], folder: Path) -> None:
@@ -78,56 +44,72 @@ def check_is_of(configs: Iterable[Path], folder: Path) -> None:
             )
 
 
+def check_inside(path: str, setting: str, outer: str) -> None:
+    """Check that a path names a folder inside another one.
+
+    Args:
+        path: Path relative to the other folder.
+        setting: Setting that names it.
+        outer: The other folder, for the message.
+
+    Raises:
+        UserError: If it is absolute, empty or `.`, or contains `..`.
+    """
+    parts = Path(path).parts
+    if not parts or ".." in parts or Path(path).is_absolute():
+        raise UserError(f"Expected {setting} to be the name of a folder in {outer}, but got {path!r}.")
+
+
+def make_run_folder(folder: Path, shared: bool) -> None:
+    """Create the folder of a run, which only its owner may enter: it contains reports of patients.
+
+    An existing folder keeps its permissions. At exit it is removed if nothing was written to it.
+
+    Args:
+        folder: Folder of the run.
+        shared: Leave the permissions of a new folder to the umask, so that others may read it.
+
+    Raises:
+        UserError: If it cannot be created.
+    """
+    try:
+        if not folder.is_dir():
+            folder.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)  # the mode is not for parents
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    atexit.register(_remove_unused, folder, os.getpid())
+
+
 def check_writable(folder: Path) -> None:
-    """Check a folder by creating it and a file in it: permissions are not enough on network drives and for root.
+    """Check a folder by creating a file in it: permissions are not enough on network drives and for root.
 
     Raises:
         UserError: If it cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise UserError(f"Run folder {folder} cannot be written ({error.strerror}): check --runs and --name.") from None
+        raise _unwritable(folder, error) from None
 
 
-def lock(folder: Path) -> IO[bytes] | None:
-    """Lock a run's folder against other processes that train, until the file is closed or this process ends.
-
-    Two processes would overwrite each other's checkpoints and append to the same logs.
-
-    Returns:
-        The locked file; None if the system or the file system has no such locks.
-
-    Raises:
-        UserError: If another process trains there.
-    """
-    if os.name == "nt":
-        return None
-    import fcntl
-
-    file = (folder / LOCK).open("ab")
-    try:
-        # Of the process: the system releases it however the process ends, and workers of loaders do not inherit it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.close()
-        raise UserError(
-            f"Another process is training in {folder}: wait until it has finished, or choose another --name."
-        ) from None
-    except OSError:
-        file.close()
-        return None
-    atexit.register(_remove_unused, folder, os.getpid())
-    return file
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"Run folder {folder} cannot be written ({error.strerror}): check --runs and --name.")
 
 
 def _remove_unused(folder: Path, process: int) -> None:
     """Remove the folder of a run that was refused before it wrote anything."""
     with contextlib.suppress(OSError):
-        if os.getpid() == process and [path.name for path in folder.iterdir()] == [LOCK]:
-            (folder / LOCK).unlink()
+        if os.getpid() == process and {path.name for path in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
             folder.rmdir()
+
+
+def has_progress(folder: Path) -> bool:
+    """Return whether a folder contains a run that a new start would overwrite: with a checkpoint, policy or results."""
+    if not (folder / "config.yaml").exists():
+        return False
+    written = (folder / "policy", folder / "predictions.jsonl", folder / "predict.jsonl", folder / "checkpoints" / BEST)
+    return any(map(os.path.lexists, written)) or bool(CheckpointFolder(folder / "checkpoints").names())
 
 
 def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
@@ -140,13 +122,11 @@ def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
     Raises:
         UserError: If one of them lies in another run's folder and names this one.
     """
-    import yaml
-
     for path in configs:
         own = path.parent
         if path.name != "config.yaml" or not (own / "checkpoints").is_dir() or own.resolve() == folder.resolve():
             continue
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        saved = parse_yaml(path.read_text(encoding="utf-8"))
         if Path(str(saved.get("runs")), str(saved.get("name"))).resolve() == folder.resolve():
             raise UserError(
                 f"{path} names the run folder {folder}, but lies in another one, probably moved or copied: add "

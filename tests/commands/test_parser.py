@@ -20,7 +20,8 @@ def test_the_command_is_named_as_it_is_typed(tmp_path, monkeypatch, capsys, comm
     code, text = failure(capsys, [command, f"--config={tmp_path / 'missing.yaml'}"])
     usage, tip, error = text.splitlines()
     assert code == 2
-    assert usage == f"usage: python -m mrg {command} [--config FILE] [--KEY VALUE ...]"
+    run = "" if command in ("fit", "size") else "[RUN] "
+    assert usage == f"usage: python -m mrg {command} {run}[--config FILE] [--KEY VALUE ...]"
     assert tip == f"tip: For details of accepted options run: python -m mrg {command} --help"
     assert error.startswith(f"error: Parser key \"config\": File does not exist: '{tmp_path / 'missing.yaml'}'")
 

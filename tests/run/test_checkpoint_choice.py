@@ -7,11 +7,12 @@ import zipfile
 
 import pytest
 import torch
+from PIL import Image
 
 from mrg.cli import main
 from mrg.errors import UserError
 from mrg.run.checkpoint_file import ForeignCheckpointError, check_ours
-from mrg.run.folder import latest_run, named_run
+from mrg.run.find import latest_run, named_run
 from tests.callbacks.runs import fit_arguments, grpo_arguments
 from tests.test_cli import failure
 
@@ -204,6 +205,38 @@ def test_a_command_without_a_configuration_is_that_of_the_named_or_the_latest_ru
     for argv in (["test"], ["predict"], ["predict", "--images", "a.png"], ["validate"], ["export", "--output=x"]):
         code, text = failure(capsys, [*argv, f"--runs={place}", "--name=zzz"])
         assert (code, text) == (2, f"mrg: There is no run zzz in {place}. Runs there: run.")
+
+
+def test_commands_take_a_run_by_name_or_folder(tmp_path, place, capsys, monkeypatch):
+    monkeypatch.chdir(place.parent)
+    run = place / "run"
+    line = f"test: {run / 'checkpoints' / 'best.ckpt'}\n"
+    main(["test", "run", "--data.init_args.limit_test=2", f"--runs={place}"])
+    assert f"Run: {run}\n{line}" in capsys.readouterr().err
+    assert json.loads((run / "results.json").read_text())["num_studies"] == 2
+    folder = f"{place.name}/run"  # relative to here, while its configuration names an absolute one
+    main(["validate", folder, "--data.init_args.limit_val=2"])
+    assert "val/mccs" in capsys.readouterr().out
+    main(["export", folder, f"--output={tmp_path / 'policy'}"])
+    assert (tmp_path / "policy" / "config.json").is_file()
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    main(["predict", str(run), "--images", str(tmp_path / "a.png"), f"--output={tmp_path / 'a.jsonl'}"])
+    assert json.loads((tmp_path / "a.jsonl").read_text())["id"].endswith("a.png")
+
+
+def test_a_run_that_is_named_twice_or_wrongly(place, capsys):
+    for argv, message in (
+        (["test", "rn", f"--runs={place}"], f"There is no run rn in {place}; did you mean 'run'? Runs there: run."),
+        (["test", "run", "--name=x"], "RUN (run) and --name x are mutually exclusive: both name a run."),
+        (["fit", "iu"], "`fit` trains what a configuration describes: pass --config iu."),
+    ):
+        assert failure(capsys, argv) == (2, f"mrg: {message}")
+    (place / "baseline").mkdir()
+    (place / "baseline" / "predictions.jsonl").touch()
+    code, text = failure(capsys, ["test", str(place / "baseline")])
+    assert (code, "baseline has no config.yaml, so `test` cannot know its model and data" in text) == (2, True)
+    (place / "baseline" / "predictions.jsonl").unlink()
+    (place / "baseline").rmdir()
 
 
 def test_the_configuration_of_one_run_is_not_used_with_the_checkpoint_of_another(tmp_path, place, capsys):

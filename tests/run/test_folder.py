@@ -6,13 +6,14 @@ import pytest
 
 from mrg.cli import main
 from mrg.errors import UserError
-from mrg.run.folder import LOCK, check_not_moved, lock
+from mrg.run.folder import check_not_moved
+from mrg.run.lock import LOCK, lock
 from tests.test_cli import failure, sft
 
 HOLD = """
 import sys
 from pathlib import Path
-from mrg.run.folder import lock
+from mrg.run.lock import lock
 held = lock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()

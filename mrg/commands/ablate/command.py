@@ -103,12 +103,13 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
     from mrg.commands.lightning import run
     from mrg.files import write_json
     from mrg.log import configure
+    from mrg.run.folder import make_run_folder
 
     if ablation.num_processes > 1:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ablation.num_processes))
     folder, arm = ablation.run_folder(name, seed), ablation.arms[name]
-    folder.mkdir(parents=True, exist_ok=True)
     settings = ablation.settings(arm, seed)
+    make_run_folder(folder, str(settings.get("shared")).lower() == "true")
     if arm.start:
         settings["model.init_args.policy"] = str(ablation.run_folder(arm.start, seed) / "policy")
     # Values are parsed as YAML, which includes JSON.

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.commands.parser import load_yaml
 from mrg.errors import UserError
+from mrg.files import parse_yaml
 
 RECORD = "arm.json"
 """File with the settings of a run, next to its config.yaml."""
@@ -91,11 +91,9 @@ class Ablation:
 
     def record(self, name: str, seed: int) -> dict[str, Any]:
         """JSON of all that determines a run: keys of the file and the arm, and those of the arm it starts from."""
-        import yaml
-
         arm = self.arms[name]
         text = (self.configs / arm.config).read_text(encoding="utf-8")
-        record = {"config": yaml.safe_load(text), **self.settings(arm, seed)}
+        record = {"config": parse_yaml(text), **self.settings(arm, seed)}
         if arm.start:
             record["start"] = self.record(arm.start, seed)
         values: dict[str, Any] = json.loads(json.dumps(record))
@@ -134,7 +132,10 @@ def parse_keys(pairs: Sequence[str]) -> dict[str, Any]:
     keys = [pair.partition("=")[0] for pair in pairs]
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         raise UserError(f"Expected --set to have each key once, but got {repeated[0]!r} more than once.")
-    return {pair.partition("=")[0]: yaml.safe_load(pair.partition("=")[2]) for pair in pairs}
+    try:
+        return {pair.partition("=")[0]: parse_yaml(pair.partition("=")[2]) for pair in pairs}
+    except yaml.YAMLError as error:
+        raise UserError(f"Expected --set to be followed by KEY=VALUE with a value in YAML, but: {error}.") from None
 
 
 def load_ablation(path: Path, quick: bool = False) -> Ablation:
@@ -151,8 +152,7 @@ def load_ablation(path: Path, quick: bool = False) -> Ablation:
 
     try:
         text = path.read_text(encoding="utf-8")
-        load_yaml(text)  # refuses repeated keys
-        values = yaml.safe_load(text)
+        values = parse_yaml(text)
         arms = {name: Arm(**arm) for name, arm in values.pop("arms").items()}
         given = {**values, "folder": Path(values["folder"]), "seeds": tuple(values["seeds"]), "arms": arms}
         ablation = Ablation(**given, configs=path.parent)

@@ -13,7 +13,7 @@ import numpy as np
 
 from mrg.datamodules.study import Study, View, fold
 from mrg.metrics.conditions import NUM_CONDITIONS
-from mrg.metrics.labels import Labeler, digest_text
+from mrg.metrics.labels import Labeler, digest_text, run_labeler
 
 _BATCH = 4096
 _LETTERS = {"frontal": "F", "lateral": "L"}
@@ -96,7 +96,7 @@ def collect_statistics(splits: Mapping[str, Sequence[Study]], labeler: Labeler) 
         part = found[split] = SplitStatistics()
         rows = [part.labels]
         for batch in _batches(studies):
-            rows.append(labeler([study.report for study in batch]).cpu().numpy().astype(np.uint8))
+            rows.append(run_labeler(labeler, [study.report for study in batch]).cpu().numpy().astype(np.uint8))
             for study in batch:
                 part.add(study, patients)
                 if study.id in ids:

@@ -126,7 +126,8 @@ def read_image(path: Path) -> Image.Image:
         raise
     except FileNotFoundError:
         raise ImageReadError(f"Image {path} does not exist.") from None
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    # No list of the errors that decoders of many formats raise for damaged bytes would be complete.
+    except Exception as error:
         raise ImageReadError(_decoding_message(path, error)) from None
 
 
@@ -205,4 +206,5 @@ def _decoding_message(path: Path, error: Exception) -> str:
         return f"Image {path} is truncated at {path.stat().st_size} bytes; copy it again."
     if isinstance(error, UnidentifiedImageError):
         return f"Image {path} is not an image of a known format; replace it by a PNG, JPEG or DICOM file."
-    return f"Image {path} cannot be read ({' '.join(str(error).split())}); copy it again."
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"Image {path} cannot be read ({reason}); copy it again."

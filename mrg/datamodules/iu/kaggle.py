@@ -11,6 +11,7 @@ turned three indications that start with a sign into `#NAME?`.
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -91,8 +92,8 @@ def _image(filename: str) -> str:
 
 
 def _patient(row: Mapping[str, str], file: Path, remedy: str) -> str:
-    if not row["uid"].isdecimal():
-        raise DataError(f"File {file}: expected 'uid' to be a number, but got {row['uid']!r}; {remedy}.")
+    if not re.fullmatch("[0-9]{1,9}", row["uid"]):
+        raise DataError(f"File {file}: expected 'uid' to be a number, but got {row['uid'][:40]!r}; {remedy}.")
     return f"CXR{int(row['uid'])}"
 
 

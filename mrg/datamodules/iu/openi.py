@@ -130,10 +130,10 @@ def _record(root: Element, where: str, joined: list[str]) -> IURecord:
     """The record of a report; one with a section that occurs twice is added to `joined`."""
     identity = root.find("uId")
     patient = "" if identity is None else identity.get("id", "")
-    if root.tag != "eCitation" or not re.fullmatch(r"CXR\d+", patient):
+    if root.tag != "eCitation" or not re.fullmatch(r"CXR[0-9]{1,9}", patient):
         raise DataError(
-            f'{where}: expected <eCitation> with <uId id="CXR…"/>, but got <{root.tag}> with id {patient!r}; remove '
-            f"the file or {_REMEDY}."
+            f'{where}: expected <eCitation> with <uId id="CXR…"/>, but got <{root.tag[:40]}> with id {patient[:40]!r}; '
+            f"remove the file or {_REMEDY}."
         )
     texts: dict[str, str] = {}
     for element in root.iter("AbstractText"):

@@ -187,7 +187,7 @@ def _position(image: str, index: int, listed: Mapping[str, str] | None) -> str:
         return ("frontal", "lateral", "")[min(index, 2)]
     path = PurePosixPath(image)
     name = path.stem if path.suffix else path.name
-    if name.isdecimal():
+    if re.fullmatch("[0-9]{1,9}", name):
         ordered = list(listed.values())
         return ordered[int(name)] if int(name) < len(ordered) else ""
     return listed.get(name, "")

@@ -275,6 +275,10 @@ def read_tokenizer(tokenizer: str | Path, vocab_size: int) -> Any:
             f"The tokenizer in {folder} has {len(loaded):,} tokens, but the CheXbert checkpoint has {vocab_size:,}: "
             f"{remedy}"
         )
+    ids = set(loaded.get_vocab().values())
+    if ids != set(range(vocab_size)) or len(loaded("")["input_ids"]) != 2:
+        finding = "repeats or skips a number" if ids != set(range(vocab_size)) else "adds no [CLS] and [SEP] to a text"
+        raise UserError(f"The tokenizer in {folder} {finding}: {remedy}")
     return loaded
 
 

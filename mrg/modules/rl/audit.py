@@ -30,6 +30,7 @@ from mrg.errors import UserError
 from mrg.log import log
 from mrg.metrics.conditions import THIRTEEN
 from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
+from mrg.metrics.labels import run_labeler
 from mrg.metrics.trl import RewardError
 from mrg.modules.completion import target_text
 from mrg.modules.rl.normal_bias import learn_all
@@ -115,7 +116,7 @@ def audit(
     written |= {"copied": copied or [reports[-1], *reports[:-1]], "perfect": reports}
     found = {"no report": _means(reward, [""] * len(reports), reports, study_id)}
     for name, texts in written.items():
-        rows = reward.labeler(list(texts)).cpu()
+        rows = run_labeler(reward.labeler, list(texts)).cpu()
         completions = [target_text(text, row, reward.think) for text, row in zip(texts, rows, strict=True)]
         found[name] = _means(reward, completions, reports, study_id)
     lowest, perfect = min(found[name][0] for name in written), found["perfect"][0]
@@ -133,7 +134,7 @@ def best_constant(reward: Reward, reports: Sequence[str]) -> str:
 
     Ties, and rewards without such a part, take the most frequent report.
     """
-    labels = reward.labeler(list(reports)).cpu()
+    labels = run_labeler(reward.labeler, list(reports)).cpu()
     rows, place, counts = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
     means = torch.stack([_label_reward(reward, row.expand_as(rows), rows) @ counts.double() for row in rows])
     highest = float(means.max())

@@ -19,6 +19,7 @@ from mrg.errors import MrgError, UserError, where_raised
 from mrg.log import log
 from mrg.metrics import CEF1, MCCS
 from mrg.metrics.format import format_score, parse_completion
+from mrg.metrics.labels import run_labeler
 from mrg.metrics.scorer import load_scorer
 from mrg.metrics.trl import RewardError, as_reward
 from mrg.modules.rl.advantage import combine_rewards
@@ -236,7 +237,7 @@ class Reward:
     def _labels(self, reports: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(N, 14) label classes of reports and of references; one call labels both."""
         try:
-            labels = self.labeler([*reports, *target])
+            labels = run_labeler(self.labeler, [*reports, *target])
         except Exception as error:
             name, cause = self._first_failure(reports, target, study_id, error)
             reason = str(cause) if isinstance(cause, MrgError) else where_raised(cause)
@@ -249,7 +250,7 @@ class Reward:
         """First study whose texts fail alone, and its error; all studies and the batch's if only the batch fails."""
         for name, *texts in zip(study_id, reports, target, strict=True):
             try:
-                self.labeler(texts)
+                run_labeler(self.labeler, texts)
             except Exception as error:  # whatever it is, the caller raises it with this name
                 return name, error
         return f"{study_id[0]} to {study_id[-1]} (each alone can be labeled)", of_batch

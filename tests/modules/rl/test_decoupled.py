@@ -19,7 +19,7 @@ def advantages(parts, weights, group_size, present=None, eps=1e-4):
 
 
 def test_by_hand():
-    """Two groups of two: the finding decides in the first, the format in the second, each by its weight alone."""
+    """Two groups of two: the finding decides in the first, the format in the second; only weights count."""
     parts = {
         "mccs": torch.tensor([0.01, 0.0, 0.5, 0.5], dtype=torch.float64),
         "format": torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64),

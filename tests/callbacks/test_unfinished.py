@@ -1,0 +1,124 @@
+"""`test` and `predict` that stop anywhere: no report is lost, and --resume gives the same files."""
+
+import json
+import shutil
+
+import pytest
+
+from mrg.callbacks import gallery, results
+from mrg.cli import main
+from mrg.modules.sft import SFTModule
+from tests.callbacks.runs import fit_arguments
+from tests.test_cli import failure
+
+NAMES = {"test": ("predictions.jsonl", "results.json"), "predict": ("predict.jsonl",)}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder of a run, and its files after an undisturbed `test` and `predict`."""
+    folder = tmp_path_factory.mktemp("trained")
+    main(["fit", *arguments(folder)])
+    found = {}
+    for command, names in NAMES.items():
+        main([command, *arguments(folder)])
+        found[command] = [(folder / "run" / name).read_text() for name in names]
+        for name in names:
+            (folder / "run" / name).unlink()
+    return folder, found
+
+
+def arguments(folder, *options):
+    size = ["--data.init_args.num_test=7", "--data.init_args.eval_batch_size=2", "--data.init_args.num_workers=0"]
+    return fit_arguments(folder, *size, *options)
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run at the same depth; the paths in results.json differ."""
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def batches(monkeypatch, stop=None):
+    """Numbers of studies of the batches that are computed, after `stop` of which the policy fails."""
+    sizes, write = [], SFTModule._write
+
+    def counted(self, batch):
+        if len(sizes) == stop:
+            raise RuntimeError("out of memory")
+        sizes.append(len(batch) if batch.counts else 0)
+        return write(self, batch)
+
+    monkeypatch.setattr(SFTModule, "_write", counted)
+    return sizes
+
+
+def assert_same(trained, run, command):
+    for name, expected in zip(NAMES[command], trained[1][command], strict=True):
+        assert (run / "run" / name).read_text() == expected.replace(str(trained[0]), str(run))
+    assert not list((run / "run").glob("*.rank*"))
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_a_failed_batch_loses_no_other(trained, run, monkeypatch, capsys, command):
+    batches(monkeypatch, stop=2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        main([command, *arguments(run)])
+    pattern = run / "run" / f"{NAMES[command][0].removesuffix('.jsonl')}.rank*.jsonl"
+    assert f"Warning: 4 finished reports are in {pattern}: use them with --resume auto.\n" in capsys.readouterr().err
+    monkeypatch.undo()
+    sizes = batches(monkeypatch)
+    main([command, *arguments(run, "--resume=auto")])
+    assert sizes == [2, 1]
+    assert "4 of 7 reports are finished already." in capsys.readouterr().err
+    assert_same(trained, run, command)
+
+
+@pytest.mark.parametrize(("module", "name"), [(results, "evaluate_systems"), (gallery, "Gallery")])
+def test_a_failure_after_the_last_batch_costs_no_batch(trained, run, monkeypatch, module, name):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, fail)
+        with pytest.raises(RuntimeError, match="no space"):
+            main(["test", *arguments(run)])
+    sizes = batches(monkeypatch)
+    main(["test", *arguments(run, "--resume=auto")])
+    assert sizes == [0]  # Lightning needs a batch; it does not count
+    assert_same(trained, run, "test")
+
+
+def test_the_scores_of_lightning_are_those_of_all_studies(trained, run, monkeypatch, capsys):
+    """Callbacks of a user read them."""
+    scores, end = [], results.ResultWriter.on_test_end
+
+    def recorded(self, trainer, module):
+        scores.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+        end(self, trainer, module)
+
+    monkeypatch.setattr(results.ResultWriter, "on_test_end", recorded)
+    main(["test", *arguments(run)])
+    with monkeypatch.context() as patch:
+        batches(patch, stop=3)
+        with pytest.raises(RuntimeError):
+            main(["test", *arguments(run)])
+    main(["test", *arguments(run, "--resume=auto")])
+    whole, resumed = scores
+    assert set(whole) >= {"test/mccs", "test/ce_f1", "test/format"}
+    assert resumed == pytest.approx(whole, abs=1e-6)
+
+
+def test_what_was_written_with_other_settings_is_refused(run, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        batches(patch, stop=1)
+        with pytest.raises(RuntimeError):
+            main(["test", *arguments(run)])
+    code, message = failure(capsys, ["test", *arguments(run, "--resume=auto", "--data.init_args.num_test=6")])
+    assert (code, "cannot be resumed: it was written with another data." in message) == (2, True)
+    code, message = failure(capsys, ["test", *arguments(run, "--resume=here.ckpt")])
+    assert (code, message) == (2, "mrg: Expected --resume of test to be auto, but got 'here.ckpt'.")
+    main(["test", *arguments(run)])
+    assert "Removing 2 finished reports in " in capsys.readouterr().err
+    assert len(json.loads((run / "run" / "results.json").read_text())["systems"]) == 3
