@@ -11,9 +11,9 @@
 | copied | the report of another study: the one with the most similar image, or the one before |
 | perfect | the reference |
 
-`of perfect` is the reward's place between the lowest of the written reports (0) and the perfect one (1), so that it
+`of perfect` is the reward's place between the lowest of the constant reports (0) and the perfect one (1), so that it
 changes neither with the scale of the reward nor with a number that every report gets, such as a valid format; it is
-negative for no report if that gets less. The cheapest exploit is the highest of the reports that are the same for every
+negative for what gets less. The cheapest exploit is the highest of the reports that are the same for every
 study.
 """
 
@@ -70,7 +70,7 @@ class AuditRow:
     Args:
         name: Row of the table above.
         reward: Mean reward over the studies to which it applies; nan if there are none.
-        of_perfect: Place between the lowest written report and the perfect one; 0 if all are equal.
+        of_perfect: Place between the lowest constant report and the perfect one; 0 if all are equal.
         parts: Name -> mean of the unweighted part.
         text: The report, if it is the same for every study.
     """
@@ -119,7 +119,7 @@ def audit(
         rows = run_labeler(reward.labeler, list(texts)).cpu()
         completions = [target_text(text, row, reward.think) for text, row in zip(texts, rows, strict=True)]
         found[name] = _means(reward, completions, reports, study_id)
-    lowest, perfect = min(found[name][0] for name in written), found["perfect"][0]
+    lowest, perfect = min(found[name][0] for name in constants), found["perfect"][0]
     return [
         AuditRow(
             name, total, (total - lowest) / (perfect - lowest) if perfect > lowest else 0.0, parts,
