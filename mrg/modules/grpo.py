@@ -95,6 +95,7 @@ class GRPOModule(PassModule):
         self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
         self.set_reward(reward, loss)
         self.entropy_bonus = EntropyBonus(loss.entropy)
+        self.adds_references, self.reference_share = rollout.add_reference, 0.0
         self.monitor = Monitor(rollout.group_size)
         self.vllm: VLLMClient | None = None
         self.samples: list[dict[str, Any]] = []
@@ -138,6 +139,7 @@ class GRPOModule(PassModule):
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
             rollout, rewards = self.resample(prompts, batch, rollout, rewards)
+        rollout, rewards = self.add_references(prompts, batch, rollout, rewards)
         advantages = self.advantages(rewards)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
@@ -305,6 +307,8 @@ class GRPOModule(PassModule):
         whole = Outcome.joined(gather(own, self.trainer.world_size))
         values = self.monitor.round(whole, self.signal(whole.rewards)) | self.part_statistics(whole.rewards)
         values |= self.settings_values()
+        if self.adds_references:
+            values["train/references"] = self.reference_share
         self.watch.add(values.get("reward/total", 0.0))
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded

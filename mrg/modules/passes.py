@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.modules.completion import encode_targets, target_text
 from mrg.modules.policy.logps import TokenLogps
-from mrg.modules.policy.ranks import gather, most_of_ranks
+from mrg.modules.policy.ranks import gather, mean_over_ranks, most_of_ranks
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
+from mrg.modules.rl.advantage import equal_groups
 from mrg.modules.rl.batch import MicroBatch, micro_batches
 from mrg.modules.rl.entropy import entropy_threshold
+from mrg.modules.rl.reference import bad_groups, with_references
+from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rl.settings import LossSettings
 from mrg.modules.rollout.sampling import Rollout
 from mrg.modules.settings import KLSettings
@@ -26,6 +30,8 @@ class PassModule(RewardedModule):
     loss_settings: LossSettings
     micro_batch_tokens: int
     temperature: float
+    adds_references: bool
+    reference_share: float
 
     @torch.no_grad()
     def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
@@ -38,10 +44,10 @@ class PassModule(RewardedModule):
             return self.round_values(prompts, rollout).logps
 
     @torch.no_grad()
-    def round_values(self, prompts: Prompts, rollout: Rollout) -> TokenLogps:
-        """(N, C) log-probabilities and entropies of the policy as it is; 0 where there is no token."""
+    def round_values(self, prompts: Prompts, rollout: Rollout, groups: Sequence[int] | None = None) -> TokenLogps:
+        """(N, C) log-probabilities and entropies of the policy as it is, of some groups; 0 where there is no token."""
         found = TokenLogps(*(torch.zeros_like(rollout.old_logps) for _ in range(2)))  # (N, C) each
-        for part in self.micro_batches(range(len(prompts.mask)), prompts, rollout):
+        for part in self.micro_batches(range(len(prompts.mask)) if groups is None else groups, prompts, rollout):
             tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
             for whole, values in zip(found, tokens, strict=True):
                 whole[part.rows, : part.mask.shape[1]] = values.to(whole.dtype)  # (n, c)
@@ -62,6 +68,34 @@ class PassModule(RewardedModule):
         """Tokens of each group with this many copies of its prompt; a packed row has one."""
         completions = rollout.completion_mask.sum(1).view(-1, self.group_size).sum(1)  # (B,)
         return (copies * prompts.mask.sum(1) + completions).tolist()
+
+    def add_references(
+        self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards
+    ) -> tuple[Rollout, Rewards]:
+        """Let reference reports take the place of completions, see `mrg.modules.rl.reference`; all ranks call this."""
+        if not self.adds_references:
+            return rollout, rewards
+        size, policy = self.group_size, self.policy
+        labels = rewards.labels[1][::size]  # (B, 14)
+        targets = [target_text(text, row, self.think) for text, row in zip(batch.target, labels, strict=True)]
+        ids = encode_targets(policy, targets)
+        banned, tokenizer = set(policy.banned_ids), policy.processor.tokenizer
+        fits = torch.tensor([len(row) <= self.max_new_tokens and banned.isdisjoint(row) for row in ids])
+        texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
+        own = self.rewards_of(texts, torch.tensor([len(row) for row in ids]), batch, range(len(batch)))
+        dead = equal_groups(self.signal(rewards), size, rewards.scored)
+        groups = bad_groups(rewards.total, own.total, size, dead & fits)
+        self.reference_share = mean_over_ranks(len(groups) / len(batch), self.trainer.world_size, self.device)
+        if groups:
+            rollout = with_references(
+                rollout, groups, [ids[k] for k in groups], [texts[k] for k in groups], size, policy.pad_id
+            )
+            rows = torch.tensor(groups)
+            rewards = replace_rewards(rewards, own.take(rows), rows * size)
+        if self.reference_share:
+            first = torch.tensor(groups, dtype=torch.long, device=rollout.old_logps.device) * size
+            rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
+        return rollout, rewards
 
     @torch.no_grad()
     def uncertain_tokens(self, prompts: Prompts, rollout: Rollout) -> Tensor | None:

@@ -88,12 +88,15 @@ class RewardedModule(ReportModule):
     def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
         """Rewards of the completions of some groups of the batch, of all of them by default."""
         studies = [study for study in groups or range(len(batch)) for _ in range(self.group_size)]  # N
+        return self.rewards_of(rollout.texts, rollout.completion_mask.sum(1).cpu(), batch, studies)
+
+    def rewards_of(self, texts: Sequence[str], length: Tensor, batch: Batch, studies: Sequence[int]) -> Rewards:
+        """Rewards of N completions with `length` (N,) tokens, of these studies of the batch."""
         target, study_id = [batch.target[i] for i in studies], [batch.study_id[i] for i in studies]
-        rewards = self.reward(rollout.texts, target, study_id)
+        rewards = self.reward(texts, target, study_id)
         settings = self.reward_settings
         if not settings.overlong_weight:
             return rewards
-        length = rollout.completion_mask.sum(1).cpu()
         return with_overlong(rewards, length, self.max_new_tokens, settings.overlong_cache, settings.overlong_weight)
 
     def signal(self, rewards: Rewards) -> Tensor:

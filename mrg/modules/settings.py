@@ -51,6 +51,8 @@ class RolloutSettings:
         group_size: Completions per study.
         temperature: Sampling temperature, > 0.
         resample_dead: How many times groups of equal rewards are sampled again.
+        add_reference: Let the reference report take the place of a completion in groups of equal rewards, see
+            `mrg.modules.rl.reference`.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
         servers: vLLM servers that sample the completions; without any, the policy samples them itself.
     """
@@ -58,6 +60,7 @@ class RolloutSettings:
     group_size: int = 8
     temperature: float = 1.0
     resample_dead: int = 0
+    add_reference: bool = False
     seed: int = 0
     servers: Servers | None = None
 
