@@ -1,7 +1,7 @@
 """Base class of supervised and reinforcement training: a policy, and greedy evaluation by clinical scores.
 
-Choices: a checkpoint contains what is trained and the module's arguments, not the frozen weights, which are on
-disk already; so loading one loads the policy first. It does not contain the labeler, which belongs to evaluation.
+A checkpoint contains what is trained and the module's arguments, but neither the frozen weights, which are on disk
+already, so that loading one loads the policy first, nor the labeler, which belongs to evaluation.
 """
 
 from __future__ import annotations
@@ -216,10 +216,11 @@ class ReportModule(L.LightningModule):
         """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""
         return self.optimizer_settings.build(self.parameters())
 
+    @torch.no_grad()
     def write(self, batch: Batch) -> list[str]:
-        with torch.no_grad():
-            prompts = self.policy.embed(batch)
-        if self.consensus is not None:
+        """Write the completion of each study of a batch, by greedy decoding or as a consensus of samples."""
+        prompts = self.policy.embed(batch)
+        if self.consensus:
             rollout = self.consensus.write(self.policy, prompts, batch.study_id, self.max_new_tokens, self.decoder)
         else:
             rollout = sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder)

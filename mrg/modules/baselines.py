@@ -88,6 +88,7 @@ class Baseline(ReportModule):
         raise NotImplementedError(f"{type(self).__name__} must define reports().")  # abstract
 
     def write(self, batch: Any) -> list[str]:
+        """Write the completion of each study of a batch."""
         return [f"<report>{report}</report>" for report in self.reports(batch)]
 
 
