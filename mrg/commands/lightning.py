@@ -33,6 +33,7 @@ from mrg.callbacks.run_page import RunPage
 from mrg.commands.configuration import check_limits, replaced_lists
 from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
+from mrg.commands.sampling import add_sampling_options, sampling_callbacks
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError, install
 from mrg.files import parse_yaml
@@ -106,6 +107,7 @@ class MrgCLI(CommandLine):
         )
         parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
         parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
+        add_sampling_options(parser)
         parser.add_class_arguments(GalleryWriter, "gallery")
 
     @property
@@ -223,7 +225,8 @@ class MrgCLI(CommandLine):
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
         into = "" if self.subcommand == "fit" else str(config.into)
         writer = ResultWriter(self.folder / into, resume=bool(config.resume))
-        own: list[Any] = [writer, built.gallery, *(kwargs.pop("callbacks", None) or [])]
+        before, after = sampling_callbacks(config, str(self.subcommand), self.folder, self.folder / into)
+        own: list[Any] = [*before, writer, *after, built.gallery, *(kwargs.pop("callbacks", None) or [])]
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())

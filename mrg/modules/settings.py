@@ -15,6 +15,7 @@ from mrg.modules.rl.advantage import Scale
 from mrg.modules.rl.corpus_f1 import CorpusF1
 from mrg.modules.rl.loss import LOSS_TYPES, KLEstimator, LossType, check_loss_options
 from mrg.modules.rl.reward import WeightedScorer
+from mrg.modules.rollout.colocate import Colocate
 from mrg.modules.rollout.vllm_servers import Servers
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
@@ -57,7 +58,8 @@ class RolloutSettings:
         temperature: Sampling temperature, > 0.
         resample_dead: How many times groups of equal rewards are sampled again.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
-        servers: vLLM servers that sample the completions; without any, the policy samples them itself.
+        servers: vLLM servers that sample the completions.
+        colocate: vLLM engine in the trainer's process that samples them. Without either, the policy samples itself.
     """
 
     group_size: int = 8
@@ -65,11 +67,17 @@ class RolloutSettings:
     resample_dead: int = 0
     seed: int = 0
     servers: Servers | None = None
+    colocate: Colocate | None = None
 
     def __post_init__(self) -> None:
         check_counts(2, "rollout.", group_size=self.group_size)
         check_counts(0, "rollout.", resample_dead=self.resample_dead)
         check_range("rollout.temperature", self.temperature, "above 0", 0 < self.temperature < math.inf)
+
+    @property
+    def engine(self) -> Servers | Colocate | None:
+        """Settings of the engine that samples in place of the policy, if there is one."""
+        return self.servers or self.colocate
 
 
 @dataclasses.dataclass(frozen=True)

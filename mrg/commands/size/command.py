@@ -157,7 +157,7 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
         reference=grpo and bool(given.kl.coef),
         train_vision=bool(given.train_vision),
         quantized=bool(given.load_in_4bit),
-        servers=grpo and given.rollout.servers is not None,
+        servers=grpo and bool(given.rollout.servers or given.rollout.colocate),
         compile_decode=bool(given.compile_decode),
     )
 

@@ -29,6 +29,7 @@ from mrg.modules.policy.ranks import exchange
 from mrg.modules.policy.save import merge_note, save_merged
 from mrg.modules.policy.vision_cache import VisionCache
 from mrg.modules.prefix.attention import PackedPrompts, SharedAttention, hidden_states
+from mrg.modules.prefix.flex import Flex, FlexPrompts
 from mrg.modules.prefix.packing import Packed, Prompts, pack
 
 SharedPrefix = Literal["auto", "required", "off"]
@@ -64,6 +65,7 @@ class Policy(nn.Module):
         self.reference_weights: dict[str, Tensor] = {}
         self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
+        self.flex: Flex | None = None  # by which completions attend to their prompt in `logps`, if it is set
         self.cache: VisionCache | None = None
         kind = FAMILIES[self.base.config.model_type]
         self.family = (FastVLMProjector if train_projector and not train_vision else kind)(self.base.config)
@@ -250,7 +252,8 @@ class Policy(nn.Module):
         """
         if self.shares(mask.shape[1], len(mask) > len(prompts.mask)):
             packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
-            hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
+            shared = PackedPrompts(packed.layout) if self.flex is None else FlexPrompts(packed.layout, self.flex)
+            hidden = self.hidden_packed(packed, shared, prompts.deepstack)[packed.predicts]
         else:
             hidden = self._hidden_repeated(prompts, completion_ids, mask)
         head = self.base.lm_head.weight
