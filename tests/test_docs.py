@@ -102,11 +102,12 @@ def test_a_link_to_a_missing_file_fails(tmp_path):
         build(tmp_path / "mkdocs.yml", tmp_path / "site")
 
 
-def test_commands_are_coloured_and_output_is_not(site):
+def test_commands_are_coloured_and_other_blocks_are_not(site):
     page = (site / "scale.html").read_text(encoding="utf-8")
-    assert '<div class="language-bash highlight">' in page
-    index = (site / "data.html").read_text(encoding="utf-8")
-    assert '<div class="language-text highlight">' in index or '<div class="highlight">' in index
+    assert '<span class="c1"># one GPU' in page
+    assert 'python<span class="w"> </span>-m' in page
+    tree = (site / "data.html").read_text(encoding="utf-8")
+    assert "  NLMCXR_reports.tgz  (or unpacked)    indiana_reports.csv" in tree
 
 
 def test_the_reference_lists_every_setting_with_its_choices(site):

@@ -26,10 +26,9 @@ QUICK = {
 
 def commands(fence):
     """The commands in blocks of a fence."""
-    blocks = re.findall(rf"```{fence}\n(.*?)```", PAGE, re.DOTALL)
-    return [
-        shlex.split(line)[3:] for block in blocks for line in block.splitlines() if line.startswith("python -m mrg")
-    ]
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    lines = [line for language, text in found if language == fence for line in text.splitlines()]
+    return [shlex.split(line)[3:] for line in lines if line.startswith("python -m mrg")]
 
 
 @pytest.fixture

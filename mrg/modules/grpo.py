@@ -61,7 +61,7 @@ class GRPOModule(PassModule):
         num_iterations: Passes over the studies of a round.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
             never cut. Lower it if memory runs out.
-        attention: How completions attend to the prompt that they share on a CUDA GPU, see `mrg.modules.prefix.flex`.
+        attention: How completions attend to their prompt on a CUDA GPU: by FlexAttention, or to copies of its keys.
         sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
         **kwargs: Arguments of `ReportModule`.
 

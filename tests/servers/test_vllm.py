@@ -55,6 +55,28 @@ def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(serve
     assert not same_tokens(third, second)
 
 
+def test_the_snippet_of_the_export_page(servers, unadapted, studies, tmp_path, monkeypatch):
+    """Next to transformers, in which special tokens are not suppressed either."""
+    from PIL import Image
+
+    from tests.commands.export.test_export_page import snippet
+    from tests.families import model_inputs
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(studies[4].views[0].image).save("frontal.png")
+    filled = {"http://localhost:8000": servers[0].url, '"max_tokens": 256': '"max_tokens": 16'}
+    block = snippet("vLLM", PROMPT="Report:", **filled, **{'"model": "iu"': '"model": "tiny"'})
+    names = {}
+    exec(compile(block, "export.md", "exec"), names)
+    one_view = StudyCollator(unadapted.processor, "Report:", max_views=1)(studies[4:5])
+    model = unadapted.base
+    model.generation_config.suppress_tokens = None
+    ids = model.generate(**model_inputs(unadapted, one_view), max_new_tokens=16, do_sample=False)
+    new = ids[0, one_view.prompt_ids.shape[1] :]
+    assert names["completion"] == unadapted.processor.tokenizer.decode(new, skip_special_tokens=True)
+    assert names["completion"]
+
+
 def test_sampled_groups_come_from_the_policys_distribution(servers, policy, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
     remote.adapter = remote.publish(tmp_path / "adapters", 0)

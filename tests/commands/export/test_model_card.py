@@ -84,7 +84,7 @@ def test_a_convolutional_policy_is_prepared_by_its_processor(home):
     main(["predict", f"--config={runs / 'demo_sft' / 'config.yaml'}", "--images", *images, "--output", str(output)])
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [script["complete"]([image]) for image in images] == [row["completion"] for row in rows]
-    assert all(row["prediction"] for row in rows)
+    assert all(len(row["completion"]) > 40 for row in rows)
 
 
 def test_lineage_ends_at_the_policy_that_no_run_trained(tmp_path, monkeypatch):
