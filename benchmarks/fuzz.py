@@ -38,7 +38,7 @@ def run(target: Target, examples: int, until: float) -> dict[str, Any]:
 
     options = settings(max_examples=BLOCK, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     block = 0
-    while count < examples and not failure and time.monotonic() < until:
+    while not block or (count < examples and not failure and time.monotonic() < until):
         try:
             hypothesis.seed(block)(options(given(target.inputs)(check)))()
         except Exception:
