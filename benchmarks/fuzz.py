@@ -38,7 +38,7 @@ def run(target: Target, examples: int, until: float) -> dict[str, Any]:
 
     options = settings(max_examples=BLOCK, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     block = 0
-    while count < examples and not failure and time.monotonic() < until:
+    while not block or (count < examples and not failure and time.monotonic() < until):
         try:
             hypothesis.seed(block)(options(given(target.inputs)(check)))()
         except Exception:
@@ -52,14 +52,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=100_000, help="inputs of each parser")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="time limit of the whole run")
+    parser.add_argument("--only", nargs="+", help="names of parsers; all by default")
     parser.add_argument("--output", type=Path, help="folder for fuzz.json")
     options = parser.parse_args()
-    every = targets()
+    every = [target for target in targets() if not options.only or target.name in options.only]
     start, results = time.monotonic(), {}
     for place, target in enumerate(every):
         share = (options.seconds - (time.monotonic() - start)) / (len(every) - place)
         results[target.name] = found = run(target, options.examples, time.monotonic() + share)
         state = "FAILED" if found["failure"] else "ok"
+        if found["failure"]:
+            print(found["failure"])
         print(f"{target.name:40} {found['inputs']:8,} inputs {found['cpu_seconds']:8.1f} s  {state}", flush=True)
     versions = {"python": platform.python_version(), "hypothesis": hypothesis.__version__, "torch": torch.__version__}
     report = {"versions": {**versions, "pillow": PIL.__version__}, "targets": results}
@@ -67,8 +70,6 @@ def main() -> int:
         options.output.mkdir(parents=True, exist_ok=True)
         (options.output / "fuzz.json").write_text(json.dumps(report, indent=1) + "\n")
     failed = [name for name, found in results.items() if found["failure"]]
-    for name in failed:
-        print(f"\n{name}\n{results[name]['failure']}")
     return int(bool(failed))
 
 

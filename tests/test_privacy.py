@@ -64,7 +64,7 @@ FILES: dict[str, tuple[Callable[[Path], object], str, object]] = {
     "a line that is no JSON": (read_predictions, "a.jsonl", f"{rows(PAIR)}\n{REPORT}"),
     "a list of texts": (read_predictions, "a.json", [REPORT]),
     "an open quote": (read_predictions, "a.csv", f'id,prediction,target\n1,"{REPORT}'),
-    "a short row": (read_predictions, "a.csv", f"id,prediction,target\n1,{REPORT}"),
+    "a long row": (read_predictions, "a.csv", f"id,prediction,target\n1,x,{REPORT}"),
     "no column": (lambda file: read_texts(file, "preds", None, "x"), "a.csv", f'id,prediction\n1,"{REPORT}"'),
     "a table": (lambda file: open_table(file.name, file.parent, ["x"]), "a.jsonl", f"{rows(PAIR)}\n{REPORT}"),
     "a CSV table": (lambda file: open_table(file.name, file.parent, ["id"]), "a.csv", f'id,r\n1,"{REPORT}\n'),

@@ -91,7 +91,7 @@ def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         return [], []
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, strict=True)
             names, rows = list(reader.fieldnames or []), list(reader)
         if "step" not in names or any(None in row for row in rows):
             raise csv.Error("a row has more fields than the header")

@@ -52,10 +52,11 @@ class ResultWriter(L.Callback):
     Args:
         folder: Folder of the run, `<runs>/<name>`.
         resume: Whether `test` and `predict` use the reports of one that did not finish.
+        checkpoint: Checkpoint that they use, which the trainer does not know before the loaders are made.
     """
 
-    def __init__(self, folder: Path, resume: bool = False) -> None:
-        self.folder, self.resume = folder, resume
+    def __init__(self, folder: Path, resume: bool = False, checkpoint: str = "") -> None:
+        self.folder, self.resume, self.checkpoint = folder, resume, checkpoint
         self.parts: PartFiles | None = None
         self.finished: list[dict[str, Any]] = []
         self.num_written = 0
@@ -69,7 +70,8 @@ class ResultWriter(L.Callback):
             return
         assert isinstance(pl_module, ReportModule)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        self.parts = PartFiles(self.folder, PARTS[stage], _identity(trainer, pl_module), trainer.global_rank)
+        identity = _identity(trainer, pl_module, self.checkpoint)
+        self.parts = PartFiles(self.folder, PARTS[stage], identity, trainer.global_rank)
         self.finished = []
         with failing_together(trainer.world_size, lambda: None):
             if trainer.is_global_zero and self.resume:
@@ -264,13 +266,13 @@ class ResultWriter(L.Callback):
             trainer.datamodule.write_partial_predictions(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
-def _identity(trainer: L.Trainer, module: ReportModule) -> dict[str, Any]:
+def _identity(trainer: L.Trainer, module: ReportModule, checkpoint: str) -> dict[str, Any]:
     """Everything on which reports depend, for messages in parts."""
     settings = json.dumps(plain_arguments(module.hparams), sort_keys=True)
     return {
         "version of mrg": mrg.__version__,
         "policy": module.source,
-        "checkpoint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
+        "checkpoint": fingerprint(Path(checkpoint)) if checkpoint else "",
         "samples": "" if module.consensus is None else module.consensus.describe(),
         "settings of the model": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "labeler": str(getattr(module.labeler, "name", type(module.labeler).__name__)),

@@ -224,7 +224,7 @@ class MrgCLI(CommandLine):
         """Build the trainer with the callbacks and loggers of the run."""
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
         into = "" if self.subcommand == "fit" else str(config.into)
-        writer = ResultWriter(self.folder / into, resume=bool(config.resume))
+        writer = ResultWriter(self.folder / into, bool(config.resume), str(config.ckpt_path or ""))
         before, after = sampling_callbacks(config, str(self.subcommand), self.folder, self.folder / into)
         own: list[Any] = [*before, writer, *after, built.gallery, *(kwargs.pop("callbacks", None) or [])]
         callbacks = _as_list(built.trainer.callbacks)

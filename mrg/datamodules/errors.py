@@ -32,8 +32,9 @@ class DecoderMissingError(ImageReadError):
 
 
 def first_names(names: Sequence[str], count: int = 5) -> str:
-    """The first names of a list, for an error of one line."""
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+    """The first names of a list, for an error of one line; one with a line break or without letters is quoted."""
+    shown = [name if name.strip() and name.isprintable() else repr(name) for name in names[:count]]
+    return ", ".join(shown) + (", …" if len(names) > count else "")
 
 
 def too_large(path: Path, width: int, height: int) -> ImageReadError:

@@ -153,7 +153,7 @@ def read_entries(file: Path) -> dict[str, dict[str, Any]]:
         for key, value in entry.items():
             if key in _TYPES and not _is_of(value, *_TYPES[key]):
                 raise DataError(
-                    f"File {file}, study {name}: expected {key} to be {_TYPES[key][1]}, but got a "
+                    f"File {file}, study {first_names([name])}: expected {key} to be {_TYPES[key][1]}, but got a "
                     f"{type(value).__name__}; correct it."
                 )
     return content

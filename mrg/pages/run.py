@@ -54,8 +54,14 @@ def write_run_page(folder: Path) -> Path:
 
 
 def run_page(log: TrainingLog) -> str:
-    """Render the page."""
-    return render("run.html", **_values(log))
+    """Render the page.
+
+    Raises:
+        UserError: If a file of the run is damaged.
+    """
+    values = _values(log)
+    with reading(log.folder / STATE):
+        return render("run.html", **values)
 
 
 def _values(log: TrainingLog) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def test_what_was_written_with_other_settings_is_refused(run, monkeypatch, capsy
         batches(patch, stop=1)
         with pytest.raises(RuntimeError):
             main(["test", *arguments(run)])
+    with (run / "run" / "predictions.rank0.jsonl").open() as file:
+        identity = json.loads(file.readline())["identity"]
+    assert all(identity[key] for key in ("policy", "checkpoint", "settings of the model", "labeler", "data"))
     code, message = failure(capsys, ["test", *arguments(run, "--resume=auto", "--data.init_args.num_test=6")])
     assert (code, "cannot be resumed: it was written with another data." in message) == (2, True)
     code, message = failure(capsys, ["test", *arguments(run, "--resume=here.ckpt")])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -112,7 +113,8 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         # Through a handle: given a path, Pillow 13 garbles uncompressed TIFF files that are stored on their side.
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow about damaged metadata
             head = file.read(_HEAD_BYTES)
             file.seek(0)
             if is_dicom(head):
