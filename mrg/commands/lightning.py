@@ -33,6 +33,7 @@ from mrg.callbacks.run_page import RunPage
 from mrg.commands.configuration import check_limits, replaced_lists
 from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
+from mrg.commands.sampling import add_sampling_options, sampling_callbacks
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError, install
 from mrg.files import parse_yaml
@@ -53,6 +54,7 @@ from mrg.run.folder import (
 )
 from mrg.run.lock import lock
 from mrg.run.resume import KEPT, changed_settings, describe_changes
+from mrg.run.start import start_from
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Loggers of Lightning that need a package -> its name, which is also that of our extra."""
@@ -93,11 +95,9 @@ class MrgCLI(CommandLine):
             help="outside of fit: use the policy that the configuration names as it is, in a folder without a run",
         )
         parser.add_argument("--overwrite", type=bool, default=False, help="start over in a folder that contains a run")
+        parser.add_argument("--monitor", type=str, default="val/mccs", help="score that chooses the best checkpoint")
         parser.add_argument(
-            "--monitor",
-            type=str,
-            default="val/mccs",
-            help="score that chooses the best checkpoint",
+            "--from", type=str, default="", help="fit: start from the policy of this run, or this policy"
         )
         parser.add_argument(
             "--resume",
@@ -107,6 +107,7 @@ class MrgCLI(CommandLine):
         )
         parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
         parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
+        add_sampling_options(parser)
         parser.add_class_arguments(GalleryWriter, "gallery")
 
     @property
@@ -135,6 +136,8 @@ class MrgCLI(CommandLine):
             self._prepare_baseline(config)
             return
         if self.subcommand == "fit":
+            for line in start_from(config):
+                log.warning(line)
             _need_loggers(config.trainer.logger)
             self._prepare_fit(config)
             return
@@ -222,7 +225,8 @@ class MrgCLI(CommandLine):
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
         into = "" if self.subcommand == "fit" else str(config.into)
         writer = ResultWriter(self.folder / into, resume=bool(config.resume))
-        own: list[Any] = [writer, built.gallery, *(kwargs.pop("callbacks", None) or [])]
+        before, after = sampling_callbacks(config, str(self.subcommand), self.folder, self.folder / into)
+        own: list[Any] = [*before, writer, *after, built.gallery, *(kwargs.pop("callbacks", None) or [])]
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())

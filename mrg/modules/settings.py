@@ -15,6 +15,7 @@ from mrg.modules.rl.advantage import Scale
 from mrg.modules.rl.corpus_f1 import CorpusF1
 from mrg.modules.rl.loss import LOSS_TYPES, KLEstimator, LossType, check_loss_options
 from mrg.modules.rl.reward import WeightedScorer
+from mrg.modules.rollout.colocate import Colocate
 from mrg.modules.rollout.vllm_servers import Servers
 
 Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
@@ -57,7 +58,8 @@ class RolloutSettings:
         temperature: Sampling temperature, > 0.
         resample_dead: How many times groups of equal rewards are sampled again.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
-        servers: vLLM servers that sample the completions; without any, the policy samples them itself.
+        servers: vLLM servers that sample the completions.
+        colocate: vLLM engine in the trainer's process that samples them. Without either, the policy samples itself.
     """
 
     group_size: int = 8
@@ -65,11 +67,17 @@ class RolloutSettings:
     resample_dead: int = 0
     seed: int = 0
     servers: Servers | None = None
+    colocate: Colocate | None = None
 
     def __post_init__(self) -> None:
         check_counts(2, "rollout.", group_size=self.group_size)
         check_counts(0, "rollout.", resample_dead=self.resample_dead)
         check_range("rollout.temperature", self.temperature, "above 0", 0 < self.temperature < math.inf)
+
+    @property
+    def engine(self) -> Servers | Colocate | None:
+        """Settings of the engine that samples in place of the policy, if there is one."""
+        return self.servers or self.colocate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +86,8 @@ class KLSettings:
 
     Args:
         coef: Weight of the term; 0 needs no reference model.
-        estimator: Estimator of the KL divergence at a token, see `mrg.modules.rl.loss`.
+        estimator: Estimator of the KL divergence at a token (Schulman, 2020), d = ref_logp - logp: `"k1"` is -d,
+            `"k2"` d^2 / 2, `"k3"` exp(d) - d - 1. As a term of the loss, `"k1"` has no effect.
         ratio_correction: Multiply the estimate by the ratio of policy to old policy.
         reference: `"adapter"` is the policy with its adapter off; `"copy"` is a copy of all trained weights at the
             start, for training without an adapter.
@@ -127,7 +136,7 @@ class KLSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """The policy loss, see `mrg.modules.rl.loss`, and the advantages that it weighs.
+    """The policy loss and the advantages that it weighs.
 
     Args:
         type: Loss type, a row of the table in `mrg.modules.rl.loss`.
@@ -137,7 +146,7 @@ class LossSettings:
         advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
             all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
         aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` first
-            normalizes each part of the reward within its group (GDPO), see `mrg.modules.rl.decoupled`.
+            normalizes each part of the reward within its group (GDPO).
         mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
     """
 
@@ -171,13 +180,13 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
-    """Weights of the parts of the reward, see `mrg.modules.rl.reward.Reward`.
+    """Weights of the parts of the reward.
 
     Args:
         mccs_weight: Weight of MCCS.
         format_weight: Weight of the format score.
         ce_f1_weight: Weight of the CE-F1 of a single report.
-        corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
+        corpus_f1_weight: Weight of the report's contribution to the F1 of findings over the corpus, for rare findings.
         denial_f1_weight: Weight of the corpus F1 of what is ruled out.
         corpus_f1: Settings of both corpus-F1 parts.
         scorers: Further parts of the reward, each a scorer with a weight.

@@ -15,12 +15,13 @@ from torch import Tensor
 from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 from mrg.metrics.compare import changes
-from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
+from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.evaluation import COLUMNS
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
 from mrg.metrics.remarks import remarks
+from mrg.metrics.uncertainty import disagreements
 from mrg.metrics.verdicts import ERRORS, VERDICTS, verdicts
 from mrg.pages.images import ImageOptions, page_images
 from mrg.pages.marks import MARKED, STATED, Piece, label_kinds, marked_text, verdict_kinds
@@ -33,7 +34,8 @@ class Gallery:
 
     Args:
         systems: Name -> one row per study, as in predictions.jsonl: `id`, `prediction`, `thinking`, `completion` and,
-            if there is a reference, `target` and `format`. All have the same studies in the same order; filters and
+            if there is a reference, `target` and `format`; if the report was chosen from samples, `shares` and
+            `probabilities` of the findings. All have the same studies in the same order; filters and
             order go by the first system at first.
         labeler: Labeler of the reports; if it has a method `evidence(text)`, the words that it returns are marked.
         margin: Margin of MCCS.
@@ -149,6 +151,10 @@ class Gallery:
             }
             for i, row in enumerate(rows)
         ]
+        for row, output in zip(rows, outputs, strict=True):
+            if "shares" in row:  # the report is one of several samples
+                output["probabilities"] = [round(100 * row["probabilities"][name]) for name in THIRTEEN]
+                output["disagree"] = disagreements(row["shares"])
         if reference is None:
             for i, output in enumerate(outputs):
                 output["report"] = self._marked(rows[i]["prediction"], own[i], label_kinds(own[i]))

@@ -20,7 +20,7 @@ PREDICT_PAGE = "gallery-predict.html"
 WRITTEN = (
     "predictions.jsonl", "predict.jsonl", "predictions.rank*.jsonl", "predict.rank*.jsonl", "images.jsonl",
     "results.json", "run.json", "index.html", PAGE, PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json",
-    "*.vs.*.json",
+    "*.vs.*.json", "calibration.json", "uncertainty.svg",
 )  # fmt: skip
 """Files about a policy of the run; the last ones are those of `python -m mrg.metrics`."""
 

@@ -66,6 +66,12 @@ function generated(study, own, place) {
     section.append(score);
   }
   section.append(summary(study, own));
+  if (own.disagree && own.disagree.length) {
+    const names = own.disagree.map((at) => `${conditions[at]} (${own.probabilities[at]} %)`);
+    const line = make("p", "score", `Samples disagree: ${names.join(", ")}`);
+    line.title = "At least a quarter of the samples state the finding, and at least a quarter do not. In brackets: probability of the finding.";
+    section.append(line);
+  }
   if (own.change && (state.judge === 0 || state.judge === place)) {
     const list = make("ul", "chips");
     for (const [name, side, text] of turns) {
@@ -111,7 +117,9 @@ function table(study, shown) {
     if (hasReference) row.append(make("td", "", classes[study.labels[i]]));
     for (const place of shown) {
       const own = study.outputs[place];
-      row.append(make("td", "", classes[own.labels[i]]));
+      const label = make("td", "", classes[own.labels[i]]);
+      if (own.probabilities && i < numFindings) label.append(make("span", "soft", ` ${own.probabilities[i]} %`));
+      row.append(label);
       if (!hasReference) continue;
       const cell = make("td");
       const name = verdicts[own.verdicts[i]];
