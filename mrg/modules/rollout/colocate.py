@@ -29,7 +29,7 @@ from mrg.errors import MissingPackageError, RunError, UserError
 from mrg.log import log
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.precision import PRECISIONS
-from mrg.modules.rl.loss import Correction, check_correction
+from mrg.modules.rl.correction import Correction, check_correction
 from mrg.modules.rollout.exchange import Contents, check_prompt, prompt_tokens, sampling_options, to_rollout
 from mrg.modules.rollout.sampling import Rollout
 
