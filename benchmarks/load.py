@@ -52,13 +52,13 @@ def write_table(folder: Path, num: int) -> list[str]:
     images.mkdir()
     with (folder / "studies.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["study_id", "patient_id", "image_path", "findings"])
+        rows.writerow(["study_id", "patient_id", "image_path", "view_position", "indication", "findings", "impression"])
         for number in range(num):
             pixels = number.to_bytes(8, "little") * 8  # no two images are equal
             Image.frombytes("L", (8, 8), pixels).save(images / f"{number}.png")
-            rows.writerow([number, draw.randrange(2 * num // 3), f"{number}.png", report(draw, number)])
-    keys = {"root": folder, "table": "studies.csv", "images": "images", "columns.report": "findings"}
-    return [f"--data.init_args.{key}={value}" for key, value in keys.items()]
+            patient = draw.randrange(2 * num // 3)
+            rows.writerow([number, patient, f"{number}.png", "PA", "Cough.", report(draw, number), "A nodule."])
+    return [f"--data.init_args.root={folder}"]
 
 
 def measure(kind: str, num: int, trials: int) -> dict[str, float | int | str]:
