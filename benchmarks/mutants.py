@@ -15,6 +15,7 @@ import argparse
 import importlib
 import importlib.abc
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -108,27 +109,30 @@ KNOWN = [
 LIBRARIES = ("numpy", "torch", "torchmetrics", "transformers", "lightning.pytorch", "peft", "sklearn.metrics", "pytest")
 
 
-def mutants(path: str) -> list[tuple[str, str]]:
-    """All mutants of a file: a description and the mutated source; docstrings and annotations are not mutated."""
+def places(path: str) -> list[tuple[str, str, int]]:
+    """All places of a file that an operator of cosmic-ray can change: file, operator, occurrence."""
     from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
 
-    source, found, seen = (ROOT / path).read_text(), [], set()
-    tree = get_ast(source)
-    for name in operator_names():
-        kind = get_operator(name)
-        if kind.arguments() or name.endswith("NoOp"):
-            continue
-        operator = kind()
-        count = sum(1 for node in ast_nodes(tree) for _ in operator.mutation_positions(node))
-        for occurrence in range(count):
-            mutated = mutate_code(source, operator, occurrence)
-            if mutated is None or mutated in seen or (change := changed(source, mutated)) is None:
-                continue
-            seen.add(mutated)
-            found.append((f"{path}:{change}", mutated))
-    return found
+    nodes = list(ast_nodes(get_ast((ROOT / path).read_text())))
+    kinds = [(name, get_operator(name)) for name in operator_names() if not name.endswith("NoOp")]
+    operators = [(name, kind()) for name, kind in kinds if not kind.arguments()]
+    return [
+        (path, name, number)
+        for name, operator in operators
+        for number in range(sum(1 for node in nodes for _ in operator.mutation_positions(node)))
+    ]
+
+
+def mutant(path: str, name: str, occurrence: int) -> tuple[str, str, str] | None:
+    """File, description and mutated source; None for a change of an annotation, or what is no Python any more."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    source = (ROOT / path).read_text()
+    mutated = mutate_code(source, get_operator(name)(), occurrence)
+    change = None if mutated is None else changed(source, mutated)
+    return None if change is None else (path, f"{path}:{change}", mutated)
 
 
 def changed(source: str, mutated: str) -> str | None:
@@ -208,9 +212,12 @@ def chosen(options: argparse.Namespace) -> list[tuple[str, str, str]]:
             found.append((path, f"{path}: {before}  ->  {after}", source.replace(before, after)))
         return found
     files = [path for path in TESTS if not options.files or any(name in path for name in options.files)]
-    found = [(path, *mutant) for path in files for mutant in mutants(path)]
-    print(f"{len(found)} mutants in {len(files)} files", flush=True)
-    return random.Random(options.seed).sample(found, min(options.sample, len(found)))
+    found = [place for path in files for place in places(path)]
+    random.Random(options.seed).shuffle(found)
+    made = (mutant(*place) for place in found)
+    selected = list(itertools.islice((one for one in made if one is not None), options.sample))
+    print(f"{len(selected)} mutants of {len(found)} places in {len(files)} files", flush=True)
+    return selected
 
 
 def main() -> None:

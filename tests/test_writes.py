@@ -53,7 +53,7 @@ def test_a_read_only_home_and_working_folder(tmp_path):
         [sys.executable, "-c", CODE, str(runs)], cwd=home, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert {"results.json", "predictions.jsonl", "index.html", "predictions.scores.json"} <= set(
+    assert {"results.json", "predictions.jsonl", "index.html", "predictions.jsonl.scores.json"} <= set(
         os.listdir(runs / "run")
     )
     # Matplotlib asks for its own caches, and does without.

@@ -169,7 +169,7 @@ class EndTogether(L.Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Say which process has died if that is why this one fails."""
-        if isinstance(exception, Preempted | KeyboardInterrupt):
+        if isinstance(exception, SystemExit | KeyboardInterrupt):
             self._stop()
         elif self.others is not None:
             self.others.failed = isinstance(exception, Exception) and one_line(exception) is not None

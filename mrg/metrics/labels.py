@@ -136,7 +136,8 @@ def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
     for side in sides:
         check_texts(side, "reports")
     place = {text: row for row, text in enumerate(dict.fromkeys(text for side in sides for text in side))}
-    texts, parts = list(place), []
+    texts = list(place)
+    parts: list[Tensor] = []
     for start in range(0, max(len(texts), 1), _AT_ONCE):
         parts.append(_label(labeler, [texts[start : start + _AT_ONCE]])[0])
         if len(texts) > _AT_ONCE:

@@ -150,3 +150,23 @@ def test_a_labeler_may_return_an_array():
     for labeler in given.values():
         assert labeler(["a", "b"]).tolist() == labels.tolist()
     assert float(ce_f1(["a", "b"], ["a", "b"], labeler=lambda texts: np.concatenate([labels.numpy()] * 2))) == 1.0
+
+
+def test_many_reports_are_labeled_in_blocks_with_progress(monkeypatch, caplog):
+    monkeypatch.setattr("mrg.metrics.labels._AT_ONCE", 2)
+    calls = []
+
+    def labeler(texts):
+        calls.append(list(texts))
+        return torch.tensor([[len(text)] + [0] * 13 for text in texts])
+
+    with caplog.at_level("INFO", logger="mrg"):
+        first, second = label_together(labeler, ["a", "bb", "a"], ["", "ccc"])
+    assert calls == [["a", "bb"], ["", "ccc"]]
+    assert (first[:, 0].tolist(), second[:, 0].tolist()) == ([1, 2, 1], [0, 3])
+    assert [record.message for record in caplog.records] == [
+        "Labeled 2 of 4 distinct reports.",
+        "Labeled 4 of 4 distinct reports.",
+    ]
+    label_together(labeler, ["a", "bb"])
+    assert len(caplog.records) == 2

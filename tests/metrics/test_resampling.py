@@ -139,3 +139,20 @@ def test_the_interval_of_a_macro_score_holds_the_score_where_conditions_are_rare
     sums = ReportSums(target, target)
     assert sums.corpus()["CE-F1 macro-13+"] == pytest.approx(12 / 13)
     np.testing.assert_allclose(bootstrap([sums], 50)[0]["CE-F1 macro-13+"], 12 / 13)
+
+
+def test_blocks_of_reports_and_of_trials_change_nothing(monkeypatch):
+    """Counts are held in bytes, and their sums are exact; a mean is a sum in another order."""
+    better, other, target = systems(100)
+    pair = [ReportSums(preds, target) for preds in (better, other)]
+    assert [part.dtype for part in pair[0].parts] == [np.uint8, np.uint8, np.float64]
+    whole, p = bootstrap(pair, 50, seed=3), randomization_p(*pair, 50, seed=3)
+    for name, value in {"_ROWS": 7, "_BLOCK": 100, "_TRIALS": 3}.items():
+        monkeypatch.setattr(f"mrg.metrics.resampling.{name}", value)
+    blocks = [ReportSums(preds, target) for preds in (better, other)]
+    for a, b in zip(whole, bootstrap(blocks, 50, seed=3), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-14)
+    assert pair[0].corpus() == blocks[0].corpus()
+    assert set(randomization_p(*blocks, 50, seed=3)) == set(p)
