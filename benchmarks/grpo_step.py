@@ -3,7 +3,7 @@
     python benchmarks/grpo_step.py --output benchmarks/results/grpo_step.json
 
 Each side runs in a separate process, with one study per step, full-length completions, LoRA and a reference model. TRL
-is part of `pip install 'mrg[dev]'`. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a
+is part of `pip install -e '.[dev]'`. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a
 random model of that size and compares it with the peak rates of the GPU.
 """
 

@@ -86,7 +86,8 @@ class KLSettings:
 
     Args:
         coef: Weight of the term; 0 needs no reference model.
-        estimator: Estimator of the KL divergence at a token, see `mrg.modules.rl.loss`.
+        estimator: Estimator of the KL divergence at a token (Schulman, 2020), d = ref_logp - logp: `"k1"` is -d,
+            `"k2"` d^2 / 2, `"k3"` exp(d) - d - 1. As a term of the loss, `"k1"` has no effect.
         ratio_correction: Multiply the estimate by the ratio of policy to old policy.
         reference: `"adapter"` is the policy with its adapter off; `"copy"` is a copy of all trained weights at the
             start, for training without an adapter.
@@ -135,7 +136,7 @@ class KLSettings:
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """The policy loss, see `mrg.modules.rl.loss`, and the advantages that it weighs.
+    """The policy loss and the advantages that it weighs.
 
     Args:
         type: Loss type, a row of the table in `mrg.modules.rl.loss`.
@@ -145,7 +146,7 @@ class LossSettings:
         advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
             all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
         aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` first
-            normalizes each part of the reward within its group (GDPO), see `mrg.modules.rl.decoupled`.
+            normalizes each part of the reward within its group (GDPO).
         mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
     """
 
@@ -179,13 +180,13 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
-    """Weights of the parts of the reward, see `mrg.modules.rl.reward.Reward`.
+    """Weights of the parts of the reward.
 
     Args:
         mccs_weight: Weight of MCCS.
         format_weight: Weight of the format score.
         ce_f1_weight: Weight of the CE-F1 of a single report.
-        corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
+        corpus_f1_weight: Weight of the report's contribution to the F1 of findings over the corpus, for rare findings.
         denial_f1_weight: Weight of the corpus F1 of what is ruled out.
         corpus_f1: Settings of both corpus-F1 parts.
         scorers: Further parts of the reward, each a scorer with a weight.

@@ -324,14 +324,21 @@ class Policy(nn.Module):
         Raises:
             ValueError: If the base is in 4 bits and its checkpoint cannot be loaded.
         """
-        generation = GenerationConfig(
+        save_merged(self.model, self.processor, folder, write, self.sharded, self.generation(max_new_tokens))
+
+    def generation(self, max_new_tokens: int | None = None) -> GenerationConfig:
+        """Generation settings of evaluation: greedy decoding without the banned tokens.
+
+        Args:
+            max_new_tokens: Largest number of tokens of a completion; None leaves it out.
+        """
+        return GenerationConfig(
             do_sample=False,
             eos_token_id=self.eos_id,
             pad_token_id=self.pad_id,
             suppress_tokens=self.banned_ids,
             max_new_tokens=max_new_tokens,
         )
-        save_merged(self.model, self.processor, folder, write, self.sharded, generation)
 
     def merge_note(self) -> str:
         """Note in brackets for the line that names the saved policy; empty unless merging rounds its weights."""
