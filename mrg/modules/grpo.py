@@ -57,7 +57,7 @@ class GRPOModule(RewardedModule):
         num_iterations: Passes over the studies of a round.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
             never cut. Lower it if memory runs out.
-        attention: How completions attend to the prompt that they share on a CUDA GPU, see `mrg.modules.prefix.flex`.
+        attention: Attention to a shared prompt on a CUDA GPU: `"flex"` reads it once, `"concatenated"` and `"auto"` copy it.
         sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
         **kwargs: Arguments of `ReportModule`.
 

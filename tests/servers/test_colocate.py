@@ -1,6 +1,6 @@
 """vLLM in this process.
 
-    bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest tests/servers/test_colocate.py
+bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest tests/servers/test_colocate.py
 """
 
 import importlib.util
@@ -41,6 +41,18 @@ def small():
 
 
 @pytest.fixture(scope="module")
+def server(saved, small, request, tmp_path_factory):
+    """A server, which is started before the engine: it would inherit what vLLM sets in this process."""
+    program = request.config.getoption("vllm") / "bin" / "vllm"
+    started = Server(program, saved, tmp_path_factory.mktemp("logs") / "server.log")
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.kill()
+
+
+@pytest.fixture(scope="module")
 def started(saved, small):
     """An engine; tests give it their policy."""
     policy = load_policy(str(saved), LoRA(RANK, 8)).eval()
@@ -57,9 +69,18 @@ def engine(started, policy):
     return started
 
 
-def test_greedy_tokens_equal_those_of_the_policy_and_of_a_server_and_follow_the_adapter(
-    engine, policy, unadapted, batch, tmp_path, saved, request
-):
+def test_greedy_tokens_equal_those_of_a_server(server, engine, policy, batch, tmp_path):
+    engine.synchronize(0, None)
+    remote = VLLMClient(Servers([server.url], timeout=60), policy, tmp_path.name)
+    remote.pool.check()
+    remote.adapter = remote.publish(tmp_path / "adapters", 0)
+    expected = remote.sample(batch, seeds(batch), 1, 16, 0.0)
+    found = engine.sample(batch, seeds(batch), 1, 16, 0.0)
+    assert same_tokens(found, expected)
+    torch.testing.assert_close(found.old_logps, expected.old_logps, atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens_equal_those_of_the_policy_and_follow_the_adapter(engine, policy, unadapted, batch):
     engine.adapter = None
     base = local(unadapted, batch)
     first = engine.sample(batch, seeds(batch), 1, 16, 0.0)
@@ -74,16 +95,6 @@ def test_greedy_tokens_equal_those_of_the_policy_and_of_a_server_and_follow_the_
     second = engine.sample(batch, seeds(batch), 1, 16, 0.0)
     assert same_tokens(second, adapted)
     torch.testing.assert_close(second.old_logps, adapted.old_logps, atol=1e-4, rtol=0)
-
-    server = Server(request.config.getoption("vllm") / "bin" / "vllm", saved, tmp_path / "server.log")
-    try:
-        server.wait()
-        remote = VLLMClient(Servers([server.url], timeout=60), policy, tmp_path.name)
-        remote.pool.check()
-        remote.adapter = remote.publish(tmp_path / "adapters", 0)
-        assert same_tokens(remote.sample(batch, seeds(batch), 1, 16, 0.0), second)
-    finally:
-        server.kill()
 
     with torch.no_grad():
         for name, parameter in policy.named_parameters():

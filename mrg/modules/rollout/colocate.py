@@ -51,7 +51,8 @@ class Colocate:
         memory: Share of a GPU's memory that the engine may use while it is awake: weights, activations and KV cache.
         max_length: Largest number of tokens of a prompt with its completion; fewer need less memory.
         eager: Run without CUDA graphs, which starts faster and decodes slower.
-        correction: Correction for the gap between policy and engine, see `mrg.modules.rl.loss`.
+        correction: Correction for the gap between policy and engine: `"truncate"` weights a token by the ratio of policy
+            to engine probability, at most `ratio_limit`; `"mask"` leaves out tokens above it; `"none"` does nothing.
         ratio_limit: Limit of the ratio in the correction.
     """
 
