@@ -66,6 +66,7 @@ class Policy(nn.Module):
         self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
         self.flex: Flex | None = None  # by which completions attend to their prompt in `logps`, if it is set
+        self.entropy_gradient = False  # whether entropies have a gradient, for a bonus
         self.cache: VisionCache | None = None
         kind = FAMILIES[self.base.config.model_type]
         self.family = (FastVLMProjector if train_projector and not train_vision else kind)(self.base.config)
@@ -258,7 +259,7 @@ class Policy(nn.Module):
             hidden = self._hidden_repeated(prompts, completion_ids, mask)
         head = self.base.lm_head.weight
         banned = torch.tensor(self.banned_ids, dtype=torch.long, device=mask.device)
-        real = token_logps(hidden, head, completion_ids[mask], temperature, banned)
+        real = token_logps(hidden, head, completion_ids[mask], temperature, banned, self.entropy_gradient)
         return TokenLogps(
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
         )

@@ -29,7 +29,7 @@ from mrg.errors import MissingPackageError, RunError, UserError
 from mrg.log import log
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.precision import PRECISIONS
-from mrg.modules.rl.loss import Correction, check_correction
+from mrg.modules.rl.correction import Correction, check_correction
 from mrg.modules.rollout.exchange import Contents, check_prompt, prompt_tokens, sampling_options, to_rollout
 from mrg.modules.rollout.sampling import Rollout
 
@@ -51,8 +51,9 @@ class Colocate:
         memory: Share of a GPU's memory that the engine may use while it is awake: weights, activations and KV cache.
         max_length: Largest number of tokens of a prompt with its completion; fewer need less memory.
         eager: Run without CUDA graphs, which starts faster and decodes slower.
-        correction: Correction for the gap between policy and engine: `"truncate"` weights a token by the ratio of policy
-            to engine probability, at most `ratio_limit`; `"mask"` leaves out tokens above it; `"none"` does nothing.
+        correction: Correction for the gap between policy and engine: `"truncate"` weights a token by the ratio of
+            policy to engine probability, at most `ratio_limit`; `"mask"` leaves out tokens above it; `"none"` does
+            nothing.
         ratio_limit: Limit of the ratio in the correction.
     """
 

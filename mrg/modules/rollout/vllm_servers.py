@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import requests
 
 from mrg.errors import RunError, UserError
-from mrg.modules.rl.loss import Correction, check_correction
+from mrg.modules.rl.correction import Correction, check_correction
 
 START = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK "
@@ -47,9 +47,7 @@ class Servers:
         urls: Addresses, such as `http://127.0.0.1:8000`; each serves the base model of `model.init_args.policy`.
         adapters: Folder for adapters, which all servers must see under the same path.
         sync_every: Rounds between two adapters.
-        correction: Correction for the gap between policy and sampler: `"truncate"` weights a token by the ratio of
-            policy to server probability, at most `ratio_limit`; `"mask"` leaves out tokens above it; `"none"` does
-            nothing.
+        correction: Correction for the gap between policy and sampler, see `mrg.modules.rl.correction`.
         ratio_limit: Limit of the ratio in the correction.
         timeout: Time limit for the group of a study, in seconds.
         attempts: Attempts per study, on any server that is up, before the run stops.
