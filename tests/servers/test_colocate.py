@@ -121,8 +121,8 @@ def test_sampled_groups_come_from_the_policys_distribution(engine, policy, batch
     assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
     some = engine.sample(batch, {2: 12, 1: 11}, 6, 16, 0.7)
     assert some.completion_ids.shape[0] == 12
-    engine.settings = Colocate(max_length=50)
-    with pytest.raises(ValueError, match=r"Study .*: expected at most 50 tokens of prompt and completion"):
+    engine.settings = Colocate(max_length=20)
+    with pytest.raises(ValueError, match=r"Study .*: expected at most 20 tokens of prompt and completion"):
         engine.sample(batch, seeds(batch), 1, 16, 0.0)
     engine.settings = SETTING
 
@@ -150,7 +150,8 @@ def test_training_follows_the_engine_and_a_resumed_run_equals_one_that_was_not_i
     whole, rollouts, gaps = fit(saved, studies, tmp_path / "whole", 4)
     assert len(gaps) == len(rollouts) == 4
     assert all(gap < 1e-3 for gap in gaps)  # each round is sampled by the policy as it is then
-    path = tmp_path / "whole" / "checkpoints" / "round-00000002.ckpt"
+    fit(saved, studies, tmp_path / "half", 2)
+    path = tmp_path / "half" / "checkpoints" / "round-00000002.ckpt"
     assert torch.load(path, weights_only=True)["engine"].startswith("vLLM 0.")
     resumed, again, _ = fit(saved, studies, tmp_path / "resumed", 4, str(path))
     assert len(again) == 2
@@ -164,7 +165,7 @@ def test_too_little_memory_is_one_line_that_names_the_setting(saved, monkeypatch
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     policy = load_policy(str(saved), LoRA(RANK, 8)).eval()
     with pytest.raises(
-        ValueError, match=r"does not start in this process .* rollout.colocate.memory \(0.0001\)"
+        ValueError, match=r"does not start in this process .*rollout.colocate.memory \(0.0001\)"
     ) as caught:
         ColocatedEngine(Colocate(memory=0.0001, max_length=512, eager=True), policy, str(saved), 2, trainer(1))
     assert "\n" not in str(caught.value)
