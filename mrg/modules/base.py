@@ -216,7 +216,7 @@ class ReportModule(L.LightningModule):
         """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""
         return self.optimizer_settings.build(self.parameters())
 
-    def _write(self, batch: Batch) -> list[str]:
+    def write(self, batch: Batch) -> list[str]:
         with torch.no_grad():
             prompts = self.policy.embed(batch)
         if self.consensus is not None:
@@ -227,7 +227,7 @@ class ReportModule(L.LightningModule):
         return rollout.texts
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        texts = self._write(batch)
+        texts = self.write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
         self.num_scored += batch.num_counted
@@ -285,7 +285,7 @@ class ReportModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Write reports by greedy decoding: one record per study."""
-        texts = self._write(batch)
+        texts = self.write(batch)
         if not batch.counts:
             return []
         pairs = zip(batch.studies, texts, strict=True)
@@ -301,7 +301,7 @@ class ReportModule(L.LightningModule):
         Returns:
             N reports, empty if a completion has no report section.
         """
-        completions = self._write(self._collator()(list(studies)).to(self.device))
+        completions = self.write(self._collator()(list(studies)).to(self.device))
         return [parse_completion(text, self.think).report for text in completions]
 
     def _identity(self) -> str:
@@ -342,8 +342,7 @@ class ReportModule(L.LightningModule):
         Raises:
             UserError: If the checkpoint is sharded or holds no arguments, or does not fit the policy.
         """
-        path = Path(checkpoint_path)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path := Path(checkpoint_path))
         module = build_module(cls, checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY], kwargs)
         module.policy = module.load(saved=path.parents[1] / "policy" if len(path.parents) > 1 else None)
         module.on_load_checkpoint(checkpoint)
