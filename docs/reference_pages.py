@@ -27,11 +27,11 @@ SECTIONS = {
         "model.init_args.rollout": "mrg.modules.settings.RolloutSettings",
         "model.init_args.rollout.servers": "mrg.modules.rollout.vllm_servers.Servers",
         "model.init_args.rollout.colocate": "mrg.modules.rollout.colocate.Colocate",
-        "model.init_args.reward": "mrg.modules.settings.RewardSettings",
+        "model.init_args.reward": "mrg.modules.rl.settings.RewardSettings",
         "model.init_args.reward.corpus_f1": "mrg.modules.rl.corpus_f1.CorpusF1",
         "model.init_args.reward.scorers": "mrg.modules.rl.reward.WeightedScorer",
         "model.init_args.kl": "mrg.modules.settings.KLSettings",
-        "model.init_args.loss": "mrg.modules.settings.LossSettings",
+        "model.init_args.loss": "mrg.modules.rl.settings.LossSettings",
     },
     "Data": {
         "data.init_args": "mrg.datamodules.base.ReportDataModule",

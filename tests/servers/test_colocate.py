@@ -41,6 +41,18 @@ def small():
 
 
 @pytest.fixture(scope="module")
+def server(saved, small, request, tmp_path_factory):
+    """A server, which is started before the engine: it would inherit what vLLM sets in this process."""
+    program = request.config.getoption("vllm") / "bin" / "vllm"
+    started = Server(program, saved, tmp_path_factory.mktemp("logs") / "server.log")
+    try:
+        started.wait()
+        yield started
+    finally:
+        started.kill()
+
+
+@pytest.fixture(scope="module")
 def started(saved, small):
     """An engine; tests give it their policy."""
     policy = load_policy(str(saved), LoRA(RANK, 8)).eval()
@@ -57,9 +69,18 @@ def engine(started, policy):
     return started
 
 
-def test_greedy_tokens_equal_those_of_the_policy_and_of_a_server_and_follow_the_adapter(
-    engine, policy, unadapted, batch, tmp_path, saved, request
-):
+def test_greedy_tokens_equal_those_of_a_server(server, engine, policy, batch, tmp_path):
+    engine.synchronize(0, None)
+    remote = VLLMClient(Servers([server.url], timeout=60), policy, tmp_path.name)
+    remote.pool.check()
+    remote.adapter = remote.publish(tmp_path / "adapters", 0)
+    expected = remote.sample(batch, seeds(batch), 1, 16, 0.0)
+    found = engine.sample(batch, seeds(batch), 1, 16, 0.0)
+    assert same_tokens(found, expected)
+    torch.testing.assert_close(found.old_logps, expected.old_logps, atol=1e-4, rtol=0)
+
+
+def test_greedy_tokens_equal_those_of_the_policy_and_follow_the_adapter(engine, policy, unadapted, batch):
     engine.adapter = None
     base = local(unadapted, batch)
     first = engine.sample(batch, seeds(batch), 1, 16, 0.0)
@@ -74,16 +95,6 @@ def test_greedy_tokens_equal_those_of_the_policy_and_of_a_server_and_follow_the_
     second = engine.sample(batch, seeds(batch), 1, 16, 0.0)
     assert same_tokens(second, adapted)
     torch.testing.assert_close(second.old_logps, adapted.old_logps, atol=1e-4, rtol=0)
-
-    server = Server(request.config.getoption("vllm") / "bin" / "vllm", saved, tmp_path / "server.log")
-    try:
-        server.wait()
-        remote = VLLMClient(Servers([server.url], timeout=60), policy, tmp_path.name)
-        remote.pool.check()
-        remote.adapter = remote.publish(tmp_path / "adapters", 0)
-        assert same_tokens(remote.sample(batch, seeds(batch), 1, 16, 0.0), second)
-    finally:
-        server.kill()
 
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
@@ -110,8 +121,8 @@ def test_sampled_groups_come_from_the_policys_distribution(engine, policy, batch
     assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
     some = engine.sample(batch, {2: 12, 1: 11}, 6, 16, 0.7)
     assert some.completion_ids.shape[0] == 12
-    engine.settings = Colocate(max_length=50)
-    with pytest.raises(ValueError, match=r"Study .*: expected at most 50 tokens of prompt and completion"):
+    engine.settings = Colocate(max_length=20)
+    with pytest.raises(ValueError, match=r"Study .*: expected at most 20 tokens of prompt and completion"):
         engine.sample(batch, seeds(batch), 1, 16, 0.0)
     engine.settings = SETTING
 
@@ -139,7 +150,8 @@ def test_training_follows_the_engine_and_a_resumed_run_equals_one_that_was_not_i
     whole, rollouts, gaps = fit(saved, studies, tmp_path / "whole", 4)
     assert len(gaps) == len(rollouts) == 4
     assert all(gap < 1e-3 for gap in gaps)  # each round is sampled by the policy as it is then
-    path = tmp_path / "whole" / "checkpoints" / "round-00000002.ckpt"
+    fit(saved, studies, tmp_path / "half", 2)
+    path = tmp_path / "half" / "checkpoints" / "round-00000002.ckpt"
     assert torch.load(path, weights_only=True)["engine"].startswith("vLLM 0.")
     resumed, again, _ = fit(saved, studies, tmp_path / "resumed", 4, str(path))
     assert len(again) == 2
@@ -153,7 +165,7 @@ def test_too_little_memory_is_one_line_that_names_the_setting(saved, monkeypatch
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     policy = load_policy(str(saved), LoRA(RANK, 8)).eval()
     with pytest.raises(
-        ValueError, match=r"does not start in this process .* rollout.colocate.memory \(0.0001\)"
+        ValueError, match=r"does not start in this process .*rollout.colocate.memory \(0.0001\)"
     ) as caught:
         ColocatedEngine(Colocate(memory=0.0001, max_length=512, eager=True), policy, str(saved), 2, trainer(1))
     assert "\n" not in str(caught.value)

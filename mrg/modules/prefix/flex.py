@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ LARGEST_ERROR = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 0.03,
 """Type -> largest relative error (in the Euclidean norm) of output and gradients."""
 
 
-def row_mask(layout: Layout, window: int | None, size: int, device: torch.device) -> Callable[..., Tensor]:
+def row_mask(layout: Layout, window: int | None, size: int, device: torch.device) -> Any:
     """Function of (batch, head, query, key) indices: whether a token of a packed row attends to another.
 
     Args:
@@ -76,11 +76,10 @@ def row_mask(layout: Layout, window: int | None, size: int, device: torch.device
 
 
 @functools.cache
-def _kernel(compiled: bool) -> Callable[..., Tensor]:
+def _kernel(compiled: bool) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    function: Any = torch.compile(flex_attention) if compiled else flex_attention
-    return cast("Callable[..., Tensor]", function)
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float) -> Tensor:
@@ -99,7 +98,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: floa
     length = query.shape[2]
     padding = block_mask.seq_lengths[0] - length
     query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
-    output = _kernel(query.device.type == "cuda")(
+    output: Tensor = _kernel(query.device.type == "cuda")(
         query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return output[:, :, :length]
@@ -114,43 +113,35 @@ def block_mask(layout: Layout, window: int | None, length: int, device: torch.de
 
 
 class Flex:
-    """Whether FlexAttention can be relied on: compares it with `concatenated` at its first use."""
+    """Where FlexAttention can be relied on: for which windows and types it agrees with `concatenated`."""
 
     def __init__(self) -> None:
-        self.works = True
-        self.checked: set[tuple[int | None, torch.dtype]] = set()
+        self.agrees: dict[tuple[int | None, torch.dtype], bool] = {}
 
-    def check(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: Layout,
-        mask: Any,
-        masks: Masks,
-        scale: float,
-        window: int | None,
+    def works(
+        self, window: int | None, tensors: tuple[Tensor, ...], own: Callable[..., Tensor], other: Callable[..., Tensor]
     ) -> bool:
-        """Return whether it works.
+        """Compare output and gradients at the first use for a window and type; log a line if they differ.
 
-        Compares output and gradients on these tensors, once per window and type, and logs a line if they differ.
+        What was decided is kept, so that a layer that is recomputed in the backward pass computes the same again.
+
+        Args:
+            window: Sliding-window size, or None.
+            tensors: Query, key and value.
+            own: FlexAttention on them.
+            other: `concatenated` on them.
         """
-        if (window, query.dtype) in self.checked:
-            return self.works
-        self.checked.add((window, query.dtype))
-        try:
-            error = largest_error(
-                (query, key, value),
-                lambda q, k, v: flex(q, k, v, mask, scale),
-                lambda q, k, v: concatenated(q, k, v, layout, masks, scale),
-            )
-            reason = f"it differs by {100 * error:.2g} %" if not error <= LARGEST_ERROR[query.dtype] else ""
-        except (RuntimeError, NotImplementedError, ValueError) as failure:  # the compiler's errors are RuntimeErrors
-            reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
-        if reason:
-            self.works = False
-            log.warning("FlexAttention is not used, but attention over copied keys: %s.", reason)
-        return self.works
+        case = (window, tensors[0].dtype)
+        if case not in self.agrees:
+            try:
+                error = largest_error(tensors, own, other)
+                reason = "" if error <= LARGEST_ERROR[case[1]] else f"it differs by {100 * error:.2g} %"
+            except (RuntimeError, NotImplementedError, ValueError) as failure:  # the compiler's are RuntimeErrors
+                reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
+            if reason:
+                log.warning("FlexAttention is not used, but attention over copied keys: %s.", reason)
+            self.agrees[case] = not reason
+        return self.agrees[case]
 
 
 def largest_error(
@@ -165,8 +156,9 @@ def largest_error(
         backward: Compare gradients as well.
     """
     results: list[list[Tensor]] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)  # in place of those of checkpointing
     for function in (first, second):
-        with torch.enable_grad() if backward else torch.no_grad():
+        with hooks, torch.set_grad_enabled(backward):
             given = [x.detach().requires_grad_(backward) for x in tensors]
             output = function(*given)
             if not results:
@@ -196,15 +188,19 @@ class FlexPrompts(PackedPrompts):
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None = None
     ) -> Tensor:
         """Attention of one layer, see `SharedAttention`; R is 1."""
-        if not self.state.works:
-            return super().attend(layer, query, key, value, scale, window)
         if window not in self.block_masks:
             self.masks[window] = Masks.of(self.layout, window, query)
             self.block_masks[window] = block_mask(self.layout, window, query.shape[2], query.device)
-        mask = self.block_masks[window]
-        if not self.state.check(query, key, value, self.layout, mask, self.masks[window], scale, window):
-            return super().attend(layer, query, key, value, scale, window)
-        return flex(query, key, value, mask, scale)
+        block, masks = self.block_masks[window], self.masks[window]
+
+        def own(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return flex(query, key, value, block, scale)
+
+        def copied(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return concatenated(query, key, value, self.layout, masks, scale)
+
+        works = self.state.works(window, (query, key, value), own, copied)
+        return (own if works else copied)(query, key, value)
 
 
 def flex_state(attention: Attention, device: torch.device) -> Flex | None:
