@@ -3,7 +3,7 @@
     python benchmarks/grpo_step.py --output benchmarks/results/grpo_step.json
 
 Each side runs in a separate process, with one study per step, full-length completions, LoRA and a reference model. TRL
-is part of `pip install 'mrg[dev]'`. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a
+is part of `pip install -e '.[dev]'`. On a GPU, `--geometry 3b --device cuda --dtype bfloat16` times mrg alone on a
 random model of that size and compares it with the peak rates of the GPU.
 """
 
@@ -163,6 +163,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     module = GRPOModule(
         policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", rollout=RolloutSettings(options.group_size),
         max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing,
+        load_in_4bit=options.load_in_4bit,
         optimizer=OptimizerSettings(warmup_steps=0),
         dtype=options.dtype, micro_batch_tokens=options.micro_batch_tokens,
     )  # fmt: skip
@@ -309,6 +310,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--studies", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--load-in-4bit", action="store_true", help="QLoRA: mrg alone, on a CUDA GPU")
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

@@ -34,10 +34,14 @@ ARMS = {
     "vision": "tower's head at its validation threshold",
     "sft": "SFT",
     "sft_continued": "SFT, continued",
+    "sft_continued_2": "SFT, continued twice",
     "grpo_mccs": "GRPO, MCCS",
     "grpo_corpus": "GRPO, corpus F1",
     "grpo_both": "GRPO, corpus F1 and MCCS",
+    "grpo_continued": "GRPO from SFT, continued",
 }
+COMPARED = ("grpo_corpus", "grpo_both", "grpo_continued")
+"""Arms of which the paired differences from all others are printed."""
 MARGIN = 0.3
 SCORES = ("micro-13+", "macro-13+", "informedness", "MCCS")
 BEST = {"micro-13+": "CE-F1 micro-13+", "macro-13+": "CE-F1 macro-13+", "MCCS": "MCCS"}
@@ -122,6 +126,33 @@ def print_table(title: str, rows: dict[str, Any]) -> None:
         print(f"| {name} | {' | '.join(percent(row[score]) for score in SCORES)} | {nlg} | {row['distinct']} |")
 
 
+def print_differences(rows: dict[str, Any]) -> None:
+    """Paired differences of the compared arms from all other systems, in percent."""
+    pairs = [p for p in itertools.product([ARMS[arm] for arm in COMPARED], rows) if p[0] in rows and p[0] != p[1]]
+    for score in SCORES:
+        print(f"\nPaired differences in {score}:")
+        for a, b in pairs:
+            print(f"- {a} - {b}: {percent(difference(rows, a, b, score), '+')}")
+
+
+def mean_over_seeds(seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean scores over seeds, of the systems that all seeds have.
+
+    Resamples draw the same studies for each seed.
+    """
+    names = [name for name in seeds[0] if all(name in rows for rows in seeds)]
+    return {
+        name: {
+            score: {
+                "value": float(np.mean([rows[name][score]["value"] for rows in seeds])),
+                "drawn": np.mean([rows[name][score]["drawn"] for rows in seeds], axis=0),
+            }
+            for score in SCORES
+        }
+        for name in names
+    }
+
+
 def predictions(folder: Path, ids: list[str]) -> list[str]:
     """The reports of a run, in the order of the ids."""
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -157,6 +188,7 @@ def main() -> None:
     free = {study.id for study in leakage_free(test, train)}
     target = [study.report for study in test]
     output: dict[str, Any] = {"seeds": {}}
+    drawn: list[dict[str, Any]] = []
     for folder in sorted(args.runs.glob("seed*")):
         systems = dict(constants)
         for arm, title in ARMS.items():
@@ -164,12 +196,8 @@ def main() -> None:
                 systems[title] = predictions(folder / arm, ids)
         rows = table(systems, target, labeler, args.resamples)
         print_table(f"{folder.name}, {len(test)} test studies", rows)
-        pairs = [p for p in itertools.product([ARMS[a] for a in ("grpo_corpus", "grpo_both")], rows) if p[0] in rows]
-        for score in ("micro-13+", "informedness", "MCCS"):
-            print(f"\nPaired differences in {score}:")
-            for a, b in pairs:
-                if a != b:
-                    print(f"- {a} - {b}: {percent(difference(rows, a, b, score), '+')}")
+        print_differences(rows)
+        drawn.append(rows)
         main_rows = rows.get(ARMS["grpo_corpus"], {})
         print(f"\n| condition | cases | {' | '.join(('precision', 'recall', 'informedness'))} |\n|---|---|---|---|---|")
         for i, c in enumerate(CONDITIONS[:13]):
@@ -182,10 +210,13 @@ def main() -> None:
             f"{folder.name}, the {len(keep)} test reports that are not verbatim in training",
             table(part, [target[i] for i in keep], labeler, args.resamples),
         )
-        for row in rows.values():
-            for score in SCORES:
-                row[score].pop("drawn")
-        output["seeds"][folder.name] = rows
+        kept = {
+            name: row | {score: {k: row[score][k] for k in ("value", "low", "high")} for score in SCORES}
+            for name, row in rows.items()
+        }
+        output["seeds"][folder.name] = kept
+    print(f"\n### Mean of {len(drawn)} seeds")
+    print_differences(mean_over_seeds(drawn))
     args.output.write_text(json.dumps(output, indent=1) + "\n", encoding="utf-8")
 
 

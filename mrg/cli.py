@@ -8,7 +8,6 @@ results.json, gallery.html and, from `predict`, predict.jsonl.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 from itertools import pairwise
@@ -18,7 +17,7 @@ import mrg
 from mrg.commands import LIGHTNING
 from mrg.commands.configs import resolve_all
 from mrg.errors import RunError, UserError, find_ours, nearest, print_error
-from mrg.log import configure, log
+from mrg.log import configure, log, tolerant_streams
 
 USAGE = """python -m mrg COMMAND [RUN] [--config FILE] [--KEY VALUE ...] [--traceback]
 
@@ -28,7 +27,8 @@ USAGE = """python -m mrg COMMAND [RUN] [--config FILE] [--KEY VALUE ...] [--trac
   validate  `validate RUN` scores the best checkpoint of a run on the validation split
   test      `test RUN` scores it on the test split, next to baselines
   predict   `predict RUN` writes reports without scoring them; `predict RUN --images FILE ...`, for your own images
-  compare   `compare RUN RUN` compares two tested runs: paired differences, and a page of the studies that differ
+  compare   `compare RUN RUN` compares two tested runs, or files of reports: paired differences, and a page
+  gallery   `gallery RUN` writes the page of all studies; `gallery FILE ...`, of reports by any models
   page      `page RUN` rebuilds the page of a run, <runs>/<name>/index.html
   ablate    train variants of a configuration over several seeds: one table, one figure
   export    `export RUN` writes the policy of a run, merged or as an adapter, for transformers, peft or vLLM
@@ -44,6 +44,7 @@ RUN is the name of a run in --runs (default: runs), or its folder; without RUN a
 OWN = {
     "demo": "mrg.commands.demo",
     "compare": "mrg.commands.compare",
+    "gallery": "mrg.commands.gallery",
     "page": "mrg.pages.run",
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
@@ -72,21 +73,19 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"mrg {mrg.__version__}")
         return
     configure()
-    try:
-        _dispatch(argv)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
-        # The reader of the output, such as `head`, has left: what remains to be printed, at exit as well, goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(CLOSED) from None
-    except Exception as error:
-        ours = find_ours(error)
-        if ours is None:
-            raise
-        print_error(error, with_traceback)
-        raise SystemExit(1 if isinstance(ours, RunError) else 2) from None
+    with tolerant_streams() as output:
+        try:
+            _dispatch(argv)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        except Exception as error:
+            ours = find_ours(error)
+            if ours is None:
+                raise
+            print_error(error, with_traceback)
+            raise SystemExit(1 if isinstance(ours, RunError) else 2) from None
+    if argv[0] in OWN and output is not None and output.problem is not None:  # what it was asked for was not written
+        raise SystemExit(CLOSED if isinstance(output.problem, BrokenPipeError) else 1)
 
 
 def _dispatch(argv: list[str]) -> None:

@@ -36,6 +36,11 @@ class ExtensionError(RunError):
     """Code outside of `mrg`, such as a scorer or a labeler, failed; its traceback is printed as well."""
 
 
+def install(extra: str) -> str:
+    """Return the command that installs an optional extra, for messages; `mrg` is not on PyPI."""
+    return f"pip install -e '.[{extra}]' in the checkout"
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """Suggest a similar name, as text to append to a message; empty if none is similar."""
     found = difflib.get_close_matches(word, list(names), n=1)

@@ -19,6 +19,7 @@ from mrg.errors import one_line
 from mrg.metrics import RulesLabeler
 from mrg.modules.rl.reward import Reward, WeightedScorer
 from mrg.modules.sft import SFTModule
+from tests.test_log import full, gone
 from tests.trees import write_annotation
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -380,6 +381,22 @@ def test_ctrl_c_ends_with_the_code_of_a_shell(tmp_path, iu_tree, capsys, monkeyp
         assert not any(word in text for word in ("Traceback", "mrg:", "Error"))
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device")
+@pytest.mark.parametrize(("broken", "code"), [(gone, 141), (full, 1)])
+def test_training_outlives_its_output_and_a_list_says_that_it_is_lost(tmp_path, iu_tree, monkeypatch, broken, code):
+    with broken() as stream, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream)
+        main(["fit", *sft(tmp_path, "--trainer.enable_progress_bar=true")])
+    run = tmp_path / "runs" / "iu_tiny_sft"
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    assert (run / "policy").is_dir()
+    with broken() as stream, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stream)
+        with pytest.raises(SystemExit) as stop:
+            main(["configs"])
+    assert stop.value.code == code
 
 
 def test_foreign_checkpoint(tmp_path, iu_tree, capsys):

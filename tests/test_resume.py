@@ -171,7 +171,7 @@ def test_read_only_file_system(tmp_path, iu_tree, capsys):
     assert (code, "cannot be written (Read-only file system): check --runs and --name." in text) == (2, True)
 
 
-def signalled(argv, folder, number, **kwargs):
+def signalled(argv, folder, number, send=os.kill, **kwargs):
     """A run in a process of its own that gets a signal after its first checkpoint: exit status, output and errors."""
     with subprocess.Popen(
         [sys.executable, "-m", "mrg", *argv],
@@ -186,7 +186,7 @@ def signalled(argv, folder, number, **kwargs):
             limit = time.monotonic() + 120
             while not list((folder / "checkpoints").glob("round-*.ckpt")) and time.monotonic() < limit:
                 time.sleep(0.02)
-            process.send_signal(number)
+            send(process.pid, number)
             out, err = process.communicate(timeout=60)
         finally:
             process.kill()  # one that heard nothing would train on
@@ -209,6 +209,22 @@ def test_signal_to_the_command(tmp_path, iu_tree, number):
         assert code == 130, err
         last = f"The last checkpoint is {path}. {go_on}"
     assert err.endswith(last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_the_process_group_with_workers(tmp_path, iu_tree, number):
+    """As from a scheduler or a terminal that closes: the workers get it, too, and must outlive the checkpoint."""
+    options = ["--trainer.max_steps=100000", "--trainer.val_check_interval=100000", "--save_every=1"]
+    folder = tmp_path / "runs" / "iu_tiny_sft"
+    argv = ["fit", *sft(tmp_path, *options, "--data.init_args.num_workers=2")]
+    code, _, err = signalled(argv, folder, number, send=os.killpg, start_new_session=True)
+    assert code == 0, err
+    path, damaged = CheckpointFolder(folder / "checkpoints").newest()
+    assert not damaged
+    saved = f"{number.name}: round {int(path.stem.split('-')[1])} is saved in {path}. "
+    assert err.endswith(f"{saved}Resume with: python -m mrg fit --config {folder / 'config.yaml'} --resume auto\n")
+    assert "Traceback" not in err
 
 
 def test_slurm_is_asked_to_queue_the_job_again(tmp_path, iu_tree):

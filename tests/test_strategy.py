@@ -146,7 +146,14 @@ FIT = ["fit", f"--config={CONFIGS / 'demo.yaml'}", *DATA, "--model.init_args.pol
     [
         (["--trainer.strategy=fsdp", "--trainer.accelerator=cpu"], "The trainer's settings do not fit this machine"),
         (["--trainer.strategy=deepspeed"], "The trainer's settings do not fit this machine"),
-        ([SHARDED[0], "--trainer.devices=1", "--trainer.precision=16-mixed"], "Choose a different precision"),
+        (
+            [SHARDED[0], "--trainer.devices=1", "--trainer.precision=16-mixed"],
+            "Expected trainer.precision to be 'bf16-mixed' or '32-true', but got '16-mixed'.",
+        ),
+        (
+            ["--trainer.precision=16-mixed", "--trainer.accelerator=cpu"],
+            "Expected trainer.precision to be 'bf16-mixed' or '32-true', but got '16-mixed'.",
+        ),
         (["--data.init_args.batch_size=2", "--model.init_args.num_minibatches=4"], "raise data.init_args.batch_size"),
         (
             ["--model.init_args.vision_cache=images", "--model.init_args.train_vision=true",

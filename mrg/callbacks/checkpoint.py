@@ -2,8 +2,8 @@
 
 A checkpoint is written at the boundary of a round (see `training_loop.py`). It contains the trained weights, the
 optimizer and its schedule, all counters, the position in the order of studies, the random generators of every process,
-the state of callbacks and the length of the logs. After a signal to end (SIGTERM, or the one by which SLURM announces
-the end), the round is finished and saved, and the run exits.
+the state of callbacks and the length of the logs. After a signal to end (SIGTERM, SIGHUP, or the one by which SLURM
+announces the end), the round is finished and saved, and the run exits.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ class Checkpoints(Checkpoint):
         trainer, resumed = self.trainer, self.resumed
         logged: list[str] = []
         if resumed is not None and (table := self.run_folder / LOGS[0]).is_file():
-            with table.open(encoding="utf-8") as file:
+            with table.open(encoding="utf-8", errors="replace") as file:
                 logged = file.readline().strip().split(",")
         if self.monitor.startswith("val/") and any(name.startswith("val/") for name in logged):
             self._check_monitor(logged)  # a resumed run has no sanity check

@@ -41,7 +41,7 @@ class GalleryWriter(L.Callback):
         self,
         write: bool = True,
         images: Literal["embed", "link", "none"] = "embed",
-        image_size: int = 512,
+        image_size: int = 1024,
         quality: int = 75,
         megabytes: float = 40.0,
         max_studies: int = 5000,

@@ -13,6 +13,8 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mrg.files import WriteError, append_text, replacing
+from mrg.log import log
+from mrg.run.folder import set_aside
 
 
 class MetricsFile(Logger):
@@ -62,12 +64,7 @@ class MetricsFile(Logger):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "metrics.csv"
-        known: list[str] = []
-        old: list[dict[str, Any]] = []
-        if path.is_file() and path.stat().st_size:
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                known, old = list(reader.fieldnames or []), list(reader)
+        known, old = _read(path)
         columns = sorted(set(known).union(*self.rows))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=columns if len(columns) > len(known) else known)
@@ -86,3 +83,19 @@ class MetricsFile(Logger):
         """Write the remaining rows; after a failure a full disk has already been reported."""
         with contextlib.suppress(*([WriteError] if status == "failed" else [])):
             self.save()
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of an existing file; a damaged one is renamed, because a run must not end for its log."""
+    if not path.is_file() or not path.stat().st_size:
+        return [], []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            names, rows = list(reader.fieldnames or []), list(reader)
+        if "step" not in names or any(None in row for row in rows):
+            raise csv.Error("a row has more fields than the header")
+        return names, rows
+    except (UnicodeDecodeError, csv.Error) as error:
+        log.warning(f"{path} is damaged ({error}): it is now {set_aside(path).name}, and a new one is started.")
+        return [], []

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from mrg.callbacks.training_loop import cluster_environment, take_sigterm
 from mrg.errors import one_line
 from mrg.log import log
+from mrg.run.checkpoints import CheckpointFolder
+from mrg.run.other_processes import OtherProcesses
+
+FIRST_PROCESS = "MRG_FIRST_PROCESS"
+"""Environment variable with the id of the process that has started the others of its machine."""
+
+ENDING = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask any run to end: of a scheduler or `kill`, and of a terminal that closes."""
 
 
 class Preempted(SystemExit):
@@ -49,9 +58,10 @@ class EndSignal:
         self.number = int(signal.SIGTERM) if take_sigterm(trainer) else 0
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
-        for number in {int(signal.SIGTERM), requeue_signal(trainer) or int(signal.SIGTERM)}:
-            # Lightning restores the previous handlers after training.
-            signal.signal(number, self._receive)
+        for number in {*ENDING, requeue_signal(trainer) or int(signal.SIGTERM)}:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
+                # Lightning restores the previous handlers after training.
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.number = number
@@ -128,3 +138,54 @@ class Reporter:
         while os.getppid() == self.parent and time.monotonic() < end:
             time.sleep(0.05)
         return os.getppid() != self.parent
+
+
+class EndTogether(L.Callback):
+    """Reports the death of another process of the run, and does not outlive it; see `mrg.run.other_processes`.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.others: OtherProcesses | None = None
+        if int(os.environ.get("LOCAL_RANK") or 0) == 0:
+            os.environ[FIRST_PROCESS] = str(os.getpid())
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Watch the processes that Lightning has started, or the one that has started this one."""
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        parent = int(os.environ.get(FIRST_PROCESS) or 0) if trainer.local_rank else 0
+        if self.others is None and (children or parent):
+            first = trainer.global_rank - trainer.local_rank
+            resume = partial(self._resume, stage)
+            self.others = OtherProcesses(children, trainer.local_rank, resume, parent, first)
+            self.others.start()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Stop watching at the regular end."""
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Say which process has died if that is why this one fails."""
+        if isinstance(exception, Preempted | KeyboardInterrupt):
+            self._stop()
+        elif self.others is not None:
+            self.others.failed = isinstance(exception, Exception) and one_line(exception) is not None
+            self.others.settle()
+
+    def _stop(self) -> None:
+        if self.others is not None:
+            self.others.done.set()
+            self.others = None
+
+    def _resume(self, stage: str) -> str:
+        """A sentence on how to resume a command of which a process has died."""
+        if stage in ("test", "predict"):
+            return "Repeat the command with --resume auto: finished reports are kept."
+        files = CheckpointFolder(self.folder / "checkpoints")
+        last = next((files.path / name for name in files.names()), None) if stage == "fit" else None
+        return (
+            "Repeat the command." if last is None else f"The last checkpoint is {last}. {resume_command(self.folder)}"
+        )

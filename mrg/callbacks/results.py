@@ -187,6 +187,8 @@ class ResultWriter(L.Callback):
             baselines["most frequent report"] = most_frequent_report(reports)
         systems = {name: [text] * len(rows) for name, text in baselines.items()}
         systems["model"] = [row["prediction"] for row in rows]
+        if rows and "greedy" in rows[0]:  # the model's report is one of several samples
+            systems["greedy"] = [row["greedy"] for row in rows]
         rate = sum(row["format"] for row in rows) / len(rows)
         known = {row[text]: row.pop(key) for row in rows for text, key in LABELS.items() if key in row}
         labeler = CachingLabeler(pl_module.labeler, known)
@@ -196,7 +198,7 @@ class ResultWriter(L.Callback):
             labeler,
             pl_module.margin,
             {"model": rate} if pl_module.trained else None,
-            [("model", name) for name in baselines],
+            [("model", name) for name in systems if name != "model"],
             best=BestConstants.of(reports, labeler, pl_module.margin),
         )
         protocol = {
@@ -269,6 +271,7 @@ def _identity(trainer: L.Trainer, module: ReportModule) -> dict[str, Any]:
         "version of mrg": mrg.__version__,
         "policy": module.source,
         "checkpoint": fingerprint(Path(str(trainer.ckpt_path))) if trainer.ckpt_path else "",
+        "samples": "" if module.consensus is None else module.consensus.describe(),
         "settings of the model": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "labeler": str(getattr(module.labeler, "name", type(module.labeler).__name__)),
         "data": trainer.datamodule.describe(),  # type: ignore[attr-defined]

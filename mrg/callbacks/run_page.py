@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from mrg.callbacks.progress import Pace
 from mrg.errors import one_line
@@ -56,6 +57,15 @@ class RunPage(L.Callback):
             **constant_scores([study.report for study in data.splits["val"]], data.train_reports(), pl_module),
         }
         self._write(trainer)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Log the learning rate and, on a GPU, the peak of its memory so far in GB."""
+        if not self.state:
+            return
+        values = {"train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"])}
+        if pl_module.device.type == "cuda":
+            values["train/gpu_memory"] = torch.cuda.max_memory_allocated(pl_module.device) / 1e9
+        pl_module.log_dict(values, rank_zero_only=True)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         """Write the page if it is due."""

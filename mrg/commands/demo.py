@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> None:
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(prog="python -m mrg demo", description="SFT, GRPO from it, one table; offline, on a CPU.")
-    parser.add_argument("--quick", action="store_true", help="one minute: runs every stage, but learns little")
+    parser.add_argument("--quick", action="store_true", help="one minute: every stage for a few steps; learns nothing")
     parser.add_argument("--full", action="store_true", help="add SFT continued for GRPO's time, over several seeds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the data, the weights and the rollouts")
     parser.add_argument("--num_seeds", type=int, default=3, help="number of seeds with --full: seed, seed + 1, ...")
@@ -72,6 +72,8 @@ class Demo:
 
     def run(self, continued: bool = False) -> dict[str, Any]:
         """Train and test; returns the results in the table."""
+        if self.quick:
+            print("--quick: a few steps of each stage on little data, to see that it runs. Nothing is learned.")
         self.say("SFT: a tiny vision-language model learns to write reports, token by token.")
         self.fit_and_test(SFT, "sft", "demo_sft.yaml", QUICK["fit"])
         self.say("GRPO: the model samples 8 reports for each study and learns from their clinical reward.")

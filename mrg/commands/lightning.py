@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -25,17 +26,20 @@ import mrg
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.gallery import GalleryWriter
 from mrg.callbacks.metrics_file import MetricsFile
+from mrg.callbacks.preemption import EndTogether
 from mrg.callbacks.progress import ProgressLine
 from mrg.callbacks.results import ResultWriter
 from mrg.callbacks.run_page import RunPage
 from mrg.commands.configuration import check_limits, replaced_lists
 from mrg.commands.export import Trainer
 from mrg.commands.parser import CommandLine, Parser, parser_settings
+from mrg.commands.sampling import add_sampling_options, sampling_callbacks
 from mrg.datamodules.base import ReportDataModule
-from mrg.errors import UserError
+from mrg.errors import UserError, install
 from mrg.files import parse_yaml
 from mrg.log import log
 from mrg.modules.base import ReportModule
+from mrg.modules.policy.precision import check_precision
 from mrg.modules.settings import check_no_moved_keys
 from mrg.run.checkpoint_choice import best_of, to_resume, to_use
 from mrg.run.checkpoints import CheckpointFolder
@@ -50,6 +54,7 @@ from mrg.run.folder import (
 )
 from mrg.run.lock import lock
 from mrg.run.resume import KEPT, changed_settings, describe_changes
+from mrg.run.start import start_from
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Loggers of Lightning that need a package -> its name, which is also that of our extra."""
@@ -90,11 +95,9 @@ class MrgCLI(CommandLine):
             help="outside of fit: use the policy that the configuration names as it is, in a folder without a run",
         )
         parser.add_argument("--overwrite", type=bool, default=False, help="start over in a folder that contains a run")
+        parser.add_argument("--monitor", type=str, default="val/mccs", help="score that chooses the best checkpoint")
         parser.add_argument(
-            "--monitor",
-            type=str,
-            default="val/mccs",
-            help="score that chooses the best checkpoint",
+            "--from", type=str, default="", help="fit: start from the policy of this run, or this policy"
         )
         parser.add_argument(
             "--resume",
@@ -104,6 +107,7 @@ class MrgCLI(CommandLine):
         )
         parser.add_argument("--save_every", type=PositiveInt, default=50, help="rounds between two checkpoints")
         parser.add_argument("--keep", type=PositiveInt, default=2, help="recent checkpoints to keep besides the best")
+        add_sampling_options(parser)
         parser.add_class_arguments(GalleryWriter, "gallery")
 
     @property
@@ -124,12 +128,16 @@ class MrgCLI(CommandLine):
         for line in replaced_lists(files):
             log.warning(line)
         check_limits(str(self.subcommand), config.trainer)
+        if config.trainer.precision is not None:
+            check_precision(config.trainer.precision)  # Lightning would replace 16-mixed on a CPU
         if self.subcommand != "fit" and config.resume not in ("", "auto"):
             raise UserError(f"Expected --resume of {self.subcommand} to be auto, but got {config.resume!r}.")
         if not _class(str(config.model.class_path)).trained:
             self._prepare_baseline(config)
             return
         if self.subcommand == "fit":
+            for line in start_from(config):
+                log.warning(line)
             _need_loggers(config.trainer.logger)
             self._prepare_fit(config)
             return
@@ -217,11 +225,12 @@ class MrgCLI(CommandLine):
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
         into = "" if self.subcommand == "fit" else str(config.into)
         writer = ResultWriter(self.folder / into, resume=bool(config.resume))
-        own: list[Any] = [writer, built.gallery, *(kwargs.pop("callbacks", None) or [])]
+        before, after = sampling_callbacks(config, str(self.subcommand), self.folder, self.folder / into)
+        own: list[Any] = [*before, writer, *after, built.gallery, *(kwargs.pop("callbacks", None) or [])]
         callbacks = _as_list(built.trainer.callbacks)
         if built.trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             own.append(ProgressLine())
-        own.append(RunPage(self.folder))
+        own += [EndTogether(self.folder), RunPage(self.folder)]
         options: dict[str, Any] = {"enable_model_summary": built.trainer.enable_model_summary or False, **kwargs}
         if self.subcommand == "fit":
             own.append(Checkpoints(self.folder, config.monitor, config.save_every, config.keep, self._begin))
@@ -262,7 +271,7 @@ def _need_loggers(given: Any) -> None:
         name = str(getattr(logger, "class_path", "")).rpartition(".")[2]
         package = LOGGERS.get(name)
         if package and importlib.util.find_spec(package) is None:
-            raise UserError(f"{name} needs the package {package}: pip install 'mrg[{package}]'")
+            raise UserError(f"{name} needs the package {package}: {install(package)}")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -299,9 +308,17 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
+def _hang_up(number: int, frame: Any) -> None:
+    """Treat a terminal that closes like SIGTERM; while `fit` trains, `EndSignal` handles both."""
+    signal.raise_signal(signal.SIGTERM)
+
+
 def run(argv: list[str], kind: type[MrgCLI] = MrgCLI) -> MrgCLI:
     """Parse the arguments and run one command; returns the command line with its configuration."""
     quiet()
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
         return kind(

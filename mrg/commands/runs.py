@@ -61,8 +61,6 @@ def describe(folder: Path) -> tuple[str, str, str, str]:
 
 
 def _state(folder: Path, state: dict[str, Any]) -> str:
-    if not os.access(folder, os.R_OK | os.X_OK):
-        return "no permission"
     if "damaged" in state:
         return "damaged: run.json"
     found = str(state.get("state") or "")

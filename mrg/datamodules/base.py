@@ -24,6 +24,7 @@ from mrg.datamodules.loading import (
     StudySampler,
 )
 from mrg.datamodules.study import Study, StudyTable, random_subset
+from mrg.datamodules.workers import init_worker
 from mrg.errors import UserError
 from mrg.files import write_lines
 from mrg.log import log
@@ -63,11 +64,11 @@ class ReportDataModule(L.LightningDataModule):
         batch_size: Studies per training batch.
         eval_batch_size: Studies per batch in validation, test and prediction.
         num_workers: Number of loader processes.
-        limit_train: Size of a random subset of the training studies, see `random_subset`; 0 for all.
+        limit_train: Size of a random subset of the training studies; 0 for all.
         limit_val: Size of a random subset of the validation studies; 0 for all.
         limit_test: Size of a random subset of the test studies; 0 for all.
         on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
-            once and counted; in training the next study replaces it. See `mrg.datamodules.loading`.
+            once and counted; in training the next study replaces it.
         augment: Random changes of training images; None changes none.
         balance: How many times as often training studies with a finding are drawn, by condition, such as
             `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.
@@ -196,6 +197,7 @@ class ReportDataModule(L.LightningDataModule):
             "num_workers": self.num_workers,
             "persistent_workers": self.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": init_worker,
             # Otherwise every start of a loader draws from the global generator, which a resumed run does more often.
             "generator": torch.Generator(),
         }

@@ -155,7 +155,7 @@ class StudyCollator:
             if mark := self._mark(text):
                 raise TextError(
                     f"Study {study.id}: its {name} contains {mark!r}, a token of the policy that marks images or turns "
-                    f"and is not text: remove it. The {name}: {text!r}"
+                    f"and is not text: remove it, at character {text.index(mark)}."
                 )
 
     def views(self, study: Study) -> tuple[View, ...]:

@@ -137,7 +137,8 @@ def _item(entry: Any, where: str) -> Item:
     where += f" (id {name!r})"
     report = "" if is_missing(report) else report
     if not isinstance(report, str):
-        raise DataError(f"{where}: expected 'report' to be a string, but got {report!r}; add it or remove the item.")
+        got = repr(report) if isinstance(report, int | float) else f"a {type(report).__name__}"
+        raise DataError(f"{where}: expected 'report' to be a string, but got {got}; add it or remove the item.")
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise DataError(f"{where}: expected 'image_path' to be a list of strings, but got {paths!r}; correct it.")
     if not paths:

@@ -97,6 +97,10 @@ class RexrankDataModule(ReportDataModule):
         submission = {row["id"]: {**self.entries[row["id"]], "model_prediction": row["prediction"]} for row in rows}
         write_json(folder / "rexrank.json", submission)
         print(f"{len(rows)} of {len(self.entries)} studies for ReXrank: {folder / 'rexrank.json'}", flush=True)
+        if empty := [row["id"] for row in rows if not row["prediction"].strip()]:
+            log.warning(f"The submission has {len(empty)} empty reports, which score 0: {first_names(empty)}.")
+        if lacking := [name for name in self.entries if name not in submission]:
+            log.warning(f"The submission lacks {len(lacking)} studies of the file: {first_names(lacking)}.")
         print(f"Score it: python -m mrg.metrics {folder / 'rexrank.json'} --target {REFERENCES[self.reference]}")
 
     def _study(self, name: str, entry: Mapping[str, Any], finder: ImageFinder) -> Study:

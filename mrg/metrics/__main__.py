@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 from mrg.errors import UserError, one_line
 from mrg.files import write_json
-from mrg.log import configure
+from mrg.log import configure, tolerant_streams
 from mrg.metrics.arguments import check, make_labeler, make_scorers, output_file, parser
 from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.constants import BEST, BestConstants
@@ -46,16 +45,17 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser().parse_args(args)
     options.systems, options.predictions = options.predictions, options.predictions[0]
     configure()
-    try:
-        run(options)
-    except BrokenPipeError:  # the reader of the output, such as `head`, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"mrg.metrics: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
+    with tolerant_streams() as output:
+        try:
+            run(options)
+        except Exception as error:
+            line = one_line(error)
+            if line is None:
+                raise
+            print(f"mrg.metrics: {line}", file=sys.stderr)
+            raise SystemExit(2) from None
+    if output is not None and output.problem is not None and not isinstance(output.problem, BrokenPipeError):
+        raise SystemExit(1)
 
 
 def run(options: argparse.Namespace) -> None:

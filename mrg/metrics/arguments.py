@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mrg.errors import ExtensionError, MrgError, UserError, where_raised
+from mrg.errors import ExtensionError, MrgError, UserError, install, where_raised
 from mrg.log import log
 from mrg.metrics.imports import name_of
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     add("--margin", type=float, default=0.5, help="margin of MCCS (default: %(default)s)")
     add("--min_cases", type=int, default=MIN_CASES, help="fewest references with a condition that counts in "
         "informedness (default: %(default)s)")  # fmt: skip
-    add("--nlg", action="store_true", help="add BLEU, METEOR, ROUGE-L and CIDEr: pip install 'mrg[nlg]'")
+    add("--nlg", action="store_true", help=f"add BLEU, METEOR, ROUGE-L and CIDEr: {install('nlg')}")
     add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mrg.errors import MissingPackageError, RunError, UserError
+from mrg.errors import MissingPackageError, RunError, UserError, install
 from mrg.metrics.labels import check_pairs
 
 NORMALIZATIONS = ("none", "ptb", "r2gen-iu", "r2gen-mimic")
@@ -262,4 +262,4 @@ def _need_java(what: str, otherwise: str) -> None:
 
 
 def _missing_extra() -> MissingPackageError:
-    return MissingPackageError("NLG scores need the package pycocoevalcap: pip install 'mrg[nlg]'")
+    return MissingPackageError(f"NLG scores need the package pycocoevalcap: {install('nlg')}")

@@ -139,6 +139,6 @@ def _without_header(path: Path) -> list[dict[str, object]] | None:
     width = len(rows[0]) if rows else 0
     if width not in (1, 2) or any(len(row) != width for row in rows) or known & {cell.strip() for cell in rows[0]}:
         return None
-    log.info(f"{path} has no header line: {', '.join(map(repr, rows[0]))[:80]} is read as its first report.")
+    log.info(f"{path} has no header line: its first line, of {len(rows[0][-1].split())} words, is read as a report.")
     names = (TEXT,) if width == 1 else (ID_COLUMNS[0], TEXT)
     return [dict(zip(names, row, strict=True)) for row in rows]

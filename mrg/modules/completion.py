@@ -117,7 +117,7 @@ def check_targets(policy: Policy, texts: Sequence[str], names: Iterable[str], li
                 raise UserError(
                     f"The target of study {name} needs the token {token!r}, which is never sampled, so that its loss "
                     "is infinite: remove the text that is encoded as this token from the report, or choose a policy "
-                    f"whose tokenizer has it. The target: {texts[row]!r}"
+                    "whose tokenizer has it."
                 )
             truncated, longest = truncated + (len(ids) > limit), max(longest, len(ids))
     return Lengths(len(texts), truncated, longest)

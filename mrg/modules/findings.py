@@ -23,6 +23,7 @@ from torchmetrics import MeanMetric
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.metrics import CONDITIONS, THIRTEEN
+from mrg.metrics.calibration import best_threshold
 from mrg.metrics.conditions import stated
 from mrg.metrics.labels import run_labeler
 from mrg.modules.checks import check_choice
@@ -199,25 +200,6 @@ class FindingsModule(SupervisedStep):
         """Also load the thresholds."""
         super().on_load_checkpoint(checkpoint)
         self.thresholds.copy_(checkpoint["thresholds"])
-
-
-def best_threshold(probabilities: Tensor, found: Tensor) -> tuple[float, float]:
-    """The threshold of the highest F1, and that F1; between two probabilities, the mean of both.
-
-    Args:
-        probabilities: (N,).
-        found: (N,) bool.
-    """
-    order = probabilities.argsort(descending=True)
-    ranked, hits = probabilities[order].double(), found[order].double().cumsum(0)
-    stated = torch.arange(1, len(ranked) + 1, dtype=torch.float64)
-    f1 = 2 * hits / (stated + found.sum()).clamp(min=1)
-    f1[:-1] = f1[:-1].where(ranked[:-1] > ranked[1:], 0.0)  # no threshold parts equal probabilities
-    best = int(f1.argmax())
-    if not float(f1[best]):
-        return 1.0, 0.0
-    below = float(ranked[best + 1]) if best + 1 < len(ranked) else 0.0
-    return (float(ranked[best]) + below) / 2, float(f1[best])
 
 
 def auc(probabilities: Tensor, found: Tensor) -> float:

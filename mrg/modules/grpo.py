@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
-from mrg.errors import UserError
 from mrg.log import log
 from mrg.modules.checks import check_counts
 from mrg.modules.optimizer import clip_gradients, local_gradients
 from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks
+from mrg.modules.prefix.flex import Attention, flex_state
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rl.advantage import equal_groups
 from mrg.modules.rl.batch import MicroBatch, Step, check_round, minibatches
@@ -43,8 +43,8 @@ from mrg.modules.rl.loss import grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
 from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rl.settings import LossSettings, RewardSettings
+from mrg.modules.rollout.engines import Engine, check_engine, check_place, connect_engine, note_engine
 from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
-from mrg.modules.rollout.vllm import NO_ADAPTER, VLLMClient, connect
 from mrg.modules.round import RoundModule
 from mrg.modules.settings import KLSettings, RolloutSettings
 
@@ -61,6 +61,7 @@ class GRPOModule(RoundModule):
         num_iterations: Passes over the studies of a round.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
             never cut. Lower it if memory runs out.
+        attention: How completions attend to the prompt that they share on a CUDA GPU, see `mrg.modules.prefix.flex`.
         sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
         **kwargs: Arguments of `ReportModule`.
 
@@ -77,6 +78,7 @@ class GRPOModule(RoundModule):
         num_minibatches: int = 1,
         num_iterations: int = 1,
         micro_batch_tokens: int = 16_384,
+        attention: Attention = "auto",
         sample_every: int = 10,
         **kwargs: Any,
     ) -> None:
@@ -85,36 +87,38 @@ class GRPOModule(RoundModule):
         check_counts(micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
         kl.check_fixed(self.train_vision, self.lora, self.language_model)
-        if rollout.servers is not None and self.lora is None:
-            raise UserError(NO_ADAPTER)
+        check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision)
         self.automatic_optimization = False  # several backward passes make one step
         self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
         self.group_size, self.temperature, self.loss_options = rollout.group_size, rollout.temperature, loss.options()
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
-        self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
+        self.micro_batch_tokens, self.sample_every, self.attention = micro_batch_tokens, sample_every, attention
         self.set_reward(reward, loss)
         self.entropy_bonus = EntropyBonus(loss.entropy)
         self.adds_references, self.reference_share = rollout.add_reference, 0.0
         self.monitor = Monitor(rollout.group_size)
-        self.vllm: VLLMClient | None = None
+        self.engine: Engine | None = None
         self.samples: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Load the policy, and check before that a round has a study for each step and the KL term a reference."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit":
-            self.loss_settings.warn_without_effect(self.num_steps, self.rollout_settings.servers is not None)
+            self.loss_settings.warn_without_effect(self.num_steps, self.rollout_settings.engine is not None)
+            check_place(self.rollout_settings, self.trainer)
+            flex = flex_state(self.attention, self.trainer.strategy.root_device)
             if data is not None:
                 check_round(data.batch_size, self.num_minibatches)
         super().setup(stage)
         self.policy.entropy_gradient = self.loss_settings.entropy.has_bonus
         self.kl.check_reference(self.policy.has_adapter)
         if stage == "fit":
+            self.policy.flex = flex
             per_rank = len(data.splits["train"]) // self.trainer.world_size
             check_round(min(data.batch_size, per_rank), self.num_minibatches)
-            if self.rollout_settings.servers is not None:
-                self.vllm = connect(self.rollout_settings.servers, self.policy, self.trainer)
+            images = self.max_views * (2 if self.use_prior else 1)
+            self.engine = connect_engine(self.rollout_settings, self.policy, self.trainer, self.source, images)
 
     def configure_model(self) -> None:
         """Shard the policy if the strategy does, and copy its weights as the reference if there is no adapter."""
@@ -126,6 +130,16 @@ class GRPOModule(RoundModule):
     def round_index(self) -> int:
         """Index of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
         return self.trainer.fit_loop.total_batch_idx
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save which engine sampled, because its sampling is not repeated bit for bit."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["engine"] = "" if self.engine is None else self.engine.version
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note if another engine samples from now on."""
+        super().on_load_checkpoint(checkpoint)
+        note_engine(checkpoint.get("engine"), self.engine)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantages, reference, loss."""
@@ -163,10 +177,10 @@ class GRPOModule(RoundModule):
         """
         # All ranks have the same seed in Lightning, but must not sample the same completions.
         seed = hash((self.rollout_settings.seed, self.global_rank, self.round_index, attempt)) % 2**63
-        if self.vllm is not None:
-            self.vllm.synchronize(self.round_index, self.trainer)
+        if self.engine is not None:
+            self.engine.synchronize(self.round_index, self.trainer)
             seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
-            return self.vllm.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
+            return self.engine.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
         generator = torch.Generator(self.device).manual_seed(seed)
         options = self.group_size, self.max_new_tokens, self.temperature
         return sample(self.policy, prompts, *options, generator, self.decoder)
@@ -200,8 +214,8 @@ class GRPOModule(RoundModule):
             Sums over completions and steps, see `loss`; for the loss and the gradient norm, means over steps.
         """
         old_logps = None if self.num_steps == 1 else rollout.old_logps  # (N, C)
-        if self.num_steps > 1 and self.vllm is not None:
-            old_logps = self.round_values(prompts, rollout).logps  # a server's are not quite the policy's
+        if self.num_steps > 1 and self.engine is not None:
+            old_logps = self.round_values(prompts, rollout).logps  # an engine's are not quite the policy's
         uncertain = self.uncertain_tokens(prompts, rollout)
         generator = torch.Generator().manual_seed(hash((self.rollout_settings.seed, self.round_index)) % 2**63)
         totals: dict[str, Tensor] = {}
@@ -264,10 +278,10 @@ class GRPOModule(RoundModule):
         sampled = part.take(step.rollout.old_logps)  # (n, c)
         old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
         advantages = part.take(step.advantages)  # (n,) or (n, c)
-        servers, limit = self.rollout_settings.servers, self.loss_settings.off_policy_limit
+        engine, limit = self.rollout_settings.engine, self.loss_settings.off_policy_limit
         weights, sums = None, {}
-        if servers is not None or limit is not None:
-            correction = None if servers is None else (servers.correction, servers.ratio_limit)
+        if engine is not None or limit is not None:
+            correction = None if engine is None else (engine.correction, engine.ratio_limit)
             weights, sums = token_weights(correction, limit, tokens.logps, old_logps, sampled, advantages, part.mask)
         counted = part.take(step.rollout.counted(self.loss_settings.mask_truncated))  # (n,)
         mask = part.mask & counted[:, None]

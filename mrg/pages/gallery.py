@@ -6,9 +6,8 @@ import base64
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from markupsafe import Markup
 from torch import Tensor
@@ -16,45 +15,17 @@ from torch import Tensor
 from mrg.datamodules.study import Study, View
 from mrg.errors import UserError
 from mrg.metrics.compare import changes
-from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
+from mrg.metrics.conditions import CLASSES, CONDITIONS, NEGATIVE, POSITIVE, THIRTEEN, UNCERTAIN
 from mrg.metrics.evaluation import COLUMNS
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, label_together
 from mrg.metrics.mccs import mccs
 from mrg.metrics.remarks import remarks
+from mrg.metrics.uncertainty import disagreements
 from mrg.metrics.verdicts import ERRORS, VERDICTS, verdicts
 from mrg.pages.images import ImageOptions, page_images
-from mrg.pages.page import write_page
-
-MARKED = {
-    "correct": "stated in both reports with the same certainty",
-    "uncertain": "stated in both reports, with certainty in only one",
-    "missed": "stated in the reference, not mentioned by the model",
-    "hallucinated": "stated by the model, not mentioned in the reference",
-    "contradicted": "stated in one report, denied in the other",
-}
-"""Verdicts that are marked in the texts, and their legend; see `mrg.metrics.verdicts`."""
-
-STATED = {
-    "stated": "positive finding",
-    "possible": "uncertain finding",
-    "ruled out": "negative finding",
-}
-"""Marks of reports without a reference, and their legend."""
-
-_KINDS = {POSITIVE: "stated", UNCERTAIN: "possible", NEGATIVE: "ruled out"}
-
-Piece: TypeAlias = str | list[Any]
-"""Plain text, or `[text, [[kind, condition], …]]` with the condition's index in `CONDITIONS`."""
-
-
-class Mention(Protocol):
-    """The part of `mrg.metrics.labelers.rules.Evidence` that marks need."""
-
-    condition: str
-    label: int
-    mention_start: int
-    mention_end: int
+from mrg.pages.marks import MARKED, STATED, Piece, label_kinds, marked_text, verdict_kinds
+from mrg.pages.page import read_template, write_page
 
 
 @dataclasses.dataclass
@@ -63,7 +34,8 @@ class Gallery:
 
     Args:
         systems: Name -> one row per study, as in predictions.jsonl: `id`, `prediction`, `thinking`, `completion` and,
-            if there is a reference, `target` and `format`. All have the same studies in the same order; filters and
+            if there is a reference, `target` and `format`; if the report was chosen from samples, `shares` and
+            `probabilities` of the findings. All have the same studies in the same order; filters and
             order go by the first system at first.
         labeler: Labeler of the reports; if it has a method `evidence(text)`, the words that it returns are marked.
         margin: Margin of MCCS.
@@ -75,6 +47,8 @@ class Gallery:
         title: Title of the page.
         max_studies: Maximum number of studies, in the page's order.
         image_options: Size and form of the images.
+        redact: Whether to leave out texts, images and ids, for a page that may be shared: labels and scores remain, and
+            studies are numbered in the order of the rows.
     """
 
     systems: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -88,6 +62,7 @@ class Gallery:
     title: str = "Gallery"
     max_studies: int = 5000
     image_options: ImageOptions = dataclasses.field(default_factory=ImageOptions)
+    redact: bool = False
 
     def write(self, path: Path) -> None:
         """Write the page.
@@ -96,13 +71,14 @@ class Gallery:
             UserError: If there is no study, or the systems do not have the same ones.
         """
         rows = _aligned(self.systems)
-        studies = self.studies()
+        studies = _without_texts(self.studies()) if self.redact else self.studies()
         has_reference, has_evidence = "target" in rows[0], hasattr(self.labeler, "evidence")
         if has_reference:
             studies.sort(key=_changes_first if self.comparison else _worst_first)
         num_studies = len(studies)
         studies = studies[: self.max_studies]
-        images = page_images([self.views.get(study["id"], ()) for study in studies], self.image_options, path.parent)
+        options = dataclasses.replace(self.image_options, images="none") if self.redact else self.image_options
+        images = page_images([self.views.get(study["id"], ()) for study in studies], options, path.parent)
         for study, views in zip(studies, images.views, strict=True):
             study["views"] = views
         shared = {"systems": list(self.systems), "conditions": CONDITIONS}
@@ -114,6 +90,7 @@ class Gallery:
             "maxViews": self.max_views,
             "hasReference": has_reference,
             "hasEvidence": has_evidence,
+            "redacted": self.redact,
             "sort": "order" if not has_reference else "changes" if self.comparison else "worst",
             "studies": studies,
         }
@@ -131,6 +108,7 @@ class Gallery:
             legend=MARKED if has_reference else STATED,
             has_reference=has_reference,
             has_evidence=has_evidence,
+            redacted=self.redact,
             labeler=name_of(self.labeler),
             results=self.results,
             remarks=remarks(self.results) if self.results else [],
@@ -173,6 +151,10 @@ class Gallery:
             }
             for i, row in enumerate(rows)
         ]
+        for row, output in zip(rows, outputs, strict=True):
+            if "shares" in row:  # the report is one of several samples
+                output["probabilities"] = [round(100 * row["probabilities"][name]) for name in THIRTEEN]
+                output["disagree"] = disagreements(row["shares"])
         if reference is None:
             for i, output in enumerate(outputs):
                 output["report"] = self._marked(rows[i]["prediction"], own[i], label_kinds(own[i]))
@@ -196,45 +178,6 @@ class Gallery:
         return [text] if evidence is None else marked_text(text, evidence(text), labels, kinds)
 
 
-def marked_text(text: str, mentions: Sequence[Mention], labels: Sequence[int], kinds: Sequence[str]) -> list[Piece]:
-    """Split a report at the words that name its findings.
-
-    A mention whose label is not that of the report is left plain: next to "left effusion", "no right effusion" is not
-    decisive.
-
-    Args:
-        text: Report.
-        mentions: Evidence of the labeler.
-        labels: 14 label classes of the report.
-        kinds: 14 kinds of mark for decisive mentions of each condition; an empty one is not marked.
-
-    Returns:
-        Pieces whose joined texts are the report.
-    """
-    shown = []
-    for mention in mentions:
-        index = CONDITIONS.index(mention.condition)
-        if mention.label == labels[index] and kinds[index]:
-            shown.append((mention.mention_start, mention.mention_end, kinds[index], index))
-    edges = sorted({0, len(text), *(place for start, end, *_ in shown for place in (start, end))})
-    pieces: list[Piece] = []
-    for start, end in pairwise(edges):
-        marks = [[kind, index] for first, stop, kind, index in shown if first <= start and end <= stop]
-        marks = [mark for place, mark in enumerate(marks) if mark not in marks[:place]]
-        pieces.append([text[start:end], marks] if marks else text[start:end])
-    return pieces
-
-
-def verdict_kinds(row: Sequence[int]) -> list[str]:
-    """Kinds of mark from 14 indices into `VERDICTS`."""
-    return [VERDICTS[index] if VERDICTS[index] in MARKED else "" for index in row]
-
-
-def label_kinds(row: Sequence[int]) -> list[str]:
-    """Kinds of mark from 14 label classes, without a reference."""
-    return [_KINDS.get(label, "") for label in row]
-
-
 def of_studies(studies: Mapping[str, Study]) -> dict[str, Any]:
     """Arguments of `Gallery` that come from the studies."""
     return {
@@ -253,6 +196,19 @@ def _aligned(systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> Sequence[Map
         if [row["id"] for row in rows] != ids:
             raise UserError(f"Expected system {name!r} to have the same studies in the same order as the first one.")
     return first
+
+
+def _without_texts(studies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Labels and scores of studies, numbered in the order of the rows, without any text of a report and without ids."""
+    kept = ("labels", "verdicts", "mccs", "format", "change")
+    return [
+        {
+            **{key: study[key] for key in ("place", "labels") if key in study},
+            "id": str(study["place"] + 1),
+            "outputs": [{key: output[key] for key in kept if key in output} for output in study["outputs"]],
+        }
+        for study in studies
+    ]
 
 
 def _digits(row: Sequence[int]) -> str:
@@ -280,7 +236,6 @@ def _num_stated(studies: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[in
 
 
 def _script() -> str:
-    """The page's script from its three files, in one scope."""
-    folder = Path(__file__).parent / "templates"
-    files = ("gallery_data.js", "gallery_study.js", "gallery.js")
-    return '"use strict";\n(() => {\n' + "\n".join((folder / f).read_text(encoding="utf-8") for f in files) + "})();\n"
+    """The page's script from its files, in one scope."""
+    files = ("gallery_data.js", "gallery_study.js", "gallery_viewer.js", "gallery.js")
+    return '"use strict";\n(() => {\n' + "\n".join(map(read_template, files)) + "})();\n"

@@ -37,7 +37,7 @@ class ImageOptions:
     """
 
     images: str = "embed"
-    image_size: int = 512
+    image_size: int = 1024
     quality: int = 75
     megabytes: float = 40.0
 

@@ -23,6 +23,11 @@ def _environment() -> Environment:
     )
 
 
+def read_template(name: str) -> str:
+    """Text of a file of `mrg/pages/templates`, such as a script."""
+    return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
 def render(template: str, **values: Any) -> str:
     """Render a template of `mrg/pages/templates`; values are escaped unless they are `markupsafe.Markup`.
 

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from mrg.metrics.constants import BEST
 from mrg.metrics.evaluation import COLUMNS, format_span
 from mrg.metrics.remarks import remarks, what_is_best
-from mrg.pages.page import render, write_page
-from mrg.pages.run_charts import latest, run_charts
-from mrg.pages.training_log import TrainingLog
+from mrg.pages.page import read_template, render, write_page
+from mrg.pages.run_charts import SMOOTHED, latest, run_charts
+from mrg.pages.training_log import STATE, TrainingLog, reading
 from mrg.run.checkpoint_file import is_outdated
 from mrg.run.find import path_or_run
 
@@ -42,10 +44,12 @@ def write_run_page(folder: Path) -> Path:
     """Write the page of a run folder; returns its path.
 
     Raises:
-        UserError: If it is not the folder of a run.
+        UserError: If it is not the folder of a run, or one of its files is damaged.
     """
     log = TrainingLog.read(folder)
-    write_page(folder / PAGE, "run.html", **_values(log))
+    values = _values(log)
+    with reading(folder / STATE):
+        write_page(folder / PAGE, "run.html", **values)
     return folder / PAGE
 
 
@@ -55,7 +59,15 @@ def run_page(log: TrainingLog) -> str:
 
 
 def _values(log: TrainingLog) -> dict[str, Any]:
-    state = log.state
+    with reading(log.folder / "results.json"):
+        results = {"table": _table(log.results), "outdated": is_outdated(log.folder, log.results)}
+    with reading(log.folder / "samples.jsonl"):
+        groups = sample_groups(log.samples)
+    with reading(log.folder / STATE):
+        return {**results, "groups": groups, **_state_values(log, log.state)}
+
+
+def _state_values(log: TrainingLog, state: dict[str, Any]) -> dict[str, Any]:
     running = state.get("state") == "running"
     return {
         "title": ": ".join(filter(None, (log.folder.resolve().name, state.get("state")))),
@@ -69,12 +81,11 @@ def _values(log: TrainingLog) -> dict[str, Any]:
         "latest": latest(log),
         "warnings": find_warnings(log),
         "charts": run_charts(log),
-        "groups": sample_groups(log.samples),
-        "table": _table(log.results),
         "folder": str(log.folder),
-        "outdated": is_outdated(log.folder, log.results),
         "files": [(name, what) for name, what in FILES.items() if (log.folder / name).exists()],
         "config": log.config,
+        "smoothed": SMOOTHED,
+        "script": Markup(read_template("run.js")),  # our own file, no data in it
     }
 
 
@@ -171,7 +182,7 @@ def sample_groups(samples: Sequence[dict[str, Any]], most: int = _GROUPS) -> lis
 
 
 def _score(value: object) -> str:
-    return f"{value:.2f}" if isinstance(value, (int, float)) else "–"
+    return f"{100 * value:.0f}" if isinstance(value, (int, float)) else "–"
 
 
 def _table(results: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
+from yaml import YAMLError
 
+from mrg.files import parse_yaml
 from mrg.pages.charts import new_figure, svg
 from mrg.pages.training_log import Series, TrainingLog, thinned
 
@@ -16,6 +20,7 @@ from mrg.pages.training_log import Series, TrainingLog, thinned
 _COLORS = ("#2f81f7", "#d9730d", "#2da44e", "#a475f9", "#8b949e", "#d1477a")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MISSING = "train/missing"
+_NOT_REWARDED = "Not part of the reward"
 
 
 class Line(NamedTuple):
@@ -35,26 +40,34 @@ class Chart(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Scores of one chart, log key -> label; a key that ends in `/` is a prefix. Shares are in percent."""
+    """Scores of one chart, log key -> label; a key that ends in `/` is a prefix. Shares are drawn from 0."""
 
     title: str
     note: str
     keys: dict[str, str]
     is_share: bool = False
+    is_percent: bool = False
+
+
+SMOOTHED = 40
+"""Number of points from which a running mean is drawn."""
 
 
 _GROUPS = (
     _Group(
         "Reward",
-        "Mean over the completions of a round; parts are unweighted.",
+        "In percent, mean over the completions of a round; parts are unweighted.",
         {"reward/total": "total", "reward/": ""},
+        is_percent=True,
     ),
+    _Group(_NOT_REWARDED, "In percent. Their weight in the reward is 0.", {"reward/": ""}, is_percent=True),
     _Group(
         "Validation",
         "In percent, greedy decoding. Dotted: best constant report on the same studies, found for each score on the "
         "training reports; without these, the constant normal report.",
         {"val/mccs": "MCCS", "val/ce_f1": "CE-F1", "val/ce_f1_macro": "CE-F1 macro", "val/format": "valid format"},
         is_share=True,
+        is_percent=True,
     ),
     _Group("Loss", "Negative log-likelihood per token.", {"train/loss": "training", "val/loss": "validation"}),
     _Group(
@@ -69,6 +82,7 @@ _GROUPS = (
             _MISSING: "without any reward",
         },
         is_share=True,
+        is_percent=True,
     ),
     _Group("KL to the reference", "Nats per token.", {"train/kl": "KL"}),
     _Group("Entropy", "Nats per token.", {"train/entropy": "entropy"}),
@@ -80,6 +94,8 @@ _GROUPS = (
     _Group("Seconds per round", "By phase.", {"seconds/": ""}),
     _Group("Tokens per second", "Prompts counted once.", {"train/tokens_per_second": "tokens/s"}),
     _Group("Gradient norm", "Before clipping.", {"train/grad_norm": "norm"}),
+    _Group("Learning rate", "Of the first parameter group.", {"train/learning_rate": "learning rate"}),
+    _Group("GPU memory", "GB, the peak so far on the first GPU.", {"train/gpu_memory": "GPU memory"}),
 )
 
 
@@ -89,10 +105,14 @@ def run_charts(log: TrainingLog) -> list[Chart]:
     hidden = {"train/loss", "val/loss"} if "reward/total" in log.scores else set()
     if not any(value for _, value in log.scores.get(_MISSING, [])):
         hidden.add(_MISSING)
+    zero = unrewarded(log.config)
     steps = [step for series in log.scores.values() for step in (series[0][0], series[-1][0])]
     charts = []
     for group in _GROUPS:
-        scale = 100 if group.is_share else 1
+        scale = 100 if group.is_percent else 1
+        left_out = hidden | zero if group.title == "Reward" else hidden
+        if group.title == _NOT_REWARDED:
+            left_out = log.scores.keys() - zero
         lines = [
             Line(
                 label,
@@ -100,12 +120,25 @@ def run_charts(log: TrainingLog) -> list[Chart]:
                 _scaled(log.constants(key), scale),
             )
             for key, label in _labels(group.keys, sorted(log.scores)).items()
-            if key in log.scores and key not in hidden
+            if key in log.scores and key not in left_out
         ]
         if lines:
             image = draw(group.title, lines, group.is_share, (min(steps), max(steps)))
             charts.append(Chart(group.title, group.note, image))
     return charts
+
+
+def unrewarded(config: str) -> set[str]:
+    """Log keys of the parts of the reward with weight 0 in the text of a run's config.yaml."""
+    try:
+        reward = parse_yaml(config)["model"]["init_args"]["reward"]
+        zero = {key.removesuffix("_weight") for key, value in reward.items() if key.endswith("_weight") and value == 0}
+        for row in reward.get("scorers") or []:
+            if row.get("weight", 1) == 0:
+                zero.add(row.get("name") or row["scorer"].rpartition(":")[2])
+    except (YAMLError, LookupError, TypeError, AttributeError, ValueError, RecursionError):
+        return set()  # no GRPO run, or one of an older version
+    return {f"reward/{name}" for name in zero}
 
 
 def _scaled(levels: Mapping[str, float], scale: float) -> tuple[str, float] | None:
@@ -128,42 +161,104 @@ def _labels(keys: Mapping[str, str], logged: Sequence[str]) -> dict[str, str]:
 def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int]) -> Markup:
     """Draw lines over steps; a value that is not finite leaves a gap, and a single value is a dot.
 
+    Of many points the running mean is drawn over the values. The page's script reads the attribute `data-chart`.
+
     Args:
         title: Title of the chart.
         lines: At least one line.
         is_share: Whether values are percentages, on an axis from 0.
         ends: First and last step of the run, the same for all charts.
     """
-    figure = new_figure(4.7, 2.5)
+    figure = new_figure(4.7, 2.7)
     axes = figure.add_subplot()
     for index, line in enumerate(lines):
-        color, dashes = _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
-        points = thinned(line.series)
-        axes.plot(
-            [step for step, _ in points],
-            [value if math.isfinite(value) else math.nan for _, value in points],
-            color=color,
-            linestyle=dashes,
-            linewidth=2.2 if index == 0 else 1.4,
-            marker="o" if len(points) <= 30 else None,
-            markersize=3.5,
-            label=line.label,
-        )
+        color = _plot(axes, index, line)
         if line.level is not None:
             axes.axhline(line.level[1], color=color, linestyle=":", linewidth=1.2)
     if is_share:
         values = [value for line in lines for _, value in line.series if math.isfinite(value)] or [100.0]
         levels = [line.level[1] for line in lines if line.level is not None]
         axes.set_ylim(-3, max(20, 1.08 * max(values + levels)))
+    else:
+        _cut_first_steps(axes, lines, ends)
     axes.set_xlabel("step")
     pad = max(0.5, 0.02 * (ends[1] - ends[0]))
     axes.set_xlim(ends[0] - pad, ends[1] + pad)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color="#8b949e", alpha=0.3, linewidth=0.6)
-    if len(lines) > 1:
+    if len(lines) > 1 or lines[0].label.lower() not in title.lower():
         columns = 3 if max(len(line.label) for line in lines) < 12 else 2
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9, handlelength=2.6)
-    return svg(figure, describe(title, lines))
+    image = svg(figure, describe(title, lines))  # which lays the axes out
+    box = axes.get_position()
+    data = {
+        "box": [box.x0, 1 - box.y1, box.x1, 1 - box.y0],
+        "steps": axes.get_xlim(),
+        "lines": [
+            [
+                line.label,
+                _COLORS[i % len(_COLORS)],
+                [[s, float(f"{v:.4g}")] for s, v in thinned(line.series) if math.isfinite(v)],
+            ]
+            for i, line in enumerate(lines)
+        ],
+    }
+    return Markup(image.replace("<svg ", Markup('<svg data-chart="{}" ').format(json.dumps(data)), 1))
+
+
+def _plot(axes: Axes, index: int, line: Line) -> str:
+    """Draw one line; returns its color."""
+    color, dashes = _COLORS[index % len(_COLORS)], _DASHES[index % len(_DASHES)]
+    points = thinned(line.series)
+    steps = [step for step, _ in points]
+    values = [value if math.isfinite(value) else math.nan for _, value in points]
+    if len(points) >= SMOOTHED:
+        axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+        values = running_mean(values)
+    axes.plot(
+        steps,
+        values,
+        color=color,
+        linestyle=dashes,
+        linewidth=2.2 if index == 0 else 1.4,
+        marker="o" if len(points) <= 30 else None,
+        markersize=3.5,
+        label=line.label,
+    )
+    return color
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """Centered running mean over about a tenth of the values; nan where none of them is a number."""
+    half = max(1, len(values) // 20)
+    means = []
+    for place in range(len(values)):
+        near = [value for value in values[max(0, place - half) : place + half + 1] if not math.isnan(value)]
+        means.append(sum(near) / len(near) if near else math.nan)
+    return means
+
+
+def _cut_first_steps(axes: Axes, lines: Sequence[Line], ends: tuple[int, int]) -> None:
+    """Limit the axis to the values after the first tenth of the steps, if earlier ones would flatten the rest."""
+    start = ends[0] + 0.1 * (ends[1] - ends[0])
+    points = [(step, value) for line in lines for step, value in line.series if math.isfinite(value)]
+    late = [value for step, value in points if step >= start]
+    early = [value for step, value in points if step < start]
+    if len(late) < 10 or not early:
+        return
+    low, high = min(late), max(late)
+    if max(early) - high > 0.5 * (high - low):
+        pad = 0.08 * (high - low) or 1.0
+        axes.set_ylim(min(*late, *early) - pad, high + 3 * pad)
+        axes.text(
+            0.98,
+            0.98,
+            f"first steps up to {max(early):.3g}",
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=9,
+        )
 
 
 def describe(title: str, lines: Sequence[Line]) -> str:
@@ -194,7 +289,7 @@ def latest(log: TrainingLog) -> list[Mapping[str, Any]]:
         return {"name": name, "value": f"{scale * value:,.{digits}f}{unit}", "note": ", ".join(notes)}
 
     wanted = [
-        entry("Reward", "reward/total", 10),
+        entry("Reward", "reward/total", 10, 1, 100),
         entry("Training loss", "train/loss", 10) if "reward/total" not in log.scores else None,
         entry("Validation MCCS", "val/mccs", 1, 1, 100),
         entry("Validation CE-F1", "val/ce_f1", 1, 1, 100),

@@ -13,7 +13,7 @@ from mrg.files import check_yaml
 from mrg.log import log
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.labels import Labeler
-from mrg.metrics.predictions import read_rows
+from mrg.metrics.predictions import Predictions, read_predictions, read_rows
 from mrg.pages.training_log import read_object, reading
 from mrg.run.checkpoint_file import is_outdated
 
@@ -48,7 +48,18 @@ class TestedRun:
         for number, row in enumerate(rows, 1):
             if wrong := [key for key in ("id", "prediction", "target") if not isinstance(row.get(key), str)]:
                 raise UserError(f"{file}, row {number}: expected {wrong[0]} to be a text; run `test` again.")
-        return cls(folder, rows, read_object(folder / "results.json"))
+        run = cls(folder, rows, read_object(folder / "results.json"))
+        with reading(folder / "results.json"):  # before work is done whose page would need them
+            _ = run.baselines, run.best_constants, run.is_outdated
+        return run
+
+    def predictions(self) -> Predictions:
+        """Studies with a reference.
+
+        Raises:
+            UserError: If there is none, or a report is not a text.
+        """
+        return read_predictions(self.folder / "predictions.jsonl")
 
     @property
     def reports(self) -> list[str]:
@@ -122,10 +133,11 @@ class TestedRun:
 
         Studies whose reference has changed are left out, as are all studies if the data are gone.
         """
-        found = {row["id"]: _from_files(row) for row in self.rows}
+        with reading(self.folder / "predictions.jsonl"):
+            found = {row["id"]: _from_files(row) for row in self.rows}
         if all(found.values()):
             return {name: study for name, study in found.items() if study}
-        target = {row["id"]: row["target"] for row in self.rows}
+        target = {row["id"]: row.get("target") for row in self.rows}
         again = {study.id: study for study in self._read_data() if target.get(study.id) == study.report}
         return {name: study for name in target if (study := again.get(name) or found[name])}
 
@@ -171,7 +183,7 @@ def _from_files(row: Mapping[str, Any]) -> Study | None:
         return None
     positions = row.get("positions") or [""] * len(files)
     views = tuple(View(file, position) for file, position in zip(files, positions, strict=True))
-    return Study(row["id"], views, row["target"])
+    return Study(row["id"], views, row.get("target", ""))
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -147,8 +147,10 @@ def reading(file: Path) -> Iterator[None]:
     except UserError as error:
         raise UserError(f"{file}: {error}".rstrip(".") + "; restore the file or remove it.") from error
     except (csv.Error, LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError) as error:
-        kind, text = type(error).__name__, " ".join(str(error).split())[:100]
-        raise UserError(f"{file} is not what mrg writes ({kind}: {text}); restore the file or remove it.") from error
+        # Without the error's text, which may quote a report.
+        raise UserError(
+            f"{file} is not what mrg writes ({type(error).__name__}); restore the file or remove it."
+        ) from error
 
 
 def read_object(file: Path) -> dict[str, Any]:

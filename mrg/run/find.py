@@ -57,7 +57,7 @@ def named_run(runs: Path, name: str) -> Path:
         NotFoundError: If there is none of this name; the message suggests a similar name and lists the runs.
     """
     folder = runs / name
-    if not (folder / "config.yaml").is_file():
+    if not os.path.isfile(folder / "config.yaml"):
         raise _no_run(name, runs)
     return folder
 
@@ -83,10 +83,10 @@ def find_run(word: str, runs: Path) -> Path:
         raise UserError(f"{len(found)} runs are named {word!r}: {', '.join(paths)}. Pass one of these folders.")
     if found:
         return found[0]
-    if Path(word).is_file():
+    if os.path.isfile(word):
         hint = f": pass --config {word}" if word.endswith((".yaml", ".yml")) else ""
         raise UserError(f"Expected the name or the folder of a run, but {word} is a file{hint}.")
-    if Path(word).is_dir() and (inside := all_runs(Path(word))):
+    if os.path.isdir(word) and (inside := all_runs(Path(word))):
         names = ", ".join(map(str, inside[:5])) + (", …" if len(inside) > 5 else "")
         raise UserError(f"{word} is not the folder of a run, but contains {len(inside)}: {names}. Pass one of them.")
     raise _no_run(word, runs)
@@ -95,7 +95,7 @@ def find_run(word: str, runs: Path) -> Path:
 def path_or_run(word: str, runs: Path) -> Path:
     """Return an existing or absolute path as it is, and otherwise the folder of the run of this name."""
     path = Path(word)
-    return path if path.is_absolute() or (path.exists() and not is_run(runs / word)) else find_run(word, runs)
+    return path if path.is_absolute() or (os.path.exists(path) and not is_run(runs / word)) else find_run(word, runs)
 
 
 def _distinct(folders: Iterable[Path]) -> list[Path]:

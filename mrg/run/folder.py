@@ -20,7 +20,7 @@ PREDICT_PAGE = "gallery-predict.html"
 WRITTEN = (
     "predictions.jsonl", "predict.jsonl", "predictions.rank*.jsonl", "predict.rank*.jsonl", "images.jsonl",
     "results.json", "run.json", "index.html", PAGE, PREDICT_PAGE, "compare-*.html", "rexrank.json", "*.scores.json",
-    "*.vs.*.json",
+    "*.vs.*.json", "calibration.json", "uncertainty.svg",
 )  # fmt: skip
 """Files about a policy of the run; the last ones are those of `python -m mrg.metrics`."""
 
@@ -150,5 +150,10 @@ def make_room(folder: Path, overwrite: bool) -> None:
     for name in ("metrics.csv", "samples.jsonl"):
         file = folder / name
         if file.is_file():
-            number = 1 + sum(1 for _ in folder.glob(f"{file.stem}-*{file.suffix}"))
-            file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))
+            set_aside(file)
+
+
+def set_aside(file: Path) -> Path:
+    """Rename a log such as metrics.csv to metrics-1.csv, or the next free number; return its new path."""
+    number = 1 + sum(1 for _ in file.parent.glob(f"{file.stem}-*{file.suffix}"))
+    return file.rename(file.with_name(f"{file.stem}-{number}{file.suffix}"))

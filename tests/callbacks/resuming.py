@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.callbacks.metrics_file import MetricsFile
+from mrg.callbacks.preemption import EndTogether
 from mrg.callbacks.results import ResultWriter
 from mrg.commands.lightning import quiet
 from mrg.datamodules.demo import DemoDataModule
@@ -112,7 +113,7 @@ def fit(folder, kind, policy, checkpoint=None, stop=None, devices=1, save_every=
         **{"num_train": 10, "num_val": 4, "num_test": 2, "batch_size": 2 // devices, "eval_batch_size": 2,
            "num_workers": 0, "image_size": 56, **(data or {})}
     )  # fmt: skip
-    callbacks = [ResultWriter(folder)]
+    callbacks = [ResultWriter(folder), EndTogether(folder)]
     if patience:
         callbacks.append(EarlyStopping("val/mccs", mode="max", patience=patience))
     if stop:

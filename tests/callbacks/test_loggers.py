@@ -28,9 +28,13 @@ def test_tensorboard_has_the_names_and_values_of_the_csv(tmp_path):
     events = EventAccumulator(str(tmp_path / "board" / "version_0"))
     events.Reload()
     tags = set(events.Tags()["scalars"]) - {"epoch", "hp_metric"}
-    assert tags == csv_names(tmp_path) >= {"train/loss", "val/mccs", "val/ce_f1"}
+    assert tags == csv_names(tmp_path) >= {"train/loss", "train/learning_rate", "val/mccs", "val/ce_f1"}
     with (tmp_path / "run" / "metrics.csv").open() as file:
-        losses = [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    losses = [float(row["train/loss"]) for row in rows]
+    # Peak 0.003, warm-up of 50 steps, decay of 1000 steps.
+    rates = [0.003 * 1 / 50, 0.003 * 2 / 50 * 0.999, 0.003 * 3 / 50 * 0.998]
+    assert [float(row["train/learning_rate"]) for row in rows] == pytest.approx(rates)
     assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
     assert (tmp_path / "run" / "index.html").is_file()
 
@@ -68,5 +72,8 @@ def test_a_logger_whose_package_is_missing(tmp_path, name, package, monkeypatch,
     with pytest.raises(SystemExit) as stop:
         main(["fit", *fit_arguments(tmp_path, logger(tmp_path, name))])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == f"mrg: {name} needs the package {package}: pip install 'mrg[{package}]'\n"
+    assert (
+        capsys.readouterr().err
+        == f"mrg: {name} needs the package {package}: pip install -e '.[{package}]' in the checkout\n"
+    )
     assert not (tmp_path / "run").exists()

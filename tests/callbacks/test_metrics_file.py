@@ -69,3 +69,17 @@ def test_full_disk_is_one_error_and_silent_once_the_run_has_failed(tmp_path, mon
     with pytest.raises(WriteError):
         logger.finalize("success")
     logger.finalize("failed")
+
+
+@pytest.mark.parametrize(
+    "content", [b"step,a\n0,\xff\n", b"step,a\n0,1,2\n", b"a\n1\n", b'step,a\n0,"' + b"x" * 200_000]
+)
+def test_a_damaged_file_is_set_aside(tmp_path, caplog, content):
+    """A run must not end for its log, nor lose it."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(content)
+    log(tmp_path, {"b": 1.0})
+    assert rows_of(tmp_path) == [{"b": "1.0", "step": "0"}]
+    assert (tmp_path / "metrics-1.csv").read_bytes() == content
+    assert f"{path} is damaged (" in caplog.text
+    assert "it is now metrics-1.csv, and a new one is started." in caplog.text

@@ -1,13 +1,16 @@
 """What ends a run before its time: signals, a full disk, a round that fails."""
 
+import os
+import re
 import signal
 import sys
 import traceback
 
+import lightning as L
 import pytest
 
 from mrg.callbacks.checkpoint import CheckpointError
-from mrg.callbacks.preemption import Preempted, Reporter
+from mrg.callbacks.preemption import EndSignal, Preempted, Reporter
 from mrg.datamodules.demo import DemoDataModule
 from mrg.metrics.trl import RewardError
 from mrg.run.checkpoints import CheckpointFolder
@@ -148,6 +151,21 @@ def test_where_a_traceback_comes_the_way_to_go_on_stands_below_it(tmp_path, poli
         assert line in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_terminal_that_closes_ends_a_run_like_sigterm_unless_it_is_ignored():
+    trainer, before = L.Trainer(logger=False, accelerator="cpu"), signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, name in ((signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, "SIGTERM")):
+            signal.signal(signal.SIGHUP, handler)
+            ending = EndSignal()
+            ending.catch(trainer)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert (bool(ending.number), ending.name) == (name == "SIGHUP", name)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 class Rank:
     """A process of a run."""
 
@@ -173,3 +191,5 @@ def test_where_one_of_two_processes_is_killed_the_way_to_go_on_is_the_last_line(
         f"The last checkpoint is {path}. Resume with: python -m mrg fit --config {tmp_path / 'config.yaml'} --resume "
     )
     assert line in text.splitlines()[-1], text
+    cause = ("has ended", "was killed by SIGKILL")[killed]
+    assert re.search(rf"Rank {killed} \(process \d+\) {cause}", text), text

@@ -1,5 +1,6 @@
 """What a run leaves in its folder while it trains, when it ends and when it fails."""
 
+import csv
 import dataclasses
 import json
 
@@ -54,6 +55,11 @@ def test_a_run_that_ends_well(tmp_path, often):
     assert 'http-equiv="refresh"' not in page
     assert "Loss, steps 0 to 2." in page
     assert 'href="policy"' in page
+    assert "Learning rate, steps 0 to 2." in page
+    with (folder / "metrics.csv").open() as file:
+        rates = [row["train/learning_rate"] for row in csv.DictReader(file) if row["train/learning_rate"]]
+    assert len(rates) == 3
+    assert all(float(rate) > 0 for rate in rates)
     main(["test", *fit_arguments(tmp_path)])
     page = (folder / "index.html").read_text()
     assert "4 studies" in page

@@ -114,7 +114,9 @@ def test_a_missing_decoder_is_never_skipped(collate, tmp_path: Path, monkeypatch
     studies = write_studies(tmp_path, 2)
 
     def missing(path: Path) -> None:
-        raise DecoderMissingError(f"Image {path} is DICOM, which needs pydicom: pip install 'mrg[dicom]'")
+        raise DecoderMissingError(
+            f"Image {path} is DICOM, which needs pydicom: pip install -e '.[dicom]' in the checkout"
+        )
 
     monkeypatch.setattr("mrg.datamodules.study.read_image", missing)
     with pytest.raises(DecoderMissingError, match=r"Study s0: .* pip install"):
@@ -366,3 +368,18 @@ def test_a_batch_says_whether_it_counts(policy, studies):
     assert batches[[2, 5], True].study_id == [studies[2].id, studies[5].id]
     assert batches[[2, 5], True].num_counted == 2
     assert batches[[0], False].num_counted == 0
+
+
+@pytest.mark.parametrize("num_studies", [1, 5, 12])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 20])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3])
+def test_a_resumed_evaluation_computes_what_is_left_in_the_same_batches(num_studies, batch_size, num_ranks):
+    generator = torch.Generator().manual_seed(num_studies)
+    for share in (0.0, 0.3, 0.8, 1.0):
+        finished = {i for i in range(num_studies) if float(torch.rand((), generator=generator)) < share}
+        whole = [list(RankBatches(num_studies, batch_size, num_ranks, rank)) for rank in range(num_ranks)]
+        ranks = [list(RankBatches(num_studies, batch_size, num_ranks, rank, finished)) for rank in range(num_ranks)]
+        for before, after in zip(whole, ranks, strict=True):
+            left = [[i for i in batch if i not in finished] for batch, counts in before if counts]
+            assert [batch for batch, counts in after if counts] == [batch for batch in left if batch]
+        assert {len(rank) for rank in ranks} == {max(1, *(sum(counts for _, counts in rank) for rank in ranks))}

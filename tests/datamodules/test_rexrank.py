@@ -102,6 +102,17 @@ def test_a_submission_keeps_every_study_and_every_key(root, capsys):
     assert read.preds == [f"Report {name}." for name in ENTRIES]
 
 
+def test_a_submission_with_gaps_is_remarked(root, caplog):
+    first, second, third = ENTRIES
+    rows = [{"id": first, "prediction": "Clear."}, {"id": third, "prediction": " \n"}]
+    with caplog.at_level("WARNING", "mrg"):
+        module(root).write_predictions(rows, root)
+    assert [record.message for record in caplog.records if "submission" in record.message] == [
+        f"The submission has 1 empty reports, which score 0: {third}.",
+        f"The submission lacks 1 studies of the file: {second}.",
+    ]
+
+
 def test_round_trip_through_the_command_line(root, capsys):
     """A baseline stands in for a model: predict, then score the submission as anyone would."""
     files = ["iu.yaml", "data/rexrank.yaml", "baselines/constant_normal.yaml"]
@@ -183,3 +194,26 @@ def test_a_repeated_study_is_an_error(root):
     (root / "rexrank.json").write_text(text[:-1] + ', "CXR1": ' + json.dumps(ENTRIES["CXR1"]) + "}")
     with pytest.raises(DataError, match=r"rexrank\.json: the key 'CXR1' occurs more than once"):
         module(root)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("image_path", {"a": "b"}, "a text or a list of texts, but got a dict"),
+        ("image_path", 7, "a text or a list of texts, but got a int"),
+        ("image_path", ["a.png", 3], "a text or a list of texts, but got a list"),
+        ("image_path", [["a.png"]], "a text or a list of texts, but got a list"),
+        ("frontal_lateral", {"0": "Frontal"}, "a text or a list of texts, but got a dict"),
+        ("frontal_lateral", [True], "a text or a list of texts, but got a list"),
+        ("key_image_path", ["a.png"], "a text, but got a list"),
+        ("context", 3, "a text, but got a int"),
+        ("section_findings", ["Clear."], "a text, but got a list"),
+        ("report", {}, "a text, but got a dict"),
+    ],
+)
+def test_a_value_of_another_type_is_one_line(tmp_path, key, value, expected):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps({**ENTRIES, "50001": {**ENTRIES["50001"], key: value}}))
+    with pytest.raises(DataError) as error:
+        RexrankDataModule("a.json", root=str(tmp_path)).read()
+    assert str(error.value) == f"File {file}, study 50001: expected {key} to be {expected}; correct it."

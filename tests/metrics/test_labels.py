@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, ce_f1, ce_table, mccs
-from mrg.metrics.labels import as_labels, has_text
+from mrg.metrics.labels import CachingLabeler, as_labels, has_text, label_together, run_labeler
 from tests.metrics.test_ce import PREDS, TARGET
 
 
@@ -115,3 +116,37 @@ def test_what_is_no_labeler(labeler, message):
 def test_settings_show():
     assert "average='macro', conditions=5" in repr(CEF1("macro", 5))
     assert "margin=0.3" in repr(MCCS(0.3))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (None, r"to return a tensor \(1, 14\), but got None"),
+        ([[0] * 14], r"to return a tensor \(1, 14\), but got builtins\.list"),
+        (np.array([["a"] * 14]), r"to return a tensor \(1, 14\), but got numpy\.ndarray"),
+        (np.zeros((1, 13), dtype=np.int64), r"to return \(1, 14\) labels, but got \(1, 13\)"),
+        (np.full((1, 14), 7), r"to hold label classes 0\.\.3, but got 7\.\.7"),
+        (torch.zeros(1, 14), r"to hold integers, but got torch\.float32"),
+        (torch.zeros(14, dtype=torch.int64), r"to return \(1, 14\) labels, but got \(14,\)"),
+    ],
+)
+def test_what_a_labeler_must_not_return(returned, message):
+    """Everywhere the same: in metrics, in rewards and where labels are cached."""
+    calls = [
+        lambda labeler: CEF1(labeler=labeler).update(["a"], torch.zeros(1, 14, dtype=torch.int64)),
+        lambda labeler: label_together(labeler, ["a"]),
+        lambda labeler: CachingLabeler(labeler)(["a"]),
+        lambda labeler: run_labeler(labeler, ["a"]),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match=message) as error:
+            call(lambda texts: returned)
+        assert "\n" not in str(error.value)
+
+
+def test_a_labeler_may_return_an_array():
+    labels = RulesLabeler()(["Small effusion.", "Clear."])
+    given = {kind: CachingLabeler(lambda texts, kind=kind: labels.numpy().astype(kind)) for kind in ("int64", "uint8")}
+    for labeler in given.values():
+        assert labeler(["a", "b"]).tolist() == labels.tolist()
+    assert float(ce_f1(["a", "b"], ["a", "b"], labeler=lambda texts: np.concatenate([labels.numpy()] * 2))) == 1.0

@@ -112,3 +112,10 @@ def test_bad_arguments(arguments, message):
             call()
     with pytest.raises(ValueError, match="'mean' or 'none', but got 'sum'"):
         mccs(PREDS, TARGET, reduction="sum")
+
+
+def test_a_small_value_of_uncertain_findings_is_no_zero_vector():
+    """One uncertain finding on both sides: the norms are 1e-4 each, and the cosine is 1."""
+    labels = torch.tensor([[0, 3] + [0] * 12])
+    assert float(ccs(labels, labels, uncertain=0.01)) == pytest.approx(1, abs=1e-14)
+    assert float(ccs(labels, labels, uncertain=1e-30)) == pytest.approx(1, abs=1e-14)

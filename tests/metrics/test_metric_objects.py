@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torchmetrics import MetricCollection
 
 from mrg.metrics import CEF1, CONDITIONS, FIVE, MCCS, RulesLabeler, ce_f1, mccs
 
@@ -244,3 +245,37 @@ def test_metrics_of_one_collection_keep_their_labelers(make):
     shared = MetricCollection({"a": make(labeler=labelers[0]), "b": make(labeler=labelers[0])})
     shared.update(["edema"], ["edema"])
     assert len(shared.compute_groups) == 1
+
+
+def example_states(first, second):
+    """Scores in a collection of two metrics that agree on the first batch and differ on the second."""
+    metrics = MetricCollection({"first": first, "second": second})
+    empty = torch.zeros(1, 14, dtype=torch.int64)
+    finding, other, uncertain = (empty.index_fill(1, torch.tensor([column]), label) for column, label in SIGNS)
+    metrics.update(finding, finding)
+    for preds, target in ((empty, other), (empty, empty), (uncertain, finding)):
+        metrics.update(preds, target)
+    return [float(metric.compute()) for metric in (metrics["first"], metrics["second"])]
+
+
+SIGNS = (CONDITIONS.index("Edema"), 1), (CONDITIONS.index("Fracture"), 1), (CONDITIONS.index("Edema"), 3)
+
+
+def test_metrics_over_reports_with_other_conditions_are_not_updated_together():
+    # Edema is found, found absent twice (0/0 = 0), and found; the fracture of the second report is missed: no change.
+    first, second = CEF1("example", ["Edema"], zero_division=1), CEF1("example", ["Edema", "Fracture"], zero_division=1)
+    assert example_states(first, second) == [1.0, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        # Scores of the four reports: 1, 0, of two empty reports, and of an uncertain edema.
+        ({"empty": "zero"}, [0.75, 0.5]),
+        ({"empty": "nan"}, [0.75, 2 / 3]),
+        ({"uncertain": 0.0}, [0.75, 0.5]),
+        ({"margin": 0.5, "uncertain": -1.0}, [0.75, 0.5]),
+    ],
+)
+def test_mccs_of_other_settings_are_not_updated_together(settings, expected):
+    assert example_states(MCCS(0.5), MCCS(**{"margin": 0.5, **settings})) == pytest.approx(expected)

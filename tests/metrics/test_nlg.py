@@ -239,7 +239,10 @@ for arguments in ((["a"], ["a"]), (["a"], ["a"], "ptb")):
         print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines() == ["NLG scores need the package pycocoevalcap: pip install 'mrg[nlg]'"] * 2
+    assert (
+        result.stdout.splitlines()
+        == ["NLG scores need the package pycocoevalcap: pip install -e '.[nlg]' in the checkout"] * 2
+    )
 
 
 def test_rouge_is_that_of_pycocoevalcap_with_double_blanks():

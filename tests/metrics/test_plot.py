@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mrg.metrics import CEF1
+from mrg.metrics import CEF1, CONDITIONS
 from tests.metrics.test_ce import PREDS, TARGET
 
 pytest.importorskip("matplotlib").use("Agg")
@@ -34,4 +34,18 @@ def test_given_values_and_axes():
     assert [bar.get_width() for bar in axes.patches] == metric.compute().tolist()
     with pytest.raises(ValueError, match="`val` to hold 5 values, but got 2"):
         metric.plot(torch.zeros(2))
+    plt.close("all")
+
+
+def test_support_is_that_of_the_references():
+    """Of three reports that state edema, one is right; a fourth misses it: 1 + 1 references, not 1 + 2."""
+    import matplotlib.pyplot as plt
+
+    edema = CONDITIONS.index("Edema")
+    preds, target = torch.zeros(4, 14, dtype=torch.int64), torch.zeros(4, 14, dtype=torch.int64)
+    preds[:3, edema], target[[0, 3], edema] = 1, 1
+    metric = CEF1(conditions=["Edema"])
+    metric.update(preds, target)
+    _, axes = metric.plot()
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Edema (2)"]
     plt.close("all")

@@ -1,9 +1,13 @@
 """The gallery as a reader meets it, in Chromium."""
 
+import io
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from mrg.datamodules.study import View
 from mrg.metrics import RulesLabeler
 from mrg.metrics.compare import compare_systems
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
@@ -133,7 +137,7 @@ def test_order(browser, gallery):
         changes = [
             len(text.split(",")) if text else 0
             for text in page.locator(
-                ".study:first-child .chips .gained, .study:first-child .chips .lost"
+                ".study:first-child .change .gained, .study:first-child .change .lost"
             ).all_inner_texts()
         ]
         assert sum(changes) > 2
@@ -189,6 +193,7 @@ def test_a_link_leads_to_its_study_whatever_the_filters(browser, gallery, cohort
 
 def test_a_condition_of_the_table_filters(browser, gallery):
     with opened(browser, gallery) as page:
+        page.locator("#scores > summary").click()
         page.locator(".pick", has_text="Fracture").click()
         assert page.input_value("#condition") == "11"
         assert "of 45 studies" in page.inner_text("#count")
@@ -207,6 +212,95 @@ def test_thinking_and_labels_are_folded_and_open(browser, gallery):
         assert page.locator("#zoom img").is_visible()
         page.keyboard.press("Escape")
         assert not page.locator("#zoom img").is_visible()
+
+
+def grey(page, selector):
+    """Middle pixel of an element as it is shown."""
+    shown = Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("L")
+    return shown.getpixel((shown.width // 2, shown.height // 2))
+
+
+def test_the_viewer_with_the_keyboard_alone(browser, gallery):
+    with opened(browser, gallery) as page:
+        page.keyboard.press("j")
+        page.keyboard.press("Enter")
+        name = page.inner_text("#zoom-title")
+        assert page.locator("#stage img").count() == 1
+        assert "Reference" in page.inner_text("#beside")
+        box = page.locator("#stage").bounding_box()
+        assert box["width"] > 800
+        assert box["height"] > 550
+        for key in ("+", "ArrowLeft", "[", "."):
+            page.keyboard.press(key)
+        assert "zoom 1.3×, window 95, level 45" in page.inner_text("#state")
+        style = page.get_attribute("#stage img", "style")
+        assert "scale(1.25)" in style
+        assert "translate(60px, 0px)" in style
+        page.keyboard.press("r")
+        assert "zoom 1.0×, window 100, level 50" in page.inner_text("#state")
+        page.keyboard.press("j")
+        assert page.inner_text("#zoom-title") != name
+        page.keyboard.press("Escape")
+        assert not page.locator("#zoom").is_visible()
+        assert page.locator(".study.current h3").inner_text() != name
+
+
+def test_window_and_level_are_exact(browser, tmp_path):
+    """Shown grey = (grey - level + window / 2) / window, for windows inside and beyond the range of grey values."""
+    views = {"a": (View(np.full((64, 64), 102, np.uint8)), View(np.full((64, 64), 204, np.uint8), "lateral"))}
+    row = {"id": "a", "prediction": "Edema.", "target": "Edema.", "format": True}
+    Gallery({"model": [row]}, RulesLabeler(), views=views).write(tmp_path / "g.html")
+    with opened(browser, tmp_path / "g.html") as page:
+        page.locator(".views button").first.click()
+        for level, window in ((50, 100), (40, 40), (25, 80), (70, 150)):
+            for name, value in (("level", level), ("window", window)):
+                page.locator(f"#{name}").fill(str(value))
+            shown = (0.4 - level / 100) / (window / 100) + 0.5
+            assert grey(page, "#stage img") == pytest.approx(255 * min(1, max(0, shown)), abs=3)
+        page.locator("#reset").click()
+        page.locator("#invert").click()
+        assert grey(page, "#stage img") == pytest.approx(255 - 102, abs=3)
+        page.keyboard.press("v")
+        assert grey(page, "#stage img") == pytest.approx(255 - 204, abs=3)
+        page.keyboard.press("b")
+        assert page.locator("#stage img").count() == 2
+        page.mouse.move(200, 400)
+        page.mouse.wheel(0, -400)
+        assert "scale(2.7" in page.get_attribute("#stage .pane:first-child img", "style")
+        assert "scale(1)" in page.get_attribute("#stage .pane:last-child img", "style")
+
+
+def test_texts_are_aligned(browser, gallery):
+    with opened(browser, gallery) as page:
+        tops = page.eval_on_selector_all(
+            ".study:first-child section > .report", "list => list.map(e => Math.round(e.getBoundingClientRect().top))"
+        )
+        assert len(tops) == 3
+        assert len(set(tops)) == 1
+        image = page.locator(".study img").first.bounding_box()
+        assert image["y"] < 720 * 0.75  # on the first screen
+        assert image["width"] > 300
+
+
+def test_all_studies_are_printed_on_request(browser, gallery):
+    with opened(browser, gallery) as page:
+        page.evaluate("window.print = () => { window.printed = document.querySelectorAll('.study').length; }")
+        page.click("#print")
+        page.wait_for_function("window.printed")
+        assert page.evaluate("window.printed") == 45
+        assert page.locator(".study").count() == 20
+
+
+def test_a_redacted_page_has_no_texts(browser, cohort, tmp_path):
+    listed = rows(cohort, [study.report for study in cohort])
+    views = {study.id: study.views for study in cohort}
+    Gallery({"model": listed}, RulesLabeler(), views=views, redact=True).write(tmp_path / "g.html")
+    with opened(browser, tmp_path / "g.html") as page:
+        assert page.locator(".study").count() == 20
+        assert page.locator(".study .report, .study img").count() == 0
+        assert page.locator(".study:first-child tbody tr").count() == 14
+        page.fill("#text", "1")
+        assert page.locator(".study").count() > 0
 
 
 def test_hostile_reports_are_text(browser, cohort, tmp_path):
@@ -245,6 +339,10 @@ def test_contrast_and_labels(browser, gallery, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install -e ".[dev]"')
     with opened(browser, gallery, color_scheme=scheme) as page:
         page.keyboard.press("j")
+        page.keyboard.press("o")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        page.keyboard.press("Escape")
         page.eval_on_selector_all("details", "list => list.forEach(details => details.open = true)")
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
@@ -294,7 +392,13 @@ def test_a_comparison(browser, cohort, tmp_path):
     Gallery(systems, RulesLabeler(), comparison=comparison).write(tmp_path / "g.html")
     with opened(browser, tmp_path / "g.html") as page:
         assert page.input_value("#sort") == "changes"
-        assert page.locator(".study:first-child .chips .gained").count() == 1
+        chips = page.locator(".study:first-child .change .mark").all_inner_texts()
+        assert len(chips) == 2
+        assert "now found: " in chips[0]
+        assert "no longer hallucinated: " in chips[1]
         assert page.locator(".study .chips .lost").count() == 0  # A is always right
         page.select_option("#kind", "lost")
         assert "No study matches" in page.inner_text("#studies")
+        page.select_option("#kind", "cleared")
+        page.select_option("#size", "100000")
+        assert page.locator(".study").count() == page.locator(".study .change .cleared").count() > 0

@@ -81,6 +81,19 @@ class Silent:
         return RulesLabeler()(texts)
 
 
+def test_probabilities_of_findings_and_samples_that_disagree(tmp_path):
+    shares = dict.fromkeys(CONDITIONS[:13], 0.0) | {"Edema": 0.5, "Cardiomegaly": 1.0}
+    sampled = {"shares": shares, "probabilities": {name: share * 0.8 for name, share in shares.items()}}
+    Gallery({"model": [row | sampled for row in rows(GOOD)]}, LABELER).write(tmp_path / "g.html")
+    text, data = read(tmp_path / "g.html")
+    output = data["studies"][0]["outputs"][0]
+    assert (output["probabilities"][PLACE["Edema"]], output["probabilities"][PLACE["Cardiomegaly"]]) == (40, 80)
+    assert output["disagree"] == [PLACE["Edema"]]
+    assert "Samples disagree" in text
+    Gallery({"model": rows(GOOD)}, LABELER).write(tmp_path / "g.html")
+    assert "disagree" not in read(tmp_path / "g.html")[1]["studies"][0]["outputs"][0]
+
+
 def test_a_labeler_without_evidence_leaves_texts_plain_and_says_so(tmp_path):
     Gallery({"model": rows(GOOD)}, Silent()).write(tmp_path / "g.html")
     text, data = read(tmp_path / "g.html")

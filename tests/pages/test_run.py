@@ -6,13 +6,14 @@ import math
 import re
 
 import pytest
+import yaml
 
 from mrg.cli import main
 from mrg.metrics import RulesLabeler
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.run import duration, find_warnings, run_page, sample_groups, write_run_page
-from mrg.pages.run_charts import Line, describe, draw, latest, run_charts
+from mrg.pages.run_charts import Line, describe, draw, latest, run_charts, running_mean, unrewarded
 from mrg.pages.training_log import TrainingLog
 from tests.pages.browser import needs_chromium, opened
 
@@ -66,12 +67,46 @@ def test_charts_are_those_that_the_run_has_scores_for(tmp_path):
         "KL to the reference",
         "Seconds per round",
     ]
-    assert "total: 0.4 to 0.6 (between 0.4 and 0.6); mccs: 0.2 to 0.5" in charts["Reward"]
+    assert "total: 40 to 60 (between 40 and 60); mccs: 20 to 50" in charts["Reward"]
     assert "MCCS: 38 to 38 (between 38 and 38), constant normal 34" in charts["Validation"]
     assert "without any reward" not in charts["Groups and completions"]  # 0 all along
     sft = {"train/loss": [(9, 2.0)], "val/loss": [(9, 2.5)]}
     assert [chart.title for chart in run_charts(log(tmp_path, sft))] == ["Loss"]
     assert run_charts(log(tmp_path)) == []
+
+
+def test_scores_with_weight_0_are_not_part_of_the_reward(tmp_path):
+    reward = {"mccs_weight": 0.75, "ce_f1_weight": 0.0, "scorers": [{"scorer": "a.b:length", "weight": 0.0}]}
+    config = yaml.safe_dump({"model": {"init_args": {"reward": reward}}})
+    assert unrewarded(config) == {"reward/ce_f1", "reward/length"}
+    scores = {f"reward/{name}": [(0, 0.2), (1, 0.4)] for name in ("total", "mccs", "ce_f1", "length")}
+    charts = {chart.title: str(chart.image) for chart in run_charts(log(tmp_path, scores, config=config))}
+    assert "total: 20 to 40" in charts["Reward"]
+    assert "ce_f1" not in charts["Reward"]
+    assert "ce_f1: 20 to 40" in charts["Not part of the reward"]
+    assert "length: 20 to 40" in charts["Not part of the reward"]
+    assert "mccs" not in charts["Not part of the reward"]
+    for text in ("", "model: [", "model: {init_args: {reward: 3}}", "a: &a [*a]"):
+        assert unrewarded(text) == set()
+
+
+def test_first_steps_do_not_flatten_a_chart():
+    fall = [(0, 10.0), *((step, 1 + 0.2 * math.cos(step)) for step in range(1, 101))]
+    assert "first steps up to 10" in draw("Loss", [Line("training", fall)], False, (0, 100))
+    assert "first steps" not in draw("Loss", [Line("training", fall[1:])], False, (1, 100))
+    even = [(step, float(step)) for step in range(100)]
+    assert "first steps" not in draw("Loss", [Line("training", even)], False, (0, 99))
+
+
+def test_running_mean():
+    """Over 5 neighbours of 40 values; fewer at the ends, and without those that are missing."""
+    values = [float(i) for i in range(40)]
+    means = running_mean(values)
+    assert means[0] == 1.0  # 0, 1, 2
+    assert means[20] == 20.0
+    assert means[39] == 38.0  # 37, 38, 39
+    assert running_mean([math.nan] * 40)[3] != running_mean([math.nan] * 40)[3]
+    assert running_mean([math.nan, 4.0, math.nan])[0] == 4.0
 
 
 def test_one_point_or_none_that_is_finite_can_be_drawn():
@@ -94,7 +129,7 @@ def test_text_of_the_run_never_becomes_markup(tmp_path):
     sample = {"round": 3, "id": HOSTILE, "completion": HOSTILE, "target": HOSTILE, "reward": None, "truncated": True}
     text = run_page(log(tmp_path, state={"state": "stopped", "error": HOSTILE}, samples=[sample], config=HOSTILE))
     page = Elements(text)
-    assert "script" not in page.names
+    assert page.names.count("script") == 1  # ours
     assert page.text.count(HOSTILE) == 5
 
 
@@ -116,7 +151,7 @@ def test_samples_are_the_latest_groups_best_first(tmp_path):
     assert [group["round"] for group in groups] == [5, 4]
     assert [row["text"] for row in groups[0]["rows"]] == ["5/2", "5/1", "5/0"]
     assert groups[0]["heads"] == ["reward", "mccs"]
-    assert groups[0]["rows"][0]["scores"] == ["0.20", "–"]
+    assert groups[0]["rows"][0]["scores"] == ["20", "–"]
     assert sample_groups([]) == []
 
 
@@ -231,6 +266,28 @@ def test_contrast_and_labels(browser, whole, scheme):
         page.eval_on_selector_all("details", "list => list.forEach(details => details.open = true)")
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
+
+
+@needs_chromium
+def test_values_are_read_with_the_pointer_and_with_the_keyboard(browser, whole):
+    with opened(browser, whole) as page:
+        plot = page.locator(".plot").first
+        assert not page.locator(".tip").first.is_visible()
+        box = plot.bounding_box()
+        plot.hover(position={"x": 0.95 * box["width"], "y": box["height"] / 2})
+        assert plot.locator(".tip").inner_text() == "step 1\ntotal: 20"
+        page.mouse.move(0, 0)
+        plot.focus()
+        page.keyboard.press("Home")
+        assert plot.locator(".tip").inner_text() == "step 0\ntotal: 10"
+        page.keyboard.press("ArrowRight")
+        assert "total: 20" in plot.locator(".tip").inner_text()
+        page.get_by_role("button", name="Enlarge Reward").click()
+        assert page.locator("#large svg").bounding_box()["width"] > 2 * box["width"]
+        page.keyboard.press("End")
+        assert page.locator("#large .tip").inner_text() == "step 1\ntotal: 20"
+        page.keyboard.press("Escape")
+        assert not page.locator("#large").is_visible()
 
 
 @needs_chromium

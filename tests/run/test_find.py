@@ -72,6 +72,8 @@ def test_a_folder_here_and_a_run_of_the_same_name(runs, tmp_path):
         ("runs/iu_smll", "did you mean 'iu_small'?"),
         ("demo-1/gpro", "did you mean 'demo-1/grpo'?"),
         ("zzz", "There is no run zzz in runs. Runs there: "),
+        ("x" * 300, f"There is no run {'x' * 300} in runs. Runs there: "),
+        ("x\0", "There is no run x\0 in runs. Runs there: "),
         ("empty", "There is no run empty in runs. Runs there: "),
         ("../runs/zzz", "There is no run ../runs/zzz in runs"),
         ("iu.yaml", "Expected the name or the folder of a run, but iu.yaml is a file: pass --config iu.yaml."),

@@ -1,4 +1,7 @@
+import json
+import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -6,8 +9,9 @@ import pytest
 
 from mrg.cli import main
 from mrg.errors import UserError
-from mrg.run.folder import check_not_moved
-from mrg.run.lock import LOCK, lock
+from mrg.modules.sft import SFTModule
+from mrg.run.folder import check_inside, check_not_moved, make_run_folder
+from mrg.run.lock import LOCK, is_locked, lock
 from tests.test_cli import failure, sft
 
 HOLD = """
@@ -51,9 +55,58 @@ def test_one_process_may_train_there_again(tmp_path):
     first = lock(tmp_path)
     second = lock(tmp_path)
     assert (tmp_path / LOCK).is_file()
+    assert is_locked(tmp_path / "none") is None
     for file in (first, second):
         if file is not None:
             file.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such permissions")
+@pytest.mark.parametrize(("shared", "mode"), [(False, 0o700), (True, 0o750)])
+def test_only_its_owner_may_enter_a_new_run(tmp_path, shared, mode):
+    run = tmp_path / "runs" / "a"
+    before = os.umask(0o027)
+    try:
+        make_run_folder(run, shared)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (run, run.parent)] == [mode, 0o750]
+    run.chmod(0o755)
+    make_run_folder(run, shared)
+    assert stat.S_IMODE(run.stat().st_mode) == 0o755  # what its owner has decided stays
+
+
+def test_a_name_does_not_leave_the_folder_of_runs(tmp_path, iu_tree, capsys):
+    for option, outer in (("--name", "--runs"), ("--into", "the run's folder")):
+        for value in ("../x", str(tmp_path / "x"), "a/../../x", "."):
+            code, text = failure(capsys, ["test" if option == "--into" else "fit", *sft(tmp_path, f"{option}={value}")])
+            assert (code, text) == (
+                2,
+                f"mrg: Expected {option} to be the name of a folder in {outer}, but got {value!r}.",
+            )
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "runs").exists()
+    check_inside("seed0/arm..1", "--name", "--runs")
+
+
+def test_a_run_without_a_checkpoint_does_not_block_the_next_start(tmp_path, iu_tree, capsys, monkeypatch):
+    run = tmp_path / "runs" / "iu_tiny_sft"
+
+    def step(module, batch, index):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTModule, "training_step", step)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            main(["fit", *sft(tmp_path)])
+    assert (run / "config.yaml").is_file()
+    capsys.readouterr()
+    main(["fit", *sft(tmp_path)])
+    line = f"The run in {run} ended before its first checkpoint: it starts from the beginning."
+    assert line in capsys.readouterr().err
+    assert json.loads((run / "run.json").read_text())["state"] == "finished"
+    code, text = failure(capsys, ["fit", *sft(tmp_path)])
+    assert (code, "already contains a run" in text) == (2, True)
 
 
 def test_a_moved_run_says_where_it_is(tmp_path, run, capsys):

@@ -9,6 +9,7 @@ from mrg.commands.data_check.images import Progress, check_images
 from mrg.commands.data_check.labels import measure_prevalence, measure_shift, score_baselines
 from mrg.commands.data_check.messages import check_messages
 from mrg.commands.data_check.reports import count_repeats, count_reports, measure_leakage
+from mrg.commands.data_check.samples import pick_samples
 from mrg.commands.data_check.statistics import collect_statistics
 from mrg.datamodules.study import Study
 from mrg.errors import UserError
@@ -35,7 +36,8 @@ def check_splits(
 
     Returns:
         A dict that can be written as JSON: `messages`, the errors, warnings and notes; and `counts`, `reports`,
-        `repeats`, `leakage`, `labels`, `baselines` and `images`, as described in the functions that compute them.
+        `repeats`, `leakage`, `labels`, `samples`, `baselines` and `images`, as described in the functions that compute
+        them.
 
     Raises:
         UserError: If there are no studies.
@@ -65,6 +67,7 @@ def check_splits(
             "prevalence": measure_prevalence(statistics),
             "shift": measure_shift(statistics),
         },
+        "samples": pick_samples(statistics),
         "baselines": score_baselines(statistics, splits, caching, margin),
         "images": check_images(splits, read_images, num_workers, progress),
     }

@@ -18,6 +18,7 @@ from yaml import YAMLError
 import mrg
 from mrg.commands.data_check import check_splits
 from mrg.commands.data_check.page import write_check_page
+from mrg.commands.data_check.samples import show_samples
 from mrg.commands.data_check.table import format_check
 from mrg.commands.lightning import quiet
 from mrg.commands.parser import Parser
@@ -65,7 +66,7 @@ def check(argv: Sequence[str]) -> bool:
     }
     _add_messages(result)
     write_json(folder / _JSON, result)
-    write_check_page(folder / _PAGE, result)
+    write_check_page(folder / _PAGE, result, show_samples(result["samples"], data.splits, config.images))
     print(f"\n{format_check(result, str(folder / _JSON))}\n\nPage: {folder / _PAGE}\nResults: {folder / _JSON}")
     return any(row["kind"] == "error" for row in result["messages"])
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mrg.commands.data_check.reports import SHORT
+from mrg.datamodules.errors import first_names
 
 
 def check_messages(result: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -57,7 +58,8 @@ def _on_studies(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if not counts["studies"]:
             yield "note", f"{split} is empty."
         if counts["repeated_ids"]:
-            yield "error", f"Studies of {split} with the id of another study: {len(counts['repeated_ids']):,}."
+            ids = counts["repeated_ids"]
+            yield "error", f"Studies of {split} with the id of another study: {len(ids):,} ({first_names(ids)})."
         if counts["num_views"].get("0"):
             yield "error", f"Studies of {split} without images: {counts['num_views']['0']:,}."
         if reports["empty"]:

@@ -23,13 +23,16 @@ _WIDTH = 4.6
 _NUM_GROUPS = 200
 
 
-def write_check_page(path: Path, result: Mapping[str, Any]) -> None:
+def write_check_page(
+    path: Path, result: Mapping[str, Any], samples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None
+) -> None:
     """Write the page.
 
     Args:
         path: File to write.
         result: Result of `check_splits`, with `mrg` (the version), `name`, and `data` with `description`, `removed` and
             `config`.
+        samples: Studies of each condition, see `mrg.commands.data_check.samples.show_samples`.
     """
     images = result["images"]
     write_page(
@@ -41,6 +44,7 @@ def write_check_page(path: Path, result: Mapping[str, Any]) -> None:
         messages=result["messages"],
         tables=tables(result),
         charts=_charts(result),
+        samples=samples or {},
         lists={kind: _lines(images[kind]) for kind in ("missing", "unreadable") if images[kind]},
         duplicates=images["duplicates"][:_NUM_GROUPS],
         num_duplicates=len(images["duplicates"]),

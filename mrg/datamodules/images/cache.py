@@ -19,8 +19,8 @@ import numpy as np
 from mrg.errors import UserError
 from mrg.files import make_folder
 
-_HEADER = struct.Struct("<8s4I")  # magic bytes, height, width, channels (0: grey), CRC-32 of the pixels
-_MARK = b"mrgpix1\n"
+_HEADER = struct.Struct("<8s4I")  # magic bytes, height, width, channels (0: grey), CRC-32 of the shape and the pixels
+_MARK = b"mrgpix2\n"
 _TICK = 50_000_000
 """Nanoseconds within which two changes of a file may have the same time."""
 
@@ -85,19 +85,25 @@ def _load(file: Path) -> np.ndarray | None:
         return None
     mark, height, width, channels, checksum = _HEADER.unpack_from(content)
     body = memoryview(content)[_HEADER.size :]
-    if mark != _MARK or len(body) != height * width * max(1, channels) or zlib.crc32(body) != checksum:
+    if mark != _MARK or len(body) != height * width * max(1, channels):
+        return None
+    if _checksum(body, height, width, channels) != checksum:
         return None
     return np.frombuffer(body, dtype=np.uint8).reshape((height, width, channels) if channels else (height, width))
+
+
+def _checksum(body: bytes | memoryview, *shape: int) -> int:
+    return zlib.crc32(body, zlib.crc32(repr(shape).encode()))
 
 
 def _save(file: Path, pixels: np.ndarray) -> None:
     # Workers may write the same entry at the same time: each writes its own file, and the last one replaces the others.
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     body = np.ascontiguousarray(pixels).tobytes()
-    channels = pixels.shape[2] if pixels.ndim == 3 else 0
+    shape = (*pixels.shape[:2], pixels.shape[2] if pixels.ndim == 3 else 0)
     try:
         file.parent.mkdir(exist_ok=True)
-        temporary.write_bytes(_HEADER.pack(_MARK, *pixels.shape[:2], channels, zlib.crc32(body)) + body)
+        temporary.write_bytes(_HEADER.pack(_MARK, *shape, _checksum(body, *shape)) + body)
         temporary.replace(file)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ Choices where the standard (PS3.3 C.7.6.3, C.11.1, C.11.2) leaves one or files v
 over windows, and the first of several is used; a window without width is ignored; without either, values of more than 8
 bits are stretched from their minimum to their maximum without padding; padding is black in MONOCHROME1 and 2; pixels
 that are not square are resized. Nothing is flipped or rotated, whatever the patient's orientation.
-Requires the extra `dicom`: pydicom, and GDCM for compressed files.
+Requires the extra `dicom`: pydicom, and GDCM for compressed files, which runs in another process (`decoder.py`).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import numpy as np
 from PIL import Image
 
 from mrg.datamodules.errors import MAX_PIXELS, DecoderMissingError, ImageReadError, too_large
-from mrg.errors import UserError
+from mrg.datamodules.images.decoder import decode
+from mrg.errors import UserError, install
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT", "PALETTE COLOR")
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_INSTALL = "pip install 'mrg[dicom]'"
+_INSTALL = install("dicom")
 _NOT_FRAME_HEADERS = (0xC4, 0xC8, 0xCC)  # among the JPEG markers C0 to CF
 
 
@@ -157,7 +158,7 @@ def _render(data: Any, path: Path) -> Image.Image:
     kind = str(data.PhotometricInterpretation)
     if kind in GREY:
         return Image.fromarray(_grey(data, path))
-    pixels = pixel_array(data)
+    pixels = decode(path) if _is_compressed(data) else pixel_array(data)
     if kind == "PALETTE COLOR":
         pixels = apply_color_lut(pixels, data)
         bits = 8 * pixels.dtype.itemsize
@@ -174,7 +175,7 @@ _SCALING = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
 
 def _grey(data: Any, path: Path) -> np.ndarray:
     """(H, W) uint8, by a table of the grey level of each stored value, because there are fewer values than pixels."""
-    stored = _stored_values(data)
+    stored = _stored_values(data, path)
     if stored.ndim != 2:
         raise ImageReadError(f"Image {path} is grey, but has {stored.shape[-1]} samples a pixel; copy it again.")
     lowest, highest = int(stored.min()), int(stored.max())
@@ -204,13 +205,21 @@ def _grey(data: Any, path: Path) -> np.ndarray:
     return np.take(greys, stored)
 
 
-def _stored_values(data: Any) -> np.ndarray:
+def _is_compressed(data: Any) -> bool:
+    """Whether another library than pydicom decodes the pixels, which it does in another process."""
+    from pydicom.uid import RLELossless
+
+    syntax = data.file_meta.TransferSyntaxUID
+    return bool(syntax.is_encapsulated and syntax != RLELossless)
+
+
+def _stored_values(data: Any, path: Path) -> np.ndarray:
     """(H, W) integers: the stored bits at any position in the allocated bits, with their sign."""
     from pydicom.pixels import pixel_array
 
     signed, bits = bool(data.get("PixelRepresentation")), int(data.BitsStored)
     if data.file_meta.TransferSyntaxUID.is_encapsulated:
-        decoded: np.ndarray = pixel_array(data)
+        decoded: np.ndarray = decode(path) if _is_compressed(data) else pixel_array(data)
         return decoded.astype(np.int32) if signed else decoded
     raw: np.ndarray = pixel_array(data, correct_unused_bits=False)
     raw = raw.astype(f"u{raw.dtype.itemsize}", copy=False)  # in native byte order

@@ -19,6 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -33,6 +34,9 @@ NUM_REPORTS = 3955
 
 _SECTIONS = ("FINDINGS", "IMPRESSION", "INDICATION")
 _MAX_BYTES = 1_000_000  # the largest report of the collection has 9 kB
+_MAX_UNPACKED = 200_000_000  # the collection has 15 MB
+_MAX_MEMBERS = 50_000
+_MAX_SECTIONS = 100
 _REMEDY = f"copy it again (published at {OPENI_SOURCE})"
 
 
@@ -80,7 +84,7 @@ def _read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
         with archive.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            stream: io.BufferedIOBase = gzip.GzipFile(fileobj=file) if packed else file
+            stream = _Bounded(gzip.GzipFile(fileobj=file) if packed else file, f"File {archive}")
             for member, members in _xml_members(stream):
                 where = f"File {archive}, member {member.name}"
                 content = members.extractfile(member) if member.isfile() else None
@@ -88,7 +92,7 @@ def _read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
                     raise DataError(f"{where}: expected a file, but got a link or folder; {_REMEDY}.")
                 _check_size(member.size, where)
                 yield where, content.read()
-            while stream.read(1 << 20):  # up to the checksum, which follows the end of the tar archive
+            while stream.read(_MAX_BYTES):  # up to the checksum, which follows the end of the tar archive
                 pass
     except FileNotFoundError:
         raise DataNotFoundError(f"File {archive} does not exist; {_REMEDY}.") from None
@@ -96,9 +100,51 @@ def _read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
         raise DataError(f"File {archive} is truncated or not a tar archive ({error}); {_REMEDY}.") from None
 
 
-def _xml_members(stream: io.BufferedIOBase) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+class _Bounded(io.RawIOBase):
+    """A stream that reads little at once and not without end: a small archive can hold names and files of gigabytes.
+
+    Args:
+        stream: Stream of the unpacked archive.
+        where: Its description, for the message.
+    """
+
+    def __init__(self, stream: IO[bytes] | gzip.GzipFile, where: str) -> None:
+        self.stream, self.where = stream, where
+
+    def read(self, size: int = -1) -> bytes:
+        """Read bytes."""
+        place = self.stream.tell()
+        if size > _MAX_BYTES:
+            raise DataError(
+                f"{self.where}: has a name or header of {size} bytes at byte {place}, but at most {_MAX_BYTES} are "
+                f"read; {_REMEDY}."
+            )
+        self._check(place)
+        return self.stream.read(min(size, _MAX_BYTES) if size >= 0 else _MAX_BYTES)
+
+    def seek(self, place: int, whence: int = io.SEEK_SET) -> int:
+        """Skip to a place; what is between is unpacked."""
+        assert whence == io.SEEK_SET  # as tarfile does
+        self._check(place)
+        return self.stream.seek(place)
+
+    def tell(self) -> int:
+        """Number of bytes so far."""
+        return self.stream.tell()
+
+    def _check(self, place: int) -> None:
+        if place > _MAX_UNPACKED:
+            raise DataError(
+                f"{self.where}: unpacks to more than {_MAX_UNPACKED} bytes, but the reports of the collection have 15 "
+                f"million; {_REMEDY}."
+            )
+
+
+def _xml_members(stream: _Bounded) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
     with tarfile.open(fileobj=stream, mode="r:") as members:
-        for member in members:
+        for number, member in enumerate(members, 1):
+            if number > _MAX_MEMBERS:
+                raise DataError(f"{stream.where}: holds more than {_MAX_MEMBERS} files and folders; {_REMEDY}.")
             name = PurePosixPath(member.name)
             # macOS adds a file `._1.xml` with other content for each one.
             if name.suffix.lower() == ".xml" and not name.name.startswith("._"):
@@ -136,7 +182,10 @@ def _record(root: Element, where: str, joined: list[str]) -> IURecord:
             f"remove the file or {_REMEDY}."
         )
     texts: dict[str, str] = {}
-    for element in root.iter("AbstractText"):
+    elements = list(root.iter("AbstractText"))
+    if len(elements) > _MAX_SECTIONS:
+        raise DataError(f"{where}: has {len(elements)} sections, but a report has four; {_REMEDY}.")
+    for element in elements:
         name, text = element.get("Label", ""), "".join(element.itertext())
         if name in texts:
             joined.append(patient)

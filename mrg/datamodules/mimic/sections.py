@@ -106,13 +106,17 @@ class Sections:
 
 @dataclasses.dataclass
 class _Part:
-    """Text under one header; `name` is its section ("" if unknown), `how` the rule that recognized it."""
+    """Text under one header; `name` is its section ("" if unknown), `how` the rule that recognized it.
+
+    `first` is the place of its first character that is not white space, -1 before it is needed.
+    """
 
     name: str
     how: str
     start: int
     text: str = ""
     final: bool = False
+    first: int = -1
 
 
 def parse_sections(report: str) -> Sections:
@@ -189,7 +193,7 @@ def _cut(text: str) -> tuple[list[_Part], set[str]]:
             if found is None:
                 continue
             name, how = found
-            if last.name in ("findings", "impression") and _is_subheading(how, text, last.start, mark.start()):
+            if last.name in ("findings", "impression") and _is_subheading(how, text, last, mark.start()):
                 rules.add("subheading")
                 continue
             if last.name in ("wet read", "addendum") and how == "unknown header":
@@ -202,9 +206,14 @@ def _cut(text: str) -> tuple[list[_Part], set[str]]:
     return parts, rules
 
 
-def _is_subheading(how: str, text: str, start: int, end: int) -> bool:
+def _is_subheading(how: str, text: str, part: _Part, end: int) -> bool:
     """Whether a header within findings or impression is part of them: an unknown one, or a view after some text."""
-    return how == "unknown header" or (how == "view header" and bool(_NOT_SPACE.search(text, start, end)))
+    if how != "view header":
+        return how == "unknown header"
+    if part.first < 0:  # searched once, so that a blank of any length is not read again for each header
+        found = _NOT_SPACE.search(text, part.start)
+        part.first = found.start() if found else len(text)
+    return part.first < end
 
 
 def _header(mark: re.Match[str], text: str) -> tuple[str, str] | None:

@@ -203,9 +203,11 @@ def require(columns: Sequence[str], names: Sequence[str] | Mapping[str, Any], ta
     """
     missing = [name for name in columns if name not in names]
     if missing:
+        cut = next((name for name in names if any(name.startswith(f"{short} #") for short in missing)), "")
+        quote = f'. YAML takes the text after " #" for a comment: put the name in quotes, "{cut}"' if cut else ""
         raise DataError(
             f"Table {table} has no column {' and no column '.join(map(repr, missing))}, only {', '.join(names)}; "
-            "correct data.init_args.columns."
+            f"correct data.init_args.columns{quote}."
         )
 
 

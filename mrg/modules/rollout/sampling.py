@@ -39,6 +39,12 @@ class Rollout:
         """(N,) bool, True for completions that enter the loss."""
         return ~self.truncated if mask_truncated else torch.ones_like(self.truncated)
 
+    def take(self, rows: list[int]) -> Rollout:
+        """The completions of some rows."""
+        texts = [self.texts[row] for row in rows]
+        ids, mask, logps = (x[rows] for x in (self.completion_ids, self.completion_mask, self.old_logps))
+        return Rollout(ids, mask, logps, texts, self.truncated[rows])
+
 
 def group_rows(groups: Tensor, group_size: int) -> Tensor:
     """Rows of the completions of some groups, on the device of the groups."""

@@ -140,19 +140,37 @@ for (const button of document.querySelectorAll(".pick")) {
     el("fold").scrollIntoView();
   });
 }
-el("down").addEventListener("click", () => el("legend").scrollIntoView());
 el("previous").addEventListener("click", () => step(-1));
 el("next").addEventListener("click", () => step(1));
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || el("zoom").open) return;
   if (event.target.closest("input, select, textarea, [tabindex='0']")) return;
   const by = { j: 1, ArrowRight: 1, n: 1, k: -1, ArrowLeft: -1, p: -1 }[event.key];
+  const opens = event.key === "o" || (event.key === "Enter" && !event.target.closest("a, button, summary"));
   if (by) step(by);
+  else if (opens && current >= 0) openViewer(current);
   else if (event.key === "/") el("text").focus();
   else return;
   event.preventDefault();
 });
 window.addEventListener("hashchange", follow);
-el("fold").open = window.innerWidth > 768; // on a phone they would fill the screen
+el("fold").open = el("marks").open = window.innerWidth > 768; // on a phone they would fill the screen
+
+// --- Print: the studies of this page or, on request, all that the filters leave; scores and legend unfolded ---
+let folded = [];
+window.addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("header details:not([open]), #marks:not([open])")];
+  for (const details of folded) details.open = true;
+});
+window.addEventListener("afterprint", () => folded.forEach((details) => (details.open = false)));
+el("print").addEventListener("click", async () => {
+  const { size, page } = state;
+  Object.assign(state, { size: 100000, page: 0 });
+  draw();
+  await Promise.all([...document.querySelectorAll("#studies img")].map((image) => image.decode().catch(() => {})));
+  window.print();
+  Object.assign(state, { size, page });
+  draw();
+});
 refresh(false);
 follow();

@@ -9,12 +9,18 @@ const isStated = (digit) => digit === "1" || digit === "3";
 const percent = (value) => String(Math.round(100 * value));
 const word = { stated: "1", possible: "3", "ruled out": "2" };
 
+// Changes of the first system to another one, by whether the reference states the finding: name, list, words.
+const turns = [["found", "gained", "now found"], ["cleared", "gained", "no longer hallucinated"],
+  ["unfound", "lost", "no longer found"], ["added", "lost", "now hallucinated"]];
+const isTurn = (study, name, at) => isStated(study.labels[at]) === ["found", "unfound"].includes(name);
+
 const kinds = hasReference
   ? [["", "any"], ["error", "any error"], ["missed", "missed"], ["hallucinated", "hallucinated"], ["contradicted", "contradicted"],
      ["uncertain", "uncertain"], ["correct", "correct"], ["clean", "no error"], ["format", "invalid format"]]
   : [["", "any"], ["stated", "stated"], ["possible", "possible"], ["ruled out", "ruled out"]];
 if (several && hasReference) {
-  kinds.push(["differs", "changed"], ["gained", `gained: correct in ${systems[0]} alone`], ["lost", `lost: wrong in ${systems[0]} alone`]);
+  kinds.push(["differs", "changed"], ["gained", `gained: correct in ${systems[0]} alone`], ["lost", `lost: wrong in ${systems[0]} alone`],
+    ...turns.map(([name, , text]) => [name, text]));
 }
 const orders = hasReference
   ? [["worst", "worst first"], ["best", "best first"], ["errors", "most errors first"], ["order", "order of the file"]]
@@ -29,9 +35,9 @@ let pinned = -1; // that study, if the filters exclude it
 
 const output = (study) => study.outputs[state.judge];
 const change = (study) => study.outputs[Math.max(1, state.judge)].change;
-const plain = (pieces) => pieces.map((piece) => (typeof piece === "string" ? piece : piece[0])).join("");
+const plain = (pieces = []) => pieces.map((piece) => (typeof piece === "string" ? piece : piece[0])).join("");
 const haystack = (study) => {
-  study.search ??= [study.id, study.indication, ...study.outputs.flatMap((o) => [plain(o.report), o.target ? plain(o.target) : "", o.thinking])]
+  study.search ??= [study.id, study.indication, ...study.outputs.flatMap((o) => [plain(o.report), plain(o.target), o.thinking])]
     .join("\n").toLowerCase();
   return study.search;
 };
@@ -48,9 +54,11 @@ function hasKind(study, kind, condition) {
   const own = output(study);
   const at = condition === "" ? -1 : Number(condition);
   if (kind in word) return at < 0 ? own.labels.includes(word[kind]) : own.labels[at] === word[kind];
-  if (["gained", "lost", "differs"].includes(kind)) {
+  const turn = turns.find(([name]) => name === kind);
+  if (turn || ["gained", "lost", "differs"].includes(kind)) {
     const { gained, lost } = change(study);
-    const list = kind === "gained" ? gained : kind === "lost" ? lost : [...gained, ...lost];
+    const list = turn ? change(study)[turn[1]].filter((i) => isTurn(study, kind, i))
+      : kind === "gained" ? gained : kind === "lost" ? lost : [...gained, ...lost];
     return at < 0 ? list.length > 0 : list.includes(at);
   }
   const isWanted = (name) => (kind === "error" ? errors.includes(name) : name === kind);

@@ -6,7 +6,7 @@ function make(tag, className, text) {
   return element;
 }
 function mark(tag, kind, text, hint) {
-  const element = make(tag, `mark ${kind.replace(" ", "-")}`);
+  const element = make(tag, `mark ${kind === "ruled out" ? "ruled-out" : kind}`);
   const sign = make("span", "sign");
   sign.setAttribute("aria-hidden", "true");
   element.append(sign, text);
@@ -66,18 +66,36 @@ function generated(study, own, place) {
     section.append(score);
   }
   section.append(summary(study, own));
-  if (own.change && (state.judge === 0 || state.judge === place)) {
-    const names = (list) => list.map((at) => conditions[at]);
-    const list = chips([["gained", names(own.change.gained)], ["lost", names(own.change.lost)]]);
-    for (const item of list.children) item.title = `gained: correct in ${systems[0]} alone; lost: correct in ${systems[place]} alone`;
-    if (list.children.length) section.append(make("p", "score", `${systems[0]}, compared with this:`), list);
+  if (own.disagree && own.disagree.length) {
+    const names = own.disagree.map((at) => `${conditions[at]} (${own.probabilities[at]} %)`);
+    const line = make("p", "score", `Samples disagree: ${names.join(", ")}`);
+    line.title = "At least a quarter of the samples state the finding, and at least a quarter do not. In brackets: probability of the finding.";
+    section.append(line);
   }
+  if (own.change && (state.judge === 0 || state.judge === place)) {
+    const list = make("ul", "chips");
+    for (const [name, side, text] of turns) {
+      const names = own.change[side].filter((at) => isTurn(study, name, at)).map((at) => conditions[at]);
+      if (!names.length) continue;
+      const item = make("li");
+      item.append(mark("span", `${side} ${name}`, `${text}: ${names.join(", ")}`));
+      list.append(item);
+    }
+    if (list.children.length) {
+      const box = make("div", "change");
+      box.append(make("p", "score", `${systems[0]}, compared with this:`), list);
+      section.append(box);
+    }
+  }
+  if (data.redacted) return section;
   if (own.report.length && plain(own.report).trim()) section.append(report(own.report));
   else {
-    section.append(make("p", "soft", own.completion ? "The output contains no <report> section." : "The output is empty."));
-    if (own.completion) section.append(fold("Output", report([own.completion])));
+    section.append(make("p", "soft nothing", own.completion ? "The output contains no <report> section." : "The output is empty."));
   }
-  if (own.thinking) section.append(fold("Thinking", report([own.thinking])));
+  const folds = make("div", "folds");
+  if (own.completion) folds.append(fold("Output", report([own.completion])));
+  if (own.thinking) folds.append(fold("Thinking", report([own.thinking])));
+  section.append(folds);
   return section;
 }
 function table(study, shown) {
@@ -99,7 +117,9 @@ function table(study, shown) {
     if (hasReference) row.append(make("td", "", classes[study.labels[i]]));
     for (const place of shown) {
       const own = study.outputs[place];
-      row.append(make("td", "", classes[own.labels[i]]));
+      const label = make("td", "", classes[own.labels[i]]);
+      if (own.probabilities && i < numFindings) label.append(make("span", "soft", ` ${own.probabilities[i]} %`));
+      row.append(label);
       if (!hasReference) continue;
       const cell = make("td");
       const name = verdicts[own.verdicts[i]];
@@ -143,21 +163,29 @@ function figure(study, place, view, number) {
     button.type = "button";
     button.setAttribute("aria-label", `Enlarge ${title} of study ${study.id}`);
     button.append(image);
-    button.addEventListener("click", () => {
-      const large = make("img");
-      large.alt = image.alt;
-      large.src = image.src;
-      const zoom = el("zoom");
-      zoom.querySelector("img")?.remove();
-      zoom.append(large);
-      zoom.showModal();
-    });
+    button.addEventListener("click", () => openViewer(place, number));
     box.append(button);
   }
   const isUnseen = data.maxViews && number >= data.maxViews;
   box.append(make("figcaption", "", isUnseen ? `${title} (not shown to the model)` : title));
   return box;
 }
+// The texts of a study, or what is known of them, in columns whose rows are aligned.
+function reports(study) {
+  const texts = make("div", "texts");
+  if (hasReference && !data.redacted) {
+    const section = make("section");
+    section.append(make("h4", "", "Reference"));
+    if (several) section.append(make("p", "score", `marked against ${systems[state.judge]}`));
+    const names = conditions.filter((_, i) => i < numFindings && isStated(study.labels[i]));
+    section.append(make("p", "chips soft", names.length ? `Findings: ${names.join(", ")}` : "No finding."));
+    section.append(report(output(study).target));
+    texts.append(section);
+  }
+  for (const index of shownSystems()) texts.append(generated(study, study.outputs[index], index));
+  return texts;
+}
+const shownSystems = () => (state.show === "judged" ? [state.judge] : systems.map((_, index) => index));
 function card(place) {
   const study = studies[place];
   const article = make("article", "study");
@@ -172,25 +200,15 @@ function card(place) {
   article.setAttribute("aria-labelledby", heading.id);
   article.append(heading);
   if (study.indication) article.append(make("p", "score", `Indication: ${study.indication}`));
-  const parts = make("div", study.views.length ? "parts" : "parts bare");
+  const parts = make("div", `parts${study.views.length ? "" : " bare"}${several ? " several" : ""}`);
   if (study.views.length) {
     const views = make("div", "views");
     study.views.forEach((view, number) => views.append(figure(study, place, view, number)));
     parts.append(views);
   }
-  const texts = make("div", "texts");
-  if (hasReference) {
-    const section = make("section");
-    section.append(make("h4", "", "Reference"));
-    if (several) section.append(make("p", "score", `marked against ${systems[state.judge]}`));
-    section.append(report(output(study).target));
-    texts.append(section);
-  }
-  const shown = state.show === "judged" ? [state.judge] : systems.map((_, index) => index);
-  for (const index of shown) texts.append(generated(study, study.outputs[index], index));
-  parts.append(texts);
-  const labels = fold("Labels", table(study, shown));
-  labels.open = !data.hasEvidence;
+  parts.append(reports(study));
+  const labels = fold("Labels", table(study, shownSystems()));
+  labels.open = !data.hasEvidence && !data.redacted;
   article.append(parts, labels);
   article.addEventListener("click", () => select(place, false));
   return article;

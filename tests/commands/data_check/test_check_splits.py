@@ -56,7 +56,7 @@ def test_errors_come_first(tmp_path):
     errors = [row["text"] for row in result["messages"] if row["kind"] == "error"]
     assert errors == [
         "Missing images: 1 of 12.",
-        "Studies of val with the id of another study: 1.",
+        "Studies of val with the id of another study: 1 (e).",
         "Studies of val without images: 1.",
     ]
     kinds = [row["kind"] for row in result["messages"]]

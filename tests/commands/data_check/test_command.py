@@ -179,7 +179,7 @@ def test_an_id_that_stands_twice_does_not_hide_what_else_is_wrong(root, capsys, 
     assert stop.value.code == 1
     out = " ".join(capsys.readouterr().out.split())
     assert "Error: Missing images: 1 of 4." in out
-    assert "Error: Studies of test with the id of another study: 1." in out
+    assert "Error: Studies of test with the id of another study: 1 (1)." in out
     assert "Warning: Patients in both test and train: 1" in out
     assert checked()["counts"]["test"]["repeated_ids"] == ["1"]
     assert checked()["counts"]["train"]["studies"] == 2

@@ -76,10 +76,10 @@ def test_a_wrong_array_and_a_missing_package_are_unreadable_images(monkeypatch):
     assert "uint8" in inspect_image(View(np.zeros((3, 3)))).error
 
     def load(self):
-        raise ImportError("This file needs pydicom:\n pip install 'mrg[dicom]'")
+        raise ImportError("This file needs pydicom:\n pip install -e '.[dicom]' in the checkout")
 
     monkeypatch.setattr(View, "load", load)
-    assert inspect_image(view()).error == "This file needs pydicom: pip install 'mrg[dicom]'"
+    assert inspect_image(view()).error == "This file needs pydicom: pip install -e '.[dicom]' in the checkout"
 
 
 def test_progress_sees_every_study(files):

@@ -218,14 +218,16 @@ def test_without_pydicom_the_message_names_the_pip_line(tmp_path: Path, monkeypa
         return original(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(DecoderMissingError, match=r"a\.dcm is DICOM, which needs pydicom: pip install 'mrg\[dicom\]'"):
+    with pytest.raises(
+        DecoderMissingError, match=r"a\.dcm is DICOM, which needs pydicom: pip install -e '\.\[dicom\]' in the checkout"
+    ):
         View(path).read()
 
 
 @pytest.mark.parametrize(
     ("syntax", "line"),
     [
-        (JPEG2000Lossless, r"pip install 'mrg\[dicom\]'$"),
+        (JPEG2000Lossless, r"pip install -e '\.\[dicom\]' in the checkout$"),
         (pydicom.uid.HTJ2KLossless, "pip install pylibjpeg pylibjpeg-openjpeg$"),
         (JPEGExtended12Bit, "pip install pylibjpeg pylibjpeg-libjpeg$"),
     ],

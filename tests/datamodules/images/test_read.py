@@ -302,3 +302,37 @@ def test_missing_images_are_counted_and_named(tmp_path: Path) -> None:
         f"7 of the 8 images listed in {tmp_path}/annotation.json are not in {images}: "
         "s/1.png, s/2.png, s/3.png, s/4.png, s/5.png, …; copy them again."
     )
+
+
+@pytest.mark.parametrize(
+    ("suffix", "mode"), [("dds", "RGB"), ("blp", "P"), ("avif", "RGB"), ("tga", "L"), ("sgi", "L")]
+)
+def test_damaged_files_of_any_format_are_one_kind_of_error(tmp_path: Path, suffix: str, mode: str) -> None:
+    """Their decoders raise NotImplementedError, RuntimeError and others."""
+    file = tmp_path / f"a.{suffix}"
+    try:
+        Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert(mode).save(file)
+    except (OSError, KeyError, ValueError):
+        pytest.skip(f"this Pillow writes no {suffix}")
+    whole, rng, messages = np.frombuffer(file.read_bytes(), dtype=np.uint8), np.random.default_rng(0), []
+    for number in range(80):
+        damaged = whole.copy()
+        places = rng.integers(4, min(len(whole), 140), 3)
+        damaged[places] = rng.integers(0, 256, 3)
+        file.write_bytes(damaged[: len(whole) - 7 * (number % 5)].tobytes())
+        try:
+            assert View(file).read().mode in ("L", "RGB")
+        except ImageReadError as error:
+            messages.append(str(error))
+    assert messages
+    assert all(str(file) in message and "\n" not in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    "head", [b"DDS " + struct.pack("<I", 124), b"BLP2" + bytes(8), b"\0\0\0\x1cftypavif" + bytes(16)]
+)
+def test_a_head_without_a_body(tmp_path: Path, head: bytes) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(head + bytes(200))
+    with pytest.raises(ImageReadError, match=r"a\.png"):
+        View(file).read()

@@ -200,3 +200,62 @@ def test_a_section_that_occurs_twice_is_joined_and_counted(tmp_path: Path, caplo
         (record,) = read_openi(_archive(tmp_path, text.replace("</Abstract>", more).encode()))
     assert record.findings == "The lungs are clear. No effusion."
     assert "1 reports have a section twice, whose texts are joined: CXR1." in caplog.records[0].getMessage()
+
+
+def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def _packed(tmp_path: Path, *parts: bytes, zeros: int = 0) -> Path:
+    """An archive of these bytes, then zeros."""
+    file = tmp_path / "bomb.tgz"
+    with gzip.open(file, "wb", compresslevel=1) as out:
+        for part in parts:
+            out.write(part)
+        for _ in range(zeros // 2**20):
+            out.write(bytes(2**20))
+    return file
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_or_header_of_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    archive = _packed(tmp_path, _header("././@LongLink", 3 * 2**30, kind), zeros=2**22)
+    assert "has a name or header of 3221225472 bytes at byte 512, but at most 1000000 are read" in _refused(archive)
+
+
+def test_a_member_of_gigabytes_is_not_unpacked(tmp_path: Path) -> None:
+    archive = _packed(tmp_path, _header("images.bin", 4 * 2**30), zeros=2**22)
+    assert "unpacks to more than 200000000 bytes" in _refused(archive)
+    archive = _packed(tmp_path, _header("1.xml", 4 * 2**30), zeros=2**22)
+    assert "member 1.xml: has 4294967296 bytes, but a report has at most 1000000" in _refused(archive)
+
+
+def test_zeros_after_the_archive_are_not_read_without_end(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mrg.datamodules.iu.openi._MAX_UNPACKED", 8_000_000)
+    assert "unpacks to more than 8000000 bytes" in _refused(_packed(tmp_path, bytes(1024), zeros=2**24))
+
+
+def test_an_archive_of_many_members_is_refused(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("mrg.datamodules.iu.openi._MAX_MEMBERS", 100)
+    archive = _packed(tmp_path, *(_header(f"folder{n}", 0) for n in range(101)), bytes(1024))
+    assert "holds more than 100 files and folders" in _refused(archive)
+
+
+@pytest.mark.parametrize("name", ["CXR" + "9" * 5000, "CXR" + "\u0661" * 3, "CXR-1", "CXR1 "])
+def test_an_id_is_a_number_of_few_digits(tmp_path: Path, name: str) -> None:
+    content = write_xml(ONE).replace(f'id="CXR{ONE.uid}"', f'id="{name}"').encode()
+    message = _refused(_archive(tmp_path, content))
+    assert "expected <eCitation> with <uId" in message
+    assert len(message) < 500
+
+
+def test_thousands_of_sections_are_refused(tmp_path: Path) -> None:
+    many = '<AbstractText Label="FINDINGS">a' * 5000 + "</AbstractText>" * 5000
+    content = f'<eCitation><uId id="CXR1"/>{many}</eCitation>'.encode()
+    assert "has 5000 sections, but a report has four" in _refused(_archive(tmp_path, content))
+    nested = "<a>" * 20_000 + "</a>" * 20_000
+    assert "has no <AbstractText>" in _refused(
+        _archive(tmp_path, f'<eCitation><uId id="CXR1"/>{nested}</eCitation>'.encode())
+    )

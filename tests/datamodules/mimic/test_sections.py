@@ -232,3 +232,12 @@ def test_work_is_linear(prefix, suffix):
     lines = ("FINDINGS: a\n", "HEART: a\n", "Findings: a\n", "CHEST: a\n", "FINAL REPORT\n", "WET READ: ", "AA\n")
     for unit in (" ", "\t", "\n", "_", "A", "A ", "a: ", ". A", "___ ", "\n \n", ". FINDINGS: ", *lines):
         assert_linear_time(parse_sections, unit, prefix, suffix)
+
+
+def test_a_blank_before_many_headers_is_read_once():
+    assert_linear_time(lambda text: parse_sections("FINDINGS:" + "\n" * len(text) + "x\n" + text), "CHEST: y\n")
+
+
+def test_a_view_after_a_blank_is_a_header_and_after_text_a_subheading():
+    assert parse_sections("FINDINGS:\n\n \nCHEST: Clear.").findings == "Clear."
+    assert parse_sections("FINDINGS:\n\n No change.\nCHEST: Clear.").findings == "No change. CHEST: Clear."

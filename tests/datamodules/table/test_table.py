@@ -254,6 +254,16 @@ def test_a_broken_image_in_the_table_is_named(root):
         view.load()
 
 
+def test_a_column_name_that_yaml_cuts_is_recognized(root):
+    write_csv(root / "t.csv", [{"a": "a.png", "f": "Clear.", "Accession #": "1"}])
+    with pytest.raises(DataError) as caught:
+        module(root, columns=Columns("a", "f", id="Accession"), split="test").read()
+    assert str(caught.value).endswith(
+        "has no column 'Accession', only a, f, Accession #; correct data.init_args.columns. YAML takes the text after "
+        '" #" for a comment: put the name in quotes, "Accession #".'
+    )
+
+
 def test_random_splits_keep_patients_together(root):
     rows = [{"a": "a.png", "f": "Clear.", "p": f"p{k // 2}"} for k in range(60)]
     write_csv(root / "t.csv", rows)

@@ -118,6 +118,8 @@ def test_a_missing_or_wrong_tokenizer_is_named(make, tmp_path, monkeypatch):
     fails(make, "Neither vocab.txt nor tokenizer.json is in", FileNotFoundError, tokenizer=tmp_path)
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY[:30]) + "\n")
     fails(make, f"has 30 tokens, but the CheXbert checkpoint has {len(VOCABULARY)}", tokenizer=tmp_path)
+    (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY, VOCABULARY[-1]]) + "\n")  # a number beyond the last row
+    fails(make, "repeats or skips a number", tokenizer=tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     fails(make, "could not be read", tokenizer=tmp_path)
 

