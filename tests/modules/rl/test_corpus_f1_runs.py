@@ -53,7 +53,7 @@ def test_a_resumed_run_is_the_run_that_was_not_broken(saved, tmp_path, source):
 
 
 def test_a_resumed_run_has_the_weight_of_the_entropy_and_the_rewards_that_it_had(saved, tmp_path):
-    entropy = EntropySettings(coef=0.5, target=100.0, delta=0.2)
+    entropy = EntropySettings(coef=0.5, target=100.0, delta=0.02)
     settings = {
         "module": {"entropy": entropy, "rare_mccs_weight": 1.0, "corpus_f1_weight": 0.0, "denial_f1_weight": 0.0}
     }
