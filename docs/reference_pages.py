@@ -26,11 +26,13 @@ SECTIONS = {
     "GRPO": {
         "model.init_args.rollout": "mrg.modules.settings.RolloutSettings",
         "model.init_args.rollout.servers": "mrg.modules.rollout.vllm_servers.Servers",
-        "model.init_args.reward": "mrg.modules.settings.RewardSettings",
+        "model.init_args.reward": "mrg.modules.rl.settings.RewardSettings",
         "model.init_args.reward.corpus_f1": "mrg.modules.rl.corpus_f1.CorpusF1",
+        "model.init_args.reward.normal_bias": "mrg.modules.rl.normal_bias.NormalBias",
         "model.init_args.reward.scorers": "mrg.modules.rl.reward.WeightedScorer",
         "model.init_args.kl": "mrg.modules.settings.KLSettings",
-        "model.init_args.loss": "mrg.modules.settings.LossSettings",
+        "model.init_args.loss": "mrg.modules.rl.settings.LossSettings",
+        "model.init_args.loss.entropy": "mrg.modules.rl.entropy.EntropySettings",
     },
     "Data": {
         "data.init_args": "mrg.datamodules.base.ReportDataModule",
@@ -47,7 +49,10 @@ SECTIONS = {
     "Gallery": {"gallery": "mrg.callbacks.gallery.GalleryWriter"},
 }
 """Title of a section -> key of a group of settings -> the class whose arguments they are."""
-FORMULAS = ("mrg.modules.rl.loss", "mrg.modules.rl.advantage", "mrg.modules.rl.corpus_f1")
+FORMULAS = (
+    "mrg.modules.rl.loss", "mrg.modules.rl.correction", "mrg.modules.rl.entropy", "mrg.modules.rl.advantage",
+    "mrg.modules.rl.decoupled", "mrg.modules.rl.credit", "mrg.modules.rl.corpus_f1", "mrg.modules.rl.normal_bias",
+)  # fmt: skip
 """Modules whose docstrings contain the formulas and their sources."""
 
 

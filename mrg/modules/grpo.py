@@ -94,6 +94,8 @@ class GRPOModule(RoundModule):
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
         self.micro_batch_tokens, self.sample_every, self.attention = micro_batch_tokens, sample_every, attention
+        sampler = rollout.engine
+        self.correction = None if sampler is None else (sampler.correction, sampler.ratio_limit)
         self.set_reward(reward, loss)
         self.entropy_bonus = EntropyBonus(loss.entropy)
         self.adds_references, self.reference_share = rollout.add_reference, 0.0
@@ -278,11 +280,10 @@ class GRPOModule(RoundModule):
         sampled = part.take(step.rollout.old_logps)  # (n, c)
         old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
         advantages = part.take(step.advantages)  # (n,) or (n, c)
-        engine, limit = self.rollout_settings.engine, self.loss_settings.off_policy_limit
-        weights, sums = None, {}
-        if engine is not None or limit is not None:
-            correction = None if engine is None else (engine.correction, engine.ratio_limit)
-            weights, sums = token_weights(correction, limit, tokens.logps, old_logps, sampled, advantages, part.mask)
+        limit, weights, sums = self.loss_settings.off_policy_limit, None, {}
+        if self.correction is not None or limit is not None:
+            values = tokens.logps, old_logps, sampled, advantages, part.mask
+            weights, sums = token_weights(self.correction, limit, *values)
         counted = part.take(step.rollout.counted(self.loss_settings.mask_truncated))  # (n,)
         mask = part.mask & counted[:, None]
         uncertain = mask if step.uncertain is None else mask & part.take(step.uncertain)

@@ -51,8 +51,7 @@ class RolloutSettings:
         group_size: Completions per study.
         temperature: Sampling temperature, > 0.
         resample_dead: How many times groups of equal rewards are sampled again.
-        add_reference: Let the reference report take the place of a completion in groups of equal rewards, see
-            `mrg.modules.rl.reference`.
+        add_reference: Let the reference report take the place of a completion in groups of equal, lower rewards.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
         servers: vLLM servers that sample the completions.
         colocate: vLLM engine in the trainer's process that samples them. Without either, the policy samples itself.
