@@ -37,8 +37,8 @@ class LossSettings:
         mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
         sapo_temperature_pos: Temperature of the `sapo` loss where the advantage is positive, above 0.
         sapo_temperature_neg: Temperature of the `sapo` loss elsewhere, above 0.
-        off_policy_limit: Limit in nats per token beyond which a completion with a negative advantage that the policy has
-            moved away from is left out; None leaves none out.
+        off_policy_limit: Limit in nats per token beyond which a completion with a negative advantage that the policy
+            has moved away from is left out; None leaves none out.
         entropy: Entropy bonus, and the share of uncertain tokens.
     """
 
