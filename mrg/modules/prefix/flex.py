@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,8 @@ def row_mask(layout: Layout, window: int | None, size: int, device: torch.device
 def _kernel(compiled: bool) -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    function: Any = torch.compile(flex_attention) if compiled else flex_attention
+    return cast("Callable[..., Tensor]", function)
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float) -> Tensor:
@@ -129,10 +130,13 @@ class Flex:
         masks: Masks,
         scale: float,
         window: int | None,
-    ) -> None:
-        """Compare output and gradients on these tensors, once per window and type; log a line if they differ."""
+    ) -> bool:
+        """Return whether it works.
+
+        Compares output and gradients on these tensors, once per window and type, and logs a line if they differ.
+        """
         if (window, query.dtype) in self.checked:
-            return
+            return self.works
         self.checked.add((window, query.dtype))
         try:
             error = largest_error(
@@ -146,6 +150,7 @@ class Flex:
         if reason:
             self.works = False
             log.warning("FlexAttention is not used, but attention over copied keys: %s.", reason)
+        return self.works
 
 
 def largest_error(
@@ -159,7 +164,7 @@ def largest_error(
         second: Function that is right.
         backward: Compare gradients as well.
     """
-    results = []
+    results: list[list[Tensor]] = []
     for function in (first, second):
         with torch.enable_grad() if backward else torch.no_grad():
             given = [x.detach().requires_grad_(backward) for x in tensors]
@@ -197,8 +202,7 @@ class FlexPrompts(PackedPrompts):
             self.masks[window] = Masks.of(self.layout, window, query)
             self.block_masks[window] = block_mask(self.layout, window, query.shape[2], query.device)
         mask = self.block_masks[window]
-        self.state.check(query, key, value, self.layout, mask, self.masks[window], scale, window)
-        if not self.state.works:
+        if not self.state.check(query, key, value, self.layout, mask, self.masks[window], scale, window):
             return super().attend(layer, query, key, value, scale, window)
         return flex(query, key, value, mask, scale)
 

@@ -111,7 +111,8 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> list[Span]:
     """
     texts = [tokenizer.decode(ids[:stop], skip_special_tokens=True) for stop in range(len(ids) + 1)]
     shift = len(texts[-1]) - len(texts[-1].lstrip())
-    whole, ends = texts[-1], []
+    whole = texts[-1]
+    ends: list[int] = []
     for text in texts:
         same = len(text) if whole.startswith(text) else len(text.rstrip("\ufffd"))  # part of a character
         ends.append(max(same - shift, ends[-1] if ends else 0, 0))
