@@ -280,7 +280,9 @@ class GRPOModule(RoundModule):
         sampled = part.take(step.rollout.old_logps)  # (n, c)
         old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
         advantages = part.take(step.advantages)  # (n,) or (n, c)
-        limit, weights, sums = self.loss_settings.off_policy_limit, None, {}
+        limit = self.loss_settings.off_policy_limit
+        weights: Tensor | None = None
+        sums: dict[str, Tensor] = {}
         if self.correction is not None or limit is not None:
             values = tokens.logps, old_logps, sampled, advantages, part.mask
             weights, sums = token_weights(self.correction, limit, *values)
