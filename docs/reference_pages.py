@@ -29,9 +29,11 @@ SECTIONS = {
         "model.init_args.rollout.colocate": "mrg.modules.rollout.colocate.Colocate",
         "model.init_args.reward": "mrg.modules.rl.settings.RewardSettings",
         "model.init_args.reward.corpus_f1": "mrg.modules.rl.corpus_f1.CorpusF1",
+        "model.init_args.reward.normal_bias": "mrg.modules.rl.normal_bias.NormalBias",
         "model.init_args.reward.scorers": "mrg.modules.rl.reward.WeightedScorer",
         "model.init_args.kl": "mrg.modules.settings.KLSettings",
         "model.init_args.loss": "mrg.modules.rl.settings.LossSettings",
+        "model.init_args.loss.entropy": "mrg.modules.rl.entropy.EntropySettings",
     },
     "Data": {
         "data.init_args": "mrg.datamodules.base.ReportDataModule",
@@ -48,7 +50,10 @@ SECTIONS = {
     "Gallery": {"gallery": "mrg.callbacks.gallery.GalleryWriter"},
 }
 """Title of a section -> key of a group of settings -> the class whose arguments they are."""
-FORMULAS = ("mrg.modules.rl.loss", "mrg.modules.rl.advantage", "mrg.modules.rl.corpus_f1")
+FORMULAS = (
+    "mrg.modules.rl.loss", "mrg.modules.rl.correction", "mrg.modules.rl.entropy", "mrg.modules.rl.advantage",
+    "mrg.modules.rl.decoupled", "mrg.modules.rl.credit", "mrg.modules.rl.corpus_f1", "mrg.modules.rl.normal_bias",
+)  # fmt: skip
 """Modules whose docstrings contain the formulas and their sources."""
 
 

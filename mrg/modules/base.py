@@ -21,7 +21,7 @@ from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labels import Labeler, label_together, run_labeler
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
-from mrg.modules.checks import check_choice, check_counts
+from mrg.modules.checks import check_choice, check_counts, check_lora, check_text_inputs, check_trainer
 from mrg.modules.completion import predicted, target_text, tested
 from mrg.modules.consensus import Consensus
 from mrg.modules.optimizer import OptimizerSettings
@@ -34,7 +34,6 @@ from mrg.modules.policy.tiny import Tiny, tiny_policy
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
-from mrg.modules.settings import check_lora, check_text_inputs, check_trainer
 from mrg.strategy import check_ranks, check_strategy
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from mrg.errors import UserError
 from mrg.metrics.evaluation import CONSTANT_NORMAL, most_frequent_report
 from mrg.metrics.labels import Labeler
 from mrg.modules.base import ReportModule
+from mrg.modules.checks import check_trainer
 from mrg.modules.image_features import (
     Features,
     PixelCollator,
@@ -29,7 +30,6 @@ from mrg.modules.image_features import (
     tower_features,
 )
 from mrg.modules.policy.load import DType, load_policy
-from mrg.modules.settings import check_trainer
 
 
 class Baseline(ReportModule):

@@ -32,7 +32,6 @@ from mrg.datamodules.collate import Batch
 from mrg.log import log
 from mrg.modules.checks import check_counts
 from mrg.modules.optimizer import clip_gradients, local_gradients
-from mrg.modules.passes import PassModule
 from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks
 from mrg.modules.prefix.flex import Attention, flex_state
 from mrg.modules.prefix.packing import Prompts
@@ -46,10 +45,11 @@ from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rl.settings import LossSettings, RewardSettings
 from mrg.modules.rollout.engines import Engine, check_engine, check_place, connect_engine, note_engine
 from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
+from mrg.modules.round import RoundModule
 from mrg.modules.settings import KLSettings, RolloutSettings
 
 
-class GRPOModule(PassModule):
+class GRPOModule(RoundModule):
     """GRPO: grouped rollouts, a reward, group advantages, and a clipped loss.
 
     Args:
@@ -90,10 +90,12 @@ class GRPOModule(PassModule):
         check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision)
         self.automatic_optimization = False  # several backward passes make one step
         self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
-        self.group_size, self.temperature = rollout.group_size, rollout.temperature
+        self.group_size, self.temperature, self.loss_options = rollout.group_size, rollout.temperature, loss.options()
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
         self.micro_batch_tokens, self.sample_every, self.attention = micro_batch_tokens, sample_every, attention
+        sampler = rollout.engine
+        self.correction = None if sampler is None else (sampler.correction, sampler.ratio_limit)
         self.set_reward(reward, loss)
         self.entropy_bonus = EntropyBonus(loss.entropy)
         self.adds_references, self.reference_share = rollout.add_reference, 0.0
@@ -278,9 +280,12 @@ class GRPOModule(PassModule):
         sampled = part.take(step.rollout.old_logps)  # (n, c)
         old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
         advantages = part.take(step.advantages)  # (n,) or (n, c)
-        engine, limit = self.rollout_settings.engine, self.loss_settings.off_policy_limit
-        correction = None if engine is None else (engine.correction, engine.ratio_limit)
-        weights, sums = token_weights(correction, limit, tokens.logps, old_logps, sampled, advantages, part.mask)
+        limit = self.loss_settings.off_policy_limit
+        weights: Tensor | None = None
+        sums: dict[str, Tensor] = {}
+        if self.correction is not None or limit is not None:
+            values = tokens.logps, old_logps, sampled, advantages, part.mask
+            weights, sums = token_weights(self.correction, limit, *values)
         counted = part.take(step.rollout.counted(self.loss_settings.mask_truncated))  # (n,)
         mask = part.mask & counted[:, None]
         uncertain = mask if step.uncertain is None else mask & part.take(step.uncertain)
@@ -299,7 +304,7 @@ class GRPOModule(PassModule):
             kl_estimator=self.kl.estimator,
             kl_ratio_correction=self.kl.ratio_correction,
             weights=weights,
-            **self.loss_settings.options(),
+            **self.loss_options,
         )
         if self.policy.entropy_gradient:
             sums["entropy_sum"] = tokens.entropy.detach().where(uncertain, 0.0).sum()
@@ -321,9 +326,7 @@ class GRPOModule(PassModule):
         whole = Outcome.joined(gather(own, self.trainer.world_size))
         values = self.monitor.round(whole, self.signal(whole.rewards)) | self.part_statistics(whole.rewards)
         values |= self.settings_values()
-        if self.adds_references:
-            values["train/references"] = self.reference_share
-        self.watch.add(values.get("reward/total", 0.0))
+        self.watch.rewards.append(values.get("reward/total", 0.0))
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
             scorer.update(*whole.rewards.labels)

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 from mrg.errors import UserError
 from mrg.modules.checks import check_choice, check_counts, check_range
-from mrg.modules.policy.precision import check_precision
 from mrg.modules.rl.loss import KLEstimator
 from mrg.modules.rollout.colocate import Colocate
 from mrg.modules.rollout.vllm_servers import Servers
@@ -52,7 +51,7 @@ class RolloutSettings:
         group_size: Completions per study.
         temperature: Sampling temperature, > 0.
         resample_dead: How many times groups of equal rewards are sampled again.
-        add_reference: Let the reference report take the place of a completion in groups of equal rewards.
+        add_reference: Let the reference report take the place of a completion in groups of equal, lower rewards.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
         servers: vLLM servers that sample the completions.
         colocate: vLLM engine in the trainer's process that samples them. Without either, the policy samples itself.
@@ -152,58 +151,3 @@ def check_no_moved_keys(config: Mapping[str, Any], file: Path) -> None:
     for name in (config.get("model") or {}).get("init_args") or {}:
         if moved := moved_key(name):
             raise UserError(f"{file} has a key of an earlier version, model.init_args.{name}{moved}: rename it there.")
-
-
-def check_lora(lora: Any, policy: str = "", language_model: str = "") -> None:
-    """Check the shape of an adapter and that the policy takes one, or another language model; `lora` may be None.
-
-    Raises:
-        UserError: If one of its numbers is out of range, or the policy is `"tiny"`.
-    """
-    if policy == "tiny" and language_model:
-        raise UserError(
-            "A tiny policy has a language model of its own: set model.init_args.policy to the folder of a policy whose "
-            "vision tower is trained, for example runs/iu_small_vision/policy, or language_model to ''."
-        )
-    if lora is None:
-        return
-    check_counts(1, "lora.", rank=lora.rank, alpha=lora.alpha)
-    check_range("lora.dropout", lora.dropout, "at least 0 and below 1", 0 <= lora.dropout < 1)
-    if policy == "tiny":
-        raise UserError(
-            "A tiny policy starts from random weights and takes no adapter: set model.init_args.policy to a trained "
-            "folder, for example runs/demo_sft/policy, or model.init_args.lora to null (and for GRPO kl.reference to "
-            "'copy', or kl.coef to 0)."
-        )
-
-
-def check_trainer(trainer: Any, stage: str) -> None:
-    """Check the trainer's settings.
-
-    Args:
-        trainer: Lightning trainer.
-        stage: `"fit"`, or another one, in which clipping has no meaning.
-
-    Raises:
-        UserError: If the modules do not support them.
-    """
-    check_precision(trainer.precision)
-    if stage == "fit" and trainer.gradient_clip_val is not None:
-        raise UserError(
-            "Gradients are clipped to model.init_args.optimizer.max_grad_norm: set that, and leave "
-            f"trainer.gradient_clip_val ({trainer.gradient_clip_val}) out."
-        )
-
-
-def check_text_inputs(data: Any, use_indication: bool, use_prior: bool) -> None:
-    """Check that at least one study has the inputs that the prompt uses.
-
-    Raises:
-        UserError: If no study has one.
-    """
-    if use_indication and not any(study.indication for part in data.splits.values() for study in part):
-        raise UserError("No study has an indication: set model.init_args.use_indication to false.")
-    if use_prior and not any(study.prior for part in data.splits.values() for study in part):
-        raise UserError(
-            "No study has a prior: set model.init_args.use_prior to false, or data.init_args.prior to true."
-        )

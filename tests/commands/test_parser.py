@@ -39,7 +39,7 @@ IU = "--config=configs/iu.yaml"
     ("argv", "end"),
     [
         (["tets"], "mrg: There is no command 'tets'; did you mean 'test'? Commands: fit, validate, test, predict, "
-                   "export, demo, compare, page, ablate, data, size, configs."),
+                   "export, demo, compare, gallery, page, ablate, data, audit, size, configs, runs."),
         (["data", "check", IU, "--data.init_args.roott=3"], "Option 'roott' is not accepted; did you mean 'root'?"),
         (["size", IU, "--model.init_args.polcy=x"], "Option 'polcy' is not accepted; did you mean 'policy'?"),
         (["fit", IU, "--data.init_args.batchsize=3"], "Option 'batchsize' is not accepted; did you mean 'batch_size'?"),

@@ -117,7 +117,7 @@ def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
         assert all(torch.equal(before[n], w) for n, w in weights(module).items())
         # By the trained tower's embeddings the reference would be another.
         with module.policy.reference():
-            of_policy = module.round_logps(prompts, rollout)
+            of_policy = module.round_values(prompts, rollout).logps
         assert (of_policy - expected).abs().max() > 1e-3
     tower = {name for name in module.policy.reference_weights if ".visual." in name}
     assert len(tower) > 5
@@ -189,7 +189,7 @@ def test_passes_hold_as_many_tokens_as_they_may(saved, studies, shared_prefix):
         return hidden(embeds, *args)
 
     module.policy.hidden = watched
-    module.round_logps(prompts, rollout)
+    module.round_values(prompts, rollout)
     assert max(sizes) <= 400
     assert len(sizes) == (2 if shared_prefix == "off" else 1)
 

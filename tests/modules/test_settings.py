@@ -10,10 +10,11 @@ import yaml
 from mrg.commands.ablate.configuration import load_ablation
 from mrg.commands.size.command import read_config
 from mrg.modules.baselines import ConstantNormal
+from mrg.modules.checks import check_lora, check_trainer
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.optimizer import OptimizerSettings
 from mrg.modules.policy.lora import LoRA
-from mrg.modules.settings import OLD_KEYS, KLSettings, check_lora, check_no_moved_keys, check_trainer
+from mrg.modules.settings import OLD_KEYS, KLSettings, check_no_moved_keys
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, module_on, trainer
 from tests.nested import nested

@@ -65,8 +65,8 @@ class Policy(nn.Module):
         self.reference_weights: dict[str, Tensor] = {}
         self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
-        self.flex: Flex | None = None  # by which completions attend to their prompt in `logps`, if it is set
         self.entropy_gradient = False  # whether entropies have a gradient, for a bonus
+        self.flex: Flex | None = None  # by which completions attend to their prompt in `logps`, if it is set
         self.cache: VisionCache | None = None
         kind = FAMILIES[self.base.config.model_type]
         self.family = (FastVLMProjector if train_projector and not train_vision else kind)(self.base.config)

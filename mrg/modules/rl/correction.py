@@ -100,7 +100,8 @@ def token_weights(
         (n, c) weights, or None if all are 1; sums over completions of the shares of tokens beyond the limit of the
         correction (`corrected`), and of completions that are left out (`off_policy`).
     """
-    weights, sums = None, {}
+    weights: Tensor | None = None
+    sums: dict[str, Tensor] = {}
     if correction is not None:
         weights, beyond = correction_weights(old_logps, sampled_logps, mask, *correction)
         sums["corrected"] = (beyond.where(mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)).sum()

@@ -28,7 +28,7 @@ from mrg.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class EntropySettings:
-    """Entropy of the policy in the loss, see `mrg.modules.rl.entropy`.
+    """Entropy of the policy in the loss.
 
     Args:
         coef: Weight of the entropy bonus; with a target, its initial value.

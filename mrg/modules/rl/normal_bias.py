@@ -43,7 +43,7 @@ NAMES = ("rare_mccs", "positives", "above_constant")
 
 @dataclasses.dataclass(frozen=True)
 class NormalBias:
-    """Settings of the parts of the reward without normal bias, see `mrg.modules.rl.normal_bias`.
+    """Settings of the parts of the reward without normal bias.
 
     Args:
         threshold: Probability above which `positives` and `above_constant` make a finding worth stating, in (0, 0.5].

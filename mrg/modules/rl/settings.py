@@ -21,7 +21,7 @@ Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    """The policy loss, see `mrg.modules.rl.loss`, and the advantages that it weighs.
+    """The policy loss and the advantages that it weighs.
 
     Args:
         type: Loss type, a row of the table in `mrg.modules.rl.loss`.
@@ -31,15 +31,15 @@ class LossSettings:
         advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
             all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
         aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` (GDPO)
-            normalizes each part of the reward within its group first, see `mrg.modules.rl.decoupled`.
+            normalizes each part of the reward within its group first.
         credit: `"completion"` gives each token the advantage of its completion; `"finding"` spreads it by the words
-            that state each finding, see `mrg.modules.rl.credit`.
+            that state each finding.
         mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
         sapo_temperature_pos: Temperature of the `sapo` loss where the advantage is positive, above 0.
         sapo_temperature_neg: Temperature of the `sapo` loss elsewhere, above 0.
-        off_policy_limit: Limit in nats per token of the off-policy sequence mask, see `mrg.modules.rl.correction`; None
-            leaves no completion out.
-        entropy: Entropy bonus, and the share of uncertain tokens, see `mrg.modules.rl.entropy`.
+        off_policy_limit: Limit in nats per token beyond which a completion with a negative advantage that the policy
+            has moved away from is left out; None leaves none out.
+        entropy: Entropy bonus, and the share of uncertain tokens.
     """
 
     type: LossType = "grpo"
@@ -98,20 +98,20 @@ class LossSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings:
-    """Weights of the parts of the reward, see `mrg.modules.rl.reward.Reward`.
+    """Weights of the parts of the reward.
 
     Args:
         mccs_weight: Weight of MCCS.
         format_weight: Weight of the format score.
         ce_f1_weight: Weight of the CE-F1 of a single report.
-        corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
+        corpus_f1_weight: Weight of the report's contribution to the F1 of findings over the corpus, for rare findings.
         denial_f1_weight: Weight of the corpus F1 of what is ruled out.
         corpus_f1: Settings of both corpus-F1 parts.
-        rare_mccs_weight: Weight of MCCS with weights of the conditions, see `mrg.modules.rl.normal_bias`.
+        rare_mccs_weight: Weight of MCCS in which rare conditions weigh more.
         positives_weight: Weight of the agreement of the stated findings, in which denials earn nothing.
         above_constant_weight: Weight of MCCS above that of the best constant report on the same study.
         normal_bias: Settings of these three parts.
-        overlong_weight: Weight of the soft overlong penalty, see `mrg.modules.rl.overlong`.
+        overlong_weight: Weight of a score that falls for completions that are almost too long (DAPO's soft penalty).
         overlong_cache: Tokens below `max_new_tokens` over which that score falls from 1 to 0.
         scorers: Further parts of the reward, each a scorer with a weight.
     """

@@ -35,12 +35,9 @@ class Watch:
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self.score = watched_score(weights)
-        self.total, self.num_rounds = 0.0, 0
+        self.rewards: list[float] = []
+        """Mean rewards of the rounds since the last validation, over all ranks."""
         self.history: list[list[float]] = []
-
-    def add(self, reward: float) -> None:
-        """Take in the mean reward of a round of all ranks."""
-        self.total, self.num_rounds = self.total + reward, self.num_rounds + 1
 
     def validated(self, score: float) -> bool | None:
         """Take in the score of a validation.
@@ -49,10 +46,10 @@ class Watch:
             Whether the reward has risen and the score has fallen at each of the last validations; None if there were
             too few.
         """
-        if not self.num_rounds:
+        if not self.rewards:
             return None
-        self.history = [*self.history, [self.total / self.num_rounds, score]][-NUM_VALIDATIONS:]
-        self.total, self.num_rounds = 0.0, 0
+        self.history = [*self.history, [sum(self.rewards) / len(self.rewards), score]][-NUM_VALIDATIONS:]
+        self.rewards = []
         if len(self.history) < NUM_VALIDATIONS:
             return None
         pairs = list(zip(self.history, self.history[1:], strict=False))
@@ -69,9 +66,8 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"total": self.total, "num_rounds": self.num_rounds, "history": self.history}
+        return {"rewards": self.rewards, "history": self.history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from a checkpoint."""
-        self.total, self.num_rounds = float(state["total"]), int(state["num_rounds"])
-        self.history = [list(pair) for pair in state["history"]]
+        self.rewards, self.history = list(state["rewards"]), [list(pair) for pair in state["history"]]

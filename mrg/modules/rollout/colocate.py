@@ -51,7 +51,7 @@ class Colocate:
         memory: Share of a GPU's memory that the engine may use while it is awake: weights, activations and KV cache.
         max_length: Largest number of tokens of a prompt with its completion; fewer need less memory.
         eager: Run without CUDA graphs, which starts faster and decodes slower.
-        correction: Correction for the gap between policy and engine, as that of `servers`.
+        correction: Correction for the gap between policy and engine, see `mrg.modules.rl.correction`.
         ratio_limit: Limit of the ratio in the correction.
     """
 

@@ -47,7 +47,9 @@ class Servers:
         urls: Addresses, such as `http://127.0.0.1:8000`; each serves the base model of `model.init_args.policy`.
         adapters: Folder for adapters, which all servers must see under the same path.
         sync_every: Rounds between two adapters.
-        correction: Correction for the gap between policy and sampler, see `mrg.modules.rl.correction`.
+        correction: Correction for the gap between policy and sampler: `"truncate"` weights a token by the ratio of
+            policy to server probability, at most `ratio_limit`; `"mask"` leaves out tokens above it, `"sequence_mask"`
+            whole completions; `"none"` does nothing.
         ratio_limit: Limit of the ratio in the correction.
         timeout: Time limit for the group of a study, in seconds.
         attempts: Attempts per study, on any server that is up, before the run stops.

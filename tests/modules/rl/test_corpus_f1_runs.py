@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mrg.modules.rl.corpus_f1 import CorpusF1, CorpusF1Reward
+from mrg.modules.rl.entropy import EntropySettings
 from tests.callbacks.resuming import Stop, differences, fit, newest
 from tests.modules.rl.corpus_on_ranks import VARIANTS, corpus_module
 from tests.modules.test_grpo import FixedData
@@ -49,6 +50,24 @@ def test_a_resumed_run_is_the_run_that_was_not_broken(saved, tmp_path, source):
     for name, scorer in whole.corpus.items():
         assert torch.equal(scorer.counts, resumed.corpus[name].counts)
         assert not torch.equal(before[name]["counts"], CorpusF1Reward(CorpusF1(), name == "denial_f1").counts)
+
+
+def test_a_resumed_run_has_the_weight_of_the_entropy_and_the_rewards_that_it_had(saved, tmp_path):
+    entropy = EntropySettings(coef=0.5, target=100.0, delta=0.02)
+    settings = {
+        "module": {"entropy": entropy, "rare_mccs_weight": 1.0, "corpus_f1_weight": 0.0, "denial_f1_weight": 0.0}
+    }
+    whole = fit(tmp_path / "whole", "corpus", saved, **settings)
+    with pytest.raises(Stop):
+        fit(tmp_path / "broken", "corpus", saved, stop=(4, "step"), **settings)
+    before = torch.load(newest(tmp_path / "broken"), weights_only=True)
+    resumed = fit(tmp_path / "broken", "corpus", saved, checkpoint=newest(tmp_path / "broken"), **settings)
+    assert differences(tmp_path / "whole", tmp_path / "broken") == []
+    assert 0.5 < before["entropy_bonus"]["coef"] < whole.entropy_bonus.coef == resumed.entropy_bonus.coef
+    assert before["watch"]["history"] == whole.watch.history[:1]
+    assert resumed.watch.state_dict() == whole.watch.state_dict()
+    weights = [module.normal_bias["rare_mccs"].learned for module in (whole, resumed)]
+    assert torch.equal(*weights)
 
 
 def test_f1_and_advantages_are_logged(saved, studies):

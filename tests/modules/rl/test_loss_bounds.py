@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mrg.modules.rl.loss import LOSS_TYPES, check_correction, check_loss_options, correction_weights, grpo_loss
+from mrg.modules.rl.correction import check_correction, correction_weights
+from mrg.modules.rl.loss import LOSS_TYPES, check_loss_options, grpo_loss
 from tests.modules.rl.test_loss import gradient, loss_of, rows
 
 
@@ -60,7 +61,7 @@ def test_weights_scale_the_policy_loss_but_not_the_kl_term():
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_stats_carry_no_gradient(loss_type):
     logps, old, ref, advantages, mask = rows()
-    dual_clip = None if loss_type == "cispo" else 1.5
+    dual_clip = None if loss_type in ("cispo", "sapo") else 1.5
     loss, stats = loss_of(loss_type, logps, old, ref, advantages, mask, dual_clip=dual_clip)
     assert loss.requires_grad
     assert [name for name, value in stats.items() if value.requires_grad] == []

@@ -23,8 +23,7 @@ def play(watch, rounds):
     """Validations, each after two rounds with this mean reward."""
     found = []
     for reward, score in rounds:
-        watch.add(reward - 0.1)
-        watch.add(reward + 0.1)
+        watch.rewards += [reward - 0.1, reward + 0.1]
         found.append(watch.validated(score))
     return found
 
@@ -45,7 +44,7 @@ def test_a_resumed_watch_says_the_same():
     rounds = [(0.1, 0.5), (0.2, 0.4), (0.3, 0.3)]
     first, again = Watch({"mccs": 1.0}), Watch({"mccs": 1.0})
     play(first, rounds[:2])
-    first.add(0.3)
+    first.rewards.append(0.3)
     again.load_state_dict(first.state_dict())
     assert again.validated(0.3) is True
     assert "0.100 to 0.300" in again.describe()

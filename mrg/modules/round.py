@@ -1,4 +1,4 @@
-"""Forward passes over the completions of a round, in micro-batches of whole groups."""
+"""What is computed of a round before its optimizer steps: rewards, advantages, and passes over its completions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from mrg.modules.policy.logps import TokenLogps
 from mrg.modules.policy.ranks import gather, mean_over_ranks, most_of_ranks
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
-from mrg.modules.rl.advantage import equal_groups
+from mrg.modules.rl.advantage import equal_groups, group_advantages
 from mrg.modules.rl.batch import MicroBatch, micro_batches
+from mrg.modules.rl.credit import finding_credit
+from mrg.modules.rl.decoupled import decoupled_terms, part_statistics, scaled
 from mrg.modules.rl.entropy import entropy_threshold
+from mrg.modules.rl.overlong import with_overlong
 from mrg.modules.rl.reference import bad_groups, with_references
 from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rl.settings import LossSettings
@@ -23,8 +26,8 @@ from mrg.modules.rollout.sampling import Rollout
 from mrg.modules.settings import KLSettings
 
 
-class PassModule(RewardedModule):
-    """A `RewardedModule` that computes values of all tokens of a round."""
+class RoundModule(RewardedModule):
+    """A `RewardedModule` that computes what a round needs."""
 
     kl: KLSettings
     loss_settings: LossSettings
@@ -32,6 +35,59 @@ class PassModule(RewardedModule):
     temperature: float
     adds_references: bool
     reference_share: float
+
+    def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
+        """Rewards of the completions of some groups of the batch, of all of them by default."""
+        studies = [study for study in groups or range(len(batch)) for _ in range(self.group_size)]  # N
+        return self.rewards_of(rollout.texts, rollout.completion_mask.sum(1).cpu(), batch, studies)
+
+    def rewards_of(self, texts: Sequence[str], length: Tensor, batch: Batch, studies: Sequence[int]) -> Rewards:
+        """Rewards of N completions with `length` (N,) tokens, of these studies of the batch."""
+        target, study_id = [batch.target[i] for i in studies], [batch.study_id[i] for i in studies]
+        rewards = self.reward(texts, target, study_id)
+        settings = self.reward_settings
+        if not settings.overlong_weight:
+            return rewards
+        return with_overlong(rewards, length, self.max_new_tokens, settings.overlong_cache, settings.overlong_weight)
+
+    def signal(self, rewards: Rewards) -> Tensor:
+        """(N,) what completions of a group are compared by: the reward, or the sum of its normalized parts."""
+        if not self.decoupled:
+            return rewards.total
+        terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
+        return torch.stack(list(terms.values())).sum(0)
+
+    def advantages(self, rewards: Rewards) -> Tensor:
+        """Advantages (N,) of the completions of this rank."""
+        signal, deviation = self.signal(rewards), None
+        if self.decoupled or self.advantage_scale == "batch":
+            own = signal if rewards.scored is None else signal[rewards.scored]
+            values = torch.cat(gather(own, self.trainer.world_size))
+            deviation = float(values.std()) if len(values) > 1 else None
+        if self.decoupled:
+            return scaled(signal, deviation or 0.0, rewards.scored).to(self.device)
+        options = self.group_size, self.advantage_scale
+        return group_advantages(signal, *options, present=rewards.scored, deviation=deviation).to(self.device)
+
+    def credit(self, rollout: Rollout, rewards: Rewards, advantages: Tensor) -> Tensor:
+        """Advantages (N,) as they are, or (N, C) of tokens if they are spread by finding."""
+        if not self.spreads_credit:
+            return advantages
+        mask = rollout.completion_mask.cpu()
+        completions = [ids[: int(mask[row].sum())].tolist() for row, ids in enumerate(rollout.completion_ids.cpu())]
+        credit, covered = finding_credit(
+            self.reward, rewards, advantages, self.group_size, rollout.texts, completions, mask.shape[1],
+            self.policy.processor.tokenizer,
+        )  # fmt: skip
+        self.evidence_share = float(covered.sum() / mask.sum())
+        return credit
+
+    def part_statistics(self, rewards: Rewards) -> dict[str, float]:
+        """Log keys of what each part adds to the advantages of all ranks; none if the sum is normalized."""
+        if not self.decoupled:
+            return {}
+        terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
+        return part_statistics(terms, rewards.parts, self.group_size, rewards.present)
 
     @torch.no_grad()
     def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
@@ -107,3 +163,14 @@ class PassModule(RewardedModule):
         entropy = self.round_values(prompts, rollout).entropy
         threshold = entropy_threshold(torch.cat(gather(entropy[mask].cpu(), self.trainer.world_size)), share)
         return mask & (entropy >= threshold)
+
+    def settings_values(self) -> dict[str, float]:
+        """Log keys of what settings change during training."""
+        values = {}
+        if self.spreads_credit:
+            values["train/evidence"] = self.evidence_share
+        if self.entropy_bonus.settings.target is not None:
+            values["train/entropy_coef"] = self.entropy_bonus.coef
+        if self.adds_references:
+            values["train/references"] = self.reference_share
+        return values
