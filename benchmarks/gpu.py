@@ -54,6 +54,10 @@ def parts(folder: Path, small: bool) -> list[Part]:
         command = ["benchmarks/decoding.py", f"--device={device}", *options, f"--output={folder / name}.json"]
         return Part(name, seconds, command, f"{name}.json")
 
+    def attention(name: str, seconds: int, *options: str) -> Part:
+        command = ["benchmarks/attention.py", f"--device={device}", *options, f"--output={folder / name}.json"]
+        return Part(name, seconds, command, f"{name}.json")
+
     little = ["--height=224", "--width=224", "--completion=8", "--group-size=2", "--steps=1"]
     half = ["--dtype=bfloat16"]
 
@@ -67,6 +71,23 @@ def parts(folder: Path, small: bool) -> list[Part]:
         step("step_3b", 75, *large("3b")),
         decode("decode_3b", 75, *(["--prompt=64", "--completion=8", "--repeats=1"] if small else large("3b"))),
         step("step_7b", 90, *large("7b"), *([] if small else ["--checkpointing", "--height=504", "--width=504"])),
+        attention("attention", 45, *(["--prompt=64", "--completion=8", "--repeats=1"] if small else large("7b"))),
+        *(
+            []
+            if small
+            else [
+                step(
+                    "step_7b_4bit",
+                    75,
+                    *large("7b"),
+                    "--checkpointing",
+                    "--load-in-4bit",
+                    "--steps=2",
+                    "--height=504",
+                    "--width=504",
+                )
+            ]
+        ),
         Part("size_7b", 30, ["-m", "mrg", "size", "--config", "iu", "--geometry", "7b"]),
         Part("demo_quick", 90, ["-m", "mrg", "demo", "--quick", "--runs", str(folder / "demo")]),
     ]

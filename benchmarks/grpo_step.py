@@ -163,6 +163,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     module = GRPOModule(
         policy=folder, lora=LoRA(16, 32), prompt=PROMPT, think="absent", rollout=RolloutSettings(options.group_size),
         max_new_tokens=options.completion, gradient_checkpointing=options.checkpointing,
+        load_in_4bit=options.load_in_4bit,
         optimizer=OptimizerSettings(warmup_steps=0),
         dtype=options.dtype, micro_batch_tokens=options.micro_batch_tokens,
     )  # fmt: skip
@@ -309,6 +310,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--studies", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--load-in-4bit", action="store_true", help="QLoRA: mrg alone, on a CUDA GPU")
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

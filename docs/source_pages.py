@@ -13,6 +13,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 LINK = re.compile(r"\]\(\.\./([^)#\s]+)\)")
+BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(#.*\n)*(python|pip|mrg|torchrun|vllm|mkdocs|srun|[A-Z_]+=\S+) ")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".md": "markdown"}
 
 
@@ -30,8 +32,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links to those pages; pages of the docs lie in one folder, and those of files show no links."""
-    return markdown if page.file.src_uri.startswith("source/") else LINK.sub(lambda m: f"]({_page(m[1])})", markdown)
+    """Lead links to those pages and colour commands; pages of the docs lie in one folder, those of files stay."""
+    if page.file.src_uri.startswith("source/"):
+        return markdown
+    return BLOCK.sub(_coloured, LINK.sub(lambda m: f"]({_page(m[1])})", markdown))
+
+
+def _coloured(block: re.Match[str]) -> str:
+    """A block of code, as commands of a shell if it has no language and its first command is one."""
+    if not block["language"] and COMMAND.match(block["text"]):
+        return f"```bash\n{block['text']}```"
+    return block[0]
 
 
 def _page(path: str) -> str:

@@ -33,6 +33,7 @@ USAGE = """python -m mrg COMMAND [RUN] [--config FILE] [--KEY VALUE ...] [--trac
   ablate    train variants of a configuration over several seeds: one table, one figure
   export    `export RUN` writes the policy of a run, merged or as an adapter, for transformers, peft or vLLM
   data      `data check` inspects the data that --config describes: counts, images, leakage, findings
+  audit     what the reward that --config describes pays to reports that ignore the image: its cheapest exploit
   size      estimate the GPU memory of the run that --config describes, and what to change if it does not fit
   configs   list the configurations that come with mrg (`--config iu` uses one by name), or copy one to edit it
 
@@ -47,6 +48,7 @@ OWN = {
     "page": "mrg.pages.run",
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
+    "audit": "mrg.commands.audit",
     "size": "mrg.commands.size.command",
     "configs": "mrg.commands.configs",
     "runs": "mrg.commands.runs",

@@ -37,7 +37,7 @@ from mrg.run.checkpoint_file import check_ours, check_whole, fingerprint
 from mrg.run.part_files import PartFiles
 from tests.iu_collection import COLLECTION, write_xml
 
-_HELD = tempfile.TemporaryDirectory(prefix="mrg-fuzz-")
+_HELD = tempfile.TemporaryDirectory(prefix="mrg-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
 FOLDER = Path(_HELD.name)
 LABELER = RulesLabeler()
 

@@ -3,7 +3,8 @@
 import dataclasses
 
 from mrg.modules.optimizer import OptimizerSettings
-from mrg.modules.settings import KLSettings, LossSettings, RewardSettings, RolloutSettings
+from mrg.modules.rl.settings import LossSettings, RewardSettings
+from mrg.modules.settings import KLSettings, RolloutSettings
 
 GROUPS = {
     "optimizer": OptimizerSettings, "rollout": RolloutSettings, "kl": KLSettings, "loss": LossSettings,

@@ -91,7 +91,7 @@ def test_a_file_of_the_repository_is_shown(site):
 
 def test_a_link_to_a_missing_file_fails(tmp_path):
     (tmp_path / "docs").mkdir()
-    for name in ("mkdocs.yml", "docs/source_pages.py"):
+    for name in ("mkdocs.yml", "docs/reference_pages.py", "docs/source_pages.py"):
         (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     text = (tmp_path / "mkdocs.yml").read_text(encoding="utf-8")
     (tmp_path / "mkdocs.yml").write_text(text[: text.index("\nnav:")], encoding="utf-8")
@@ -100,6 +100,28 @@ def test_a_link_to_a_missing_file_fails(tmp_path):
     (tmp_path / "docs" / "index.md").write_text("# Start\n[config](../gone.yaml)\n", encoding="utf-8")
     with pytest.raises(AssertionError, match=r"gone\.yaml"):
         build(tmp_path / "mkdocs.yml", tmp_path / "site")
+
+
+def test_commands_are_coloured_and_output_is_not(site):
+    page = (site / "scale.html").read_text(encoding="utf-8")
+    assert '<div class="language-bash highlight">' in page
+    index = (site / "data.html").read_text(encoding="utf-8")
+    assert '<div class="language-text highlight">' in index or '<div class="highlight">' in index
+
+
+def test_the_reference_lists_every_setting_with_its_choices(site):
+    page = (site / "settings.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", page)
+    for name in ("group_size", "advantage_scale", "max_pixels", "val_samples", "id_pattern", "save_every", "from"):
+        assert f"<code>{name}</code>" in page, name
+    assert "grpo, bnpo, dr_grpo, dapo, gspo, cispo" in text
+    assert "exp(ref - lp) - (ref - lp) - 1" in text
+    assert 'href="source/mrg/modules/settings.py.html"' in page
+    assert not re.search(r"<td>See ", page)
+    metrics = (site / "metrics_api.html").read_text(encoding="utf-8")
+    import mrg.metrics
+
+    assert [name for name in mrg.metrics.__all__ if name not in metrics] == []
 
 
 @pytest.fixture(scope="module")

@@ -54,6 +54,7 @@ from mrg.run.folder import (
 )
 from mrg.run.lock import lock
 from mrg.run.resume import KEPT, changed_settings, describe_changes
+from mrg.run.start import start_from
 
 LOGGERS = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb"}
 """Loggers of Lightning that need a package -> its name, which is also that of our extra."""
@@ -94,11 +95,9 @@ class MrgCLI(CommandLine):
             help="outside of fit: use the policy that the configuration names as it is, in a folder without a run",
         )
         parser.add_argument("--overwrite", type=bool, default=False, help="start over in a folder that contains a run")
+        parser.add_argument("--monitor", type=str, default="val/mccs", help="score that chooses the best checkpoint")
         parser.add_argument(
-            "--monitor",
-            type=str,
-            default="val/mccs",
-            help="score that chooses the best checkpoint",
+            "--from", type=str, default="", help="fit: start from the policy of this run, or this policy"
         )
         parser.add_argument(
             "--resume",
@@ -137,6 +136,8 @@ class MrgCLI(CommandLine):
             self._prepare_baseline(config)
             return
         if self.subcommand == "fit":
+            for line in start_from(config):
+                log.warning(line)
             _need_loggers(config.trainer.logger)
             self._prepare_fit(config)
             return

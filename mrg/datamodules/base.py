@@ -64,11 +64,11 @@ class ReportDataModule(L.LightningDataModule):
         batch_size: Studies per training batch.
         eval_batch_size: Studies per batch in validation, test and prediction.
         num_workers: Number of loader processes.
-        limit_train: Size of a random subset of the training studies, see `random_subset`; 0 for all.
+        limit_train: Size of a random subset of the training studies; 0 for all.
         limit_val: Size of a random subset of the validation studies; 0 for all.
         limit_test: Size of a random subset of the test studies; 0 for all.
         on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
-            once and counted; in training the next study replaces it. See `mrg.datamodules.loading`.
+            once and counted; in training the next study replaces it.
         augment: Random changes of training images; None changes none.
         balance: How many times as often training studies with a finding are drawn, by condition, such as
             `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.

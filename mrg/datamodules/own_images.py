@@ -58,11 +58,11 @@ class ImagesDataModule(ReportDataModule):
     """Data module of images to write reports for.
 
     Args:
-        images: Files, folders and patterns, see `find_images`.
+        images: Files, folders (without their subfolders), and patterns such as `folder/**/*.dcm`.
         as_one_study: Whether all images are views of one study, instead of one study each.
         indication: Reason for the examination, for a policy that uses it.
         output: JSON lines file to write; empty for `images.jsonl` in the run's folder.
-        on_error: What to do if an image cannot be read, see `ReportDataModule`; by default it is skipped.
+        on_error: What to do if an image cannot be read: `"skip"` and count it, or `"raise"` an error.
         **kwargs: Arguments of `ReportDataModule`.
     """
 

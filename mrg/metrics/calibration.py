@@ -257,11 +257,11 @@ def _logistic(x: Tensor, y: Tensor, with_bias: bool) -> list[float]:
         optimizer.zero_grad()
         a, b = weights * free
         # Where all shares are equal, any slope fits: the weak pull to 1 decides.
-        value = F.binary_cross_entropy_with_logits(a * x + b, target) + 1e-3 * (a - 1).square()
-        value.backward()  # type: ignore[no-untyped-call]
+        value: Tensor = F.binary_cross_entropy_with_logits(a * x + b, target) + 1e-3 * (a - 1).square()
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     fitted: list[float] = (weights.detach() * free).tolist()
     return fitted
 

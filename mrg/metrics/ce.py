@@ -41,9 +41,9 @@ def confusion(preds: Tensor, target: Tensor) -> Tensor:
     return pairs.sum(0)
 
 
-def report_counts(preds: Tensor, target: Tensor, uncertain: str) -> Tensor:
-    """True positives, false positives and false negatives of each report and condition: (3, N, 14) int64."""
-    return outcomes(uncertain).to(preds.device)[:, target, preds]
+def report_counts(preds: Tensor, target: Tensor, uncertain: str, dtype: torch.dtype = torch.int64) -> Tensor:
+    """True positives, false positives and false negatives of each report and condition: (3, N, 14) integers."""
+    return outcomes(uncertain).to(preds.device, dtype)[:, target, preds]
 
 
 def condition_counts(table: Tensor, uncertain: str) -> Tensor:

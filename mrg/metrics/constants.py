@@ -61,7 +61,7 @@ class BestConstants:
         if not texts:
             return None
         labels = label_together(labeler, texts)[0].cpu()
-        best = _best_report(texts, labels, margin)
+        best = best_report(texts, labels, margin)
         rows = {"MCCS": labels[best].tolist()}
         for name, setting in CONVENTIONS.items():
             rows[f"CE-F1 {name}"] = best_row(labels, **setting)
@@ -85,7 +85,7 @@ def evenly_spaced(items: Sequence[T]) -> Sequence[T]:
     return items[:: max(1, -(-len(items) // MOST_REPORTS))]
 
 
-def _best_report(reports: Sequence[str], labels: Tensor, margin: float) -> int:
+def best_report(reports: Sequence[str], labels: Tensor, margin: float) -> int:
     """Index of the report with the highest mean MCCS; ties: the most frequent, then the first by alphabet."""
     rows, place, counts = torch.unique(labels[:, :13], dim=0, return_inverse=True, return_counts=True)
     rows = torch.cat([rows, rows.new_zeros(len(rows), 1)], 1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError, UserTypeError
+from mrg.log import log
 from mrg.metrics.conditions import NUM_CONDITIONS
 
 
@@ -72,6 +73,8 @@ def digest_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+_AT_ONCE = 50_000
+
 Reports = Tensor | Sequence[str]
 """N reports: their (N, 14) label classes, or their texts if a labeler is given."""
 
@@ -121,7 +124,7 @@ def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -
 
 
 def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
-    """Label several lists of reports in one call of the labeler, each distinct report once.
+    """Label several lists of reports, each distinct report once; more than `_AT_ONCE` in several calls of the labeler.
 
     Returns:
         An int64 tensor (N, 14) for each list.
@@ -133,7 +136,12 @@ def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
     for side in sides:
         check_texts(side, "reports")
     place = {text: row for row, text in enumerate(dict.fromkeys(text for side in sides for text in side))}
-    labels = _check_labels(_label(labeler, [list(place)])[0], "labels")
+    texts, parts = list(place), []
+    for start in range(0, max(len(texts), 1), _AT_ONCE):
+        parts.append(_label(labeler, [texts[start : start + _AT_ONCE]])[0])
+        if len(texts) > _AT_ONCE:
+            log.info(f"Labeled {min(start + _AT_ONCE, len(texts)):,} of {len(texts):,} distinct reports.")
+    labels = torch.cat(parts)
     return [labels[[place[text] for text in side]] for side in sides]
 
 

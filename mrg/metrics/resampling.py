@@ -19,8 +19,11 @@ from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, NUM_CONDITIONS, SETS
 from mrg.metrics.labels import Scorer, has_text
 from mrg.metrics.mccs import mccs
 
-# Number of resampled reports whose weights are held at a time: 16 MB.
+# Number of resampled reports whose weights are held at a time, fewest trials that share them, and number of reports
+# whose numbers are held in float64 at a time: what is held for a report are 84 bytes of counts and a few means.
 _BLOCK = 2_000_000
+_TRIALS = 32
+_ROWS = 16_384
 _MAPPINGS = ("negative", "positive")
 _SETS = list(SETS.values())
 MIN_CASES = 10
@@ -79,25 +82,35 @@ class ReportSums:
     ) -> None:
         if not len(preds):
             raise UserError("Expected at least one report to score, but got none.")
-        similarity = mccs(preds, target, margin, reduction="none")
+        pairs = zip(preds.split(_ROWS), target.split(_ROWS), strict=True)
+        similarity = torch.cat([mccs(*pair, margin, reduction="none") for pair in pairs])
         if is_written is not None:
             similarity = similarity * is_written.to(similarity.device)
         means = {"MCCS": similarity}
-        counts = {mapping: report_counts(preds, target, mapping) for mapping in _MAPPINGS}
+        counts = {mapping: report_counts(preds, target, mapping, torch.uint8) for mapping in _MAPPINGS}  # (3, N, 14)
         for name, setting in CONVENTIONS.items():
             if setting["average"] == "example":
                 columns = condition_indices(setting["conditions"])
                 means[f"CE-F1 {name}"] = ratio(counts[setting["uncertain"]][:, :, columns].sum(2))
         means.update(extras or {})
         self.means = list(means)
-        flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1).double() for mapping in _MAPPINGS]
-        values = [value.double().cpu().reshape(-1, 1) for value in means.values()]
-        self.columns: np.ndarray = torch.cat([*(part.cpu() for part in flat), *values], 1).numpy()
+        flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1).cpu().numpy() for mapping in _MAPPINGS]
+        values = torch.stack([value.double().cpu().reshape(-1) for value in means.values()], 1).numpy()
+        self.parts: list[np.ndarray] = [*flat, values]
         self.defined = {mapping: counts[mapping].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
         self.num_reports = len(preds)
         cases = (counts["positive"][0] + counts["positive"][2]).sum(0).cpu()[:13]
         self.min_cases = min_cases
         self.informative = (cases >= max(1, min_cases)) & (cases < len(preds))
+
+    @property
+    def columns(self) -> np.ndarray:
+        """(N, K) float64: the numbers of each report."""
+        return np.concatenate(self.parts, 1, dtype=np.float64)
+
+    def total(self) -> np.ndarray:
+        """(K,) sums over all reports."""
+        return np.concatenate([part.sum(0, dtype=np.float64) for part in self.parts])
 
     def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
         """Corpus scores by name.
@@ -141,7 +154,7 @@ class ReportSums:
 
     def corpus(self) -> dict[str, float]:
         """Corpus scores of all reports, without resampling."""
-        return {name: float(value[0]) for name, value in self.scores(self.columns.sum(0, keepdims=True)).items()}
+        return {name: float(value[0]) for name, value in self.scores(self.total()[None]).items()}
 
 
 def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
@@ -174,11 +187,12 @@ def bootstrap(systems: Sequence[ReportSums], num_trials: int = 1000, seed: int =
     rng = np.random.default_rng(seed)
 
     def draw(num: int, num_reports: int) -> np.ndarray:
-        index = rng.integers(0, num_reports, (num, num_reports))
-        index += np.arange(num)[:, None] * num_reports
-        return np.bincount(index.ravel(), minlength=num * num_reports).reshape(num, num_reports)
+        weights = np.empty((num, num_reports), np.uint8)  # a count of 256 has a probability below 1e-500
+        for row in weights:
+            row[:] = np.bincount(rng.integers(0, num_reports, num_reports), minlength=num_reports)
+        return weights
 
-    sums = _sums([system.columns for system in systems], num_trials, draw)
+    sums = _sums([system.parts for system in systems], num_trials, draw)
     return [system.scores(part, resampled=True) for system, part in zip(systems, sums, strict=True)]
 
 
@@ -234,8 +248,8 @@ def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed
     # After an exchange, the sums of the first system are its own plus the differences of the exchanged reports.
     change = b.columns - a.columns
     change = change[change.any(1)] if change.any() else change[:1]  # equal reports need no exchange
-    exchanged = next(_sums([change], num_trials, draw))
-    total_a, total_b = a.columns.sum(0), b.columns.sum(0)
+    exchanged = next(_sums([[change]], num_trials, draw))
+    total_a, total_b = a.total(), b.total()
     scores_a, scores_b = a.scores(total_a + exchanged), a.scores(total_b - exchanged)
     result = {}
     for name, gap in observed.items():
@@ -245,14 +259,19 @@ def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed
 
 
 def _sums(
-    columns: Sequence[np.ndarray], num_trials: int, draw: Callable[[int, int], np.ndarray]
+    systems: Sequence[Sequence[np.ndarray]], num_trials: int, draw: Callable[[int, int], np.ndarray]
 ) -> Iterator[np.ndarray]:
-    """Weighted column sums (num_trials, K) of each matrix under the same weights."""
-    num_reports = len(columns[0])
-    stacked = torch.from_numpy(np.concatenate(list(columns), 1))
-    block = max(1, min(num_trials, _BLOCK // num_reports))
+    """Weighted column sums (num_trials, K) of the matrices of each system, side by side, under the same weights."""
+    num_reports = len(systems[0][0])
+    matrices = [matrix for system in systems for matrix in system]
+    block = max(1, min(num_trials, max(_BLOCK // num_reports, _TRIALS)))
     parts = []
     for start in range(0, num_trials, block):
         weights = torch.from_numpy(draw(min(block, num_trials - start), num_reports))
-        parts.append(weights.double() @ stacked)
-    yield from np.split(torch.cat(parts).numpy(), np.cumsum([c.shape[1] for c in columns])[:-1], axis=1)
+        sums = torch.zeros(len(weights), sum(matrix.shape[1] for matrix in matrices), dtype=torch.float64)
+        for row in range(0, num_reports, _ROWS):
+            numbers = np.concatenate([matrix[row : row + _ROWS] for matrix in matrices], 1, dtype=np.float64)
+            sums += weights[:, row : row + _ROWS].double() @ torch.from_numpy(numbers)
+        parts.append(sums)
+    widths = [sum(matrix.shape[1] for matrix in system) for system in systems]
+    yield from np.split(torch.cat(parts).numpy(), np.cumsum(widths)[:-1], axis=1)

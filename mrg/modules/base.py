@@ -21,6 +21,7 @@ from mrg.errors import UserError
 from mrg.metrics import CEF1, MCCS, RulesLabeler, parse_completion
 from mrg.metrics.labels import Labeler, label_together, run_labeler
 from mrg.modules.arguments import build_module, plain_arguments, read_checkpoint, saved_shapes
+from mrg.modules.checks import check_choice, check_counts
 from mrg.modules.completion import predicted, target_text, tested
 from mrg.modules.consensus import Consensus
 from mrg.modules.optimizer import OptimizerSettings
@@ -33,7 +34,7 @@ from mrg.modules.policy.tiny import Tiny, tiny_policy
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rollout.compiled import CompiledDecoder
 from mrg.modules.rollout.sampling import sample
-from mrg.modules.settings import check_choice, check_counts, check_lora, check_text_inputs, check_trainer
+from mrg.modules.settings import check_lora, check_text_inputs, check_trainer
 from mrg.strategy import check_ranks, check_strategy
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class ReportModule(L.LightningModule):
         max_views: Largest number of views per study; the first ones are used.
         max_new_tokens: Largest number of tokens of a completion.
         max_prompt_length: Largest number of tokens of a prompt; 0 sets no limit.
-        compile_decode: Compile the decoding steps, see `CompiledDecoder`: takes minutes at the start of a run and saves
+        compile_decode: Compile the decoding steps with `torch.compile`: takes minutes at the start of a run and saves
             time per token where kernel launches dominate, as on a GPU.
         optimizer: Optimizer, learning rate schedule and gradient clipping.
         patience: Number of consecutive steps without a finite loss and gradient, or of consecutive rounds of dead

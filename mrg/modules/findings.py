@@ -26,9 +26,9 @@ from mrg.metrics import CONDITIONS, THIRTEEN
 from mrg.metrics.calibration import best_threshold
 from mrg.metrics.conditions import stated
 from mrg.metrics.labels import run_labeler
+from mrg.modules.checks import check_choice
 from mrg.modules.policy.precision import float32_depthwise
 from mrg.modules.policy.ranks import gather
-from mrg.modules.settings import check_choice
 from mrg.modules.sft import SupervisedStep
 
 NOTHING = "No acute cardiopulmonary abnormality."

@@ -29,23 +29,27 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
-from mrg.errors import UserError
 from mrg.log import log
+from mrg.modules.checks import check_counts
 from mrg.modules.optimizer import clip_gradients, local_gradients
-from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks, most_of_ranks
+from mrg.modules.passes import PassModule
+from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks
+from mrg.modules.prefix.flex import Attention, flex_state
 from mrg.modules.prefix.packing import Prompts
-from mrg.modules.rewarded import RewardedModule
 from mrg.modules.rl.advantage import equal_groups
-from mrg.modules.rl.batch import MicroBatch, Step, check_round, micro_batches, minibatches
-from mrg.modules.rl.loss import correction_weights, grpo_loss
+from mrg.modules.rl.batch import MicroBatch, Step, check_round, minibatches
+from mrg.modules.rl.correction import token_weights
+from mrg.modules.rl.entropy import EntropyBonus, entropy_term
+from mrg.modules.rl.loss import grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
 from mrg.modules.rl.reward import Rewards, replace_rewards
+from mrg.modules.rl.settings import LossSettings, RewardSettings
+from mrg.modules.rollout.engines import Engine, check_engine, check_place, connect_engine, note_engine
 from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
-from mrg.modules.rollout.vllm import NO_ADAPTER, VLLMClient, connect
-from mrg.modules.settings import KLSettings, LossSettings, RewardSettings, RolloutSettings, check_counts
+from mrg.modules.settings import KLSettings, RolloutSettings
 
 
-class GRPOModule(RewardedModule):
+class GRPOModule(PassModule):
     """GRPO: grouped rollouts, a reward, group advantages, and a clipped loss.
 
     Args:
@@ -57,6 +61,7 @@ class GRPOModule(RewardedModule):
         num_iterations: Passes over the studies of a round.
         micro_batch_tokens: Tokens of one forward and backward pass: prompts, each once, and completions. A group is
             never cut. Lower it if memory runs out.
+        attention: How completions attend to the prompt that they share on a CUDA GPU, see `mrg.modules.prefix.flex`.
         sample_every: Rounds between two groups that are written to samples.jsonl; 0 writes none.
         **kwargs: Arguments of `ReportModule`.
 
@@ -73,6 +78,7 @@ class GRPOModule(RewardedModule):
         num_minibatches: int = 1,
         num_iterations: int = 1,
         micro_batch_tokens: int = 16_384,
+        attention: Attention = "auto",
         sample_every: int = 10,
         **kwargs: Any,
     ) -> None:
@@ -81,33 +87,38 @@ class GRPOModule(RewardedModule):
         check_counts(micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
         kl.check_fixed(self.train_vision, self.lora, self.language_model)
-        if rollout.servers is not None and self.lora is None:
-            raise UserError(NO_ADAPTER)
+        check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision)
         self.automatic_optimization = False  # several backward passes make one step
         self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
         self.group_size, self.temperature = rollout.group_size, rollout.temperature
         self.num_minibatches, self.num_iterations = num_minibatches, num_iterations
         self.num_steps = num_minibatches * num_iterations
-        self.micro_batch_tokens, self.sample_every = micro_batch_tokens, sample_every
+        self.micro_batch_tokens, self.sample_every, self.attention = micro_batch_tokens, sample_every, attention
         self.set_reward(reward, loss)
+        self.entropy_bonus = EntropyBonus(loss.entropy)
+        self.adds_references, self.reference_share = rollout.add_reference, 0.0
         self.monitor = Monitor(rollout.group_size)
-        self.vllm: VLLMClient | None = None
+        self.engine: Engine | None = None
         self.samples: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Load the policy, and check before that a round has a study for each step and the KL term a reference."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if stage == "fit":
-            self.loss_settings.warn_without_effect(self.num_steps)
+            self.loss_settings.warn_without_effect(self.num_steps, self.rollout_settings.engine is not None)
+            check_place(self.rollout_settings, self.trainer)
+            flex = flex_state(self.attention, self.trainer.strategy.root_device)
             if data is not None:
                 check_round(data.batch_size, self.num_minibatches)
         super().setup(stage)
+        self.policy.entropy_gradient = self.loss_settings.entropy.has_bonus
         self.kl.check_reference(self.policy.has_adapter)
         if stage == "fit":
+            self.policy.flex = flex
             per_rank = len(data.splits["train"]) // self.trainer.world_size
             check_round(min(data.batch_size, per_rank), self.num_minibatches)
-            if self.rollout_settings.servers is not None:
-                self.vllm = connect(self.rollout_settings.servers, self.policy, self.trainer)
+            images = self.max_views * (2 if self.use_prior else 1)
+            self.engine = connect_engine(self.rollout_settings, self.policy, self.trainer, self.source, images)
 
     def configure_model(self) -> None:
         """Shard the policy if the strategy does, and copy its weights as the reference if there is no adapter."""
@@ -119,6 +130,16 @@ class GRPOModule(RewardedModule):
     def round_index(self) -> int:
         """Index of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
         return self.trainer.fit_loop.total_batch_idx
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save which engine sampled, because its sampling is not repeated bit for bit."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["engine"] = "" if self.engine is None else self.engine.version
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note if another engine samples from now on."""
+        super().on_load_checkpoint(checkpoint)
+        note_engine(checkpoint.get("engine"), self.engine)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantages, reference, loss."""
@@ -132,11 +153,12 @@ class GRPOModule(RewardedModule):
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
             rollout, rewards = self.resample(prompts, batch, rollout, rewards)
+        rollout, rewards = self.add_references(prompts, batch, rollout, rewards)
         advantages = self.advantages(rewards)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
-            sums = self.update(prompts, rollout, advantages, ref_logps, batch)
+            sums = self.update(prompts, rollout, self.credit(rollout, rewards, advantages), ref_logps, batch)
         self.log_round(rollout, rewards, advantages, sums, prompts)
         if self.sample_every and self.round_index % self.sample_every == 0:
             self.samples = first_group(rollout, rewards, batch, self.group_size, self.round_index)
@@ -155,10 +177,10 @@ class GRPOModule(RewardedModule):
         """
         # All ranks have the same seed in Lightning, but must not sample the same completions.
         seed = hash((self.rollout_settings.seed, self.global_rank, self.round_index, attempt)) % 2**63
-        if self.vllm is not None:
-            self.vllm.synchronize(self.round_index, self.trainer)
+        if self.engine is not None:
+            self.engine.synchronize(self.round_index, self.trainer)
             seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
-            return self.vllm.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
+            return self.engine.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
         generator = torch.Generator(self.device).manual_seed(seed)
         options = self.group_size, self.max_new_tokens, self.temperature
         return sample(self.policy, prompts, *options, generator, self.decoder)
@@ -183,41 +205,6 @@ class GRPOModule(RewardedModule):
                 )
         return rollout, rewards
 
-    @torch.no_grad()
-    def reference_logps(self, prompts: Prompts, rollout: Rollout, batch: Batch) -> Tensor | None:
-        """(N, C) log-probabilities of the reference model, or None without a KL term."""
-        if not self.kl.coef:
-            return None
-        with self.policy.reference():
-            if not self.policy.has_adapter:
-                prompts = self.policy.embed(batch)  # a copy has its own embeddings
-            return self.round_logps(prompts, rollout)
-
-    @torch.no_grad()
-    def round_logps(self, prompts: Prompts, rollout: Rollout) -> Tensor:
-        """(N, C) log-probabilities of the policy as it is, in micro-batches; 0 where there is no token."""
-        logps = torch.zeros_like(rollout.old_logps)  # (N, C)
-        for part in self.micro_batches(range(len(prompts.mask)), prompts, rollout):
-            tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
-            logps[part.rows, : part.mask.shape[1]] = tokens.logps.to(logps.dtype)  # (n, c)
-        return logps
-
-    def micro_batches(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[MicroBatch]:
-        """Micro-batches of some groups; with dummies at the end if ranks share layers and others have more."""
-        shared = self.policy.shares(rollout.completion_ids.shape[1], several=True)
-        num_tokens = self.num_group_tokens(prompts, rollout, 1 if shared else self.group_size)
-        parts = micro_batches(groups, num_tokens, self.micro_batch_tokens)
-        num_dummies = most_of_ranks(len(parts), self.device) - len(parts) if self.policy.sharded else 0
-        return [
-            *(MicroBatch.of(rollout, part, self.group_size) for part in parts),
-            *(MicroBatch.of(rollout, [0], self.group_size, weight=0.0) for _ in range(num_dummies)),
-        ]
-
-    def num_group_tokens(self, prompts: Prompts, rollout: Rollout, copies: int = 1) -> list[int]:
-        """Tokens of each group with this many copies of its prompt; a packed row has one."""
-        completions = rollout.completion_mask.sum(1).view(-1, self.group_size).sum(1)  # (B,)
-        return (copies * prompts.mask.sum(1) + completions).tolist()
-
     def update(
         self, prompts: Prompts, rollout: Rollout, advantages: Tensor, ref_logps: Tensor | None, batch: Batch
     ) -> dict[str, Tensor]:
@@ -227,8 +214,9 @@ class GRPOModule(RewardedModule):
             Sums over completions and steps, see `loss`; for the loss and the gradient norm, means over steps.
         """
         old_logps = None if self.num_steps == 1 else rollout.old_logps  # (N, C)
-        if self.num_steps > 1 and self.vllm is not None:
-            old_logps = self.round_logps(prompts, rollout)  # a server's are not quite the policy's
+        if self.num_steps > 1 and self.engine is not None:
+            old_logps = self.round_values(prompts, rollout).logps  # an engine's are not quite the policy's
+        uncertain = self.uncertain_tokens(prompts, rollout)
         generator = torch.Generator().manual_seed(hash((self.rollout_settings.seed, self.round_index)) % 2**63)
         totals: dict[str, Tensor] = {}
         for _ in range(self.num_iterations):
@@ -236,7 +224,7 @@ class GRPOModule(RewardedModule):
             for groups in minibatches(len(prompts.mask), self.num_minibatches, order):
                 if totals and prompts.embeds.requires_grad:
                     prompts = self.policy.embed(batch)  # the last step changed what they are made by
-                sums = self.step(prompts, Step(rollout, advantages, ref_logps, groups, old_logps))
+                sums = self.step(prompts, Step(rollout, advantages, ref_logps, groups, old_logps, uncertain))
                 for name, value in sums.items():
                     totals[name] = totals.get(name, 0.0) + (value / self.num_steps if name in BY_STEP else value)
         return totals
@@ -250,11 +238,14 @@ class GRPOModule(RewardedModule):
         step.num_completions = mean_over_ranks(len(step.groups) * self.group_size, world_size, self.device)
         options = self.group_size, self.num_minibatches, self.loss_settings.type, self.loss_settings.mask_truncated
         step.num_tokens = mean_over_ranks(step.num_loss_tokens(*options), world_size, self.device)
+        num_uncertain = step.num_uncertain_tokens(self.group_size, self.loss_settings.mask_truncated)
+        step.num_entropy_tokens = mean_over_ranks(num_uncertain, world_size, self.device)
         # Micro-batches share the prompts' embeddings. If these are trained, their gradient is collected at leaves and
         # sent on once: backward passes through a graph only once.
         leaves = prompts.detached()
-        advantages = step.advantages.view(-1, self.group_size)  # (B, G)
-        live = [group for group in step.groups if self.kl.coef or bool(advantages[group].any())]
+        advantages = step.advantages.reshape(step.num_groups(self.group_size), -1)
+        every = bool(self.kl.coef) or self.policy.entropy_gradient
+        live = [group for group in step.groups if every or bool(advantages[group].any())]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with local_gradients(self.trainer, self.parameters):
             for part in self.micro_batches(live, prompts, step.rollout):
@@ -264,6 +255,9 @@ class GRPOModule(RewardedModule):
                     for name, value in {**sums, "loss": loss.detach()}.items():
                         totals[name] = totals.get(name, 0.0) + value
             prompts.send_back(leaves, self.manual_backward)
+        if self.policy.entropy_gradient and step.num_entropy_tokens:
+            mean = mean_over_ranks(float(totals.pop("entropy_sum", 0.0)), world_size, self.device)
+            self.entropy_bonus.update(mean / step.num_entropy_tokens)
         if not any_rank(bool(live), world_size, self.device):
             optimizer.zero_grad()  # with gradients of 0, momentum would still move the weights
         norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
@@ -283,37 +277,39 @@ class GRPOModule(RewardedModule):
         tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
         sampled = part.take(step.rollout.old_logps)  # (n, c)
         old_logps = tokens.logps.detach() if step.old_logps is None else part.take(step.old_logps)  # (n, c)
-        weights = beyond = None
-        if servers := self.rollout_settings.servers:
-            options = servers.correction, servers.ratio_limit
-            weights, beyond = correction_weights(old_logps, sampled, part.mask, *options)  # (n, c) each
+        advantages = part.take(step.advantages)  # (n,) or (n, c)
+        engine, limit = self.rollout_settings.engine, self.loss_settings.off_policy_limit
+        correction = None if engine is None else (engine.correction, engine.ratio_limit)
+        weights, sums = token_weights(correction, limit, tokens.logps, old_logps, sampled, advantages, part.mask)
         counted = part.take(step.rollout.counted(self.loss_settings.mask_truncated))  # (n,)
-        loss, sums = grpo_loss(
+        mask = part.mask & counted[:, None]
+        uncertain = mask if step.uncertain is None else mask & part.take(step.uncertain)
+        if step.uncertain is not None:
+            weights = uncertain.to(sampled.dtype) * (1.0 if weights is None else weights)
+        loss, more = grpo_loss(
             tokens.logps,
             old_logps,
             None if step.ref_logps is None else part.take(step.ref_logps),
-            part.take(step.advantages),
-            part.mask & counted[:, None],
+            advantages,
+            mask,
             step.num_completions,
-            self.loss_settings.clip_low,
-            self.loss_settings.clip_high,
-            self.kl.coef,
-            loss_type=self.loss_settings.type,
             num_tokens=step.num_tokens,
             max_tokens=self.max_new_tokens,
-            dual_clip=self.loss_settings.dual_clip,
+            kl_coef=self.kl.coef,
             kl_estimator=self.kl.estimator,
             kl_ratio_correction=self.kl.ratio_correction,
             weights=weights,
+            **self.loss_settings.options(),
         )
+        if self.policy.entropy_gradient:
+            sums["entropy_sum"] = tokens.entropy.detach().where(uncertain, 0.0).sum()
+            loss = loss + entropy_term(tokens.entropy, uncertain, self.entropy_bonus.applied, step.num_entropy_tokens)
         length = part.mask.sum(1)  # (n,)
-        if beyond is not None:
-            sums["corrected"] = (beyond.sum(1) / length).sum()
         # The gap between sampling and training; above .05, one of them computes another distribution.
         sums["logp_gap"] = ((tokens.logps.detach() - sampled).abs().sum(1) / length).sum()
-        sums["entropy"] = (tokens.entropy.sum(1) / length).sum()
+        sums["entropy"] = (tokens.entropy.detach().sum(1) / length).sum()
         sums["computed"], sums["counted"] = torch.full_like(loss, len(part.rows)).detach(), counted.sum()
-        return loss, sums
+        return loss, sums | more
 
     def log_round(
         self, rollout: Rollout, rewards: Rewards, advantages: Tensor, sums: dict[str, Tensor], prompts: Prompts
@@ -324,6 +320,10 @@ class GRPOModule(RewardedModule):
         own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)
         whole = Outcome.joined(gather(own, self.trainer.world_size))
         values = self.monitor.round(whole, self.signal(whole.rewards)) | self.part_statistics(whole.rewards)
+        values |= self.settings_values()
+        if self.adds_references:
+            values["train/references"] = self.reference_share
+        self.watch.add(values.get("reward/total", 0.0))
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
             scorer.update(*whole.rewards.labels)

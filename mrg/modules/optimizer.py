@@ -13,8 +13,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from mrg.errors import UserError
+from mrg.modules.checks import check_counts, check_range
 from mrg.modules.policy.ranks import full, is_sharded
-from mrg.modules.settings import check_counts, check_range
 
 if TYPE_CHECKING:
     from lightning import Trainer

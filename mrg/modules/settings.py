@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from mrg.errors import UserError
-from mrg.log import log
+from mrg.modules.checks import check_choice, check_counts, check_range
 from mrg.modules.policy.precision import check_precision
-from mrg.modules.rl.advantage import Scale
-from mrg.modules.rl.corpus_f1 import CorpusF1
-from mrg.modules.rl.loss import LOSS_TYPES, KLEstimator, LossType, check_loss_options
-from mrg.modules.rl.reward import WeightedScorer
+from mrg.modules.rl.loss import KLEstimator
+from mrg.modules.rollout.colocate import Colocate
 from mrg.modules.rollout.vllm_servers import Servers
-
-Aggregation = Literal["sum_then_normalize", "normalize_then_sum"]
 
 OLD_KEYS = {
     "learning_rate": "optimizer.learning_rate",
@@ -56,20 +52,30 @@ class RolloutSettings:
         group_size: Completions per study.
         temperature: Sampling temperature, > 0.
         resample_dead: How many times groups of equal rewards are sampled again.
+        add_reference: Let the reference report take the place of a completion in groups of equal rewards, see
+            `mrg.modules.rl.reference`.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
-        servers: vLLM servers that sample the completions; without any, the policy samples them itself.
+        servers: vLLM servers that sample the completions.
+        colocate: vLLM engine in the trainer's process that samples them. Without either, the policy samples itself.
     """
 
     group_size: int = 8
     temperature: float = 1.0
     resample_dead: int = 0
+    add_reference: bool = False
     seed: int = 0
     servers: Servers | None = None
+    colocate: Colocate | None = None
 
     def __post_init__(self) -> None:
         check_counts(2, "rollout.", group_size=self.group_size)
         check_counts(0, "rollout.", resample_dead=self.resample_dead)
         check_range("rollout.temperature", self.temperature, "above 0", 0 < self.temperature < math.inf)
+
+    @property
+    def engine(self) -> Servers | Colocate | None:
+        """Settings of the engine that samples in place of the policy, if there is one."""
+        return self.servers or self.colocate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,8 @@ class KLSettings:
 
     Args:
         coef: Weight of the term; 0 needs no reference model.
-        estimator: Estimator of the KL divergence at a token, see `mrg.modules.rl.loss`.
+        estimator: Estimator of the KL divergence at a token (Schulman, 2020), d = ref_logp - logp: `"k1"` is -d,
+            `"k2"` d^2 / 2, `"k3"` exp(d) - d - 1. As a term of the loss, `"k1"` has no effect.
         ratio_correction: Multiply the estimate by the ratio of policy to old policy.
         reference: `"adapter"` is the policy with its adapter off; `"copy"` is a copy of all trained weights at the
             start, for training without an adapter.
@@ -125,73 +132,6 @@ class KLSettings:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class LossSettings:
-    """The policy loss, see `mrg.modules.rl.loss`, and the advantages that it weighs.
-
-    Args:
-        type: Loss type, a row of the table in `mrg.modules.rl.loss`.
-        clip_low: The ratio is clipped below at 1 - clip_low.
-        clip_high: The ratio is clipped above at 1 + clip_high.
-        dual_clip: Upper limit of the ratio where the advantage is negative, at least 1 + clip_high.
-        advantage_scale: What divides the advantages: the standard deviation of the `"group"`, that of the `"batch"` of
-            all ranks, or `"none"`; `"auto"` is `"batch"` with a corpus-F1 reward, otherwise `"group"`.
-        aggregation: `"sum_then_normalize"` compares completions by their total reward; `"normalize_then_sum"` first
-            normalizes each part of the reward within its group (GDPO), see `mrg.modules.rl.decoupled`.
-        mask_truncated: Exclude truncated completions from the loss; they still count in the mean of their group.
-    """
-
-    type: LossType = "grpo"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
-    advantage_scale: Scale | Literal["auto"] = "auto"
-    aggregation: Aggregation = "sum_then_normalize"
-    mask_truncated: bool = False
-
-    def __post_init__(self) -> None:
-        check_choice("loss.type", self.type, LOSS_TYPES)
-        check_choice("loss.advantage_scale", self.advantage_scale, ("auto", *get_args(Scale)))
-        check_choice("loss.aggregation", self.aggregation, get_args(Aggregation))
-        if self.aggregation == "normalize_then_sum" and self.advantage_scale != "auto":
-            raise UserError(
-                "model.init_args.loss.aggregation normalize_then_sum divides by the deviations of the group and of the "
-                f"batch: set advantage_scale to auto, not {self.advantage_scale}."
-            )
-        check_loss_options(self.type, self.clip_low, self.clip_high, self.dual_clip, where="model.init_args.loss.")
-
-    def warn_without_effect(self, num_steps: int) -> None:
-        """Warn about clipping where each round makes a single step, so that every ratio is 1."""
-        if num_steps == 1 and (self.clip_low, self.clip_high, self.dual_clip) != (0.2, 0.2, None):
-            log.warning(
-                "model.init_args.loss.clip_low, clip_high and dual_clip have no effect: a round makes one step, whose "
-                "ratios are all 1 (num_minibatches and num_iterations are 1)."
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class RewardSettings:
-    """Weights of the parts of the reward, see `mrg.modules.rl.reward.Reward`.
-
-    Args:
-        mccs_weight: Weight of MCCS.
-        format_weight: Weight of the format score.
-        ce_f1_weight: Weight of the CE-F1 of a single report.
-        corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
-        denial_f1_weight: Weight of the corpus F1 of what is ruled out.
-        corpus_f1: Settings of both corpus-F1 parts.
-        scorers: Further parts of the reward, each a scorer with a weight.
-    """
-
-    mccs_weight: float = 0.75
-    format_weight: float = 0.25
-    ce_f1_weight: float = 0.0
-    corpus_f1_weight: float = 0.0
-    denial_f1_weight: float = 0.0
-    corpus_f1: CorpusF1 = dataclasses.field(default_factory=CorpusF1)
-    scorers: list[WeightedScorer] = dataclasses.field(default_factory=list)
-
-
 def moved_key(key: str) -> str:
     """Name of the new key, to follow the name of a key that has moved; empty if it has not.
 
@@ -213,43 +153,6 @@ def check_no_moved_keys(config: Mapping[str, Any], file: Path) -> None:
     for name in (config.get("model") or {}).get("init_args") or {}:
         if moved := moved_key(name):
             raise UserError(f"{file} has a key of an earlier version, model.init_args.{name}{moved}: rename it there.")
-
-
-def check_counts(least: int = 1, prefix: str = "", **settings: int) -> None:
-    """Check that settings are at least `least`; their keys in `model.init_args` start with `prefix`.
-
-    Raises:
-        UserError: If a value is too small.
-    """
-    for name, value in settings.items():
-        check_range(f"{prefix}{name}", value, f"at least {least}", value >= least)
-
-
-def check_range(name: str, value: float, expected: str, fits: bool) -> None:
-    """Check that a number is in range.
-
-    Args:
-        name: Key in `model.init_args`.
-        value: Value of the setting.
-        expected: The range in words.
-        fits: Whether the value is in range; a comparison with nan is false.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if not fits:
-        raise UserError(f"Expected model.init_args.{name} to be {expected}, but got {value}.")
-
-
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
-    """Check that a value is one of the choices.
-
-    Raises:
-        UserError: If it is not.
-    """
-    if value not in choices:
-        *most, last = (repr(choice) for choice in choices)
-        raise UserError(f"Expected model.init_args.{name} to be {', '.join(most)} or {last}, but got {value!r}.")
 
 
 def check_lora(lora: Any, policy: str = "", language_model: str = "") -> None:

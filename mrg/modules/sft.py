@@ -21,10 +21,10 @@ from mrg.errors import UserError
 from mrg.metrics import CEF1
 from mrg.metrics.format import parse_completion
 from mrg.modules.base import ReportModule
+from mrg.modules.checks import check_counts, check_range
 from mrg.modules.completion import Lengths, check_targets, encode_targets, warn_truncated
 from mrg.modules.optimizer import average_gradients, clip_gradients
 from mrg.modules.rollout.sampling import sample
-from mrg.modules.settings import check_counts, check_range
 
 
 class SupervisedStep(ReportModule):

@@ -20,8 +20,9 @@ _POSITIONS = ("frontal", "lateral", "pa", "ap")
 def match_images(folder: Path, ids: Collection[str]) -> dict[str, tuple[View, ...]]:
     """Find the images of studies in a folder and its subfolders.
 
-    An image belongs to the study whose id is its path, its name, the name of a folder that it lies in, or else the
-    start of its name up to one of `_`, `-`, `.` and a space (`CXR1_frontal.png` to `CXR1`); the longest such id counts.
+    An image belongs to the study whose id is, tried in this order, its path, its name, the name of a folder that it
+    lies in (the innermost first), or the start of its name up to one of `_`, `-`, `.` and a space (the longest first):
+    `CXR1_frontal.png` belongs to `CXR1`.
 
     Args:
         folder: Folder of the images.

@@ -93,8 +93,10 @@ def read_system(path: Path, columns: Columns) -> TestedRun:
 def _pairs(path: Path, columns: Columns) -> Predictions | None:
     """Reports and references; None if there are no references."""
     if columns.references is not None:
-        target = read_texts(columns.references, "target", _held(columns.references, columns.id), columns.target)
-        return join(read_texts(path, "preds", _held(path, columns.id), columns.preds), target, columns.by_row)
+        other = columns.references
+        target = read_texts(other, "target", _id_column(columns.id, other, path), columns.target)
+        preds = read_texts(path, "preds", _id_column(columns.id, path, other), columns.preds)
+        return join(preds, target, columns.by_row)
     names = column_names(path)
     if columns.target or (
         any(name in names for name in TARGET_COLUMNS)
@@ -104,9 +106,11 @@ def _pairs(path: Path, columns: Columns) -> Predictions | None:
     return None
 
 
-def _held(path: Path, column: str | None) -> str | None:
-    """The column of the ids, if the file has it: reports and references may name it differently."""
-    return column if column is not None and column in column_names(path) else None
+def _id_column(column: str | None, path: Path, other: Path) -> str | None:
+    """The column of the ids; the default one if only the other file has it."""
+    if column is not None and column not in column_names(path) and column in column_names(other):
+        return None
+    return column  # if no file has it, the reader lists the columns of the file
 
 
 def _extras(path: Path, id_column: str | None) -> dict[str, dict[str, Any]]:
@@ -114,7 +118,7 @@ def _extras(path: Path, id_column: str | None) -> dict[str, dict[str, Any]]:
     if path.suffix.lower() not in (".jsonl", ".json"):
         return {}
     rows = read_rows(path)
-    ids, _ = read_ids(path, rows, _held(path, id_column))
+    ids, _ = read_ids(path, rows, id_column if any(id_column in row for row in rows) else None)
     return {name: _extra(row) for name, row in zip(ids, rows, strict=True)}
 
 

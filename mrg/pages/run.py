@@ -145,6 +145,8 @@ def find_warnings(log: TrainingLog) -> list[str]:
         share = log.last(key, 10)
         if share is not None and share > limit:
             found.append(f"{100 * share:.0f} % of the {text}")
+    if log.last("val/reward_diverges"):
+        found.append("The reward rises while a validation score that is not part of it falls: it may be exploited.")
     for key, label in (("val/mccs", "MCCS"), ("val/ce_f1", "CE-F1")):
         score, levels = log.last(key), log.constants(key)
         if score is not None and levels and score <= max(levels.values()):

@@ -21,7 +21,10 @@ from mrg.run.checkpoints import BEST, UNVALIDATED, CheckpointFolder, checkpoint_
 
 NO_EFFECT = {
     "data.init_args": ("num_workers",),
-    "model.init_args": ("vision_cache", "pixel_cache", "rollout.servers"),
+    "model.init_args": (
+        "vision_cache", "pixel_cache", "rollout.servers", "rollout.colocate.eager", "rollout.colocate.max_length",
+        "rollout.colocate.memory",
+    ),
     "trainer": (
         "accelerator", "barebones", "default_root_dir", "detect_anomaly", "devices", "enable_autolog_hparams",
         "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "fast_dev_run", "inference_mode",

@@ -133,7 +133,7 @@ def test_settings_show():
 def test_what_a_labeler_must_not_return(returned, message):
     """Everywhere the same: in metrics, in rewards and where labels are cached."""
     calls = [
-        lambda labeler: CEF1(labeler=labeler).update(["a"], ["a"]),
+        lambda labeler: CEF1(labeler=labeler).update(["a"], torch.zeros(1, 14, dtype=torch.int64)),
         lambda labeler: label_together(labeler, ["a"]),
         lambda labeler: CachingLabeler(labeler)(["a"]),
         lambda labeler: run_labeler(labeler, ["a"]),

@@ -13,8 +13,9 @@ from mrg.modules.arguments import plain_arguments
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.reward import WeightedScorer
+from mrg.modules.rl.settings import RewardSettings
 from mrg.modules.rollout.sampling import sample
-from mrg.modules.settings import RewardSettings, RolloutSettings
+from mrg.modules.settings import RolloutSettings
 from mrg.modules.sft import SFTModule
 from tests.callbacks.runs import fit_arguments
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, trainer, weights

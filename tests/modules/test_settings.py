@@ -13,13 +13,7 @@ from mrg.modules.baselines import ConstantNormal
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.optimizer import OptimizerSettings
 from mrg.modules.policy.lora import LoRA
-from mrg.modules.settings import (
-    OLD_KEYS,
-    KLSettings,
-    check_lora,
-    check_no_moved_keys,
-    check_trainer,
-)
+from mrg.modules.settings import OLD_KEYS, KLSettings, check_lora, check_no_moved_keys, check_trainer
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, module_on, trainer
 from tests.nested import nested

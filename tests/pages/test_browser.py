@@ -339,6 +339,10 @@ def test_contrast_and_labels(browser, gallery, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install -e ".[dev]"')
     with opened(browser, gallery, color_scheme=scheme) as page:
         page.keyboard.press("j")
+        page.keyboard.press("o")
+        found = axe.Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        page.keyboard.press("Escape")
         page.eval_on_selector_all("details", "list => list.forEach(details => details.open = true)")
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()

@@ -1,16 +1,10 @@
 """The rollout against real vLLM servers: `bash tests/servers/build_vllm.sh && pytest tests/servers`."""
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
 import threading
 import time
 
 import lightning as L
 import pytest
-import requests
 import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
@@ -19,114 +13,13 @@ from mrg.log import configure
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
-from mrg.modules.rollout.sampling import sample
 from mrg.modules.rollout.vllm import VLLMClient
 from mrg.modules.rollout.vllm_servers import ServerError, Servers
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
 from tests.nested import nested
+from tests.servers.engines import RANK, local, same_tokens, seeds
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-
-RANK = 4
-
-
-class Server:
-    """One vLLM server of a folder, started and ended by the test."""
-
-    def __init__(self, program, folder, log):
-        self.program, self.folder, self.log = program, folder, log
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self):
-        command = [
-            str(self.program), "serve", str(self.folder), "--served-model-name", "tiny", "--host", "127.0.0.1",
-            "--port", str(self.port), "--enable-lora", "--max-lora-rank", "8", "--max-model-len", "512",
-            "--enforce-eager", "--dtype", "float32", "--limit-mm-per-prompt", '{"image": 2}',
-            "--logprobs-mode", "processed_logprobs",
-        ]  # fmt: skip
-        setting = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
-        kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, env={**kept, **setting}, start_new_session=True
-            )
-
-    def wait(self):
-        for _ in range(300):
-            if self.process.poll() is not None:
-                break
-            with contextlib.suppress(requests.RequestException):
-                if requests.get(f"{self.url}/health", timeout=5).status_code == 200:
-                    return
-            time.sleep(1)
-        raise AssertionError(f"the server did not start:\n{self.log.read_text()[-3000:]}")
-
-    def kill(self):
-        """The whole session at once, as a machine that loses power."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    from mrg.datamodules.demo import World, make_study
-    from mrg.modules.policy.tiny import Tiny, tiny_policy
-
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("served")
-    reports = [make_study(World(), 0, "train", index, 112).report for index in range(8)]
-    policy = tiny_policy(reports, Tiny(64, vision_depth=1, vocab_size=400, init_std=0.02))
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(2)
-    policy.save(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def servers(request, saved, tmp_path_factory):
-    program = request.config.getoption("vllm") / "bin" / "vllm"
-    if not program.is_file():
-        pytest.skip(f"no vLLM at {program}: bash tests/servers/build_vllm.sh")
-    logs = tmp_path_factory.mktemp("logs")
-    started = []
-    try:
-        # One after the other: two at once each take what memory the other is about to.
-        for index in range(2):
-            started.append(Server(program, saved, logs / f"{index}.log"))
-            started[-1].wait()
-        yield started
-    finally:
-        for server in started:
-            server.kill()
-
-
-@pytest.fixture
-def policy(saved):
-    """With an adapter that changes what is written."""
-    torch.manual_seed(1)
-    policy = load_policy(str(saved), LoRA(RANK, 8)).eval()
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(std=0.2)
-    return policy
-
-
-@pytest.fixture
-def unadapted(saved):
-    return load_policy(str(saved)).eval()
-
-
-@pytest.fixture
-def batch(policy, studies):
-    return StudyCollator(policy.processor, "Report:")(studies[:4])
 
 
 def writer(servers, policy, tmp_path, **settings):
@@ -134,19 +27,6 @@ def writer(servers, policy, tmp_path, **settings):
     written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
     written.pool.check()
     return written
-
-
-def seeds(batch):
-    return {row: 10 + row for row in range(len(batch))}
-
-
-def local(policy, batch, group_size=1, temperature=0.0, generator=None):
-    with torch.no_grad():
-        return sample(policy, policy.embed(batch), group_size, 16, temperature, generator)
-
-
-def same_tokens(a, b):
-    return torch.equal(a.completion_ids, b.completion_ids) and torch.equal(a.completion_mask, b.completion_mask)
 
 
 def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(servers, policy, unadapted, batch, tmp_path):

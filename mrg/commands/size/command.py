@@ -10,6 +10,7 @@ from typing import Any
 from mrg.commands.size.activations import Training
 from mrg.commands.size.geometry import PUBLISHED, Geometry, read_geometry
 from mrg.commands.size.memory import Memory, Plan, memory
+from mrg.commands.size.schedule import format_schedules, schedule
 from mrg.errors import UserError
 from mrg.modules.policy.precision import PRECISIONS, check_precision
 
@@ -39,19 +40,31 @@ def main(args: Sequence[str]) -> None:
         help="numbers of GPUs (default: the configuration's if above 1, otherwise 1 2 4 8 64)",
     )
     parser.add_argument("--memory", type=float, default=80.0, help="memory of one GPU in GiB (default: 80)")
+    parser.add_argument(
+        "--studies", type=int, nargs="+", metavar="N", help="training and validation studies: also print the rounds"
+    )
+    parser.add_argument(
+        "--tokens_per_second",
+        type=float,
+        default=0.0,
+        help="speed of one GPU, to estimate the hours of --studies: train/tokens_per_second of a few rounds, divided "
+        "by the number of GPUs",
+    )
     parser.add_argument("--geometry", choices=list(PUBLISHED), help="published shape, in place of the policy's")
     options, rest = parser.parse_known_args(list(args))
     if not any(word.split("=")[0] in ("-c", "--config") for word in rest):
         raise UserError("`size` requires a configuration: pass --config FILE.")
-    for name, values in (("devices", options.devices or [1]), ("memory", [options.memory])):
-        if min(values) <= 0:
-            raise UserError(f"Expected --{name} to be above 0, but got {min(values)}.")
+    _check_options(options)
     config = read_config(rest)
     shape = read_geometry(options.geometry or _policy(config))
     plan = plan_of(config, shape)
     counts = options.devices or _devices(config)
     columns = {count: memory(shape, for_devices(plan, count)) for count in counts}
     print(format_table(shape, plan, columns, options.memory, options.geometry or _policy(config)))
+    if options.studies:
+        num_train, num_val = [*options.studies, 0][:2]
+        schedules = {n: schedule(config.trainer, for_devices(plan, n), num_train, num_val) for n in counts}
+        print(f"\n{format_schedules(schedules, plan, options.tokens_per_second)}")
     fits = [count for count, needed in columns.items() if needed.total <= USABLE * options.memory * GIB]
     last = max(columns)
     chosen, needed, allowed = for_devices(plan, last), columns[last], USABLE * options.memory * GIB
@@ -64,6 +77,20 @@ def main(args: Sequence[str]) -> None:
         print(f"\nIt fits on {', '.join(map(str, fits))} GPUs of {options.memory:g} GiB.")
     elif lines := uses_of_headroom(shape, chosen, allowed):
         print(f"\nThe headroom is enough for one of these changes{where}:", *(f"  {line}" for line in lines), sep="\n")
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    studies = options.studies or [1]
+    for name, values in (
+        ("devices", options.devices or [1]), ("memory", [options.memory]), ("studies", studies),
+        ("tokens_per_second", [options.tokens_per_second or 1]),
+    ):  # fmt: skip
+        if min(values) <= 0:
+            raise UserError(f"Expected --{name} to be above 0, but got {min(values)}.")
+    if len(studies) > 2:
+        raise UserError(f"Expected --studies to be followed by 1 or 2 numbers, but got {len(studies)}.")
+    if options.tokens_per_second and not options.studies:
+        raise UserError("--tokens_per_second requires --studies, the numbers of training and validation studies.")
 
 
 def read_config(argv: Sequence[str]) -> Any:
@@ -130,7 +157,7 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
         reference=grpo and bool(given.kl.coef),
         train_vision=bool(given.train_vision),
         quantized=bool(given.load_in_4bit),
-        servers=grpo and given.rollout.servers is not None,
+        servers=grpo and bool(given.rollout.servers or given.rollout.colocate),
         compile_decode=bool(given.compile_decode),
     )
 

@@ -16,7 +16,7 @@ import sys
 import threading
 import warnings
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def decode(path: Path) -> np.ndarray:
     raise AssertionError  # for type checkers: the line above does not return
 
 
-def _send(pipe: IO[bytes], content: Any) -> None:
+def _send(pipe: IO[bytes], content: bytes) -> None:
     pipe.write(_LENGTH.pack(len(content)))
     pipe.write(content)
     pipe.flush()
@@ -120,7 +120,7 @@ def _serve() -> None:
                 _send(pipe, json.dumps(" ".join(str(error).split()) or type(error).__name__).encode())
                 continue
             _send(pipe, json.dumps({"shape": pixels.shape, "dtype": pixels.dtype.str}).encode())
-            _send(pipe, pixels.data.cast("B"))
+            _send(pipe, pixels.tobytes())
 
 
 if __name__ == "__main__":

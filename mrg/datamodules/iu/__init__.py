@@ -40,7 +40,7 @@ class IUXRayDataModule(ReportDataModule):
 
     Args:
         root: Folder with the reports and the images.
-        form: Form from which the studies are read; `"auto"` detects it, see `find_files`.
+        form: Form from which the studies are read; `"auto"` detects it by its files.
         annotation: Name of the annotation file in `root`, which lists R2Gen's split for all forms.
         reports: Name of the XML archive or folder, or of the table of reports, in `root`; empty for the published
             names. With the form `"annotation"` it adds indications and, if requested, impressions.
@@ -56,8 +56,8 @@ class IUXRayDataModule(ReportDataModule):
         variant: For R2Gen's split, `"r2gen"` requires the published counts 2069/296/590; `"any"` warns if they differ.
         empty_reports: Whether a study with an empty or missing report in an annotation is left out and counted
             (`"drop"`) or an error (`"raise"`). The 530 original reports without findings are always left out.
-        deidentified: Treatment of the token `XXXX` in training reports, see `clean_target`; references of validation
-            and test, and indications, stay as written.
+        deidentified: Treatment of the token `XXXX` in training reports: keep it, or drop the token or the sentence that
+            contains it; references of validation and test, and indications, stay as written.
         test_subset: `"all"`, or `"leakage_free"` for the test studies whose report does not occur in train.
         **kwargs: Arguments of `ReportDataModule`.
     """

@@ -28,8 +28,8 @@ class TableDataModule(ReportDataModule):
     """Data module of a table.
 
     Args:
-        table: File or folder in `root`, or id of a data set on the hub (see `open_table`); or a file for each of
-            `train`, `val` and `test`.
+        table: File in `root` (CSV, TSV, JSON, JSON lines, Parquet), folder saved by `datasets`, or id of a data set on
+            the hub; or one for each of `train`, `val` and `test`.
         columns: Columns by role.
         root: Folder of the data set.
         images: Folder in `root` to which image paths are relative; empty for `root` itself.

@@ -29,6 +29,7 @@ from mrg.modules.policy.ranks import exchange
 from mrg.modules.policy.save import merge_note, save_merged
 from mrg.modules.policy.vision_cache import VisionCache
 from mrg.modules.prefix.attention import PackedPrompts, SharedAttention, hidden_states
+from mrg.modules.prefix.flex import Flex, FlexPrompts
 from mrg.modules.prefix.packing import Packed, Prompts, pack
 
 SharedPrefix = Literal["auto", "required", "off"]
@@ -64,6 +65,8 @@ class Policy(nn.Module):
         self.reference_weights: dict[str, Tensor] = {}
         self.cast_adapter = CastAdapter()
         self.sharded = self.gathered = False
+        self.flex: Flex | None = None  # by which completions attend to their prompt in `logps`, if it is set
+        self.entropy_gradient = False  # whether entropies have a gradient, for a bonus
         self.cache: VisionCache | None = None
         kind = FAMILIES[self.base.config.model_type]
         self.family = (FastVLMProjector if train_projector and not train_vision else kind)(self.base.config)
@@ -250,12 +253,13 @@ class Policy(nn.Module):
         """
         if self.shares(mask.shape[1], len(mask) > len(prompts.mask)):
             packed = pack(prompts, completion_ids, mask, self.base.get_input_embeddings())
-            hidden = self.hidden_packed(packed, PackedPrompts(packed.layout), prompts.deepstack)[packed.predicts]
+            shared = PackedPrompts(packed.layout) if self.flex is None else FlexPrompts(packed.layout, self.flex)
+            hidden = self.hidden_packed(packed, shared, prompts.deepstack)[packed.predicts]
         else:
             hidden = self._hidden_repeated(prompts, completion_ids, mask)
         head = self.base.lm_head.weight
         banned = torch.tensor(self.banned_ids, dtype=torch.long, device=mask.device)
-        real = token_logps(hidden, head, completion_ids[mask], temperature, banned)
+        real = token_logps(hidden, head, completion_ids[mask], temperature, banned, self.entropy_gradient)
         return TokenLogps(
             *(torch.zeros(mask.shape, dtype=x.dtype, device=x.device).masked_scatter(mask, x) for x in real)
         )
@@ -321,14 +325,21 @@ class Policy(nn.Module):
         Raises:
             ValueError: If the base is in 4 bits and its checkpoint cannot be loaded.
         """
-        generation = GenerationConfig(
+        save_merged(self.model, self.processor, folder, write, self.sharded, self.generation(max_new_tokens))
+
+    def generation(self, max_new_tokens: int | None = None) -> GenerationConfig:
+        """Generation settings of evaluation: greedy decoding without the banned tokens.
+
+        Args:
+            max_new_tokens: Largest number of tokens of a completion; None leaves it out.
+        """
+        return GenerationConfig(
             do_sample=False,
             eos_token_id=self.eos_id,
             pad_token_id=self.pad_id,
             suppress_tokens=self.banned_ids,
             max_new_tokens=max_new_tokens,
         )
-        save_merged(self.model, self.processor, folder, write, self.sharded, generation)
 
     def merge_note(self) -> str:
         """Note in brackets for the line that names the saved policy; empty unless merging rounds its weights."""

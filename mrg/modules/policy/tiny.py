@@ -26,10 +26,9 @@ class Tiny:
             much faster from few, large tokens than from many.
         init_std: Standard deviation of the initial weights, about 1 / sqrt(hidden_size).
         rope_theta: Base of the rotary positions, small because prompts and reports are short.
-        cnn: Widths of the four stages of a convolutional vision tower, see `mrg.modules.policy.tiny_cnn`; empty builds
-            a vision transformer.
-        pretrained: `"efficientnet_lite0"` for a convolutional vision tower pretrained on ImageNet, see
-            `mrg.modules.policy.efficientnet`; empty draws random weights.
+        cnn: Widths of the four stages of a convolutional vision tower; empty builds a vision transformer.
+        pretrained: `"efficientnet_lite0"` for a convolutional vision tower pretrained on ImageNet (extra
+            `pretrained`); empty draws random weights.
     """
 
     hidden_size: int = 96

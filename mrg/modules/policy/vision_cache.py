@@ -70,7 +70,7 @@ class VisionCache:
     def _units(self, batch: Batch) -> tuple[list[Tensor], list[int]]:
         """Pixels of each image or tile, and its number of tokens if that differs between images."""
         if batch.image_grid_thw is None:
-            return list(batch.pixel_values.split(1)), []  # type: ignore[no-untyped-call]
+            return list(batch.pixel_values.split(1)), []
         patches = batch.image_grid_thw.prod(1).tolist()
         merged = self.base.visual.spatial_merge_size**2
         return list(torch.split(batch.pixel_values, patches)), [count // merged for count in patches]

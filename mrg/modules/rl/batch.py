@@ -20,13 +20,15 @@ class Step:
 
     Args:
         rollout: N completions.
-        advantages: (N,) advantages.
+        advantages: (N,) advantages, or (N, C) of each token.
         ref_logps: (N, C) log-probabilities of the reference model, or None without a KL term.
         groups: Groups of this step.
         old_logps: (N, C) log-probabilities of the policy at the start of the round; None takes the policy's own, which
             are the same in a round of a single step.
+        uncertain: (N, C) bool, True at the tokens that enter the policy loss; None if all do.
         num_completions: Completions of the step, the mean over ranks.
         num_tokens: Tokens by which the loss of the step is normalized, the mean over ranks.
+        num_entropy_tokens: Tokens over which the entropy bonus is averaged, the mean over ranks.
     """
 
     rollout: Rollout
@@ -34,8 +36,14 @@ class Step:
     ref_logps: Tensor | None
     groups: list[int]
     old_logps: Tensor | None = None
+    uncertain: Tensor | None = None
     num_completions: float = 1.0
     num_tokens: float = 1.0
+    num_entropy_tokens: float = 1.0
+
+    def num_groups(self, group_size: int) -> int:
+        """Number of groups of the round, on this rank."""
+        return len(self.rollout.texts) // group_size
 
     def num_loss_tokens(
         self, group_size: int, num_minibatches: int, loss_type: LossType, mask_truncated: bool
@@ -44,6 +52,12 @@ class Step:
         tokens = self.rollout.completion_mask.sum(1) * self.rollout.counted(mask_truncated)  # (N,)
         if loss_type in ("dapo", "cispo"):
             return float(tokens.sum()) / num_minibatches
+        return float(tokens.view(-1, group_size)[self.groups].sum())
+
+    def num_uncertain_tokens(self, group_size: int, mask_truncated: bool) -> float:
+        """Tokens of the step on this rank that enter the policy loss."""
+        mask = self.rollout.completion_mask if self.uncertain is None else self.uncertain
+        tokens = mask.sum(1) * self.rollout.counted(mask_truncated)  # (N,)
         return float(tokens.view(-1, group_size)[self.groups].sum())
 
 

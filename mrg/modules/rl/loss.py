@@ -1,4 +1,4 @@
-"""The GRPO losses, their KL term and the sampler correction: pure functions of log-probabilities.
+"""The GRPO losses and their KL term: pure functions of log-probabilities.
 
 **Policy loss.** With r = exp(logp - old_logp) of a token, A the advantage of its completion and L the completion's
 tokens; N the completions and T the tokens of one optimizer step, over all micro-batches and all ranks:
@@ -11,6 +11,7 @@ tokens; N the completions and T the tokens of one optimizer step, over all micro
 | `dr_grpo` | the same | 1 / (N max_tokens), a constant | Liu et al., Dr. GRPO, 2025 |
 | `gspo` | the same, r the geometric mean over the completion | 1 / (N L) | Zheng et al., GSPO, 2025 |
 | `cispo` | -sg(clip(r)) A logp, sg: no gradient | 1 / T | MiniMax, MiniMax-M1, 2025 |
+| `sapo` | -A (4 / t) sigmoid(t (r - 1)), t by the sign of A | 1 / (N L) | Gao et al., SAPO, 2025 |
 
 clip(r) limits r to [1 - clip_low, 1 + clip_high]. `kl_coef` times the KL term is added to each token.
 
@@ -19,8 +20,9 @@ in TRL `bnpo` does, which is its only difference from `dapo` there. Here the two
 when a round makes several steps: `bnpo` the tokens of the step, `dapo` and `cispo` the tokens of the round divided by
 its steps (as TRL); in a round of one step they are the same loss. GSPO needs clips of about 3e-4. CISPO clips on both
 sides as in the paper's equation; the paper's runs, and TRL, have no lower bound: `clip_low=1`. For this loss only,
-TRL's `epsilon_high` is the bound itself: 1 + clip_high. The KL correction uses the token's ratio in `gspo` too; TRL
-uses the sequence's, with which the gradient is biased.
+TRL's `epsilon_high` is the bound itself: 1 + clip_high. SAPO replaces the clip by a sigmoid whose slope is 1 at r = 1;
+its temperature t is 1 where A > 0 and 1.05 elsewhere, so that unlikely tokens are pushed down more carefully. The KL
+correction uses the token's ratio in `gspo` too; TRL uses the sequence's, with which the gradient is biased.
 
 **KL term.** With lp the logp of a token sampled from the policy and ref the reference model's (Schulman, "Approximating
 KL divergence", 2020), and KL short for KL(policy, reference):
@@ -36,15 +38,6 @@ and Munos, "On a few pitfalls in KL divergence gradient estimation for RL", 2025
 policy / old policy, with its gradient, restores that dependence and corrects for tokens of an older policy (DeepSeek,
 DeepSeek-V3.2, 2025). All of this holds for a token given the tokens before it; the effect of a token on the KL of later
 tokens is left out.
-
-**Sampler correction.** Another engine, another precision or an older adapter samples from a distribution q that is not
-quite the policy p at the start of the round. The loss of a token is weighted by w = p / q, limited in one of two ways:
-
-| `correction` | weight | source |
-|---|---|---|
-| `truncate` | min(w, limit) | Yao et al., "Your efficient RL framework secretly brings you off-policy RL", 2025 |
-| `mask` | w where 1 / limit <= w <= limit, else 0 | Ling Team, IcePop in "Every step evolves", 2025 |
-| `none` | 1 | |
 """
 
 from __future__ import annotations
@@ -56,10 +49,9 @@ from torch import Tensor
 
 from mrg.errors import UserError
 
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"]
 LOSS_TYPES: tuple[LossType, ...] = get_args(LossType)
 KLEstimator = Literal["k1", "k2", "k3"]
-Correction = Literal["truncate", "mask", "none"]
 
 
 def grpo_loss(
@@ -67,7 +59,7 @@ def grpo_loss(
     num_completions: float, clip_low: float = 0.2, clip_high: float = 0.2, kl_coef: float = 0.04, *,
     loss_type: LossType = "grpo", num_tokens: float | None = None, max_tokens: int | None = None,
     dual_clip: float | None = None, kl_estimator: KLEstimator = "k3", kl_ratio_correction: bool = False,
-    weights: Tensor | None = None,
+    weights: Tensor | None = None, sapo_temperature_pos: float = 1.0, sapo_temperature_neg: float = 1.05,
 ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Share of N completions in the loss of an optimizer step; formulas and sources in the tables above.
 
@@ -77,7 +69,7 @@ def grpo_loss(
         logps: (N, C) log-probabilities of the policy, with gradient.
         old_logps: (N, C) log-probabilities of the policy that sampled.
         ref_logps: (N, C) log-probabilities of the reference model, or None if `kl_coef` is 0.
-        advantages: (N,) advantages of the completions.
+        advantages: (N,) advantages of the completions, or (N, C) of their tokens.
         mask: (N, C) bool, True at tokens that count; values elsewhere are ignored, and a row may be empty.
         num_completions: Completions of the whole step, on all ranks.
         clip_low: The ratio is clipped below at 1 - clip_low.
@@ -89,7 +81,9 @@ def grpo_loss(
         dual_clip: Upper limit of the ratio where the advantage is negative, see `clipped_surrogate`.
         kl_estimator: Row of the second table above.
         kl_ratio_correction: Multiply the KL term by the token's unclipped ratio.
-        weights: (N, C) factors of the policy loss, but not of the KL term, see `correction_weights`.
+        weights: (N, C) factors of the policy loss, but not of the KL term, see `mrg.modules.rl.correction`.
+        sapo_temperature_pos: Temperature of `sapo` where the advantage is positive.
+        sapo_temperature_neg: Temperature of `sapo` elsewhere.
 
     Returns:
         The scalar share, and detached sums over completions of token means: `kl`, `entropy_proxy` (-logp), `clipped`,
@@ -103,9 +97,11 @@ def grpo_loss(
     logps, old_logps = logps.where(mask, 0.0), old_logps.detach().where(mask, 0.0)
     token_ratio = (logps - old_logps).exp()
     ratio = sequence_ratio(logps, old_logps, mask) if loss_type == "gspo" else token_ratio
-    advantages = advantages[:, None].to(logps.dtype)
+    advantages = (advantages if advantages.ndim > 1 else advantages[:, None]).to(logps.dtype)
     if loss_type == "cispo":
         per_token = cispo_surrogate(logps, ratio, advantages, clip_low, clip_high)
+    elif loss_type == "sapo":
+        per_token = sapo_surrogate(ratio, advantages, sapo_temperature_pos, sapo_temperature_neg)
     else:
         per_token = clipped_surrogate(ratio, advantages, clip_low, clip_high, dual_clip)
     if weights is not None:
@@ -136,6 +132,12 @@ def cispo_surrogate(logps: Tensor, ratio: Tensor, advantages: Tensor, clip_low: 
     return -ratio.detach().clamp(1 - clip_low, 1 + clip_high) * advantages * logps
 
 
+def sapo_surrogate(ratio: Tensor, advantages: Tensor, positive: float = 1.0, negative: float = 1.05) -> Tensor:
+    """`-A (4 / t) sigmoid(t (r - 1))`, t by the sign of A: a smooth clip (Gao et al., SAPO, 2025)."""
+    temperature = torch.full_like(advantages, negative).masked_fill(advantages > 0, positive)
+    return -(temperature * (ratio - 1)).sigmoid() * 4 / temperature * advantages
+
+
 def sequence_ratio(logps: Tensor, old_logps: Tensor, mask: Tensor) -> Tensor:
     """`(pi(o) / pi_old(o)) ^ (1 / L)`, (N, 1): the geometric mean of token ratios (Zheng et al., GSPO, 2025)."""
     gap = (logps - old_logps).where(mask, 0.0)
@@ -163,7 +165,7 @@ def aggregate(
     if num_completions <= 0:
         raise UserError(f"Expected argument `num_completions` to be above 0, but got {num_completions}.")
     sums = per_token.where(mask, 0.0).sum(1)  # (N,)
-    if loss_type in ("grpo", "gspo"):
+    if loss_type in ("grpo", "gspo", "sapo"):
         return (sums / mask.sum(1).clamp(min=1)).sum() / num_completions
     if loss_type == "dr_grpo":
         if max_tokens is None or max_tokens < 1:
@@ -198,51 +200,6 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, estimator: KLEstimator = "k3")
     return gap.exp() - gap - 1
 
 
-def check_correction(correction: Correction, limit: float, where: str = "") -> None:
-    """Check the options of `correction_weights`.
-
-    Args:
-        correction: Row of the third table above.
-        limit: Limit of the ratio, above 1.
-        where: Prefix of the settings' names in messages.
-
-    Raises:
-        UserError: If one is out of range.
-    """
-    if correction not in get_args(Correction):
-        choices = ", ".join(get_args(Correction))
-        raise UserError(f"Expected `{where}correction` to be one of {choices}, but got {correction!r}.")
-    if not limit > 1:
-        raise UserError(f"Expected `{where}ratio_limit` to be above 1, but got {limit}.")
-
-
-def correction_weights(
-    logps: Tensor, sampled_logps: Tensor, mask: Tensor, correction: Correction = "truncate", limit: float = 2.0
-) -> tuple[Tensor, Tensor]:
-    """Weight of each token's loss for tokens of another sampler, without gradient.
-
-    Args:
-        logps: (N, C) log-probabilities of the policy at the start of the round.
-        sampled_logps: (N, C) log-probabilities of the sampler.
-        mask: (N, C) bool, True at tokens; values elsewhere are ignored.
-        correction: Row of the third table above.
-        limit: Limit of the ratio, above 1.
-
-    Returns:
-        (N, C) weights, 1 where the mask is False; and (N, C) floats, 1.0 at tokens whose ratio is beyond the limit.
-
-    Raises:
-        UserError: If the correction is unknown or the limit is out of range.
-    """
-    check_correction(correction, limit)
-    ratio = (logps.detach() - sampled_logps).where(mask, 0.0).exp()  # (N, C)
-    beyond = (ratio > limit) | (ratio < 1 / limit) if correction == "mask" else ratio > limit
-    if correction == "none":
-        return torch.ones_like(ratio), torch.zeros_like(ratio)
-    weights = ratio.masked_fill(beyond, 0.0) if correction == "mask" else ratio.clamp(max=limit)
-    return weights, beyond.to(ratio.dtype)
-
-
 def check_loss_options(
     loss_type: LossType = "grpo",
     clip_low: float = 0.2,
@@ -274,8 +231,8 @@ def check_loss_options(
     for name, value in (("clip_low", clip_low), ("clip_high", clip_high)):
         if not value >= 0:
             raise UserError(f"{expected(name)} to be at least 0, but got {value}.")
-    if dual_clip is not None and loss_type == "cispo":
-        raise UserError(f"{expected('dual_clip')} to be None for 'cispo', but got {dual_clip}.")
+    if dual_clip is not None and loss_type in ("cispo", "sapo"):
+        raise UserError(f"{expected('dual_clip')} to be None for {loss_type!r}, but got {dual_clip}.")
     if dual_clip is not None and not dual_clip >= 1 + clip_high:
         raise UserError(
             f"{expected('dual_clip')} to be at least 1 + clip_high = {1 + clip_high:g}, but got {dual_clip}."
@@ -299,7 +256,8 @@ def _clipped(
 ) -> dict[str, Tensor]:
     """(N, C) indicators of the tokens that are clipped below, above, by a dual clip, or by any of these.
 
-    A clipped token loses its gradient; in CISPO, only its weight is changed.
+    A clipped token loses its gradient; in CISPO, only its weight is changed. SAPO clips none: its masks show the tokens
+    beyond the clips.
     """
     low, high = ratio < 1 - clip_low, ratio > 1 + clip_high
     if loss_type != "cispo":

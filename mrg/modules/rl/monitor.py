@@ -33,7 +33,7 @@ LOWER = {
 """Phase -> remedy if it runs out of memory."""
 BY_STEP = {"loss", "grad_norm"}
 """Values that are means over steps already, on each rank."""
-BY_COMPLETION = {"logp_gap", "entropy", "corrected"}
+BY_COMPLETION = {"logp_gap", "entropy", "corrected", "off_policy"}
 """Sums over all completions that were computed; all other sums are over those that enter the loss."""
 
 

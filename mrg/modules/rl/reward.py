@@ -24,6 +24,7 @@ from mrg.metrics.scorer import load_scorer
 from mrg.metrics.trl import RewardError, as_reward
 from mrg.modules.rl.advantage import combine_rewards
 from mrg.modules.rl.corpus_f1 import CorpusF1, corpus_rewards
+from mrg.modules.rl.normal_bias import NormalBias, NormalBiasReward
 
 
 @dataclasses.dataclass
@@ -117,9 +118,13 @@ class Reward:
         corpus_f1_weight: Weight of the corpus F1 of findings, see `mrg.modules.rl.corpus_f1`.
         denial_f1_weight: Weight of the corpus F1 of what is ruled out.
         corpus_f1: Settings of both; the defaults if None.
+        rare_mccs_weight: Weight of MCCS with weights of the conditions, see `mrg.modules.rl.normal_bias`.
+        positives_weight: Weight of the agreement of the stated findings.
+        above_constant_weight: Weight of MCCS above the best constant report.
+        normal_bias: Settings of these three; the defaults if None.
 
     Raises:
-        UserError: If all weights are 0, two parts have the same name, or a corpus-F1 part has no labeler.
+        UserError: If all weights are 0, two parts have the same name, or a part that compares labels has no labeler.
     """
 
     def __init__(
@@ -134,18 +139,29 @@ class Reward:
         corpus_f1_weight: float = 0.0,
         denial_f1_weight: float = 0.0,
         corpus_f1: CorpusF1 | None = None,
+        rare_mccs_weight: float = 0.0,
+        positives_weight: float = 0.0,
+        above_constant_weight: float = 0.0,
+        normal_bias: NormalBias | None = None,
     ) -> None:
         self.labeler, self.think = labeler, think
         corpus = {"corpus_f1": corpus_f1_weight, "denial_f1": denial_f1_weight}
         self.corpus = corpus_rewards(corpus_f1, [name for name, weight in corpus.items() if weight])
         if self.corpus and labeler is None:
             raise UserError("Corpus F1 compares findings: set model.init_args.labeler.")
+        unbiased = {
+            "rare_mccs": rare_mccs_weight, "positives": positives_weight, "above_constant": above_constant_weight,
+        }  # fmt: skip
+        self.normal_bias = {
+            name: NormalBiasReward(name, normal_bias or NormalBias(), margin) for name in unbiased if unbiased[name]
+        }
         self.metrics: dict[str, MCCS | CEF1] = {
             "mccs": MCCS(margin=margin),
             "ce_f1": CEF1(average="example", zero_division=1),
         }
         self.weights = {"mccs": mccs_weight, "ce_f1": ce_f1_weight, "format": format_weight}
         self.weights |= {name: corpus[name] for name in self.corpus}
+        self.weights |= {name: unbiased[name] for name in self.normal_bias}
         self.scorers = []
         self.warned: set[str] = set()
         for part in scorers:
@@ -160,7 +176,8 @@ class Reward:
         if not any(self.weights.values()):
             raise UserError(
                 "Expected a weight other than 0 in the reward: set model.init_args.reward.mccs_weight, ce_f1_weight, "
-                "corpus_f1_weight, denial_f1_weight, format_weight or scorers."
+                "corpus_f1_weight, denial_f1_weight, rare_mccs_weight, positives_weight, above_constant_weight, "
+                "format_weight or scorers."
             )
 
     def __call__(self, texts: Sequence[str], target: Sequence[str], study_id: Sequence[str]) -> Rewards:
@@ -180,8 +197,7 @@ class Reward:
         reports = [parse_completion(text, self.think).report for text in texts]
         labels = self._labels(reports, target, study_id)  # (N, 14) each
         written = torch.tensor([bool(report) for report in reports])  # (N,)
-        parts = {name: metric.scores(*labels).where(written, 0.0) for name, metric in self.metrics.items()}
-        parts |= {name: part.scores(*labels).where(written, 0.0) for name, part in self.corpus.items()}
+        parts = {name: part.where(written, 0.0) for name, part in self.label_parts(*labels).items()}
         parts["format"] = format_score(texts, self.think)
         present = {}
         for scorer in self.scorers:
@@ -195,6 +211,11 @@ class Reward:
             worst = int((~total.isfinite()).nonzero()[0])
             raise RewardError(f"The reward of study {study_id[worst]} is {float(total[worst])}, not a finite number.")
         return Rewards(total, parts, labels, present, scored)
+
+    def label_parts(self, preds: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Unweighted parts that depend on labels alone: name -> (N,), for (N, 14) label classes of both sides."""
+        scorers = {**self.metrics, **self.corpus, **self.normal_bias}
+        return {name: scorer.scores(preds, target) for name, scorer in scorers.items()}
 
     def _warn_of_rewarded_silence(
         self, parts: Mapping[str, Tensor], present: Mapping[str, Tensor], written: Tensor

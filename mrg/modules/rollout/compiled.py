@@ -82,7 +82,7 @@ class CompiledDecoder(StaticDecoder):
             expected = Expected(policy, view, token, position, step) if checked else None
             try:
                 if view.lengths.device.type == "cuda":
-                    torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                    torch.compiler.cudagraph_mark_step_begin()
                 num_skipped = skipped_graphs()
                 logits = self.steps[key](policy, view, token, position, step)
                 if expected is not None:

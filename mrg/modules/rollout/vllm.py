@@ -1,9 +1,7 @@
 """Rollouts sampled by vLLM servers.
 
-Each study is one chat request for its whole group. Images are sent as PNG in the size in which the policy reads them,
-so that a server does not resize them; the tokens of the prompt are returned and must equal the policy's. The base
-weights are never sent: the adapter is written to a folder that the servers can read, under a new name each time, and
-loaded from there.
+Each study is one chat request for its whole group, with its images as PNG. The base weights are never sent: the adapter
+is written to a folder that the servers can read, under a new name each time, and loaded from there.
 """
 
 from __future__ import annotations
@@ -12,19 +10,18 @@ import base64
 import io
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from torch import Tensor
 
 from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.files import make_folder
 from mrg.modules.policy.policy import Policy
+from mrg.modules.rollout.exchange import Contents, check_prompt, prompt_tokens, sampling_options, to_rollout
 from mrg.modules.rollout.sampling import Rollout
 from mrg.modules.rollout.vllm_servers import AgainError, ServerPool, Servers, message_of
 
@@ -56,9 +53,11 @@ class VLLMClient:
         name: Name of the run, part of the adapters' names.
     """
 
+    version = "vLLM servers"
+
     def __init__(self, servers: Servers, policy: Policy, name: str = "mrg") -> None:
         self.servers, self.policy, self.name = servers, policy, name
-        self.pool = ServerPool(servers)
+        self.pool, self.contents = ServerPool(servers), Contents(policy, image_part)
         self.adapter: tuple[str, Path] | None = None
         self.last_sync = 0
 
@@ -118,51 +117,25 @@ class VLLMClient:
             UserError: If a server refuses a request, or reads another prompt than the policy.
         """
         self.pool.revive()
-        contents = list(self._contents(batch))
         jobs = []
         for row, seed in seeds.items():
-            prompt = batch.prompt_ids[row][batch.prompt_mask[row]].tolist()
-            request = self._request(contents[row], group_size, max_new_tokens, temperature, seed)
-            jobs.append((request, prompt, batch.study_id[row]))
+            content = self.contents.of(batch, row)
+            request = self._request(content, group_size, max_new_tokens, temperature, seed)
+            jobs.append((request, prompt_tokens(batch, row), batch.study_id[row]))
         with ThreadPoolExecutor(min(len(jobs), 32 * len(self.pool.urls))) as threads:
             written = list(threads.map(lambda job: self._study(*job), jobs))
         choices = [choice for group in written for choice in group]
-        return self._rollout(choices, batch.prompt_ids.device)
-
-    def _contents(self, batch: Batch) -> Iterator[list[dict[str, Any]]]:
-        """Chat contents of the studies, with the images in the size in which the policy reads them."""
-        processor = self.policy.processor.image_processor
-        grids = iter(() if batch.image_grid_thw is None else batch.image_grid_thw.tolist())
-        for content, views in zip(batch.contents, batch.views, strict=True):
-            images = []
-            for view in views:
-                image = view.load()
-                if batch.image_grid_thw is not None:
-                    _, rows, columns = next(grids)
-                    size = (columns * processor.patch_size, rows * processor.patch_size)
-                    image = image.resize(size, processor.resample)
-                images.append(image_part(image))
-            given = iter(images)
-            yield [next(given) if part["type"] == "image" else part for part in content]
+        tokens = [choice["token_ids"] for choice in choices]
+        logps = [[token["logprob"] for token in choice["logprobs"]["content"]] for choice in choices]
+        return to_rollout(self.policy, tokens, logps, batch.prompt_ids.device)
 
     def _request(
         self, content: list[dict[str, Any]], group_size: int, max_new_tokens: int, temperature: float, seed: int
     ) -> dict[str, Any]:
-        # Every setting is given, so that a checkpoint's generation_config.json has no effect on sampling.
         return {
+            **sampling_options(self.policy, group_size, temperature, seed),
             "messages": [{"role": "user", "content": content}],
-            "n": group_size,
-            "temperature": temperature,
-            "top_p": 1.0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "seed": seed % 2**31,
             "max_completion_tokens": max_new_tokens,
-            "logit_bias": {str(token): -100 for token in self.policy.banned_ids},
-            "stop_token_ids": [self.policy.eos_id],
             "logprobs": True,
             "top_logprobs": 0,
             "return_token_ids": True,
@@ -175,7 +148,7 @@ class VLLMClient:
     def _choices(self, url: str, request: dict[str, Any], prompt: list[int], study: str) -> list[dict[str, Any]]:
         answer = self.pool.post(url, "/v1/chat/completions", {**request, "model": self._model(url)})
         if answer.status_code == 404 and self.adapter is not None:
-            self.pool.loaded.pop(url, None)  # it has been restarted since
+            self.pool.forget(url, self.adapter[0])  # it has been restarted since
             raise AgainError(f"{url} lost its adapter")
         if answer.status_code != 200:
             raise UserError(f"Study {study}: the rollout server {url} refused the request: {message_of(answer)}")
@@ -184,12 +157,7 @@ class VLLMClient:
         read = content.get("prompt_token_ids")
         if read is None or any(choice.get("token_ids") is None for choice in choices):
             raise UserError(f"The rollout server {url} returns no token ids: it is too old, update vLLM.")
-        if read != prompt:
-            raise UserError(
-                f"Study {study}: the rollout server {url} reads another prompt than the policy ({len(read)} tokens, "
-                f"not {len(prompt)}): serve the checkpoint of model.init_args.policy with its own chat template and "
-                "image settings."
-            )
+        check_prompt(read, prompt, study, f"server {url}")
         if len(choices) != request["n"]:
             raise AgainError(f"{url} wrote {len(choices)} of {request['n']} completions")
         return choices
@@ -201,23 +169,6 @@ class VLLMClient:
         name, folder = self.adapter
         self.pool.load(url, name, folder)
         return name
-
-    def _rollout(self, choices: list[dict[str, Any]], device: torch.device) -> Rollout:
-        lengths = [len(choice["token_ids"]) for choice in choices]
-        shape = (len(choices), max(lengths))
-        ids = torch.full(shape, self.policy.pad_id)
-        logps = torch.zeros(shape)
-        for row, (choice, length) in enumerate(zip(choices, lengths, strict=True)):
-            ids[row, :length] = torch.tensor(choice["token_ids"])
-            logps[row, :length] = torch.tensor([token["logprob"] for token in choice["logprobs"]["content"]])
-        mask = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-        ended: Tensor = ((ids == self.policy.eos_id) & mask).any(1)
-        tokenizer = self.policy.processor.tokenizer
-        texts = [
-            tokenizer.decode(row[:length], skip_special_tokens=True).strip()
-            for row, length in zip(ids, lengths, strict=True)
-        ]
-        return Rollout(ids.to(device), mask.to(device), logps.to(device), texts, ~ended.to(device))
 
 
 def image_part(image: Any) -> dict[str, Any]:

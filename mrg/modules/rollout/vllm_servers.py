@@ -9,13 +9,14 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 import requests
 
 from mrg.errors import RunError, UserError
-from mrg.modules.rl.loss import Correction, check_correction
+from mrg.modules.rl.correction import Correction, check_correction
 
 START = (
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve MODEL --enable-lora --max-lora-rank RANK "
@@ -46,7 +47,7 @@ class Servers:
         urls: Addresses, such as `http://127.0.0.1:8000`; each serves the base model of `model.init_args.policy`.
         adapters: Folder for adapters, which all servers must see under the same path.
         sync_every: Rounds between two adapters.
-        correction: Correction for the gap between policy and sampler, see `mrg.modules.rl.loss`.
+        correction: Correction for the gap between policy and sampler, see `mrg.modules.rl.correction`.
         ratio_limit: Limit of the ratio in the correction.
         timeout: Time limit for the group of a study, in seconds.
         attempts: Attempts per study, on any server that is up, before the run stops.
@@ -78,6 +79,9 @@ class Servers:
 class ServerPool:
     """Servers that are asked in turn; one that fails is skipped until it answers again.
 
+    Threads share it. Its lock is held for bookkeeping alone, never during a request, so that a server that is slow or
+    dead delays only the studies that were sent to it.
+
     Args:
         servers: Servers and settings.
     """
@@ -87,6 +91,7 @@ class ServerPool:
         self.urls = [url.rstrip("/") for url in servers.urls]
         self.base_names: dict[str, str] = {}
         self.loaded: dict[str, str] = {}
+        self._loading: dict[tuple[str, str], Future[None]] = {}
         self.down: set[str] = set()
         self._next = 0
         self._lock = threading.Lock()
@@ -171,6 +176,8 @@ class ServerPool:
     def load(self, url: str, name: str, folder: Path) -> None:
         """Make a server load an adapter in place of the one before, unless it has done so already.
 
+        If another thread is loading it there, wait for that thread; threads that ask other servers do not wait.
+
         Raises:
             AgainError: If the server does not answer.
             UserError: If it cannot load the adapter.
@@ -178,16 +185,51 @@ class ServerPool:
         with self._lock:
             if self.loaded.get(url) == name:
                 return
-            old = self.loaded.pop(url, None)
-            answer = self.post(url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, BUSY)
-            if answer.status_code != 200 and "already" not in answer.text:
-                raise UserError(
-                    f"The rollout server {url} cannot load the adapter {folder}: {message_of(answer)} Its rank must "
-                    "be at most the server's --max-lora-rank, and the folder must be readable there."
-                )
-            self.loaded[url] = name
-            if old is not None:
-                self.post(url, "/v1/unload_lora_adapter", {"lora_name": old})
+            loading = self._loading.get((url, name))
+            mine = loading is None
+            if loading is None:
+                loading = self._loading[url, name] = Future()
+        if not mine:
+            return loading.result()
+        try:
+            self._load(url, name, folder)
+        except BaseException as error:
+            loading.set_exception(error)
+            raise
+        else:
+            loading.set_result(None)
+        finally:
+            with self._lock:
+                del self._loading[url, name]
+
+    def _load(self, url: str, name: str, folder: Path) -> None:
+        answer = self.post(url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, BUSY)
+        # It refuses a name that it serves already, which another rank, or a request that timed out, has loaded.
+        if answer.status_code != 200 and not (answer.status_code == 400 and self._serves(url, name, folder)):
+            raise UserError(
+                f"The rollout server {url} cannot load the adapter {folder}: {message_of(answer)} Its rank must "
+                "be at most the server's --max-lora-rank, and the folder must be readable there."
+            )
+        with self._lock:
+            old, self.loaded[url] = self.loaded.get(url), name
+        if old is not None:
+            self.post(url, "/v1/unload_lora_adapter", {"lora_name": old})
+
+    def forget(self, url: str, name: str) -> None:
+        """Note that a server has lost an adapter."""
+        with self._lock:
+            if self.loaded.get(url) == name:
+                del self.loaded[url]
+
+    def _serves(self, url: str, name: str, folder: Path) -> bool:
+        """Whether a server lists an adapter of this name, loaded from this folder."""
+        try:
+            models = requests.get(f"{url}/v1/models", timeout=20).json()["data"]
+            return any(model["id"] == name and model["root"] == str(folder) for model in models)
+        except requests.RequestException as error:
+            raise AgainError(f"{url}: {type(error).__name__}") from None
+        except (KeyError, TypeError, ValueError):
+            return False
 
 
 def _is_up(url: str) -> bool:

@@ -48,6 +48,30 @@ def test_values_and_gradients_are_autograds(tile, temperature, banned):
         assert torch.allclose(one, other, atol=1e-12)
 
 
+@pytest.mark.parametrize("banned", [None, BANNED])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_gradient_of_the_entropy_is_autograds(tile, temperature, banned):
+    hidden, weight, ids = tensors()
+    logits = hidden @ weight.T / temperature
+    allowed = torch.ones(V, dtype=torch.bool).index_fill(
+        0, torch.tensor([]).long() if banned is None else banned, False
+    )
+    expected = (
+        plain(hidden, weight, ids, temperature, banned)[0],
+        torch.distributions.Categorical(logits=logits[:, allowed]).entropy(),
+    )
+    got = token_logps(hidden, weight, ids, temperature, banned, entropy_gradient=True)
+    factors = torch.randn(2, T, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for chosen in (hidden, weight):
+        one, other = (
+            torch.autograd.grad(
+                sum((f * x).sum() for f, x in zip(factors, pair, strict=True)), chosen, retain_graph=True
+            )
+            for pair in (got, expected)
+        )
+        assert torch.allclose(one[0], other[0], atol=1e-12)
+
+
 def test_a_banned_token_has_no_probability_and_gets_no_gradient():
     hidden, weight, ids = tensors()
     ids[0] = BANNED[0]

@@ -10,6 +10,7 @@ from mrg.datamodules.demo import World, make_study
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import LoRA
 from mrg.modules.rl.corpus_f1 import CorpusF1
+from mrg.modules.rl.entropy import EntropySettings
 from tests.modules.grpo_on_ranks import Fixed
 from tests.modules.test_grpo import SETTINGS, FixedData
 from tests.nested import nested
@@ -57,6 +58,9 @@ VARIANTS = {
     "corpus": {},
     "decoupled": {"aggregation": "normalize_then_sum", "corpus_f1_weight": 0.0, "denial_f1_weight": 0.0,
                   "mccs_weight": 0.5, "ce_f1_weight": 0.5},
+    "uncertain": {"entropy": EntropySettings(coef=0.05, target=10.0, top_quantile=0.5), "above_constant_weight": 0.5,
+                  "rare_mccs_weight": 0.5, "overlong_weight": 0.2, "overlong_cache": 8, "off_policy_limit": 0.1,
+                  "num_iterations": 2},
 }  # fmt: skip
 """Settings of the runs that must not depend on the number of processes."""
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrg.modules.rl.decoupled import decoupled_terms, part_statistics, scaled
-from mrg.modules.settings import LossSettings
+from mrg.modules.rl.settings import LossSettings
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL and transformers
 HALF = 0.5**0.5

@@ -53,6 +53,8 @@ MASK = torch.tensor([[True, True], [True, False]])
         ("dr_grpo", (-1.2 - 0.5 + 1.5) / (2 * MAX_TOKENS)),
         ("gspo", (-1.0 + 1.5) / 2),  # the geometric mean of 2 and .5 is 1
         ("cispo", (-1.2 * math.log(0.5) - 0.8 * math.log(0.25) + 1.2 * math.log(0.6)) / 3),
+        # 4 sigmoid(1), 4 sigmoid(-.5), and with the other temperature 4 / 1.05 sigmoid(1.05 * .5)
+        ("sapo", ((-4 / (1 + math.exp(-1)) - 4 / (1 + math.exp(0.5))) / 2 + 4 / 1.05 / (1 + math.exp(-0.525))) / 2),
     ],
 )
 def test_each_loss_by_hand(loss_type, expected):
@@ -117,7 +119,7 @@ def test_stats_are_sums_over_completions_of_token_means():
 @pytest.mark.parametrize("split", [1, 2, 4, 5])
 def test_neither_split_nor_order_nor_padding_changes_anything(loss_type, order, split):
     logps, old, ref, advantages, mask = rows()
-    options = {"dual_clip": None if loss_type == "cispo" else 1.5, "kl_ratio_correction": True}
+    options = {"dual_clip": None if loss_type in ("cispo", "sapo") else 1.5, "kl_ratio_correction": True}
     whole, stats = loss_of(loss_type, logps, old, ref, advantages, mask, **options)
     shares = []
     for start in range(0, 6, split):
@@ -137,7 +139,7 @@ def test_ratio_one_gives_the_reinforce_gradient(loss_type):
     logps, _, _, advantages, mask = rows()
     loss, stats = loss_of(loss_type, logps, logps.detach(), None, advantages, mask, kl_coef=0.0)
     weight = {"grpo": 1 / mask.sum(1, keepdim=True) / 6, "dr_grpo": 1 / (6 * MAX_TOKENS)}
-    weight["gspo"] = weight["grpo"]
+    weight["gspo"] = weight["sapo"] = weight["grpo"]
     assert torch.allclose(
         gradient(loss, logps), -advantages[:, None] * mask * weight.get(loss_type, 1 / 20), atol=1e-15
     )
@@ -251,6 +253,7 @@ def test_truncated_completions_keep_their_place_but_not_their_tokens(loss_type):
         ({"clip_high": -0.1}, "`clip_high` to be at least 0, but got -0.1"),
         ({"dual_clip": 1.1}, "`dual_clip` to be at least 1 \\+ clip_high = 1.2, but got 1.1"),
         ({"dual_clip": 3.0, "loss_type": "cispo", "num_tokens": 20}, "`dual_clip` to be None for 'cispo'"),
+        ({"dual_clip": 3.0, "loss_type": "sapo"}, "`dual_clip` to be None for 'sapo'"),
         ({"loss_type": "dapo"}, "`num_tokens` to be at least 0 for 'dapo', but got None"),
         ({"loss_type": "dr_grpo"}, "`max_tokens` to be at least 1 for 'dr_grpo', but got None"),
         ({"num_completions": 0}, "`num_completions` to be above 0, but got 0"),

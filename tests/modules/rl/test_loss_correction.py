@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from mrg.modules.rl.loss import correction_weights, grpo_loss
+from mrg.modules.rl.correction import correction_weights, off_policy_mask, token_weights
+from mrg.modules.rl.loss import grpo_loss
 
 P = torch.log(torch.tensor([[0.5, 0.9, 0.1, 0.3]]))
 Q = torch.log(torch.tensor([[0.25, 0.1, 0.9, 0.3]]))
@@ -82,3 +83,35 @@ def test_bad_settings():
         correction_weights(P, Q, MASK, "clip")
     with pytest.raises(ValueError, match="above 1"):
         correction_weights(P, Q, MASK, limit=0.5)
+
+
+def test_the_mask_of_whole_completions_by_hand():
+    """Products of the ratios: 2 * 9 * 1/9 * 1 = 2, and 1/9 without the first two tokens."""
+    mask = torch.tensor([[True] * 4, [False, False, True, True]])
+    p, q = P.repeat(2, 1), Q.repeat(2, 1)
+    weights, beyond = correction_weights(p, q, mask, "sequence_mask", limit=3.0)
+    torch.testing.assert_close(weights, torch.tensor([[2.0] * 4, [1 / 9, 1 / 9, 0.0, 0.0]]))
+    assert beyond.tolist() == [[0] * 4, [0, 0, 1, 1]]
+
+
+def test_completions_that_are_left_out():
+    """Gaps of .2, .2 and -1 nats per token; only unlikely completions with a negative advantage are left out."""
+    sampled = torch.full((4, 2), -1.0)
+    logps = torch.tensor([[-1.1, -1.3], [-1.1, -1.3], [0.0, 0.0], [-1.2, -9.0]])
+    mask = torch.tensor([[True, True], [True, True], [True, True], [True, False]])
+    advantages = torch.tensor([-1.0, 1.0, -1.0, -1.0])
+    assert off_policy_mask(logps, sampled, advantages, mask, 0.1).tolist() == [[0], [1], [1], [0]]
+    assert off_policy_mask(logps, sampled, advantages, mask, 0.25).tolist() == [[1], [1], [1], [1]]
+    tokens = torch.tensor([[-3.0, 1.0], [-1.0, 3.0], [-1.0, 0.0], [1.0, -9.0]])  # what a mask hides does not count
+    assert off_policy_mask(logps, sampled, tokens, mask, 0.1).tolist() == [[0], [1], [1], [1]]
+
+
+def test_weights_are_multiplied_and_counted():
+    mask = torch.ones(2, 4, dtype=torch.bool)
+    p, q = P.repeat(2, 1), Q.repeat(2, 1)
+    policy = p - torch.tensor([[5.0], [0.0]])
+    advantages = torch.tensor([-1.0, 1.0])
+    weights, sums = token_weights(("mask", 3.0), 1.0, policy, p, q, advantages, mask)
+    torch.testing.assert_close(weights, torch.tensor([[0.0] * 4, [2.0, 0, 0, 1]]))
+    assert (float(sums["corrected"]), float(sums["off_policy"])) == (1.0, 1.0)
+    assert token_weights(None, None, policy, p, q, advantages, mask) == (None, {})

@@ -3,15 +3,17 @@
 import pytest
 import torch
 
-from mrg.modules.rl.loss import grpo_loss
+from mrg.modules.rl.correction import token_weights
+from mrg.modules.rl.entropy import entropy_term
+from mrg.modules.rl.loss import LOSS_TYPES, grpo_loss
 from tests.modules.rl.conftest import MAX_TOKENS
 from tests.modules.rl.test_loss import rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL and transformers
-BASE = {"loss_type": "grpo", "clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0}
+BASE = {"loss_type": "grpo", "clip_low": 0.2, "clip_high": 0.28, "kl_coef": 0.0, "sapo_temperature_neg": 1.25}
 
 
-def loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches):
+def loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches, limit=None, entropy=None, coef=0.0):
     """TRL's loss of a step, summed over its micro-batches, with our options in its words."""
     logps, old, ref, advantages, mask = tensors
     loss_type = options["loss_type"]
@@ -24,10 +26,14 @@ def loss_of_trl(trainer, monkeypatch, tensors, options, micro_batches):
     monkeypatch.setattr(trainer.args, "use_bias_correction_kl", options.get("kl_ratio_correction", False))
     monkeypatch.setattr(trainer.args, "steps_per_generation", len(micro_batches))
     monkeypatch.setattr(trainer, "current_gradient_accumulation_steps", len(micro_batches), raising=False)
+    monkeypatch.setattr(trainer.args, "sapo_temperature_neg", 1.25)  # TRL rounds it to float32, which 1.25 survives
+    monkeypatch.setattr(trainer, "off_policy_mask_threshold", limit)
+    monkeypatch.setattr(trainer, "entropy_coef", coef)
+    monkeypatch.setattr(trainer, "_entropy_bonus_enabled", coef > 0)
     trainer.model.train()
     total = torch.zeros((), dtype=torch.float64)
     for part in micro_batches:
-        given = (logps[part], torch.zeros_like(logps[part]), None)
+        given = (logps[part], torch.zeros_like(logps[part]) if entropy is None else entropy[part], None)
         monkeypatch.setattr(trainer, "_get_per_token_logps_and_entropies", lambda *_, given=given, **__: given)
         inputs = {
             "prompt_ids": torch.full((len(part), 1), 2),
@@ -52,7 +58,7 @@ def same(trainer, monkeypatch, tensors, options, micro_batches=(list(range(6)),)
     return torch.allclose(ours, theirs, atol=1e-12, rtol=0) and torch.allclose(a, b, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"])
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("kl_coef", [0.0, 0.04])
 @pytest.mark.parametrize("seed", range(3))
 def test_each_loss(trainer, monkeypatch, loss_type, kl_coef, seed):
@@ -90,3 +96,33 @@ def test_micro_batches(trainer, monkeypatch, loss_type, agrees):
     options = {**BASE, "loss_type": loss_type, "clip_low": 1.0, "kl_coef": 0.04}
     # A mean over each micro-batch's own tokens, TRL's bnpo depends on the split, and so is not ours.
     assert same(trainer, monkeypatch, rows(), options, ([0, 1, 2], [3, 4, 5])) == agrees
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_off_policy_sequence_mask(trainer, monkeypatch, loss_type):
+    logps, old, ref, advantages, mask = rows()
+    advantages = torch.tensor([-1.0, -1.0, 1.0, -1.0, -0.5, 1.0], dtype=torch.float64)
+    options = {**BASE, "loss_type": loss_type, "clip_low": 1.0}
+    theirs = loss_of_trl(trainer, monkeypatch, (logps, old, ref, advantages, mask), options, [list(range(6))], 0.05)
+    weights, sums = token_weights(None, 0.05, logps, old, old, advantages, mask)
+    assert 0 < float(sums["off_policy"]) < 4
+    ours, _ = grpo_loss(
+        logps, old, ref, advantages, mask, 6, num_tokens=int(mask.sum()), max_tokens=MAX_TOKENS, weights=weights,
+        **options,
+    )  # fmt: skip
+    assert torch.allclose(ours, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_entropy_bonus(trainer, monkeypatch, loss_type):
+    tensors = rows()
+    logps, mask = tensors[0], tensors[-1]
+    entropy = (logps.exp() * 3).detach().requires_grad_()
+    options = {**BASE, "loss_type": loss_type, "clip_low": 1.0}
+    theirs = loss_of_trl(trainer, monkeypatch, tensors, options, [list(range(6))], entropy=entropy, coef=0.3)
+    ours, _ = grpo_loss(*tensors, 6, num_tokens=int(mask.sum()), max_tokens=MAX_TOKENS, **options)
+    ours = ours + entropy_term(entropy, mask, 0.3, int(mask.sum()))
+    assert torch.allclose(ours, theirs, atol=1e-12, rtol=0)
+    (a,), (b,) = torch.autograd.grad(ours, entropy), torch.autograd.grad(theirs, entropy)
+    assert torch.allclose(a, b, atol=1e-12, rtol=0)
+    assert bool((a[mask] < 0).all())

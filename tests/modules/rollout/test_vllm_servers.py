@@ -11,17 +11,27 @@ from mrg.modules.rollout.vllm_servers import AgainError, ServerError, ServerPool
 
 
 class Failing:
-    """An HTTP server that answers as it is told: a list of (status, content) for each path, the last one repeated."""
+    """An HTTP server that answers as it is told: a list of (status, content) for each path, the last one repeated.
+
+    An answer may be a function that returns one. `hang_up` closes the connection after a POST without an answer.
+    """
+
+    hang_up = False
 
     def __init__(self, answers):
-        seen = self.seen = []
+        seen, failing = [], self
+        self.seen = seen
 
         class Handler(BaseHTTPRequestHandler):
             def answer(self):
                 size = int(self.headers.get("Content-Length") or 0)
                 seen.append((self.path, json.loads(self.rfile.read(size)) if size else None))
                 given = answers[self.path]
-                status, content = given.pop(0) if len(given) > 1 else given[0]
+                if failing.hang_up and self.command == "POST":
+                    self.close_connection = True
+                    return
+                found = given.pop(0) if len(given) > 1 else given[0]
+                status, content = found() if callable(found) else found
                 body = json.dumps(content).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(body)))
@@ -115,10 +125,85 @@ def test_an_adapter_is_loaded_once_and_the_one_before_forgotten(start):
 
 
 def test_an_adapter_that_another_rank_loaded_is_no_mistake(start):
-    server = start(**{"v1/load_lora_adapter": [(400, {"error": {"message": "a-1 has already been loaded"}})]})
+    models = {"data": [{"id": "tiny", "root": "/m"}, {"id": "a-1", "root": "/adapters/a-1", "parent": "tiny"}]}
+    refused = (400, {"error": {"message": "a-1 has already been loaded"}})
+    server = start(**{"v1/load_lora_adapter": [refused], "v1/models": [(200, models)]})
     pool = ServerPool(Servers([server.url]))
     pool.load(server.url, "a-1", Path("/adapters/a-1"))
     assert pool.loaded == {server.url: "a-1"}
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        {"data": [{"id": "tiny", "root": "/m", "parent": None}]},
+        {"data": [{"id": "a-1", "root": "/elsewhere/a-1", "parent": "tiny"}]},
+        {"detail": "?"},
+    ],
+)
+def test_a_refusal_is_judged_by_what_the_server_serves_and_not_by_its_words(start, models):
+    refused = (400, {"error": {"message": "the rank is too high, and it has been so already"}})
+    server = start(**{"v1/load_lora_adapter": [refused], "v1/models": [(200, models)]})
+    pool = ServerPool(Servers([server.url]))
+    with pytest.raises(ValueError, match=r"cannot load the adapter .*a-1: the rank is too high"):
+        pool.load(server.url, "a-1", Path("/adapters/a-1"))
+    assert pool.loaded == {}
+
+
+def test_a_slow_load_on_one_server_does_not_delay_another(start):
+    loading, go_on = threading.Event(), threading.Event()
+
+    def slow():
+        loading.set()
+        assert go_on.wait(30)
+        return 200, {}
+
+    a = start(**{"v1/load_lora_adapter": [slow]})
+    b = start(**{"v1/load_lora_adapter": [(200, {})]}, ask=[(200, {"said": "b"})], health=UP)
+    pool = ServerPool(Servers([a.url, b.url]))
+    threads = [threading.Thread(target=pool.load, args=(a.url, "a-1", Path("/adapters/a-1"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    assert loading.wait(30)
+    # All of this while A loads: with a lock around the request it would wait for `go_on`, which is not yet set.
+    pool.load(b.url, "a-1", Path("/adapters/a-1"))
+    pool.down = {a.url}
+    assert pool.ask(question(pool), "study") == {"said": "b"}
+    assert pool.loaded == {b.url: "a-1"}
+    assert all(thread.is_alive() for thread in threads)
+    go_on.set()
+    for thread in threads:
+        thread.join(30)
+    assert pool.loaded == {a.url: "a-1", b.url: "a-1"}
+    assert len(a.seen) == 1  # the other two waited for the first
+
+
+def test_a_server_that_dies_in_a_load_leaves_its_studies_to_the_others(start):
+    a = start(**{"v1/load_lora_adapter": [(200, {})]}, health=[(503, {})])
+    b = start(**{"v1/load_lora_adapter": [(200, {})]}, ask=[(200, {"said": "b"})], health=UP)
+    pool = ServerPool(Servers([a.url, b.url], attempts=3))
+
+    def load_and_ask(url):
+        pool.load(url, "a-1", Path("/adapters/a-1"))
+        return question(pool)(url)
+
+    a.hang_up = True
+    assert [pool.ask(load_and_ask, "study") for _ in range(3)] == [{"said": "b"}] * 3
+    assert pool.down == {a.url}
+    assert pool.loaded == {b.url: "a-1"}
+    # It is asked again when it is back: the failed load is not remembered.
+    a.hang_up = False
+    pool.load(a.url, "a-1", Path("/adapters/a-1"))
+    assert pool.loaded == {a.url: "a-1", b.url: "a-1"}
+
+
+def test_a_lost_adapter_is_forgotten_unless_it_was_loaded_again(start):
+    pool = ServerPool(Servers(["http://a"]))
+    pool.loaded = {"http://a": "a-2"}
+    pool.forget("http://a", "a-1")
+    assert pool.loaded == {"http://a": "a-2"}
+    pool.forget("http://a", "a-2")
+    assert pool.loaded == {}
 
 
 def test_an_adapter_that_cannot_be_loaded_stops_at_once(start):

@@ -7,9 +7,11 @@ from pathlib import Path
 import lightning as L
 import torch
 
+from mrg.commands.export.model_card import SCRIPT, write_card
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError
 from mrg.modules.base import ReportModule
+from mrg.modules.policy.processor import save_processor
 
 
 class Trainer(L.Trainer):
@@ -24,7 +26,9 @@ class Trainer(L.Trainer):
         output: str = "",
         adapter: bool = False,
     ) -> None:
-        """Write the policy of a run to a folder that `from_pretrained` loads.
+        """Write the policy of a run to a folder that `from_pretrained` loads, with a model card and a script.
+
+        An adapter is accompanied by the tokenizer, the image processor and the generation settings of the policy.
 
         Args:
             model: Module of the run.
@@ -58,6 +62,10 @@ class Trainer(L.Trainer):
             model.load_state_dict(checkpoint["state_dict"], strict=False)
         if adapter:
             model.policy.save_adapter(folder)
+            save_processor(model.policy.processor, folder)
+            model.policy.generation(model.max_new_tokens).save_pretrained(folder)
         else:
             model.policy.save(folder, max_new_tokens=model.max_new_tokens)
-        print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{model.policy.merge_note()}", flush=True)
+        write_card(folder, model, datamodule, Path(ckpt_path) if ckpt_path else None, adapter)
+        print(f"Adapter: {folder}" if adapter else f"Policy: {folder}{model.policy.merge_note()}")
+        print(f"Model card: {folder / 'README.md'}\nWrite a report: python {folder / SCRIPT} IMAGE ...", flush=True)

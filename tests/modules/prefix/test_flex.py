@@ -1,0 +1,155 @@
+"""FlexAttention over a packed row: its forward pass on the CPU, where it has no backward pass."""
+
+import logging
+
+import pytest
+import torch
+
+from mrg.datamodules.collate import StudyCollator
+from mrg.modules.policy.policy import Policy
+from mrg.modules.prefix import flex as module
+from mrg.modules.prefix.attention import concatenated
+from mrg.modules.prefix.flex import Flex, FlexPrompts, block_mask, flex, flex_state, largest_error, row_mask
+from mrg.modules.prefix.packing import Masks
+from tests.families import QWEN, family_policy, unequal_studies
+from tests.family_checkpoints import BUILDERS
+from tests.modules.policy.test_more_families import completions, exact
+from tests.modules.prefix.test_attention import CASES, packed, seen
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch):
+    monkeypatch.setattr(module, "MULTIPLE", 128)  # the least that FlexAttention takes in blocks
+
+
+def dense_mask(layout, window, size):
+    index = torch.arange(size)
+    return row_mask(layout, window, size, CPU)(None, None, index[:, None], index[None])
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_who_attends_to_whom_token_by_token_and_padding_to_itself(case):
+    lengths, groups = CASES[case]
+    layout, (query, _, _) = packed(lengths, groups)
+    total = query.shape[2]
+    mask = dense_mask(layout, None, total + 3)
+    assert torch.equal(mask[:total, :total], seen(lengths, groups))
+    assert not mask[total:, :total].any()
+    assert not mask[:total, total:].any()
+    assert torch.equal(mask[total:, total:], torch.ones(3, 3, dtype=torch.bool).tril())
+
+
+def test_windows_and_images_by_hand():
+    """A prompt of 4 tokens, of which 1 and 2 are an image, and a completion of two tokens; a window of 3."""
+    layout, _ = packed([4], [[2]])
+    layout = module.Layout(
+        layout.prompts, layout.completions, layout.slots, layout.real, layout.tokens, [torch.tensor([-1, 0, 0, -1])]
+    )
+    expected = [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],  # the later token of its image
+        [1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 0, 0],
+        [0, 0, 1, 1, 1, 0],
+        [0, 0, 0, 1, 1, 1],
+    ]
+    assert dense_mask(layout, 3, 6).int().tolist() == expected
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("num_keys", [4, 2])
+@pytest.mark.parametrize("case", list(CASES))
+def test_output_equals_that_of_concatenated(case, num_keys, window):
+    layout, tensors = packed(*CASES[case], num_keys=num_keys)
+    masks = Masks.of(layout, window, tensors[0])
+    mask = block_mask(layout, window, tensors[0].shape[2], CPU)
+    error = largest_error(
+        tuple(tensors),
+        lambda q, k, v: flex(q, k, v, mask, 0.3),
+        lambda q, k, v: concatenated(q, k, v, layout, masks, 0.3),
+        backward=False,
+    )
+    assert error < 1e-12
+
+
+def assert_same_logps(policy: Policy, batch, ids, mask):
+    prompts = policy.embed(batch)
+    with torch.no_grad():
+        expected = policy.logps(prompts, ids, mask).logps
+        policy.flex = Flex()
+        policy.flex.check = lambda *args: None  # it compares gradients, too
+        found = policy.logps(prompts, ids, mask).logps
+    assert (found - expected)[mask].abs().max() < 1e-9
+    assert expected[mask].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("kind", [*QWEN, *sorted(BUILDERS)])
+def test_log_probabilities_of_every_family(kind, checkpoints):
+    policy = family_policy(kind).eval() if kind in QWEN else exact(checkpoints(kind))
+    batch = StudyCollator(policy.processor, "Findings:")(unequal_studies())
+    batch.pixel_values = batch.pixel_values.double()
+    rows = 2 * len(batch)
+    ids, mask = completions(policy, rows, torch.arange(rows) % 7 + 1)
+    assert_same_logps(policy, batch, ids, mask)
+
+
+def test_the_first_use_is_checked_and_what_differs_is_not_used(caplog, monkeypatch):
+    layout, tensors = packed(*CASES["unequal prompts and completions"])
+    masks = Masks.of(layout, None, tensors[0])
+    expected = concatenated(*tensors, layout, masks, 0.3)
+    # On the CPU there is no backward pass: the check fails, and the result is right nevertheless.
+    prompts = FlexPrompts(layout, state := Flex())
+    with caplog.at_level(logging.WARNING, "mrg"):
+        torch.testing.assert_close(prompts.attend(0, *tensors, 0.3), expected)
+        torch.testing.assert_close(prompts.attend(1, *tensors, 0.3), expected)
+    assert not state.works
+    assert caplog.text.count("FlexAttention is not used, but attention over copied keys: ") == 1
+
+    caplog.clear()
+    monkeypatch.setattr(module, "flex", lambda q, k, v, mask, scale: 1.01 * concatenated(q, k, v, layout, masks, scale))
+    with caplog.at_level(logging.WARNING, "mrg"):
+        torch.testing.assert_close(FlexPrompts(layout, Flex()).attend(0, *tensors, 0.3), expected)
+    assert "it differs by 1 %" in caplog.text
+
+    caplog.clear()
+    monkeypatch.setattr(module, "flex", lambda q, k, v, mask, scale: concatenated(q, k, v, layout, masks, scale))
+    state = Flex()
+    FlexPrompts(layout, state).attend(0, *tensors, 0.3)
+    assert state.works
+    assert state.checked == {(None, torch.float64)}
+    assert not caplog.text
+
+
+def test_an_error_in_one_gradient_alone_is_found():
+    layout, tensors = packed(*CASES["one prompt, equal completions"])
+    masks = Masks.of(layout, None, tensors[0])
+
+    class WrongKey(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, key):
+            return key.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 2 * grad
+
+    error = largest_error(
+        tuple(tensors),
+        lambda q, k, v: concatenated(q, WrongKey.apply(k), v, layout, masks, 0.3),
+        lambda q, k, v: concatenated(q, k, v, layout, masks, 0.3),
+    )
+    assert error == pytest.approx(1)
+    broken = largest_error((tensors[0],), lambda q: q * torch.nan, lambda q: q, backward=False)
+    assert broken != broken
+
+
+def test_the_setting():
+    assert flex_state("auto", CPU) is None
+    assert flex_state("concatenated", torch.device("cuda")) is None
+    assert isinstance(flex_state("flex", torch.device("cuda", 1)), Flex)
+    with pytest.raises(ValueError, match="requires a CUDA GPU, but the device is cpu"):
+        flex_state("flex", CPU)
+    with pytest.raises(ValueError, match="to be 'auto', 'flex' or 'concatenated', but got 'fast'"):
+        flex_state("fast", CPU)
