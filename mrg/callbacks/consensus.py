@@ -78,7 +78,7 @@ class ConsensusReports(L.Callback):
             UserError: If the module does not sample.
         """
         assert isinstance(pl_module, ReportModule)
-        if type(pl_module)._write is not ReportModule._write:
+        if type(pl_module).write is not ReportModule.write:
             raise UserError(f"{type(pl_module).__name__} does not sample its reports: leave out --samples.")
         own = self.consensus
         if self.temperature is None:

@@ -58,8 +58,8 @@ def compare(options: Namespace) -> Path:
     paths = (options.run_a, options.run_b)
     names = shared.system_names(paths)
     page = options.output or _page(*paths, options.redact)
-    shared.check_page(page)
     runs = [read_system(path, shared.columns(options)) for path in paths]
+    shared.check_page(page)
     first, second = (run.predictions() for run in runs)
     second = align(first, second, (names[0], names[1]))
     margin = shared.choose_margin(runs, names) if options.margin is None else options.margin

@@ -1,7 +1,7 @@
 """Base class of supervised and reinforcement training: a policy, and greedy evaluation by clinical scores.
 
-Choices: a checkpoint contains what is trained and the module's arguments, not the frozen weights, which are on
-disk already; so loading one loads the policy first. It does not contain the labeler, which belongs to evaluation.
+A checkpoint contains what is trained and the module's arguments, but neither the frozen weights, which are on disk
+already, so that loading one loads the policy first, nor the labeler, which belongs to evaluation.
 """
 
 from __future__ import annotations
@@ -216,10 +216,11 @@ class ReportModule(L.LightningModule):
         """AdamW with a linear warm-up, then a constant or linearly decaying learning rate."""
         return self.optimizer_settings.build(self.parameters())
 
-    def _write(self, batch: Batch) -> list[str]:
-        with torch.no_grad():
-            prompts = self.policy.embed(batch)
-        if self.consensus is not None:
+    @torch.no_grad()
+    def write(self, batch: Batch) -> list[str]:
+        """Write the completion of each study of a batch, by greedy decoding or as a consensus of samples."""
+        prompts = self.policy.embed(batch)
+        if self.consensus:
             rollout = self.consensus.write(self.policy, prompts, batch.study_id, self.max_new_tokens, self.decoder)
         else:
             rollout = sample(self.policy, prompts, 1, self.max_new_tokens, temperature=0.0, decoder=self.decoder)
@@ -227,7 +228,7 @@ class ReportModule(L.LightningModule):
         return rollout.texts
 
     def _evaluate(self, batch: Batch, stage: str) -> None:
-        texts = self._write(batch)
+        texts = self.write(batch)
         parsed = [parse_completion(text, self.think) for text in texts]
         reports = [p.report for p in parsed]
         self.num_scored += batch.num_counted
@@ -285,7 +286,7 @@ class ReportModule(L.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
         """Write reports by greedy decoding: one record per study."""
-        texts = self._write(batch)
+        texts = self.write(batch)
         if not batch.counts:
             return []
         pairs = zip(batch.studies, texts, strict=True)
@@ -301,7 +302,7 @@ class ReportModule(L.LightningModule):
         Returns:
             N reports, empty if a completion has no report section.
         """
-        completions = self._write(self._collator()(list(studies)).to(self.device))
+        completions = self.write(self._collator()(list(studies)).to(self.device))
         return [parse_completion(text, self.think).report for text in completions]
 
     def _identity(self) -> str:
@@ -342,8 +343,7 @@ class ReportModule(L.LightningModule):
         Raises:
             UserError: If the checkpoint is sharded or holds no arguments, or does not fit the policy.
         """
-        path = Path(checkpoint_path)
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_checkpoint(path := Path(checkpoint_path))
         module = build_module(cls, checkpoint[cls.CHECKPOINT_HYPER_PARAMS_KEY], kwargs)
         module.policy = module.load(saved=path.parents[1] / "policy" if len(path.parents) > 1 else None)
         module.on_load_checkpoint(checkpoint)

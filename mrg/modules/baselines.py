@@ -87,7 +87,8 @@ class Baseline(ReportModule):
         """Reports of a batch, one per study."""
         raise NotImplementedError(f"{type(self).__name__} must define reports().")  # abstract
 
-    def _write(self, batch: Any) -> list[str]:
+    def write(self, batch: Any) -> list[str]:
+        """Write the completion of each study of a batch."""
         return [f"<report>{report}</report>" for report in self.reports(batch)]
 
 

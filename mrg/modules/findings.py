@@ -180,7 +180,8 @@ class FindingsModule(SupervisedStep):
         known = [area for area in areas if area == area]
         self.log("val/auc", sum(known) / len(known) if known else float("nan"), prog_bar=True)
 
-    def _write(self, batch: Batch) -> list[str]:
+    def write(self, batch: Batch) -> list[str]:
+        """Name the findings whose probability reaches their threshold, for each study of a batch."""
         above = self(batch).sigmoid() >= self.thresholds
         names = [[CONDITIONS[column] for column in row.nonzero()[:, 0].tolist()] for row in above]
         reports = ["".join(f"{name}. " for name in found).strip() or NOTHING for found in names]

@@ -27,6 +27,9 @@ from mrg.pages.images import ImageOptions, page_images
 from mrg.pages.marks import MARKED, STATED, Piece, label_kinds, marked_text, verdict_kinds
 from mrg.pages.page import read_template, write_page
 
+_FIRST = 20
+"""Number of studies on the first page."""
+
 
 @dataclasses.dataclass
 class Gallery:
@@ -103,6 +106,7 @@ class Gallery:
             data=data,
             columns=[c for c in COLUMNS if c != "informedness" or (self.results or {}).get("informative")],
             images=[(f"image-{study}-{view}", text) for (study, view), text in images.embedded.items()],
+            first=sum(study < _FIRST for study, _ in images.embedded),  # these are shown before the others are read
             script=Markup(script),  # our own file, no data in it
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
             legend=MARKED if has_reference else STATED,

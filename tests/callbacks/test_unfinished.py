@@ -42,7 +42,7 @@ def run(trained, tmp_path):
 
 def batches(monkeypatch, stop=None):
     """Numbers of studies of the batches that are computed, after `stop` of which the policy fails."""
-    sizes, write = [], SFTModule._write
+    sizes, write = [], SFTModule.write
 
     def counted(self, batch):
         if len(sizes) == stop:
@@ -50,7 +50,7 @@ def batches(monkeypatch, stop=None):
         sizes.append(len(batch) if batch.counts else 0)
         return write(self, batch)
 
-    monkeypatch.setattr(SFTModule, "_write", counted)
+    monkeypatch.setattr(SFTModule, "write", counted)
     return sizes
 
 

@@ -136,7 +136,7 @@ def test_each_report_of_a_test_is_labeled_once(saved, studies):
 
     labeler = Counting()
     module = SFTModule(policy=saved, lora=LoRA(4), labeler=labeler, **SETTINGS)
-    module._write = lambda batch: [f"<report>{study.report[:40]}</report>" for study in batch.studies]
+    module.write = lambda batch: [f"<report>{study.report[:40]}</report>" for study in batch.studies]
     scores = trainer(0).test(module, FixedData(studies, eval_batch_size=2), verbose=False)[0]
     assert [len(texts) for texts in labeler.calls] == [4, 2]  # batches of two and of one, each with its references
     reports = [row["prediction"] for row in module.predictions]

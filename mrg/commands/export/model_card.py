@@ -41,12 +41,7 @@ def write_card(
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), keep_trailing_newline=True)
     processor, family = module.policy.processor, module.policy.base.config.model_type
     steps = lineage(module.source)
-    inputs = {
-        "max_views": module.max_views,
-        "use_indication": module.use_indication,
-        "use_prior": module.use_prior,
-        "think": module.think,
-    }
+    inputs = {name: getattr(module, name) for name in ("max_views", "use_indication", "use_prior", "think")}
     script = environment.get_template(f"{SCRIPT}.jinja").render(
         **inputs,
         prompt=json.dumps(module.prompt, ensure_ascii=False),
