@@ -1,0 +1,132 @@
+"""A judge over HTTP, asked through a server in a thread whose answers each test prepares."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from mrg.errors import RunError, UserError
+from mrg.metrics.judge import COUNTS, Judge, matched_share
+
+VALID = {"matched": 3, "significant": 1, "insignificant": 2}
+
+
+@pytest.fixture
+def server():
+    """Answers with `answers`, a function from the request to status and content, and keeps the requests."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.server.requests.append((self.path, request, self.headers.get("Authorization")))
+            status, content = self.server.answers(request)
+            body = {
+                "choices": [{"message": {"content": content}}],
+                "usage": {"prompt_tokens": 7, "completion_tokens": 5},
+            }
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode() if content is not None else b"<html>")
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.answers = [], lambda request: (200, json.dumps(VALID))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def text_of(request):
+    return request["messages"][0]["content"]
+
+
+def test_the_request_asks_for_counts_by_a_schema(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "secret")
+    judge = Judge(server.url, "tiny", key_variable="JUDGE_KEY")
+    assert judge(["Edema {reference}."], ["No {candidate}."]) == [0.75]
+    path, request, key = server.requests[0]
+    assert (path, request["model"], request["temperature"], key) == (
+        "/v1/chat/completions",
+        "tiny",
+        0.0,
+        "Bearer secret",
+    )
+    schema = request["response_format"]["json_schema"]["schema"]
+    assert schema["required"] == list(COUNTS)
+    assert schema["properties"]["matched"] == {"type": "integer", "minimum": 0, "maximum": 99}
+    assert text_of(request).endswith("Reference:\nNo {candidate}.\n\nCandidate:\nEdema {reference}.")
+    assert judge.usage["prompt_tokens"] == 7
+
+
+def test_the_score_by_hand():
+    assert matched_share({"matched": 1, "significant": 3, "insignificant": 9}) == 0.25
+    assert matched_share({"matched": 0, "significant": 2}) == 0
+    assert matched_share({"matched": 0, "significant": 0}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("no JSON", "the answer is not JSON: 'no JSON'"),
+        ('{"matched": 1}', "expected the counts matched, significant, insignificant, but got"),
+        (json.dumps(VALID | {"matched": -1}), "expected matched to be an integer from 0 to 99, but got -1"),
+        (json.dumps(VALID | {"matched": True}), "expected matched to be an integer from 0 to 99, but got True"),
+        (None, "the answer is no chat completion: '<html>'"),
+    ],
+)
+def test_nonsense_is_counted_and_named_and_never_zero(server, caplog, content, reason):
+    server.answers = lambda request: (200, content if "bad" in text_of(request) else json.dumps(VALID))
+    judge = Judge(server.url, "tiny", attempts=2)
+    assert judge(["good", "bad"], ["target", "target"]) == [0.75, None]
+    assert judge.usage["failed"] == 1
+    assert judge.usage["retried"] == 1
+    index, why = judge.failures[0]
+    assert (index, reason in why) == (1, True), why
+    assert "1 of 2 reports have no score, first report 1: " in caplog.text
+
+
+def test_a_busy_server_is_asked_again(server):
+    seeds = []
+
+    def answers(request):
+        seeds.append(request["seed"])
+        return (503, "busy") if len(seeds) == 1 else (200, json.dumps(VALID))
+
+    server.answers = answers
+    judge = Judge(server.url, "tiny")
+    assert judge(["a"], ["b"]) == [0.75]
+    assert (seeds, judge.usage["retried"], judge.usage["failed"]) == ([0, 1], 1, 0)
+
+
+def test_answers_are_cached_on_disk(server, tmp_path):
+    cache = tmp_path / "judge.jsonl"
+    assert Judge(server.url, "tiny", cache=cache)(["a", "c", "a"], ["b", "d", "b"]) == [0.75] * 3
+    assert len(server.requests) == 2
+    again = Judge(server.url, "tiny", cache=cache)
+    assert again(["c", "e"], ["d", "f"]) == [0.75] * 2
+    assert (len(server.requests), again.usage["cached"]) == (3, 1)
+    assert Judge(server.url, "other", cache=cache)(["a"], ["b"]) == [0.75]
+    assert len(server.requests) == 4
+
+
+def test_no_answer_at_all_is_an_error(server):
+    server.answers = lambda request: (404, "no such model")
+    with pytest.raises(RunError, match=r"1 of 1 reports have no score.*status 404.*Check that http"):
+        Judge(server.url, "tiny")(["a"], ["b"])
+    assert len(server.requests) == 1  # the request is wrong: no retry
+    with pytest.raises(RunError, match="the server does not answer"):
+        Judge("http://127.0.0.1:9", "tiny", attempts=1)(["a"], ["b"])
+
+
+def test_settings_that_do_not_fit():
+    with pytest.raises(UserError, match="`url` to start with http:// or https://, but got 'localhost'"):
+        Judge("localhost", "tiny")
+    with pytest.raises(UserError, match=r"`prompt` to contain \{candidate\}"):
+        Judge("http://x", "tiny", prompt="{reference}")
+    with pytest.raises(UserError, match="`attempts` to be at least 1, but got 0"):
+        Judge("http://x", "tiny", attempts=0)

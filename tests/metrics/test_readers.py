@@ -1,0 +1,98 @@
+import csv
+
+import numpy as np
+import pytest
+from scipy.stats import kendalltau
+
+from mrg.metrics.readers import ReadPair, correlations, kendall, main, read_pairs
+
+REFERENCE = "Pulmonary edema. Left pleural effusion. No pneumothorax."
+GOOD, FAIR, BAD = REFERENCE, "Pulmonary edema. No pneumothorax.", "The lungs are clear. No edema."
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture
+def rexval(tmp_path):
+    """Three invented studies with three candidates, two readers and two categories, in ReXVal's layout."""
+    pairs = [
+        {"study_id": 50 + i, "gt_report": REFERENCE, "bleu": GOOD, "s_emb": FAIR, "radgraph": BAD} for i in range(3)
+    ]
+    errors = [
+        {"study_number": study, "candidate_type": kind, "error_category": category, "rater_index": rater}
+        | {"num_errors": most if category == 1 else 1, "clinically_significant": category == 1}
+        for study in range(3)
+        for kind, most in (("bleu", 0), ("s_emb", 1 + study), ("radgraph", 4))
+        for rater in (0, 1)
+        for category in (1, 2)
+    ]
+    return write(tmp_path / "pairs.csv", pairs), write(tmp_path / "errors.csv", errors)
+
+
+def test_kendall_is_that_of_scipy():
+    rng = np.random.default_rng(0)
+    scores, errors = rng.integers(0, 5, 40).astype(float), rng.integers(0, 4, 40).astype(float)
+    weights = rng.integers(0, 3, (2, 40))
+    own = kendall(scores, errors, np.concatenate([np.ones((1, 40)), weights]))
+    assert own[0] == pytest.approx(kendalltau(scores, -errors).statistic)
+    for value, row in zip(own[1:], weights, strict=True):  # a weight is a number of copies
+        index = np.arange(40).repeat(row)
+        assert value == pytest.approx(kendalltau(scores[index], -errors[index]).statistic)
+    assert np.isnan(kendall(np.ones(3), np.arange(3.0), np.ones((1, 3)))[0])
+
+
+def test_the_layout_of_rexval(rexval):
+    pairs = read_pairs(*rexval, "num_errors")
+    assert len(pairs) == 9
+    assert [pair.errors for pair in pairs if pair.candidate == FAIR] == [2, 3, 4]
+    assert {pair.errors for pair in read_pairs(*rexval, "num_errors", True) if pair.candidate == GOOD} == {0}
+
+
+def test_the_command_prints_every_score(rexval, tmp_path, capsys):
+    main([str(rexval[0]), "--errors", str(rexval[1]), "--output", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    assert "9 reports of 3 studies." in printed
+    for name in ("MCCS", "CE-F1 example-13+", "BLEU-4", "ROUGE-L"):
+        line = next(line for line in printed.splitlines() if line.startswith(name))
+        assert float(line.removeprefix(name).split()[0]) > 0.8
+    assert (tmp_path / "out.json").is_file()
+
+
+def test_one_row_per_report(tmp_path):
+    rows = [{"id": i // 2, "reference": REFERENCE, "candidate": FAIR, "total": i} for i in range(4)]
+    pairs = read_pairs(write(tmp_path / "wide.csv", rows), None, "total")
+    assert pairs[3] == ReadPair("1", FAIR, REFERENCE, 3.0)
+
+
+def test_intervals_resample_studies():
+    """Reports of one study move together: with two studies, half of the samples have only one of them."""
+    pairs = [ReadPair(name, "", "", errors) for name, errors in (("a", 0), ("a", 1), ("b", 2), ("b", 3))]
+    result = correlations(pairs, {"with": np.array([3.0, 2, 1, 0]), "against": np.arange(4.0)})
+    assert list(result) == ["with", "against"]
+    assert result["with"] == {"value": 1, "low": 1, "high": 1}
+    assert result["against"]["value"] == -1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"reference": "a", "candidate": "b", "num_errors": "many"}], "row 1: expected num_errors to be a number of"),
+        (
+            [{"reference": "a", "candidate": "b", "errors": 1}],
+            "a column num_errors (errors): name it with --column",
+        ),
+        ([{"report": "a", "num_errors": 1}], "to have a column gt_report or reference or target or ground_truth"),
+        ([{"reference": "a", "candidate": "b", "num_errors": 1}], "at least 2 studies for a correlation, but got 1"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, capsys, rows, message):
+    with pytest.raises(SystemExit) as stop:
+        main([str(write(tmp_path / "pairs.csv", rows))])
+    error = capsys.readouterr().err
+    assert (stop.value.code, message in error, error.count("\n")) == (2, True, 1), error
