@@ -69,6 +69,7 @@ def license_of(name: str) -> str:
 
 
 def main() -> None:
+    """Write the list."""
     needs = closure()
     needs = {name: {other for other in others if other in needs} for name, others in needs.items()}
     make, bom = LicenseFactory(), Bom()

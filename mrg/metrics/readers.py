@@ -146,7 +146,8 @@ def kendall(scores: np.ndarray, errors: np.ndarray, weights: np.ndarray) -> np.n
         return sums
 
     norm = np.sqrt(pairs(x * x) * pairs(y * y))
-    return np.divide(pairs(x * y), norm, out=np.full(len(weights), np.nan), where=norm > 0)
+    result: np.ndarray = np.divide(pairs(x * y), norm, out=np.full(len(weights), np.nan), where=norm > 0)
+    return result
 
 
 def reader_scores(
@@ -154,10 +155,10 @@ def reader_scores(
 ) -> dict[str, np.ndarray]:
     """Name -> (N,) scores of each report: MCCS, CE-F1 per report, BLEU-4, ROUGE-L, and further ones."""
     preds, target = [pair.candidate for pair in pairs], [pair.reference for pair in pairs]
-    labels = label_together(labeler, preds, target)
+    stated, true = label_together(labeler, preds, target)
     scores: dict[str, Any] = {
-        "MCCS": mccs(*labels, margin=margin, reduction="none"),
-        "CE-F1 example-13+": CEF1(average="example", zero_division=1).scores(*labels),
+        "MCCS": mccs(stated, true, margin=margin, reduction="none"),
+        "CE-F1 example-13+": CEF1(average="example", zero_division=1).scores(stated, true),
         "BLEU-4": bleu(preds, target),
         "ROUGE-L": rouge_l(preds, target),
     }
