@@ -82,8 +82,7 @@ class ReportModule(L.LightningModule):
     """Whether there are weights to train, to save in checkpoints and to export."""
     policy: Policy
     """The policy; `setup` and `load_from_checkpoint` load it."""
-    consensus: Consensus | None = None
-    """How reports are chosen from samples outside of training; None for greedy decoding."""
+    consensus: Consensus | None = None  # how reports are chosen from samples; None for greedy decoding
     intact = False
     """Whether a round that failed has changed nothing on any rank, so that the state before it can be saved."""
 
