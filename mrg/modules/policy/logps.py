@@ -119,11 +119,13 @@ class _TokenLogps(torch.autograd.Function):
                 for start in range(0, len(ids), ctx.tile):
                     part = slice(start, start + ctx.tile)
                     log_probs = _log_probs(hidden[part], weight, ctx.temperature, banned)
-                    outer = -log_probs.exp()
+                    slopes = _entropy_slope(log_probs) * grad_entropy[part, None] if ctx.entropy_gradient else None
+                    outer = log_probs.exp()
+                    del log_probs  # a tile is the peak of memory
+                    outer = -outer
                     outer.scatter_add_(1, ids[part, None], torch.ones_like(outer[:, :1]))
-                    outer = outer * grad[part, None]
-                    if ctx.entropy_gradient:
-                        outer += _entropy_slope(log_probs) * grad_entropy[part, None]
-                    total += (outer / ctx.temperature).to(weight.dtype).T @ hidden[part]
+                    outer = outer * grad[part, None] if slopes is None else outer * grad[part, None] + slopes
+                    outer = (outer / ctx.temperature).to(weight.dtype)
+                    total += outer.T @ hidden[part]
             grad_weight = total.to(weight.dtype)
         return grad_hidden, grad_weight, None, None, None, None
