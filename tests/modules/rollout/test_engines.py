@@ -23,7 +23,7 @@ SERVERS, COLOCATE = RolloutSettings(servers=Servers(["http://a"])), RolloutSetti
         ({"memory": 1.0}, "memory to be above 0 and below 1, but got 1.0"),
         ({"memory": float("nan")}, "memory to be above 0 and below 1, but got nan"),
         ({"max_length": 0}, "max_length to be at least 1, but got 0"),
-        ({"correction": "clip"}, "one of truncate, mask, none, but got 'clip'"),
+        ({"correction": "clip"}, "one of truncate, mask, none, sequence_mask, but got 'clip'"),
         ({"ratio_limit": 1.0}, "above 1, but got 1.0"),
     ],
 )

@@ -246,7 +246,7 @@ def test_check_says_what_is_wrong(start, models, routes, message):
         ({"urls": ["localhost:8000"]}, "to start with http:// or https://, but got 'localhost:8000'"),
         ({"sync_every": 0}, "sync_every to be at least 1, but got 0"),
         ({"attempts": 0}, "attempts to be at least 1, but got 0"),
-        ({"correction": "clip"}, "one of truncate, mask, none, but got 'clip'"),
+        ({"correction": "clip"}, "one of truncate, mask, none, sequence_mask, but got 'clip'"),
         ({"ratio_limit": 1.0}, "above 1, but got 1.0"),
     ],
 )
