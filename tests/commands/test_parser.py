@@ -136,7 +136,7 @@ def test_a_name_alone_in_a_file_in_a_fresh_process(tmp_path):
         ("--model.init_args.loss.advantage_scale=std",
          "model.init_args.loss.advantage_scale to be 'group', 'batch', 'none' or 'auto', but got 'std'."),
         ("--model.init_args.rollout.servers.correction=x",
-         "model.init_args.rollout.servers.correction to be 'truncate', 'mask', 'none' or 'sequence_mask', but got 'x'."),
+         "servers.correction to be 'truncate', 'mask', 'none' or 'sequence_mask', but got 'x'."),
         ("--data.init_args.max_images=x", "error: Expected data.init_args.max_images to be int or null, but got 'x'."),
         ("--trainer.max_steps=x", "error: Expected trainer.max_steps to be int, but got 'x'."),
     ],
