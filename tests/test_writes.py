@@ -45,7 +45,11 @@ def test_a_read_only_home_and_working_folder(tmp_path):
     runs, home, temporary = (tmp_path / name for name in ("runs", "home", "temporary"))
     for folder in (runs, home, temporary):
         folder.mkdir()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("XDG_", "HF_", "MPL"))}
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("XDG_", "HF_", "MPL", "TORCHINDUCTOR_", "TRITON_"))
+    }
     environment |= {"HOME": str(home), "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
     root = str(Path(__file__).parents[1])
     environment["PYTHONPATH"] = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])

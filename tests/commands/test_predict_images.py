@@ -190,7 +190,7 @@ def test_mistakes_are_one_line(home, capsys, monkeypatch):
     )
     assert failure(capsys, ["--images", "0.png", "--output", "no/out.jsonl"])[1].startswith("mrg: no/out.jsonl cannot")
     assert failure(capsys, ["--images"])[1].endswith("argument --images: expected at least one argument")
-    assert failure(capsys, ["--images", "0.png", "--sharp"])[1] == "error: unrecognized arguments: --sharp"
+    assert failure(capsys, ["--images", "0.png", "--blurred"])[1] == "error: unrecognized arguments: --blurred"
 
 
 def test_without_a_run(tmp_path, capsys, monkeypatch):

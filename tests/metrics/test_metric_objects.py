@@ -249,13 +249,13 @@ def test_metrics_of_one_collection_keep_their_labelers(make):
 
 def example_states(first, second):
     """Scores in a collection of two metrics that agree on the first batch and differ on the second."""
-    metrics = MetricCollection({"first": first, "second": second})
+    metrics = MetricCollection({"one": first, "other": second})
     empty = torch.zeros(1, 14, dtype=torch.int64)
     finding, other, uncertain = (empty.index_fill(1, torch.tensor([column]), label) for column, label in SIGNS)
     metrics.update(finding, finding)
     for preds, target in ((empty, other), (empty, empty), (uncertain, finding)):
         metrics.update(preds, target)
-    return [float(metric.compute()) for metric in (metrics["first"], metrics["second"])]
+    return [float(metric.compute()) for metric in (metrics["one"], metrics["other"])]
 
 
 SIGNS = (CONDITIONS.index("Edema"), 1), (CONDITIONS.index("Fracture"), 1), (CONDITIONS.index("Edema"), 3)

@@ -93,3 +93,8 @@ def weight_update(model: Any, layer: Any) -> Tensor:
 def adapter_matrices(layer: Any) -> list[nn.Linear]:
     """The matrices A and B of a layer's adapters."""
     return [*layer.lora_A.values(), *layer.lora_B.values()]
+
+
+def largest_rank(model: Any) -> int:
+    """Largest rank of the adapters of a model."""
+    return max(int(config.r) for config in model.peft_config.values())

@@ -27,6 +27,7 @@ import torch
 from mrg.datamodules.collate import Batch
 from mrg.errors import MissingPackageError, RunError, UserError
 from mrg.log import log
+from mrg.modules.policy.lora import largest_rank
 from mrg.modules.policy.policy import Policy
 from mrg.modules.policy.precision import PRECISIONS
 from mrg.modules.rl.correction import Correction, check_correction
@@ -51,7 +52,7 @@ class Colocate:
         memory: Share of a GPU's memory that the engine may use while it is awake: weights, activations and KV cache.
         max_length: Largest number of tokens of a prompt with its completion; fewer need less memory.
         eager: Run without CUDA graphs, which starts faster and decodes slower.
-        correction: Correction for the gap between policy and engine, see `mrg.modules.rl.correction`.
+        correction: Correction for the gap between policy and engine, as that of `servers`.
         ratio_limit: Limit of the ratio in the correction.
     """
 
@@ -148,7 +149,7 @@ class ColocatedEngine:
 
         config, settings = self.policy.base.config, self.settings
         longest = getattr(config.get_text_config(), "max_position_embeddings", settings.max_length)
-        rank = max(shape.r for shape in self.policy.model.peft_config.values())
+        rank = largest_rank(self.policy.model)
         frozen = next(self.policy.base.parameters()).dtype
         options: dict[str, Any] = (
             {}

@@ -17,6 +17,7 @@ from mrg.commands.lightning import run
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.policy.quantization import quantization_config
+from mrg.modules.rewarded import RewardedModule
 from tests.callbacks.resuming import Lengths, differences
 from tests.checkpoints import save_published_format
 from tests.families import model_inputs
@@ -29,7 +30,13 @@ FLOAT32 = ("--trainer.precision=32-true", "--model.init_args.dtype=float32")
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
     """Makes arguments of `fit` on a checkpoint of the published format, with a reward that a random policy can earn."""
-    monkeypatch.setattr("mrg.modules.rewarded.Reward", lambda *args, **kwargs: Lengths())
+    set_reward = RewardedModule.set_reward
+
+    def set_lengths(module, *settings):
+        set_reward(module, *settings)
+        module.reward = Lengths()
+
+    monkeypatch.setattr(RewardedModule, "set_reward", set_lengths)
     (tmp_path / "base").mkdir()
     save_published_format(tmp_path / "base", [*REPORTS, "<think>Cardiomegaly</think>"])
     write_iu_tree(tmp_path / "data")
