@@ -100,7 +100,7 @@ class DemoDataModule(ReportDataModule):
         num_test: Number of test studies.
         seed: Random seed; studies of different splits never coincide.
         image_size: Width and height in pixels.
-        world: Difficulty.
+        world: Difficulty of the generated data.
         **kwargs: Arguments of `ReportDataModule`.
     """
 
