@@ -73,7 +73,8 @@ def test_the_snippet_of_the_export_page(servers, unadapted, studies, tmp_path, m
     model.generation_config.suppress_tokens = None
     ids = model.generate(**model_inputs(unadapted, one_view), max_new_tokens=16, do_sample=False)
     new = ids[0, one_view.prompt_ids.shape[1] :]
-    assert names["completion"] == unadapted.processor.tokenizer.decode(new, skip_special_tokens=True)
+    # vLLM leaves out the beginning of a character that is cut off at the end.
+    assert names["completion"] == unadapted.processor.tokenizer.decode(new, skip_special_tokens=True).rstrip("\ufffd")
     assert names["completion"]
 
 

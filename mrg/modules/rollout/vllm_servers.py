@@ -205,9 +205,14 @@ class ServerPool:
                 del self._loading[url, name]
 
     def _load(self, url: str, name: str, folder: Path) -> None:
-        answer = self.post(url, "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)}, BUSY)
+        adapter = {"lora_name": name, "lora_path": str(folder)}
+        answer = self.post(url, "/v1/load_lora_adapter", adapter, BUSY)
         # It refuses a name that it serves already, which another rank, or a request that timed out, has loaded.
-        if answer.status_code != 200 and not (answer.status_code == 400 and self._serves(url, name, folder)):
+        served = self._folder_of(url, name) if answer.status_code == 400 else None
+        if served is not None and served != str(folder):  # of another run
+            self.post(url, "/v1/unload_lora_adapter", {"lora_name": name})
+            answer, served = self.post(url, "/v1/load_lora_adapter", adapter, BUSY), None
+        if answer.status_code != 200 and served is None:
             raise UserError(
                 f"The rollout server {url} cannot load the adapter {folder}: {message_of(answer)} Its rank must "
                 "be at most the server's --max-lora-rank, and the folder must be readable there."
@@ -223,15 +228,15 @@ class ServerPool:
             if self.loaded.get(url) == name:
                 del self.loaded[url]
 
-    def _serves(self, url: str, name: str, folder: Path) -> bool:
-        """Whether a server lists an adapter of this name, loaded from this folder."""
+    def _folder_of(self, url: str, name: str) -> str | None:
+        """Folder from which a server has loaded the adapter of this name; None if it lists none."""
         try:
             models = requests.get(f"{url}/v1/models", timeout=20).json()["data"]
-            return any(model["id"] == name and model["root"] == str(folder) for model in models)
+            return next((str(model["root"]) for model in models if model["id"] == name), None)
         except requests.RequestException as error:
             raise AgainError(f"{url}: {type(error).__name__}") from None
         except (KeyError, TypeError, ValueError):
-            return False
+            return None
 
 
 def _is_up(url: str) -> bool:

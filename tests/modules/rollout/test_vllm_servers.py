@@ -137,7 +137,6 @@ def test_an_adapter_that_another_rank_loaded_is_no_mistake(start):
     "models",
     [
         {"data": [{"id": "tiny", "root": "/m", "parent": None}]},
-        {"data": [{"id": "a-1", "root": "/elsewhere/a-1", "parent": "tiny"}]},
         {"detail": "?"},
     ],
 )
@@ -148,6 +147,34 @@ def test_a_refusal_is_judged_by_what_the_server_serves_and_not_by_its_words(star
     with pytest.raises(ValueError, match=r"cannot load the adapter .*a-1: the rank is too high"):
         pool.load(server.url, "a-1", Path("/adapters/a-1"))
     assert pool.loaded == {}
+
+
+@pytest.mark.parametrize("second", [(200, {}), (400, {"error": {"message": "the rank is too high"}})])
+def test_an_adapter_of_this_name_from_another_folder_is_replaced(start, second):
+    models = {"data": [{"id": "a-1", "root": "/elsewhere/a-1", "parent": "tiny"}]}
+    refused = (400, {"error": {"message": "a-1 has already been loaded"}})
+    server = start(
+        **{
+            "v1/load_lora_adapter": [refused, second],
+            "v1/unload_lora_adapter": [(200, {})],
+            "v1/models": [(200, models)],
+        }
+    )
+    pool = ServerPool(Servers([server.url]))
+    if second[0] == 200:
+        pool.load(server.url, "a-1", Path("/adapters/a-1"))
+        assert pool.loaded == {server.url: "a-1"}
+    else:
+        with pytest.raises(ValueError, match=r"cannot load the adapter .*a-1: the rank is too high"):
+            pool.load(server.url, "a-1", Path("/adapters/a-1"))
+        assert pool.loaded == {}
+    adapter = {"lora_name": "a-1", "lora_path": "/adapters/a-1"}
+    posted = [request for request in server.seen if request[0] != "/v1/models"]
+    assert posted == [
+        ("/v1/load_lora_adapter", adapter),
+        ("/v1/unload_lora_adapter", {"lora_name": "a-1"}),
+        ("/v1/load_lora_adapter", adapter),
+    ]
 
 
 def test_a_slow_load_on_one_server_does_not_delay_another(start):
