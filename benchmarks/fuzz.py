@@ -41,7 +41,7 @@ def run(target: Target, examples: int, until: float) -> dict[str, Any]:
     while not block or (count < examples and not failure and time.monotonic() < until):
         try:
             hypothesis.seed(block)(options(given(target.inputs)(check)))()
-        except Exception:
+        except Exception:  # any error is a finding: it ends the target and is reported
             failure = traceback.format_exc()
         block += 1
     return {"inputs": count, "cpu_seconds": round(time.process_time() - start, 1), "failure": failure}

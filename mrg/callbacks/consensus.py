@@ -46,7 +46,7 @@ class ConsensusReports(L.Callback):
         choose: One of `mrg.metrics.consensus.CHOICES`.
         temperature: Sampling temperature; None takes that of the module's rollouts, or 1.
         seed: Seed of the samples.
-        operating_point: See `Consensus`.
+        operating_point: Thresholds by which a sample is chosen, `f1`, `precision=P` or `recall=R`; empty for `choose`.
         calibration: One of `mrg.metrics.calibration.METHODS`, or `none`.
 
     Raises:

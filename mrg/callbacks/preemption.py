@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -21,9 +22,6 @@ from mrg.errors import one_line
 from mrg.log import log
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.run.other_processes import OtherProcesses
-
-FIRST_PROCESS = "MRG_FIRST_PROCESS"
-"""Environment variable with the id of the process that has started the others of its machine."""
 
 ENDING = tuple(int(getattr(signal, name)) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask any run to end: of a scheduler or `kill`, and of a terminal that closes."""
@@ -150,13 +148,14 @@ class EndTogether(L.Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.others: OtherProcesses | None = None
-        if int(os.environ.get("LOCAL_RANK") or 0) == 0:
-            os.environ[FIRST_PROCESS] = str(os.getpid())
+        self.parent = os.getppid()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Watch the processes that Lightning has started, or the one that has started this one."""
         children = getattr(trainer.strategy.launcher, "procs", [])
-        parent = int(os.environ.get(FIRST_PROCESS) or 0) if trainer.local_rank else 0
+        # Otherwise the parent is not rank 0, but torchrun or SLURM, which end all processes themselves.
+        by_lightning = isinstance(cluster_environment(trainer), LightningEnvironment)
+        parent = self.parent if trainer.local_rank and by_lightning else 0
         if self.others is None and (children or parent):
             first = trainer.global_rank - trainer.local_rank
             resume = partial(self._resume, stage)

@@ -126,7 +126,7 @@ def choose_threshold(probabilities: Tensor, found: Tensor, operating_point: str)
     Args:
         probabilities: (N,).
         found: (N,) bool.
-        operating_point: See `parse_operating_point`.
+        operating_point: `f1`, `precision=P` or `recall=R`.
     """
     name, wanted = parse_operating_point(operating_point)
     if not bool(found.any()):

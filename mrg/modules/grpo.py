@@ -154,14 +154,15 @@ class GRPOModule(RoundModule):
                 rollout = self.rollout(prompts, batch)
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
-            rollout, rewards = self.resample(prompts, batch, rollout, rewards)
-        rollout, rewards = self.add_references(prompts, batch, rollout, rewards)
+            rollout, sampled = self.resample(prompts, batch, rollout, rewards)
+        rollout, rewards = self.add_references(prompts, batch, rollout, sampled)
         advantages = self.advantages(rewards)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
             sums = self.update(prompts, rollout, self.credit(rollout, rewards, advantages), ref_logps, batch)
         self.log_round(rollout, rewards, advantages, sums, prompts)
+        self.update_corpus(sampled)
         if self.sample_every and self.round_index % self.sample_every == 0:
             self.samples = first_group(rollout, rewards, batch, self.group_size, self.round_index)
 
@@ -329,7 +330,6 @@ class GRPOModule(RoundModule):
         self.watch.rewards.append(values.get("reward/total", 0.0))
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
-            scorer.update(*whole.rewards.labels)
         if (gap := values.get("train/logp_gap", 0.0)) > 0.05 and self.num_steps == 1:
             log.warning("Sampling and training disagree by %.3f nats per token: check the precision.", gap)
         for name, value in values.items():

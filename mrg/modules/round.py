@@ -153,6 +153,14 @@ class RoundModule(RewardedModule):
             rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
         return rollout, rewards
 
+    def update_corpus(self, rewards: Rewards) -> None:
+        """Take the round into the corpus F1: what the policy has written, without reference reports in its place."""
+        if self.corpus:
+            labels = zip(*gather(rewards.labels, self.trainer.world_size), strict=True)
+            preds, target = (torch.cat(rows) for rows in labels)
+            for scorer in self.corpus.values():
+                scorer.update(preds, target)
+
     @torch.no_grad()
     def uncertain_tokens(self, prompts: Prompts, rollout: Rollout) -> Tensor | None:
         """(N, C) bool, True at the tokens with the highest entropy of the round; None if all tokens count."""

@@ -29,7 +29,7 @@ class OtherProcesses(threading.Thread):
         resume: Returns what to print after the cause: the newest checkpoint, and how to resume.
         parent: Process that has rank 0 on this machine, if it is not this one.
         first: Rank of that process among the processes of all machines.
-        patience: See `PATIENCE`.
+        patience: Seconds that this process has to end by itself after another one is gone.
         period: Seconds between two looks.
         end: Ends this process with an exit code.
     """

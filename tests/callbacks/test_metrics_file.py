@@ -44,7 +44,7 @@ def test_a_run_in_parts_writes_the_file_of_one_in_one_go(tmp_path, every):
 
 
 def test_a_crash_while_columns_are_added_loses_no_rows(tmp_path, monkeypatch):
-    """Lightning's own logger empties the file before it writes it anew."""
+    """Lightning's own logger empties the file before it writes all rows again."""
     log(tmp_path, {"a": 1.0})
     before = (tmp_path / "metrics.csv").read_bytes()
 

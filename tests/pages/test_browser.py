@@ -94,7 +94,7 @@ def test_filters_keep_what_they_say(browser, gallery):
         assert 0 < matched < 45
         assert page.locator(".study").count() == matched
         assert page.locator(".study section:nth-of-type(2) .chips .missed").count() == matched
-        # The number beside a filter is what it gives.
+        # A filter shows as many studies as the number next to it.
         option = page.locator("#condition option", has_text="Cardiomegaly").first
         number = int(re.search(r"\((\d+)\)", option.inner_text())[1])
         page.select_option("#condition", "1")

@@ -8,6 +8,7 @@ otherwise the macro CE-F1, in which rare findings count as much as frequent ones
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 NUM_VALIDATIONS = 3
@@ -52,7 +53,7 @@ class Watch:
         self.rewards = []
         if len(self.history) < NUM_VALIDATIONS:
             return None
-        pairs = list(zip(self.history, self.history[1:], strict=False))
+        pairs = pairwise(self.history)
         return all(later[0] > earlier[0] and later[1] < earlier[1] for earlier, later in pairs)
 
     def describe(self) -> str:

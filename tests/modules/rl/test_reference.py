@@ -6,7 +6,7 @@ import torch
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.rl.reference import bad_groups, with_references
 from mrg.modules.rollout.sampling import Rollout
-from tests.modules.test_grpo import module_on, saved  # noqa: F401
+from tests.modules.test_grpo import module_on, saved, trainer  # noqa: F401
 
 
 def test_which_groups_are_changed():
@@ -34,7 +34,7 @@ def test_the_place_of_a_completion_by_hand():
 
 @pytest.mark.parametrize("limit", [200, 3])
 def test_dead_groups_of_a_round_get_their_reference(saved, studies, limit):  # noqa: F811
-    """A random policy writes nothing valid; its groups are dead at 0, and the reference is paid 1."""
+    """A random policy writes nothing valid: all rewards of a group are 0, and the reference has a reward of 1."""
     module, _ = module_on(saved, studies, add_reference=True, ce_f1_weight=1.0, mccs_weight=0.0, max_new_tokens=limit)
     batch = StudyCollator(module.policy.processor, "Report:")(studies[:2])
     prompts = module.policy.embed(batch)
@@ -56,3 +56,15 @@ def test_dead_groups_of_a_round_get_their_reference(saved, studies, limit):  # n
     advantages = module.advantages(paid)
     assert float(advantages[0]) == pytest.approx(1.5, abs=1e-3)
     assert (advantages[1:4] < 0).all()
+
+
+def test_references_do_not_count_as_what_the_policy_has_found(saved, studies):  # noqa: F811
+    settings = {"add_reference": True, "corpus_f1_weight": 1.0, "mccs_weight": 0.0, "max_new_tokens": 200}
+    module, data = module_on(saved, studies, **settings)
+    scorer = module.corpus["corpus_f1"]
+    before = scorer.counts.clone()
+    trainer(1).fit(module, data)
+    assert module.reference_share > 0
+    # A random policy states nothing: true positives and stated findings only decay. The references have findings.
+    assert torch.allclose(scorer.counts[:2], 0.9 * before[:2])
+    assert (scorer.counts[2] > 0.9 * before[2] + 1e-6).any()
