@@ -40,8 +40,9 @@ def run(block, folder, monkeypatch):
 
 def test_transformers(exported, monkeypatch):
     names = run(snippet("transformers"), exported, monkeypatch)
-    assert names["completion"].startswith("<report>")
-    assert names["report"] in names["completion"]
+    completion = names["complete"](["frontal.png"])
+    assert completion.startswith("<report>")
+    assert names["report"] in completion
     assert len(names["report"].split()) > 5
 
 
