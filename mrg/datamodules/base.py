@@ -13,6 +13,7 @@ from mrg.datamodules.balance import check_balance
 from mrg.datamodules.collate import Batch, Skipped
 from mrg.datamodules.images.augment import Augmentation, augmented
 from mrg.datamodules.loading import (
+    AheadLoader,
     BatchDataset,
     RaisingCollator,
     RankBatches,
@@ -81,6 +82,7 @@ class ReportDataModule(TrainingOrder):
         skipped: Studies that were skipped so far, by split and id; see `on_error`.
         finished: Ids of studies that need no report any more, by split: `test` or `predict` is resumed.
         dropped: Missing files that `read` left out, by the setting that allows it.
+        knows_next: Set by a module that needs the next training batch with each batch.
         checking: Set by `python -m mrg data check`: `read` keeps studies that would stop a run, such as those with a
             missing image or a repeated id, so that all can be listed, and leaves training targets as written.
     """
@@ -123,6 +125,7 @@ class ReportDataModule(TrainingOrder):
         self.dropped: dict[str, list[str]] = {}
         self.finished: dict[str, frozenset[str]] = {}
         self.checking = False
+        self.knows_next = False
         self.collator: Callable[[list[Study]], Any] | None = None
 
     def read(self) -> Mapping[str, Sequence[Study]]:
@@ -192,7 +195,8 @@ class ReportDataModule(TrainingOrder):
             sampler = RankBatches(len(studies), batch_size, num_ranks, rank, finished)
             return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=sampler, **options)
         order = self._sampler(studies) if shuffle else None
-        return DataLoader(
+        kind = AheadLoader if shuffle and self.knows_next else DataLoader
+        return kind(
             dataset,
             batch_size=batch_size,
             sampler=order,

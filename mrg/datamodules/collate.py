@@ -54,6 +54,7 @@ class Batch:
         views: For each study, the views of its image placeholders in order.
         skipped: Studies that were skipped while the batch was made.
         counts: False if the batch is computed only so that all ranks do the same work, and is not scored.
+        ahead: The next batch of the epoch, on the CPU; None if it is the last, or if nobody asks for it.
     """
 
     pixel_values: Tensor
@@ -65,6 +66,7 @@ class Batch:
     views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
     skipped: tuple[Skipped, ...] = ()
     counts: bool = True
+    ahead: Batch | None = None
 
     @property
     def target(self) -> list[str]:
