@@ -69,6 +69,8 @@ class ReportDataModule(TrainingOrder):
         on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
             once and counted; in training the next study replaces it.
         augment: Random changes of training images; None changes none.
+        importance: Weight each training study by the inverse of how often it is drawn, so that `balance` and `select`
+            do not change what is learned on average; for SFT and GRPO.
         select: Selection of training studies whose rewards vary, for GRPO: `variance`, or its settings.
         balance: How many times as often training studies with a finding are drawn, by condition, such as
             `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.
@@ -98,6 +100,7 @@ class ReportDataModule(TrainingOrder):
         on_error: Literal["raise", "skip"] = "raise",
         augment: Augmentation | None = None,
         balance: dict[str, float] | Literal["inverse_prevalence"] | None = None,
+        importance: bool = False,
         select: Select = None,
     ) -> None:
         super().__init__()
@@ -115,6 +118,7 @@ class ReportDataModule(TrainingOrder):
         check_balance(balance)
         self.augment = augment
         self.balance = balance
+        self.importance = importance
         self.select = as_selection(select)
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
@@ -139,6 +143,7 @@ class ReportDataModule(TrainingOrder):
         """Read the studies once, whatever the stage: baselines need the training reports at test time, too."""
         if stage == "fit" and self.trainer:
             check_reward(self.select, self.trainer.lightning_module)
+            self.check_importance()
         if not self.splits:
             every = self.read()
             self._predicted = random_subset(every.get("test", ()), self.limits["test"])
@@ -236,6 +241,8 @@ class ReportDataModule(TrainingOrder):
             if study.id not in known:
                 known[study.id] = study
                 log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+        if self.importance and self.trainer and self.trainer.training and isinstance(batch, Batch):
+            batch.importance = self.importance_of(batch.study_id)
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -150,7 +150,7 @@ class GRPOModule(RoundModule):
             own = self.resample(prompts, batch, rollout, rewards)
         self.sample_ahead(batch)
         rollout, rewards = self.add_references(prompts, batch, *own)
-        advantages = self.advantages(rewards)
+        advantages = self.advantages(rewards, batch.importance)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):

@@ -39,6 +39,7 @@ class RoundModule(RewardedModule):
     adds_references: bool
     reference_share: float
     rollout_settings: RolloutSettings
+    weights_studies = True
     engine: Engine | None = None
     ahead: Ahead | None = None
     """Rollouts of later rounds, if servers sample them already."""
@@ -149,17 +150,21 @@ class RoundModule(RewardedModule):
         terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
         return torch.stack(list(terms.values())).sum(0)
 
-    def advantages(self, rewards: Rewards) -> Tensor:
-        """Advantages (N,) of the completions of this rank."""
+    def advantages(self, rewards: Rewards, importance: Tensor | None = None) -> Tensor:
+        """Advantages (N,) of the completions of this rank, times the importance (B,) of their studies."""
+        found = self._advantages(rewards).to(self.device)
+        return found if importance is None else found * importance.repeat_interleave(self.group_size)
+
+    def _advantages(self, rewards: Rewards) -> Tensor:
         signal, deviation = self.signal(rewards), None
         if self.decoupled or self.advantage_scale == "batch":
             own = signal if rewards.scored is None else signal[rewards.scored]
             values = torch.cat(gather(own, self.trainer.world_size))
             deviation = float(values.std()) if len(values) > 1 else None
         if self.decoupled:
-            return scaled(signal, deviation or 0.0, rewards.scored).to(self.device)
+            return scaled(signal, deviation or 0.0, rewards.scored)
         options = self.group_size, self.advantage_scale
-        return group_advantages(signal, *options, present=rewards.scored, deviation=deviation).to(self.device)
+        return group_advantages(signal, *options, present=rewards.scored, deviation=deviation)
 
     def credit(self, rollout: Rollout, rewards: Rewards, advantages: Tensor) -> Tensor:
         """Advantages (N,) as they are, or (N, C) of tokens if they are spread by finding."""
