@@ -96,8 +96,9 @@ class Consensus:
         """Sample reports for B studies and choose one for each.
 
         `notes` has for each study: `greedy`, the greedy report; `shares`, condition -> share of the samples that state
-        it; `agreement`, the mean MCCS of the chosen report against the other samples; `choices`, choice or
-        operating point -> index of the sample; `sample_labels` and `greedy_labels`, the 14 label classes as digits, empty without a report.
+        it; `agreement`, the mean MCCS of the chosen report against the other samples; `choices`, choice or operating
+        point -> index of the sample; `sample_labels` and `greedy_labels`, the 14 label classes as digits, empty without
+        a report.
 
         Args:
             policy: The policy.
