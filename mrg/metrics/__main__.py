@@ -9,7 +9,15 @@ from typing import Any
 
 from mrg.errors import UserError
 from mrg.files import write_json
-from mrg.metrics.arguments import ReportingLabeler, check, make_labeler, make_scorers, one_line_errors, output_file, parser
+from mrg.metrics.arguments import (
+    ReportingLabeler,
+    check,
+    make_labeler,
+    make_scorers,
+    one_line_errors,
+    output_file,
+    parser,
+)
 from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.evaluation import (
