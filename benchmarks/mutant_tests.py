@@ -31,7 +31,7 @@ from mutation import ROOT, Mutant, Mutated, put_in_place
 
 # Area -> patterns of its source files, and the folder of its tests.
 AREAS = {
-    "metrics": (["mrg/metrics/*.py", "mrg/metrics/labelers/*.py"], "tests/metrics"),
+    "metrics": (["mrg/metrics/**/*.py"], "tests/metrics"),
     "rl": (["mrg/modules/rl/*.py"], "tests/modules/rl"),
     "prefix": (["mrg/modules/prefix/*.py"], "tests/modules/prefix"),
     "sections": (["mrg/datamodules/mimic/sections.py"], "tests/datamodules/mimic"),
