@@ -1,7 +1,7 @@
 """Mutants of a source file: all small changes of its syntax tree that `variants` lists, and how they are imported.
 
 Text that people read is left alone: docstrings, f-strings, the arguments of `raise`, and strings with white space. So
-are annotations and assertions.
+are annotations, assertions, and the `strict` of `zip`, which is one.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST, tuple[int, in
     modules = {(a.asname or a.name).split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
 
     def visit(node: ast.AST, head: tuple[int, int]) -> Iterator[tuple[ast.AST, ast.AST, tuple[int, int]]]:
-        if isinstance(node, LEFT_ALONE):
+        if isinstance(node, LEFT_ALONE) or (isinstance(node, ast.keyword) and node.arg == "strict"):
             return
         if isinstance(node, ast.stmt):
             head = head_of(node)
@@ -162,7 +162,7 @@ def _calls(node: ast.Call, modules: set[str]) -> Iterator[ast.AST]:
     if inner is not None and not (isinstance(inner, ast.Name) and inner.id in modules):
         yield inner
     for i, keyword in enumerate(node.keywords):
-        if keyword.arg is not None:
+        if keyword.arg not in (None, "strict"):
             yield ast.Call(node.func, node.args, node.keywords[:i] + node.keywords[i + 1 :])
 
 
