@@ -9,7 +9,15 @@ from typing import Any
 
 from mrg.errors import UserError
 from mrg.files import write_json
-from mrg.metrics.arguments import check, make_labeler, make_scorers, one_line_errors, output_file, parser
+from mrg.metrics.arguments import (
+    ReportingLabeler,
+    check,
+    make_labeler,
+    make_scorers,
+    one_line_errors,
+    output_file,
+    parser,
+)
 from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.evaluation import (
@@ -93,7 +101,8 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
     labeler = make_labeler(options)
     if options.scores is not None:
         train = None if options.train is None else read_reports(options.train, next(iter(options.target), None))
-        table = score_all(predictions, systems, output, options, labeler.labeler, make_scorers(options), train)
+        plain = labeler.labeler if isinstance(labeler, ReportingLabeler) else labeler  # has notes of its own
+        table = score_all(predictions, systems, output, options, plain, make_scorers(options), train)
         print(f"{_notes(predictions)}\n{table}\n\nAll results: {output}")
         return
     differences = [(name, "constant normal"), (name, "most frequent reference")]

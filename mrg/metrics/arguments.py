@@ -154,12 +154,12 @@ def output_file(options: argparse.Namespace, ending: str) -> Path:
     return output
 
 
-def make_labeler(options: argparse.Namespace) -> ReportingLabeler:
-    """The labeler, which logs its progress."""
+def make_labeler(options: argparse.Namespace) -> Labeler:
+    """The labeler; one that may take minutes logs its progress."""
     if options.labeler is not None:
         return ReportingLabeler(load_labeler(options.labeler))
     if options.chexbert is None:
-        return ReportingLabeler(RulesLabeler())
+        return RulesLabeler()  # 50,000 reports in seconds, after each of which `label_together` has a note
     tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
     return ReportingLabeler(CheXbertLabeler(options.chexbert, **tokenizer), block=1000)
 
@@ -205,7 +205,7 @@ class ReportingLabeler(Labeler):
         for start in range(0, len(distinct), self.block):
             parts.append(self.labeler(distinct[start : start + self.block]))
             done = start + len(parts[-1])
-            if time.monotonic() - told >= self.seconds or done == len(distinct):
+            if time.monotonic() - told >= self.seconds:
                 told = time.monotonic()
                 log.info(f"Labelled {done:,} of {len(distinct):,} distinct reports.")
         row = {text: i for i, text in enumerate(distinct)}

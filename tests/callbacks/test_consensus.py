@@ -5,7 +5,7 @@ import pytest
 from mrg.cli import main
 from mrg.metrics.conditions import THIRTEEN
 from tests.callbacks.runs import fit_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
 SAMPLED = ("--samples=3", "--sample_temperature=1.5")
 

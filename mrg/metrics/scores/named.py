@@ -137,7 +137,8 @@ def judge_group(options: argparse.Namespace, answers: Path) -> Group:
         from mrg.metrics.judge import Judge
     except ModuleNotFoundError as error:
         raise MissingPackageError(f"it needs the package {error.name}.") from error
-    judge = Judge(*options.judge, cache=answers)
+    url, model = options.judge
+    judge = Judge(url, model, cache=answers)
     judge.check()
     reasons: dict[tuple[str, str], str] = {}
 
