@@ -43,7 +43,7 @@ def test_answers_of_a_random_model_fit_the_schema_or_are_named(server, tmp_path)
     assert all(reason.startswith("the answer is not JSON") for _, reason in judge.failures)
     assert len(answers) + judge.usage["failed"] == 4
     assert judge.usage["asked"] == 4 + judge.usage["retried"]
-    assert judge.usage["prompt_tokens"] > judge.usage["completion_tokens"] > 0
+    assert min(judge.usage["prompt_tokens"], judge.usage["completion_tokens"]) >= 4
     again = Judge(server.url, "tiny", prompt=PROMPT, cache=tmp_path / "judge.jsonl", attempts=1, max_tokens=120)
     assert again(PREDS, target) == scores  # greedy: what failed fails again, what is known is not asked
     assert again.usage["cached"] == len(answers)
