@@ -138,6 +138,24 @@ class Judge:
             log.warning(text)
         return [float(self.score(self.known[key])) if key in self.known else None for key in keys]
 
+    def check(self) -> None:
+        """Check that the server answers and, if it lists its models, that it serves the one of this judge.
+
+        Raises:
+            RunError: If it does not answer, or lists other models.
+        """
+        try:
+            response = requests.get(f"{self.url}/v1/models", headers=self._headers(), timeout=min(self.timeout, 10.0))
+            served = [str(row["id"]) for row in response.json()["data"]] if response.status_code == 200 else []
+        except requests.ConnectionError as error:
+            raise RunError(
+                f"The judge's server {self.url} does not answer ({type(error).__name__}): start it."
+            ) from None
+        except (requests.RequestException, ValueError, LookupError, TypeError):
+            return  # some servers have no list; the first report will tell
+        if served and self.model not in served:
+            raise RunError(f"Expected {self.url} to serve {self.model!r}, but it serves {', '.join(served)}.")
+
     def _text(self, candidate: str, reference: str) -> str:
         listed = "\n".join(f"- {name}: {text}" for name, text in self.counts.items())
         fields = {"{counts}": listed, "{reference}": reference, "{candidate}": candidate}

@@ -139,11 +139,14 @@ def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
     texts = list(place)
     parts: list[Tensor] = []
     for start in range(0, max(len(texts), 1), _AT_ONCE):
-        parts.append(_label(labeler, [texts[start : start + _AT_ONCE]])[0])
+        # One byte per label until the rows of a list are chosen: a million reports have 14 million labels.
+        parts.append(_label(labeler, [texts[start : start + _AT_ONCE]])[0].to(torch.uint8))
         if len(texts) > _AT_ONCE:
             log.info(f"Labeled {min(start + _AT_ONCE, len(texts)):,} of {len(texts):,} distinct reports.")
     labels = torch.cat(parts)
-    return [labels[[place[text] for text in side]] for side in sides]
+    rows = [np.fromiter((place[text] for text in side), np.int64, len(side)) for side in sides]
+    del place, texts
+    return [labels[torch.from_numpy(row)].to(torch.int64) for row in rows]
 
 
 def _label(labeler: Any, sides: list[list[str]]) -> list[Tensor]:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.datamodules.selection import Measured, Selection
 from mrg.log import log
 from mrg.modules.checks import check_counts
 from mrg.modules.optimizer import clip_gradients, local_gradients
@@ -46,6 +47,7 @@ from mrg.modules.rl.settings import LossSettings, RewardSettings
 from mrg.modules.rollout.engines import Engine, check_engine, check_place, connect_engine, note_engine
 from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
 from mrg.modules.round import RoundModule
+from mrg.modules.selection import measure
 from mrg.modules.settings import KLSettings, RolloutSettings
 
 
@@ -149,7 +151,7 @@ class GRPOModule(RoundModule):
         with self.monitor.phase("vision"):
             prompts = self.policy.embed(batch)
         # Weights are gathered once: ranks do not resample equally often.
-        with gathered(self.policy), failing_together(self.trainer.world_size, self._keep_intact):
+        with gathered(self.policy), failing_together(self.trainer.world_size, self.keep_intact):
             with self.monitor.phase("rollout"):
                 rollout = self.rollout(prompts, batch)
             with self.monitor.phase("reward"):
@@ -166,8 +168,13 @@ class GRPOModule(RoundModule):
         if self.sample_every and self.round_index % self.sample_every == 0:
             self.samples = first_group(rollout, rewards, batch, self.group_size, self.round_index)
 
-    def _keep_intact(self) -> None:
+    def keep_intact(self) -> None:
+        """Note that the state before this round can be saved, because it has changed nothing."""
         self.intact = True
+
+    def measure(self, select: Selection, epoch: int) -> Measured:
+        """Measure how the rewards of all training studies vary; the data module calls this before an epoch."""
+        return measure(self, select, epoch)
 
     def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
         """Sample a group of completions per study; a function of (seed, rank, round, attempt) and the policy.

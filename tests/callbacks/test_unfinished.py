@@ -9,7 +9,7 @@ from mrg.callbacks import gallery, results
 from mrg.cli import main
 from mrg.modules.sft import SFTModule
 from tests.callbacks.runs import fit_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
 NAMES = {"test": ("predictions.jsonl", "results.json"), "predict": ("predict.jsonl",)}
 

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from mrg.cli import main
 from mrg.commands.parser import load_yaml
-from tests.test_cli import CONFIGS, failure
+from tests.command_line import CONFIGS, failure
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export", "size"])

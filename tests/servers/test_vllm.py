@@ -17,7 +17,14 @@ from mrg.modules.rollout.vllm import VLLMClient
 from mrg.modules.rollout.vllm_servers import ServerError, Servers
 from tests.modules.test_grpo import SETTINGS, FixedData, trainer
 from tests.nested import nested
-from tests.servers.engines import RANK, local, same_tokens, seeds
+from tests.servers.engines import (
+    RANK,
+    assert_greedy_tokens_follow_the_adapter,
+    assert_sampled_groups_come_from_the_policys_distribution,
+    local,
+    same_tokens,
+    seeds,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
@@ -31,28 +38,11 @@ def writer(servers, policy, tmp_path, **settings):
 
 def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(servers, policy, unadapted, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
-    base = local(unadapted, batch)
-    first = remote.sample(batch, seeds(batch), 1, 16, 0.0)
-    assert same_tokens(first, base)
-    torch.testing.assert_close(first.old_logps, base.old_logps, atol=1e-4, rtol=0)
-    assert first.texts == base.texts
-    assert torch.equal(first.truncated, base.truncated)
 
-    remote.adapter = remote.publish(tmp_path / "adapters", 0)
-    adapted = local(policy, batch)
-    assert not same_tokens(adapted, base)
-    second = remote.sample(batch, seeds(batch), 1, 16, 0.0)
-    assert same_tokens(second, adapted)
-    torch.testing.assert_close(second.old_logps, adapted.old_logps, atol=1e-4, rtol=0)
+    def update(index):
+        remote.adapter = remote.publish(tmp_path / "adapters", index)
 
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter.neg_()
-    remote.adapter = remote.publish(tmp_path / "adapters", 1)
-    third = remote.sample(batch, seeds(batch), 1, 16, 0.0)
-    assert same_tokens(third, local(policy, batch))
-    assert not same_tokens(third, second)
+    assert_greedy_tokens_follow_the_adapter(remote, update, policy, unadapted, batch)
 
 
 def test_the_snippet_of_the_export_page(servers, unadapted, studies, tmp_path, monkeypatch):
@@ -81,15 +71,7 @@ def test_the_snippet_of_the_export_page(servers, unadapted, studies, tmp_path, m
 def test_sampled_groups_come_from_the_policys_distribution(servers, policy, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
     remote.adapter = remote.publish(tmp_path / "adapters", 0)
-    rollout = remote.sample(batch, seeds(batch), 6, 16, 0.7)
-    assert rollout.completion_ids.shape[0] == len(batch) * 6
-    with torch.no_grad():
-        own = policy.logps(policy.embed(batch), rollout.completion_ids, rollout.completion_mask, 0.7).logps
-    torch.testing.assert_close(rollout.old_logps, own, atol=1e-3, rtol=0)
-    assert len({tuple(row) for row in rollout.completion_ids[:6].tolist()}) > 1
-    assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
-    some = remote.sample(batch, {2: 12, 1: 11}, 6, 16, 0.7)
-    assert some.completion_ids.shape[0] == 12
+    assert_sampled_groups_come_from_the_policys_distribution(remote, policy, batch)
 
 
 def test_another_prompt_is_refused(servers, policy, studies, tmp_path):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 LOWER = {
+    "selection": "lower data.init_args.eval_batch_size or select.samples",
     "vision": "lower data.init_args.batch_size, model.init_args.max_pixels or max_views",
     "rollout": "lower data.init_args.batch_size, model.init_args.rollout.group_size or max_new_tokens",
     "reward": "give the labeler another device or smaller batches",

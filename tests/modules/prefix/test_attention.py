@@ -1,5 +1,7 @@
 """Both attentions over a packed row, and that of a decoding step, against a dense masked one."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn.attention.bias import CausalBias
@@ -75,6 +77,31 @@ def assert_equal_to_dense(name, num_keys, case):
 @pytest.mark.parametrize("case", list(CASES))
 def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case):
     assert_equal_to_dense(name, num_keys, case)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("images", [False, True])
+def test_windows_and_images_equal_dense_masked_attention(window, images):
+    """Prompts of 7 and 4 tokens, of which 1 to 3 and 2 to 3 are an image; up to 4 tokens of completions are read."""
+    lengths, groups = [7, 4], [[4, 0, 2], [1, 3, 3]]
+    layout, tensors = packed(lengths, groups)
+    mask = seen(lengths, groups)
+    place = torch.cat([torch.arange(7), torch.arange(4)] + [
+        torch.arange(length) + start for start, group in zip(lengths, groups, strict=True) for length in group
+    ])  # fmt: skip
+    if images:
+        blocks = [torch.tensor([-1, 0, 0, 0, -1, -1, -1]), torch.tensor([-1, -1, 0, 0])]
+        layout = dataclasses.replace(layout, blocks=blocks)
+        mask[1:4, 1:4] = mask[9:11, 9:11] = True
+    if window is not None:
+        mask = mask & (place > place[:, None] - window)
+    expected = dense(*tensors, mask, 0.3)
+    wanted = torch.autograd.grad(expected.square().sum(), tensors)
+    masks = Masks.of(layout, window, tensors[0])
+    for output in (_Merged.apply(*tensors, layout, masks, 0.3), concatenated(*tensors, layout, masks, 0.3)):
+        assert torch.allclose(output, expected, atol=1e-12, rtol=0)
+        for got, want in zip(torch.autograd.grad(output.square().sum(), tensors), wanted, strict=True):
+            assert torch.allclose(got, want, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("num_keys", [2, 1])

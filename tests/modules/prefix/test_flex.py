@@ -7,6 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.modules.policy.families import FAMILIES
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix import flex as module
 from mrg.modules.prefix.attention import concatenated
@@ -88,6 +89,7 @@ def assert_same_logps(policy: Policy, batch, ids, mask):
 
 @pytest.mark.parametrize("kind", [*QWEN, *sorted(BUILDERS)])
 def test_log_probabilities_of_every_family(kind, checkpoints):
+    assert {kind.partition("-")[0] for kind in (*QWEN, *BUILDERS)} == set(FAMILIES)
     policy = family_policy(kind).eval() if kind in QWEN else exact(checkpoints(kind))
     batch = StudyCollator(policy.processor, "Findings:")(unequal_studies())
     batch.pixel_values = batch.pixel_values.double()
