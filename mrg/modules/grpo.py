@@ -90,7 +90,7 @@ class GRPOModule(RoundModule):
         check_counts(micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
         kl.check_fixed(self.train_vision, self.lora, self.language_model)
-        check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision)
+        check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision, self.language_model)
         self.automatic_optimization = False  # several backward passes make one step
         self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
         self.group_size, self.temperature, self.loss_options = rollout.group_size, rollout.temperature, loss.options()

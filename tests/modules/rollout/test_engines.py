@@ -39,6 +39,11 @@ def test_bad_settings(settings, message):
         (COLOCATE, {"lora": None}, "never whole weights: set model.init_args.lora, or rollout.colocate to null"),
         (COLOCATE, {"load_in_4bit": True}, "set model.init_args.load_in_4bit to false, or rollout.colocate to null"),
         (COLOCATE, {"train_vision": True}, "set model.init_args.train_vision to false, or rollout.colocate to null"),
+        (
+            COLOCATE,
+            {"language_model": "smollm2"},
+            "set model.init_args.language_model to '', or",
+        ),
         (RolloutSettings(servers=SERVERS.servers, colocate=Colocate()), {}, "are mutually exclusive"),
     ],
 )
