@@ -93,7 +93,9 @@ class RoundModule(RewardedModule):
 
         By now the ranks have agreed that none has failed, and none waits for the adapter that is replaced.
         """
-        if self.ahead is not None and self.engine is not None and batch.ahead is not None:
+        if self.ahead is None or self.engine is None or self.trainer.is_last_batch:  # of the epoch
+            return
+        if batch.ahead is not None:
             self.engine.synchronize(self.round_index, self.trainer)
             following, studies = self.round_index + 1, range(len(batch.ahead))
             self.ahead.start(following, batch.ahead, self._seeds(self._seed(following), studies), *self._sampling())
