@@ -55,11 +55,11 @@ def test_what_is_taken_is_what_would_have_been_sampled(client, small):
     batch = StudyCollator(client.policy.processor, "Report:")(small[:2])
     ahead, seeds = Ahead(client), {0: 5, 1: 6}
     assert ahead.take(3, batch, torch.device("cpu")) is None
-    ahead.start(4, batch, seeds, *OPTIONS)
-    ahead.start(4, batch, {0: 7, 1: 8}, *OPTIONS)  # it is waiting already
+    ahead.start(4, batch, seeds, OPTIONS)
+    ahead.start(4, batch, {0: 7, 1: 8}, OPTIONS)  # it is waiting already
     client.last_sync = 4
     taken = ahead.take(4, batch, torch.device("cpu"))
-    assert equal(taken, client.sample(batch, seeds, *OPTIONS))
+    assert equal(taken, client.sample(batch, seeds, OPTIONS))
     assert ahead.age == 4  # it was asked for before the first adapter
     assert equal(ahead.take(4, batch, torch.device("cpu")), taken)  # a round that failed is repeated
     assert ahead.take(5, batch, torch.device("cpu")) is None
@@ -71,7 +71,7 @@ def test_what_waits_is_saved_unless_a_rank_lacks_it(client, small):
     batch = StudyCollator(client.policy.processor, "Report:")(small[:2])
     ahead, again = Ahead(client), Ahead(client)
     for number in (4, 5):
-        ahead.start(number, batch, {0: number, 1: 6}, *OPTIONS)
+        ahead.start(number, batch, {0: number, 1: 6}, OPTIONS)
     state = ahead.state_dict()
     again.load_state_dict([state, {5: state[5]}], 0)
     assert again.take(4, batch, torch.device("cpu")) is None
@@ -84,10 +84,10 @@ def test_what_waits_is_saved_unless_a_rank_lacks_it(client, small):
 def test_a_failure_is_raised_where_the_rollout_is_taken_and_not_saved(client, server, small):
     batch = StudyCollator(client.policy.processor, "Report:")(small[:2])
     ahead = Ahead(client)
-    ahead.start(1, batch, {0: 5, 1: 6}, *OPTIONS)
+    ahead.start(1, batch, {0: 5, 1: 6}, OPTIONS)
     assert set(ahead.state_dict()) == {1}
     server.failing = True
-    ahead.start(2, batch, {0: 5, 1: 6}, *OPTIONS)
+    ahead.start(2, batch, {0: 5, 1: 6}, OPTIONS)
     assert set(ahead.state_dict()) == {1}
     with pytest.raises(ServerError, match="No rollout server could write study"):
         ahead.take(2, batch, torch.device("cpu"))
