@@ -59,7 +59,7 @@ def test_what_is_taken_is_what_would_have_been_sampled(client, small):
     ahead.start(4, batch, {0: 7, 1: 8}, OPTIONS)  # it is waiting already
     client.last_sync = 4
     taken = ahead.take(4, batch, torch.device("cpu"))
-    assert equal(taken, client.sample(batch, seeds, OPTIONS))
+    assert equal(taken, client.sample(batch, seeds, *OPTIONS))
     assert ahead.age == 4  # it was asked for before the first adapter
     assert equal(ahead.take(4, batch, torch.device("cpu")), taken)  # a round that failed is repeated
     assert ahead.take(5, batch, torch.device("cpu")) is None
