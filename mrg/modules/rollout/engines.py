@@ -48,6 +48,17 @@ def check_engine(
         raise UserError("rollout.servers and rollout.colocate are mutually exclusive: set one of them to null.")
     if rollout.servers is not None and lora is None:
         raise UserError(NO_ADAPTER)
+    if rollout.overlap and rollout.servers is None:
+        where = "the engine in this process" if rollout.colocate is not None else "the policy itself"
+        raise UserError(
+            f"rollout.overlap requires servers, which sample while the policy trains; {where} cannot: set "
+            "model.init_args.rollout.servers, or overlap to 0."
+        )
+    if rollout.overlap and rollout.servers is not None and rollout.servers.correction == "none":
+        raise UserError(
+            "rollout.overlap trains on completions of an older policy, which only a correction makes unbiased: set "
+            "model.init_args.rollout.servers.correction to truncate, mask or sequence_mask, or overlap to 0."
+        )
     if rollout.colocate is None:
         return
     if lora is None:
