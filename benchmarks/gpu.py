@@ -164,7 +164,8 @@ def compared(results: dict[str, Any]) -> list[str]:
     """One line for each part whose memory was predicted and measured."""
     found = results.get("size_7b", {}).get("result", {})
     rows = {name: results[name].get("result") for name in found if name in results}
-    peaks = {name: row["results"]["mrg"]["peak_mb"] / 1024 for name, row in rows.items() if isinstance(row, dict)}
+    rows = {name: row for name, row in rows.items() if isinstance(row, dict) and row["settings"]["geometry"] == "7b"}
+    peaks = {name: row["results"]["mrg"]["peak_mb"] / 1024 for name, row in rows.items()}
     return [f"{name}: a peak of {peak:.1f} GiB, predicted {found[name]:.1f}" for name, peak in peaks.items()]
 
 
