@@ -72,9 +72,9 @@ def parser() -> argparse.ArgumentParser:
     add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
     add("--scores", metavar="NAMES", help="one table of the scores named here, separated by commas, resumable: "
-        f"{', '.join(NAMES)}; see docs/metrics.md")  # fmt: skip
-    add("--bertscore", nargs="+", metavar="ENCODER [LAYER]", help="encoder of the score bertscore, and its layer if it "
-        "is not the last one, see docs/scorers.md")  # fmt: skip
+        f"{', '.join(NAMES)}")  # fmt: skip
+    add("--bertscore", nargs="+", metavar="ENCODER [LAYER]", help="folder of the encoder of the score bertscore, and "
+        "its layer if it is not the last one")  # fmt: skip
     add("--radgraph", nargs=2, metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph")
     add("--ratescore", nargs=2, metavar=("NER", "ENCODER"), help="weights of the score ratescore")
     add("--judge", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible server and model of the score judge")
