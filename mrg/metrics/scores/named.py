@@ -31,9 +31,9 @@ LEARNED = ("bertscore", "radgraph", "ratescore", "radcliq")
 NAMES = (*LABELED, "finding", "nlg", *LEARNED, "judge")
 _NEEDS = {
     "bertscore": "--bertscore ENCODER [LAYER]",
-    "radgraph": "--radgraph CHECKPOINT ENCODER",
+    "radgraph": "--radgraph CHECKPOINT [ENCODER]",
     "ratescore": "--ratescore NER ENCODER",
-    "radcliq": "--bertscore ENCODER, --radgraph CHECKPOINT ENCODER and --chexbert CHECKPOINT",
+    "radcliq": "--bertscore ENCODER, --radgraph CHECKPOINT [ENCODER] and --chexbert CHECKPOINT",
     "judge": "--judge URL MODEL",
 }
 _CLASSES = {
@@ -115,13 +115,15 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
         return made[part]
 
     given = {"bertscore": options.bertscore, "radgraph": options.radgraph, "ratescore": options.ratescore}
+    if name in ("bertscore", "radgraph") and len(given[name] or ()) > 2:
+        raise UserError(f"expected {_NEEDS[name]}, but got {' '.join(given[name])!r}.")
     if options.bertscore is not None and len(options.bertscore) > 1:
-        given["bertscore"] = _encoder_and_layer(options.bertscore)
+        given["bertscore"] = [options.bertscore[0], _layer(options.bertscore[1])]
     parts = ("bertscore", "radgraph") if name == "radcliq" else (name,)
     if any(given[part] is None for part in parts) or (name == "radcliq" and options.chexbert is None):
-        raise UserError(f"it needs {_NEEDS[name]}, see docs/scorers.md for the weights and their licenses.")
+        raise UserError(f"it needs {_NEEDS[name]}, see docs/metrics.md for the weights and their licenses.")
     if name == "radcliq":
-        scorer = import_named(_CLASSES[name], "score", "class")(*map(make, parts), labeler)
+        scorer = import_named(_CLASSES[name], "score", "class")(given["bertscore"][0], make("radgraph"), labeler)
     else:
         scorer = make(name)
     paths = [path for part in parts for path in given[part]] + ([options.chexbert] if name == "radcliq" else [])
@@ -135,10 +137,10 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
     return Group(name, [row], _filled(scorer, scorer.name), settings, 100)
 
 
-def _encoder_and_layer(given: Sequence[str]) -> list[str | int]:
-    if len(given) > 2 or not given[1].isdecimal():
-        raise UserError(f"expected --bertscore to be a folder and the number of a layer, but got {' '.join(given)!r}.")
-    return [given[0], int(given[1])]
+def _layer(given: str) -> int:
+    if not given.isdecimal():
+        raise UserError(f"expected the layer of --bertscore to be a number, but got {given!r}.")
+    return int(given)
 
 
 def judge_group(options: argparse.Namespace, answers: Path) -> Group:

@@ -106,9 +106,9 @@ def test_mistakes_are_one_line_before_anything_is_computed(predictions, tmp_path
     assert "'radgraf' is not a score; did you mean 'radgraph'?" in text
     assert "at least one score" in fails(capsys, predictions, "--scores", ",")
     text = fails(capsys, predictions, "--scores", "radgraph,judge,radcliq")
-    assert "radgraph cannot be computed: it needs --radgraph CHECKPOINT ENCODER, see docs/scorers.md" in text
+    assert "radgraph cannot be computed: it needs --radgraph CHECKPOINT [ENCODER], see docs/metrics.md" in text
     assert "judge cannot be computed: it needs --judge URL MODEL" in text
-    assert "radcliq cannot be computed: it needs --bertscore ENCODER, --radgraph CHECKPOINT ENCODER and --chexb" in text
+    assert "radcliq cannot be computed: it needs --bertscore ENCODER, --radgraph CHECKPOINT [ENCODER] and" in text
     text = fails(capsys, predictions, "--scores", "judge", "--judge", "http://127.0.0.1:9", "tiny")
     assert "The judge's server http://127.0.0.1:9 does not answer (ConnectionError): start it." in text
     assert "leave out --compare" in fails(capsys, predictions, "--scores", "ce", "--compare", predictions)
@@ -127,7 +127,8 @@ def test_a_missing_extra_is_named_before_anything_is_computed(predictions, capsy
 
 def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     from mrg.metrics.learned.bertscore import BERTScore
-    from tests.metrics.learned.lookalikes import write_bert
+    from mrg.metrics.learned.radgraph import RadGraphF1
+    from tests.metrics.learned.lookalikes import write_bert, write_radgraph
 
     folder = str(write_bert(tmp_path / "bert"))
     options = [str(predictions), "--scores", "bertscore", "--bertscore", folder]
@@ -142,8 +143,15 @@ def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     main(options)
     assert "bertscore, predictions: 4 of 4 are known from" in caplog.text
     capsys.readouterr()
-    for layer in (["two"], ["1", "2"]):
-        assert "to be a folder and the number of a layer" in fails(capsys, *options, *layer)
+    assert "expected the layer of --bertscore to be a number, but got 'two'" in fails(capsys, *options, "two")
+    assert "expected --bertscore ENCODER [LAYER], but got" in fails(capsys, *options, "1", "2")
+    graphs = write_radgraph(tmp_path / "radgraph", tmp_path / "bert")
+    main([str(predictions), "--scores", "radgraph", "--radgraph", str(graphs), folder])
+    row = result_of(predictions)["scores"]["RadGraph F1 partial"]
+    expected = RadGraphF1(graphs, folder)(PREDS, TARGET)
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(expected.mean()))
+    assert "level partial" in row["convention"]
+    capsys.readouterr()
     missing = fails(capsys, *options[:-1], tmp_path / "none")
     assert "bertscore cannot be computed: " in missing
     assert "download it once" in missing
