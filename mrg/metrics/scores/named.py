@@ -129,8 +129,8 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
     paths = [path for part in parts for path in given[part]] + ([options.chexbert] if name == "radcliq" else [])
     own = scorer.settings()
     settings = {"score": name, "mrg": mrg.__version__, **own, "files": [stamp(Path(str(path))) for path in paths]}
-    given_values = {key: value for key, value in own.items() if value is not None and key != "name"}
-    shown = [f"{key} {Path(value).name if isinstance(value, str) else value}" for key, value in given_values.items()]
+    plain = {key: value for key, value in own.items() if isinstance(value, (str, int, float)) and key != "name"}
+    shown = [f"{key} {Path(value).name if isinstance(value, str) else value}" for key, value in plain.items()]
     up = bool(scorer.higher_is_better)
     how = "; ".join(["mean over reports", *shown, *([] if up else ["lower is better"])])
     row = Row(scorer.name, how, mean(), name != "radcliq", up)
