@@ -36,7 +36,7 @@ def write_bert(folder, legacy=False):
     return folder
 
 
-def write_roberta(folder):
+def write_roberta(folder, layers=3):
     """Write a RoBERTa with a tokenizer of bytes, in which a word has another token after a space."""
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -48,6 +48,7 @@ def write_roberta(folder):
             pieces.append(word[:end])
     tokens = list(dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet()), *pieces]))
     sizes = RobertaConfig(vocab_size=len(tokens), max_position_embeddings=42, type_vocab_size=1, **SIZES)
+    sizes.num_hidden_layers = layers
     folder.mkdir(exist_ok=True)
     fill(RobertaModel(sizes)).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
