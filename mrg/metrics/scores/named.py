@@ -129,7 +129,8 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
     paths = [path for part in parts for path in given[part]] + ([options.chexbert] if name == "radcliq" else [])
     own = scorer.settings()
     settings = {"score": name, "mrg": mrg.__version__, **own, "files": [stamp(Path(str(path))) for path in paths]}
-    plain = {key: value for key, value in own.items() if isinstance(value, (str, int, float)) and key != "name"}
+    kinds = (str, int, float)
+    plain = {key: value for key, value in own.items() if type(value) in kinds and key != "name"}
     shown = [f"{key} {Path(value).name if isinstance(value, str) else value}" for key, value in plain.items()]
     up = bool(scorer.higher_is_better)
     how = "; ".join(["mean over reports", *shown, *([] if up else ["lower is better"])])

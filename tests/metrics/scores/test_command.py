@@ -155,3 +155,37 @@ def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     missing = fails(capsys, *options[:-1], tmp_path / "none")
     assert "bertscore cannot be computed: " in missing
     assert "download it once" in missing
+
+
+def test_radcliq_from_its_parts_and_lower_is_better(predictions, tmp_path, capsys, caplog):
+    from mrg.metrics.labelers.chexbert import CheXbertLabeler
+    from mrg.metrics.learned.radcliq import RadCliQ
+    from mrg.metrics.learned.radgraph import RadGraphF1
+    from tests.metrics.labelers.chexbert_lookalike import write_lookalike
+    from tests.metrics.learned.lookalikes import write_bert, write_radgraph, write_roberta
+
+    weights = tmp_path / "chexbert"
+    weights.mkdir()
+    write_lookalike(weights)
+    bert = write_bert(tmp_path / "bert")
+    graphs, roberta = write_radgraph(tmp_path / "graphs", bert), write_roberta(tmp_path / "roberta", layers=6)
+    chexbert = str(weights / "chexbert.pth")
+    options = [str(predictions), "--scores", "mccs,radcliq", "--chexbert", chexbert, "--tokenizer", str(weights)]
+    options += ["--bertscore", str(roberta), "--radgraph", str(graphs), str(bert)]
+    main(options)
+    row = result_of(predictions)["scores"]["RadCliQ-v1"]
+    scorer = RadCliQ(roberta, RadGraphF1(graphs, bert), CheXbertLabeler(chexbert, str(weights)))
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(scorer(PREDS, TARGET).mean()), abs=1e-6)
+    assert (row["higher_is_better"], row["percent"]) == (False, False)
+    printed = capsys.readouterr().out
+    assert "RadCliQ-v1 (lower is better)" in printed
+    assert "RadCliQ-v1: mean over reports; version v1; chexbert chexbert.pth; lower is better." in " ".join(
+        printed.split()
+    )
+    beaten = [gap["b"] for gap in row["differences"] if gap["high"] < 0]
+    lost = [line for line in " ".join(printed.split()).split("(95 %") if "RadCliQ-v1" in line and "not beat" in line]
+    assert len(beaten) + len(lost) == 2
+    caplog.set_level("INFO")
+    main(options)
+    assert "radcliq, predictions: 4 of 4 are known from" in caplog.text
+    assert "labels: " in caplog.text  # those of CheXbert
