@@ -214,16 +214,18 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder of the results")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, in small")
     parser.add_argument("--seconds", type=float, default=540, help="time for all parts")
+    parser.add_argument("--patience", type=float, default=1, help="factor of all times, for a slow machine")
     options = parser.parse_args()
     folder = options.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    ends, results = time.monotonic() + options.seconds, {}
+    ends, results = time.monotonic() + options.patience * options.seconds, {}
     shared = Path("/dev/shm")
     fast = shared if shared.is_dir() and shutil.disk_usage(shared).free > MEMORY else None
     about = machine()
     with tempfile.TemporaryDirectory(dir=None if options.rehearse else fast, ignore_cleanup_errors=True) as temporary:
         logs = Path(temporary)
         for part in parts(logs, options.rehearse):
+            part = part._replace(seconds=round(options.patience * part.seconds))
             print(f"[{part.name}] at most {part.seconds} s", flush=True)
             results[part.name] = waiting(part)
             write(folder, logs, about, results)

@@ -21,7 +21,7 @@ from typing import Any
 import requests
 
 from mrg.errors import RunError, UserError
-from mrg.files import append_lines, parse_json
+from mrg.files import append_lines, count_lines, cut_lines, parse_json
 from mrg.log import log
 
 COUNTS = {
@@ -58,7 +58,7 @@ class Judge:
         counts: Count -> description; the answer must have each as an integer of at least 0.
         prompt: Text with the fields `{counts}`, `{reference}` and `{candidate}`.
         cache: File of JSON lines with earlier answers, to which new ones are appended; empty for none.
-        attempts: Attempts per report.
+        attempts: Attempts per report; the first one is greedy, the others are sampled.
         timeout: Time limit of an attempt in seconds.
         concurrency: Number of reports that are judged at a time.
         max_tokens: Largest number of tokens of an answer.
@@ -105,8 +105,15 @@ class Judge:
     def _read(self) -> dict[str, dict[str, int]]:
         if self.cache is None or not self.cache.is_file():
             return {}
-        rows = [parse_json(line) for line in self.cache.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {row["key"]: row["counts"] for row in rows}
+        cut_lines(self.cache, count_lines(self.cache))  # what a crash has left of the last line
+        known = {}
+        for number, line in enumerate(self.cache.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = parse_json(line)
+                known[row["key"]] = {name: int(row["counts"][name]) for name in self.counts}
+            except (ValueError, LookupError, TypeError):
+                log.warning(f"{self.cache}, line {number}: expected an answer with {', '.join(self.counts)}; ignored.")
+        return known
 
     def __call__(self, preds: Sequence[str], target: Sequence[str]) -> list[float | None]:
         """Score reports; None without a valid answer, see `failures`.
@@ -115,7 +122,8 @@ class Judge:
             RunError: If there is no valid answer for any report.
         """
         texts = [self._text(p, t) for p, t in zip(preds, target, strict=True)]
-        keys = [hashlib.sha256(f"{self.model}\n{text}".encode()).hexdigest() for text in texts]
+        names = ",".join(self.counts)
+        keys = [hashlib.sha256(f"{self.model}\n{names}\n{text}".encode()).hexdigest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.known}
         self.usage["cached"] += len(keys) - len(new)
         reasons: dict[str, str] = {}
@@ -205,7 +213,7 @@ class Judge:
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
-            "temperature": 0.0,
+            "temperature": 0.7 if attempt else 0.0,  # the same request would get the same nonsense
             "seed": attempt,
             "max_tokens": self.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": {"name": "counts", "schema": schema}},

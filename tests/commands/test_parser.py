@@ -185,6 +185,15 @@ def test_a_repeated_key_is_an_error(tmp_path, capsys, command):
     assert "The key 'learning_rate' in line 6 is repeated: remove it or line 8." in text.splitlines()[-1]
 
 
+@pytest.mark.parametrize("command", [["fit"], ["test"], ["data", "check"], ["ablate"], ["size"], ["audit"]])
+def test_a_file_in_another_encoding_is_one_line(tmp_path, capsys, command):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: M\xfcnchen\n".encode("latin-1"))
+    code, text = failure(capsys, [*command, f"--config={file}"])
+    assert (code, str(file) in text, "byte 7" in text or "position 7" in text) == (2, True, True)
+    assert len(text.splitlines()) == 1
+
+
 def test_equal_keys_of_different_mappings_are_no_repetition():
     text = "a: {b: 1}\nc: [{b: 2}, {b: 3}]\nb: 4\n"
     assert load_yaml(text) == {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}], "b": 4}

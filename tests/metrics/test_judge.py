@@ -101,6 +101,7 @@ def test_a_busy_server_is_asked_again(server):
     judge = Judge(server.url, "tiny")
     assert judge(["a"], ["b"]) == [0.75]
     assert (seeds, judge.usage["retried"], judge.usage["failed"]) == ([0, 1], 1, 0)
+    assert [request["temperature"] for _, request, _ in server.requests] == [0.0, 0.7]
 
 
 def test_answers_are_cached_on_disk(server, tmp_path):
@@ -112,6 +113,25 @@ def test_answers_are_cached_on_disk(server, tmp_path):
     assert (len(server.requests), again.usage["cached"]) == (3, 1)
     assert Judge(server.url, "other", cache=cache)(["a"], ["b"]) == [0.75]
     assert len(server.requests) == 4
+
+
+def test_a_cache_that_a_crash_has_truncated_is_used_without_its_last_line(server, tmp_path, caplog):
+    cache = tmp_path / "judge.jsonl"
+    Judge(server.url, "tiny", cache=cache)(["a", "c"], ["b", "d"])
+    lines = cache.read_bytes().splitlines(keepends=True)
+    cache.write_bytes(lines[0] + b'{"key": "0", "counts": {"matched": 1}}\n' + lines[1][:-9])
+    again = Judge(server.url, "tiny", cache=cache)
+    assert "judge.jsonl, line 2: expected an answer with matched, significant, insignificant" in caplog.text
+    assert again(["a", "c"], ["b", "d"]) == [0.75] * 2
+    assert (len(server.requests), again.usage["cached"]) == (3, 1)
+    assert len(Judge(server.url, "tiny", cache=cache).known) == 2
+
+
+def test_the_server_is_checked_before_the_first_report(server):
+    Judge(server.url, "tiny").check()  # this one has no list of models: nothing is known
+    assert server.requests == []
+    with pytest.raises(RunError, match=r"The judge's server http://127.0.0.1:9 does not answer \(ConnectionError\)"):
+        Judge("http://127.0.0.1:9", "tiny").check()
 
 
 def test_no_answer_at_all_is_an_error(server):

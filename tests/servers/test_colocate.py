@@ -89,6 +89,8 @@ def test_greedy_tokens_equal_those_of_a_server_and_of_the_policy(server, engine,
     found = engine.sample(batch, seeds(batch), 1, 16, 0.0)
     assert_same(found, expected)
     assert_same(found, local(policy, batch))
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training step; the engine has its own type
+        assert torch.equal(engine.sample(batch, seeds(batch), 1, 16, 0.0).old_logps, found.old_logps)
 
 
 def test_greedy_tokens_equal_those_of_the_policy_and_follow_the_adapter(engine, policy, unadapted, batch):

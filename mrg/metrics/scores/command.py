@@ -57,16 +57,10 @@ def score_all(
     groups = make_groups(options.scores, options, labeler, scorers, _beside(output, "judge"))
     kept = KeptValues(_beside(output, "values"))
     labeled = [name for name in options.scores if name in LABELED]
-    result: dict[str, Any] = {
-        "predictions": str(options.predictions),
-        "columns": predictions.columns,
-        "no_reference": predictions.no_target,
-        "no_prediction": predictions.no_preds,
-        "mrg": mrg.__version__,
-        "num_studies": len(predictions.ids),
-        "trials": options.trials or 1000,
-        "seed": options.seed,
-    }
+    trials = options.trials or 1000
+    result: dict[str, Any] = {"predictions": str(options.predictions), "columns": predictions.columns}
+    result |= {"no_reference": predictions.no_target, "no_prediction": predictions.no_preds, "mrg": mrg.__version__}
+    result |= {"num_studies": len(predictions.ids), "trials": trials, "seed": options.seed}
     rows: dict[str, dict[str, Any]] = {}
     total = bool(labeled) + len(groups)
     try:
@@ -78,8 +72,7 @@ def score_all(
             _log_finished(1, total, " and ".join(labeled), started)
         for number, group in enumerate(groups, 1 + bool(labeled)):
             started = time.monotonic()
-            how = options.trials or 1000, options.seed
-            rows |= group_rows(group, systems, predictions.target, kept, train, *how)
+            rows |= group_rows(group, systems, predictions.target, kept, train, trials, options.seed)
             _log_finished(number, total, group.name, started)
     except MrgError:
         log.info(f"Finished values are in {kept.path}: the same command continues from there.")

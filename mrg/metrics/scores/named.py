@@ -30,7 +30,7 @@ LABELED = ("ce", "mccs")
 LEARNED = ("bertscore", "radgraph", "ratescore", "radcliq")
 NAMES = (*LABELED, "finding", "nlg", *LEARNED, "judge")
 _NEEDS = {
-    "bertscore": "--bertscore ENCODER",
+    "bertscore": "--bertscore ENCODER [LAYER]",
     "radgraph": "--radgraph CHECKPOINT ENCODER",
     "ratescore": "--ratescore NER ENCODER",
     "radcliq": "--bertscore ENCODER, --radgraph CHECKPOINT ENCODER and --chexbert CHECKPOINT",
@@ -111,10 +111,12 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
 
     def make(part: str) -> Any:
         if part not in made:
-            made[part] = import_named(_CLASSES[part], "score", "class")(*map(str, given[part]))
+            made[part] = import_named(_CLASSES[part], "score", "class")(*given[part])
         return made[part]
 
     given = {"bertscore": options.bertscore, "radgraph": options.radgraph, "ratescore": options.ratescore}
+    if options.bertscore is not None and len(options.bertscore) > 1:
+        given["bertscore"] = _encoder_and_layer(options.bertscore)
     parts = ("bertscore", "radgraph") if name == "radcliq" else (name,)
     if any(given[part] is None for part in parts) or (name == "radcliq" and options.chexbert is None):
         raise UserError(f"it needs {_NEEDS[name]}, see docs/scorers.md for the weights and their licenses.")
@@ -123,10 +125,20 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
     else:
         scorer = make(name)
     paths = [path for part in parts for path in given[part]] + ([options.chexbert] if name == "radcliq" else [])
-    settings = {"score": name, "mrg": mrg.__version__, **scorer.settings(), "files": [stamp(Path(p)) for p in paths]}
+    own = scorer.settings()
+    settings = {"score": name, "mrg": mrg.__version__, **own, "files": [stamp(Path(str(path))) for path in paths]}
+    given_values = {key: value for key, value in own.items() if value is not None and key != "name"}
+    shown = [f"{key} {Path(value).name if isinstance(value, str) else value}" for key, value in given_values.items()]
     up = bool(scorer.higher_is_better)
-    row = Row(scorer.name, f"mean over reports{'' if up else '; lower is better'}", mean(), name != "radcliq", up)
+    how = "; ".join(["mean over reports", *shown, *([] if up else ["lower is better"])])
+    row = Row(scorer.name, how, mean(), name != "radcliq", up)
     return Group(name, [row], _filled(scorer, scorer.name), settings, 100)
+
+
+def _encoder_and_layer(given: Sequence[str]) -> list[str | int]:
+    if len(given) > 2 or not given[1].isdecimal():
+        raise UserError(f"expected --bertscore to be a folder and the number of a layer, but got {' '.join(given)!r}.")
+    return [given[0], int(given[1])]
 
 
 def judge_group(options: argparse.Namespace, answers: Path) -> Group:

@@ -203,3 +203,9 @@ def test_rules_are_listed_in_their_order():
     sections = parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))
     assert sections.rules == ("wet read", "addendum")
     assert parse_sections(report("OTHER HISTORY: Fever.", "FINDINGS: Clear.")).rules == ("longer header",)
+
+
+def test_the_line_before_small_letters_is_read_from_its_first_character():
+    assert parse_sections("INDICATION: Fever\nx\nFindings: Clear.").findings == ""
+    assert parse_sections("INDICATION: Fever\nX\nFindings: Clear.").findings == "Clear."
+    assert parse_sections("Findings: Clear.").findings == "Clear."

@@ -123,3 +123,27 @@ def test_a_missing_extra_is_named_before_anything_is_computed(predictions, capsy
     monkeypatch.setitem(named._CLASSES, "bertscore", "mrg.metrics.none_of_these:BERTScore")
     text = fails(capsys, predictions, "--scores", "bertscore", "--bertscore", "weights")
     assert "bertscore cannot be computed: The module of score" in text
+
+
+def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
+    from mrg.metrics.learned.bertscore import BERTScore
+    from tests.metrics.learned.lookalikes import write_bert
+
+    folder = str(write_bert(tmp_path / "bert"))
+    options = [str(predictions), "--scores", "bertscore", "--bertscore", folder]
+    main([*options, "2"])
+    row = result_of(predictions)["scores"]["BERTScore F1"]
+    expected = BERTScore(folder, 2)(PREDS, TARGET)
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(expected.mean()))
+    assert "BERTScore F1: mean over reports; encoder bert; layer 2; part f1." in capsys.readouterr().out
+    caplog.set_level("INFO")
+    main(options)  # another layer is another score
+    assert "are known from" not in caplog.text
+    main(options)
+    assert "bertscore, predictions: 4 of 4 are known from" in caplog.text
+    capsys.readouterr()
+    for layer in (["two"], ["1", "2"]):
+        assert "to be a folder and the number of a layer" in fails(capsys, *options, *layer)
+    missing = fails(capsys, *options[:-1], tmp_path / "none")
+    assert "bertscore cannot be computed: " in missing
+    assert "download it once" in missing

@@ -11,7 +11,7 @@ from mrg.modules.policy.families import FAMILIES
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix import flex as module
 from mrg.modules.prefix.attention import concatenated
-from mrg.modules.prefix.flex import Flex, FlexPrompts, block_mask, flex, flex_state, largest_error, row_mask
+from mrg.modules.prefix.flex import MULTIPLE, Flex, FlexPrompts, block_mask, flex, flex_state, largest_error, row_mask
 from mrg.modules.prefix.packing import Masks
 from tests.families import QWEN, family_policy, unequal_studies
 from tests.family_checkpoints import BUILDERS
@@ -21,9 +21,19 @@ from tests.modules.prefix.test_attention import CASES, packed, seen
 CPU = torch.device("cpu")
 
 
+LEAST = 128  # tokens that FlexAttention takes in blocks
+
+
+def test_rows_are_padded_to_blocks():
+    assert MULTIPLE % LEAST == 0
+    layout, _ = packed([100, 29], [[], []])
+    assert block_mask(layout, None, 129, CPU).seq_lengths == (2 * LEAST, 2 * LEAST)
+    assert block_mask(packed([LEAST], [[]])[0], None, LEAST, CPU).seq_lengths == (LEAST, LEAST)
+
+
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch):
-    monkeypatch.setattr(module, "MULTIPLE", 128)  # the least that FlexAttention takes in blocks
+    monkeypatch.setattr(module, "MULTIPLE", LEAST)
 
 
 def dense_mask(layout, window, size):

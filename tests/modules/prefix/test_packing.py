@@ -154,3 +154,12 @@ def test_arguments_of_the_kernels():
     narrow = Masks.of(_layout([3], [[]], torch.device("cpu")), 2, torch.zeros(1)).prompt(0)
     assert narrow["is_causal"] is False
     assert narrow["attn_mask"].tolist() == [[[[0, no, no], [0, 0, no], [no, 0, 0]]]]
+
+
+def test_masks_are_made_on_the_device_of_the_row():
+    layout, meta = _layout([3, 1], [[2, 1], [1, 0]], torch.device("cpu")), torch.device("meta")
+    masks = [layout.prompt_masks(2, meta)[0], layout.completion_masks(4, meta)[0]]
+    masks.append(attention_mask(torch.zeros(3, dtype=torch.long, device=meta), 2))
+    assert [mask.device for mask in masks] == [meta] * 3
+    moved = _layout([3, 1], [[2, 1], [1, 0]], meta)
+    assert {x.device for x in (*moved.slots, *moved.real, *moved.tokens)} == {meta}
