@@ -3,7 +3,9 @@
 import json
 
 import torch
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import BertConfig, BertForTokenClassification, BertModel, RobertaConfig, RobertaModel
+
+from mrg.metrics.learned.ratescore import TYPES
 
 WORDS = "the lungs are clear no effusion pneumothorax heart size is normal mild edema left right acute , . :"
 WORDS = WORDS.split(" ")
@@ -55,6 +57,22 @@ def write_roberta(folder, layers=3):
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n")
     settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 40}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@torch.no_grad()
+def write_ner(folder):
+    """Write a token classifier of RaTEScore's types on the tiny BERT, centered so that every type occurs."""
+    write_bert(folder)
+    names = ["O", *(f"{start}-{kind}" for kind in TYPES for start in "BI")]
+    sizes = BertConfig.from_pretrained(folder, id2label=dict(enumerate(names)))
+    model = fill(BertForTokenClassification(sizes))
+    number = len(VOCABULARY) - 5
+    ids = torch.stack([5 + torch.arange(number) * step % number for step in range(2, 20)])
+    logits = model.bert(ids).last_hidden_state.flatten(0, 1) @ model.classifier.weight.T
+    model.classifier.weight.data /= logits.std(0)[:, None]
+    model.classifier.bias.data = -logits.mean(0) / logits.std(0)
+    model.save_pretrained(folder)
     return folder
 
 
