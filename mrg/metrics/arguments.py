@@ -77,7 +77,8 @@ def parser() -> argparse.ArgumentParser:
         "if not the last one, see docs/metrics.md")  # fmt: skip
     add("--radgraph", nargs="+", metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph, and the "
         "configuration and tokenizer of its encoder")  # fmt: skip
-    add("--ratescore", nargs=2, metavar=("NER", "ENCODER"), help="weights of the score ratescore")
+    add("--ratescore", nargs="+", metavar=("NER", "ENCODER"), help="weights of the score ratescore, and 'punctuation' "
+        "for sentences without medspacy")  # fmt: skip
     add("--judge", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible server and model of the score judge")
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
         "a function of two lists of texts, reports and references; may be repeated")  # fmt: skip

@@ -32,7 +32,7 @@ NAMES = (*LABELED, "finding", "nlg", *LEARNED, "judge")
 _NEEDS = {
     "bertscore": "--bertscore ENCODER [LAYER]",
     "radgraph": "--radgraph CHECKPOINT [ENCODER]",
-    "ratescore": "--ratescore NER ENCODER",
+    "ratescore": "--ratescore NER ENCODER [SPLITTER]",
     "radcliq": "--bertscore ENCODER, --radgraph CHECKPOINT [ENCODER] and --chexbert CHECKPOINT",
     "judge": "--judge URL MODEL",
 }
@@ -115,13 +115,10 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
         return made[part]
 
     given = {"bertscore": options.bertscore, "radgraph": options.radgraph, "ratescore": options.ratescore}
-    if name in ("bertscore", "radgraph") and len(given[name] or ()) > 2:
-        raise UserError(f"expected {_NEEDS[name]}, but got {' '.join(given[name])!r}.")
-    if options.bertscore is not None and len(options.bertscore) > 1:
-        given["bertscore"] = [options.bertscore[0], _layer(options.bertscore[1])]
     parts = ("bertscore", "radgraph") if name == "radcliq" else (name,)
     if any(given[part] is None for part in parts) or (name == "radcliq" and options.chexbert is None):
         raise UserError(f"it needs {_NEEDS[name]}, see docs/metrics.md for the weights and their licenses.")
+    given = {part: _arguments(part, given[part]) for part in parts}
     if name == "radcliq":
         scorer = import_named(_CLASSES[name], "score", "class")(given["bertscore"][0], make("radgraph"), labeler)
     else:
@@ -138,10 +135,16 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
     return Group(name, [row], _filled(scorer, scorer.name), settings, 100)
 
 
-def _layer(given: str) -> int:
-    if not given.isdecimal():
-        raise UserError(f"expected the layer of --bertscore to be a number, but got {given!r}.")
-    return int(given)
+def _arguments(name: str, given: Sequence[str]) -> list[Any]:
+    """Positional arguments of a score's class from the words after its option."""
+    least = 2 if name == "ratescore" else 1
+    if not least <= len(given) <= least + 1:
+        raise UserError(f"expected {_NEEDS[name]}, but got {' '.join(given)!r}.")
+    if name == "bertscore" and len(given) == 2:
+        if not given[1].isdecimal():
+            raise UserError(f"expected the layer of --bertscore to be a number, but got {given[1]!r}.")
+        return [given[0], int(given[1])]
+    return [*given[:2], "long", given[2]] if name == "ratescore" and len(given) == 3 else list(given)
 
 
 def judge_group(options: argparse.Namespace, answers: Path) -> Group:

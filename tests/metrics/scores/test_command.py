@@ -128,7 +128,8 @@ def test_a_missing_extra_is_named_before_anything_is_computed(predictions, capsy
 def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     from mrg.metrics.learned.bertscore import BERTScore
     from mrg.metrics.learned.radgraph import RadGraphF1
-    from tests.metrics.learned.lookalikes import write_bert, write_radgraph
+    from mrg.metrics.learned.ratescore import RaTEScore
+    from tests.metrics.learned.lookalikes import write_bert, write_ner, write_radgraph
 
     folder = str(write_bert(tmp_path / "bert"))
     options = [str(predictions), "--scores", "bertscore", "--bertscore", folder]
@@ -151,6 +152,14 @@ def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     expected = RadGraphF1(graphs, folder)(PREDS, TARGET)
     assert row["systems"]["predictions"]["value"] == pytest.approx(float(expected.mean()))
     assert "level partial" in row["convention"]
+    ner = write_ner(tmp_path / "ner")
+    options_of_rate = [str(predictions), "--scores", "ratescore", "--ratescore", str(ner)]
+    main([*options_of_rate, folder, "punctuation"])
+    row = result_of(predictions)["scores"]["RaTEScore"]
+    expected = RaTEScore(ner, folder, sentences="punctuation")(PREDS, TARGET)
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(expected.mean()), abs=1e-6)
+    capsys.readouterr()
+    assert "expected --ratescore NER ENCODER [SPLITTER], but got" in fails(capsys, *options_of_rate)
     capsys.readouterr()
     missing = fails(capsys, *options[:-1], tmp_path / "none")
     assert "bertscore cannot be computed: " in missing
@@ -177,13 +186,11 @@ def test_radcliq_from_its_parts_and_lower_is_better(predictions, tmp_path, capsy
     scorer = RadCliQ(roberta, RadGraphF1(graphs, bert), CheXbertLabeler(chexbert, str(weights)))
     assert row["systems"]["predictions"]["value"] == pytest.approx(float(scorer(PREDS, TARGET).mean()), abs=1e-6)
     assert (row["higher_is_better"], row["percent"]) == (False, False)
-    printed = capsys.readouterr().out
+    printed = " ".join(capsys.readouterr().out.split())
     assert "RadCliQ-v1 (lower is better)" in printed
-    assert "RadCliQ-v1: mean over reports; version v1; chexbert chexbert.pth; lower is better." in " ".join(
-        printed.split()
-    )
+    assert "RadCliQ-v1: mean over reports; version v1; chexbert chexbert.pth; lower is better." in printed
     beaten = [gap["b"] for gap in row["differences"] if gap["high"] < 0]
-    lost = [line for line in " ".join(printed.split()).split("(95 %") if "RadCliQ-v1" in line and "not beat" in line]
+    lost = [line for line in printed.split("(95 %") if "RadCliQ-v1" in line and "not beat" in line]
     assert len(beaten) + len(lost) == 2
     caplog.set_level("INFO")
     main(options)
