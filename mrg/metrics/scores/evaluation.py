@@ -76,8 +76,7 @@ def group_rows(
     complete = ~np.isnan(np.stack([own.sum(1) for own in values.values()])).any(0)
     lost = {name: np.isnan(own.sum(1)).nonzero()[0].tolist() for name, own in values.items()}
     if not complete.any():
-        reason = next(iter(group.reasons.values()), "")
-        raise RunError(f"{group.name}: no study has a score for {' and '.join(systems)}. {reason}".strip())
+        raise RunError(f"{group.name}: no study has a score for all of {', '.join(systems)}.")
     constants = group.best(train, target) if group.best is not None and train is not None else {}
     own_rows = {row.name: [row] for row in group.rows}
     sums = [Sums(own[complete], group.rows) for own in values.values()]
