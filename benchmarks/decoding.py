@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from grpo_step import GEOMETRIES, Clock, build, machine
+from grpo_step import GEOMETRIES, Clock, machine, random_model
 
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
@@ -135,6 +134,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--studies", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--keep", type=Path, help="folder in which the random model is kept for another run")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -143,12 +143,11 @@ def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder), options.geometry, 112 * 112, options.dtype)
+    with random_model(options, 112 * 112) as folder:
         result = measure(options, folder)
     report(options, result)
     if options.output:
-        settings = {k: v for k, v in vars(options).items() if k != "output"}
+        settings = {k: v for k, v in vars(options).items() if k not in ("output", "keep")}
         options.output.write_text(json.dumps({**machine(options), "settings": settings, **result}, indent=1) + "\n")
 
 

@@ -1,22 +1,49 @@
 """Everything that only a GPU can show, in at most nine minutes: run by benchmarks/gpu.sh.
 
 Each part is a separate process with its own time limit, so that a part that fails or hangs costs the others nothing.
-After every part gpu.json and the table are written again: whatever ends the run, the parts before are kept.
-`--rehearse` runs all parts on a CPU in small, to test the script itself.
+Three files are written again before and after every part, whatever ends the run: gpu.json, the table gpu.txt, and
+logs.txt with all that the parts print. `--rehearse` runs all parts on a CPU in small, to test the script itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
 import json
+import os
 import platform
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("torch", "triton", "transformers", "peft", "lightning", "torchmetrics", "bitsandbytes", "trl")
+DEVICE = """
+import json, torch
+found = {"device": "CPU"}
+if torch.cuda.is_available():
+    properties = torch.cuda.get_device_properties(0)
+    found = {"device": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
+print(json.dumps(found))
+"""
+SIZES = """
+from mrg.cli import main
+for more in ([], ["--config", "configs/memory/qlora.yaml"]):
+    try:
+        main(["size", "--config", "configs/iu.yaml", *more, "--geometry", "7b", "--devices", "1"])
+    except SystemExit as stop:
+        print(stop.code)
+"""
+"""Predicted memory of 7B with LoRA and with QLoRA."""
+MEMORY = 40 * 2**30
+"""Bytes that the random models take as files, at most."""
 
 
 class Part(NamedTuple):
@@ -43,52 +70,38 @@ def parts(folder: Path, small: bool) -> list[Part]:
         small: Rehearsal on a CPU.
     """
     device = "cpu" if small else "cuda"
-    tests = ["-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "tests/modules/test_cuda.py"]
-    second = [*tests[:-1], "tests/modules/test_second_device.py", "-k", "qwen2_5_vl"]
+    pytest = ["-m", "pytest", "-q", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider"]
+    only = ["-k", "qwen2_5_vl"]
 
-    def step(name: str, seconds: int, *options: str) -> Part:
-        command = ["benchmarks/grpo_step.py", f"--device={device}", *options, f"--output={folder / name}.json"]
-        return Part(name, seconds, command, f"{name}.json")
-
-    def decode(name: str, seconds: int, *options: str) -> Part:
-        command = ["benchmarks/decoding.py", f"--device={device}", *options, f"--output={folder / name}.json"]
-        return Part(name, seconds, command, f"{name}.json")
-
-    def attention(name: str, seconds: int, *options: str) -> Part:
-        command = ["benchmarks/attention.py", f"--device={device}", *options, f"--output={folder / name}.json"]
+    def measured(script: str, name: str, seconds: int, *options: str) -> Part:
+        command = [f"benchmarks/{script}.py", f"--device={device}", *options, f"--output={folder / name}.json"]
         return Part(name, seconds, command, f"{name}.json")
 
     little = ["--height=224", "--width=224", "--completion=8", "--group-size=2", "--steps=1"]
-    half = ["--dtype=bfloat16"]
+    few, kept = ["--prompt=64", "--completion=8", "--repeats=1"], f"--keep={folder / 'tiny'}"
+    alone = [*little, "--alone", kept]
 
-    def large(size: str) -> list[str]:
-        return little if small else [f"--geometry={size}", *half]
+    def large(size: str, *options: str, keep: bool = True) -> list[str]:
+        kept = [f"--keep={folder / size}"] if keep else []  # two parts take the same model
+        return [f"--geometry={size}", "--dtype=bfloat16", *kept, *options]
 
+    # The shape of configs/iu.yaml, with one image for its two of half the size.
+    iu = ["--studies=8", "--group-size=8", "--completion=256", "--micro-batch-tokens=8192", "--checkpointing",
+          "--height=728", "--width=728", "--steps=1"]  # fmt: skip
+    chosen = [
+        Part("cuda_tests", 140, [*pytest, "tests/modules/test_cuda.py", *(["--rehearse", *only] if small else [])]),
+        Part("second_device", 40, [*pytest, "tests/modules/test_second_device.py", *only]),
+        measured("grpo_step", "step_tiny_trl", 75, *(little if small else [])),
+        measured("grpo_step", "step_3b", 70, *(alone if small else large("3b", "--steps=2"))),
+        measured("decoding", "decode_3b", 100, *([*few, kept] if small else large("3b", "--repeats=2"))),
+        measured("grpo_step", "step_7b", 100, *(alone if small else large("7b", *iu))),
+        measured("attention", "attention", 75, *(few if small else large("7b", keep=False))),
+    ]
+    if not small:
+        chosen.append(measured("grpo_step", "step_7b_4bit", 100, *large("7b", *iu, "--load-in-4bit")))
     return [
-        Part("cuda_tests", 150, [*tests, "--rehearse", "-k", "qwen2_5_vl"] if small else tests),
-        Part("second_device", 60, second),
-        step("step_tiny_trl", 90, *(little if small else [])),
-        step("step_3b", 75, *large("3b")),
-        decode("decode_3b", 75, *(["--prompt=64", "--completion=8", "--repeats=1"] if small else large("3b"))),
-        step("step_7b", 90, *large("7b"), *([] if small else ["--checkpointing", "--height=504", "--width=504"])),
-        attention("attention", 45, *(["--prompt=64", "--completion=8", "--repeats=1"] if small else large("7b"))),
-        *(
-            []
-            if small
-            else [
-                step(
-                    "step_7b_4bit",
-                    75,
-                    *large("7b"),
-                    "--checkpointing",
-                    "--load-in-4bit",
-                    "--steps=2",
-                    "--height=504",
-                    "--width=504",
-                )
-            ]
-        ),
-        Part("size_7b", 30, ["-m", "mrg", "size", "--config", "iu", "--geometry", "7b"]),
+        *chosen,
+        Part("size_7b", 40, ["-c", SIZES]),
         Part("demo_quick", 90, ["-m", "mrg", "demo", "--quick", "--runs", str(folder / "demo")]),
     ]
 
@@ -103,38 +116,70 @@ def run(part: Part, folder: Path, left: float) -> dict[str, Any]:
     """
     limit, began, log = min(part.seconds, left), time.monotonic(), folder / f"{part.name}.log"
     if limit < 5:
-        return {"state": "no time left", "seconds": 0.0, "limit": part.seconds, "summary": []}
+        return {**waiting(part), "state": "no time left"}
     with log.open("w", encoding="utf-8") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *part.command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, "TMPDIR": str(folder)},
+        )  # fmt: skip
         try:
-            command = [sys.executable, *part.command]
-            code = subprocess.run(command, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, timeout=limit).returncode
+            code = process.wait(limit)
             state = "passed" if code == 0 else f"failed with {code}"
         except subprocess.TimeoutExpired:
             state = "out of time"
+        finally:  # with the processes that it started, which would hold the GPU
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     result = {
         "state": state,
         "seconds": round(time.monotonic() - began, 1),
         "limit": part.seconds,
-        "summary": [line[:200] for line in lines[-6:]],
+        "summary": [line[:200] for line in lines[-6 if state == "passed" else -15 :]],
     }
     file = folder / part.output
     if part.output and file.is_file():
-        result["result"] = json.loads(file.read_text(encoding="utf-8"))
+        try:
+            result["result"] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:  # the part ended while it wrote
+            result["result"] = str(error)
+    if part.name == "size_7b":
+        result["result"] = predicted(log.read_text(encoding="utf-8", errors="replace"))
     return result
 
 
-def machine() -> dict[str, Any]:
-    """Versions and the device."""
-    import torch
+def waiting(part: Part) -> dict[str, Any]:
+    """What is known of a part before it ends."""
+    return {"state": "running", "seconds": 0.0, "limit": part.seconds, "summary": []}
 
-    found: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        found |= {"device": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1)}
-    else:
-        found["device"] = "CPU"
-    return found
+
+def predicted(text: str) -> dict[str, float]:
+    """Peak memory in GiB that `mrg size` predicts, by the part that measures it."""
+    peaks = re.findall(r"^peak: .*?([\d.]+)$", text, re.MULTILINE)
+    return dict(zip(("step_7b", "step_7b_4bit"), map(float, peaks), strict=False))
+
+
+def compared(results: dict[str, Any]) -> list[str]:
+    """One line for each part whose memory was predicted and measured."""
+    found = results.get("size_7b", {}).get("result", {})
+    rows = {name: results[name].get("result") for name in found if name in results}
+    rows = {name: row for name, row in rows.items() if isinstance(row, dict) and row["settings"]["geometry"] == "7b"}
+    peaks = {name: row["results"]["mrg"]["peak_mb"] / 1024 for name, row in rows.items()}
+    return [f"{name}: a peak of {peak:.1f} GiB, predicted {found[name]:.1f}" for name, peak in peaks.items()]
+
+
+def machine() -> dict[str, Any]:
+    """Versions and the device, which a process of its own asks for: this one must not hold GPU memory."""
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    try:
+        told = subprocess.run([sys.executable, "-c", DEVICE], capture_output=True, text=True, timeout=60)
+        return found | json.loads(told.stdout.strip().splitlines()[-1])
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        return found | {"device": f"{type(error).__name__}: {error}"}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -143,7 +188,27 @@ def table(results: dict[str, Any]) -> str:
     for name, row in results.items():
         lines.append(f"{name:<16} {row['state']:<16} {row['seconds']:>8.1f} {row['limit']:>6}")
         lines += [f"    {line}" for line in (row["summary"] if row["state"] != "passed" else row["summary"][-3:])]
-    return "\n".join(lines)
+    return "\n".join([*lines, *compared(results)])
+
+
+def write(folder: Path, logs: Path, about: dict[str, Any], results: dict[str, Any]) -> None:
+    """Write the three files.
+
+    Args:
+        folder: Folder of the results.
+        logs: Folder of the parts' logs.
+        about: The machine.
+        results: Result of each part.
+    """
+    (folder / "gpu.json").write_text(json.dumps({"machine": about, "parts": results}, indent=1) + "\n")
+    (folder / "gpu.txt").write_text(f"{about}\n{table(results)}\n")
+    texts = {name: logs / f"{name}.log" for name in results}
+    parts = [
+        f"==== {name}\n{file.read_text(encoding='utf-8', errors='replace')[-200_000:]}\n"
+        for name, file in texts.items()
+        if file.is_file()
+    ]
+    (folder / "logs.txt").write_text("".join(parts), encoding="utf-8")
 
 
 def main() -> None:
@@ -151,18 +216,27 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="folder of the results")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, in small")
     parser.add_argument("--seconds", type=float, default=540, help="time for all parts")
+    parser.add_argument("--patience", type=float, default=1, help="factor of all times, for a slow machine")
     options = parser.parse_args()
     folder = options.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    ends, results, about = time.monotonic() + options.seconds, {}, machine()
-    for part in parts(folder, options.rehearse):
-        print(f"[{part.name}] at most {part.seconds} s", flush=True)
-        results[part.name] = run(part, folder, ends - time.monotonic())
-        (folder / "gpu.json").write_text(json.dumps({"machine": about, "parts": results}, indent=1) + "\n")
-        (folder / "gpu.txt").write_text(f"{about}\n{table(results)}\n")
+    ends, results = time.monotonic() + options.patience * options.seconds, {}
+    shared = Path("/dev/shm")
+    fast = shared if shared.is_dir() and shutil.disk_usage(shared).free > MEMORY else None
+    about = machine()
+    with tempfile.TemporaryDirectory(dir=None if options.rehearse else fast, ignore_cleanup_errors=True) as temporary:
+        logs = Path(temporary)
+        for part in parts(logs, options.rehearse):
+            part = part._replace(seconds=round(options.patience * part.seconds))
+            print(f"[{part.name}] at most {part.seconds} s", flush=True)
+            results[part.name] = waiting(part)
+            write(folder, logs, about, results)
+            results[part.name] = run(part, logs, ends - time.monotonic())
+            write(folder, logs, about, results)
     print(table(results))
     raise SystemExit(any(row["state"] != "passed" for row in results.values()))
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended, too
     main()

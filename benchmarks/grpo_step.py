@@ -10,7 +10,10 @@ random model of that size and compares it with the peak rates of the GPU.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import platform
 import resource
@@ -19,6 +22,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +76,17 @@ def build(folder: Path, geometry: str, max_pixels: int, dtype: str) -> None:
     del model
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # this process waits while others train
+
+
+@contextlib.contextmanager
+def random_model(options: argparse.Namespace, max_pixels: int) -> Iterator[str]:
+    """Folder with a random model, which is kept for another run if `--keep` names it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.keep or Path(temporary)
+        if not (folder / "complete").is_file():
+            build(folder, options.geometry, max_pixels, options.dtype)
+            (folder / "complete").touch()
+        yield str(folder)
 
 
 def picture(index: int, height: int, width: int) -> np.ndarray:
@@ -177,6 +192,7 @@ def run_mrg(options: argparse.Namespace, folder: str) -> dict[str, Any]:
     trainer = L.Trainer(
         max_steps=options.steps + 1, accelerator="gpu" if options.device == "cuda" else "cpu", devices=1, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        precision="bf16-mixed" if options.dtype == "bfloat16" else "32-true",
     )  # fmt: skip
     setup = module.setup
 
@@ -284,16 +300,14 @@ def efficiency(options: argparse.Namespace, mine: dict[str, Any]) -> dict[str, f
     }
 
 
-def machine(options: argparse.Namespace) -> dict[str, Any]:
+def machine(options: argparse.Namespace, with_trl: bool = False) -> dict[str, Any]:
     import lightning
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions["lightning"] = lightning.__version__
-    if options.geometry == "tiny":
-        import trl
-
-        versions["trl"] = trl.__version__
+    if with_trl:
+        versions["trl"] = importlib.metadata.version("trl")
     name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     date = datetime.date.today().isoformat()
     return {"date": date, "machine": name, "threads": options.threads, "versions": versions}
@@ -310,12 +324,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--studies", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="mrg alone, also with the tiny model")
     parser.add_argument("--load-in-4bit", action="store_true", help="QLoRA: mrg alone, on a CUDA GPU")
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--side", choices=["mrg", "trl"], help="run one side and print its numbers as JSON")
     parser.add_argument("--folder")
+    parser.add_argument("--keep", type=Path, help="folder in which the random model is kept for another run")
     parser.add_argument("--output", type=Path)
     return parser.parse_args()
 
@@ -323,10 +339,10 @@ def arguments() -> argparse.Namespace:
 def run_side(side: str, folder: str) -> dict[str, Any]:
     """Run a side in a separate process."""
     command = [sys.executable, __file__, *sys.argv[1:], "--side", side, "--folder", folder]
-    output = subprocess.run(command, capture_output=True, text=True, check=False)
+    output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)  # warnings and errors are seen
     lines = [line for line in output.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
-        raise SystemExit(f"{side} failed:\n{output.stdout[-2000:]}\n{output.stderr[-4000:]}")
+        raise SystemExit(f"{side} failed with {output.returncode}:\n{output.stdout[-2000:]}")
     result: dict[str, Any] = json.loads(lines[0].removeprefix("RESULT "))
     return result
 
@@ -353,8 +369,8 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> d
         f"{near['rollout_over_bandwidth_bound']:.1f} times the time "
         "of reading the weights and one copy of each prompt's keys"
     )
-    settings = {k: v for k, v in vars(options).items() if k not in ("output", "side", "folder")}
-    summary: dict[str, Any] = {**machine(options), "settings": settings, "efficiency": near}
+    settings = {k: v for k, v in vars(options).items() if k not in ("output", "side", "folder", "keep")}
+    summary: dict[str, Any] = {**machine(options, "trl" in results), "settings": settings, "efficiency": near}
     if "trl" in results:
         speedup = float(np.median(results["trl"]["seconds"]) / np.median(mine["seconds"]))
         memory = [row["peak_mb"] - row["base_mb"] for row in (mine, results["trl"])]
@@ -375,9 +391,9 @@ def main() -> None:
         result = (run_mrg if options.side == "mrg" else run_trl)(options, options.folder)
         print("RESULT " + json.dumps(result))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder), options.geometry, options.height * options.width, options.dtype)
-        sides = ["mrg", "trl"] if options.geometry == "tiny" else ["mrg"]
+    with random_model(options, options.height * options.width) as folder:
+        installed = all(importlib.util.find_spec(name) for name in ("trl", "datasets"))
+        sides = ["mrg", "trl"] if installed and options.geometry == "tiny" and not options.alone else ["mrg"]
         results = {side: run_side(side, folder) for side in sides}
     summary = report(options, results)
     if options.output:

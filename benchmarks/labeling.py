@@ -42,8 +42,9 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 import mrg
 from mrg.datamodules.demo.reports import NEGATIVE_PHRASES, NOUNS, write_report
-from mrg.metrics.labelers.chexbert import CheXbertLabeler, _batches, prepare
+from mrg.metrics.labelers.chexbert import CheXbertLabeler, prepare
 from mrg.metrics.labelers.chexbert_checkpoint import find_checkpoint, read_checkpoint
+from mrg.metrics.shared import batches
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -93,7 +94,7 @@ def label_every_text(labeler: CheXbertLabeler, texts: Sequence[str]) -> Tensor:
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]), reverse=True)
     rows = [
         network.labels([ids for _, ids in batch])
-        for batch in _batches([("", ids[i]) for i in order], labeler.batch_tokens)
+        for batch in batches([("", ids[i]) for i in order], labeler.batch_tokens)
     ]
     return torch.cat(rows)[torch.tensor(order).argsort()].long()
 

@@ -1,58 +1,28 @@
-"""Mutants: one small change of a source file each, which the tests of that file must notice.
+"""Mutants: one small change of a source file each, which the tests of its area must notice.
 
-    pip install cosmic-ray
-    python benchmarks/mutants.py --known                              # each mutant of `KNOWN` must be killed
-    python benchmarks/mutants.py --sample 100 --seed 0 --out FOLDER   # a random sample of all mutants
+    python benchmarks/mutants.py --known                                # each mutant of `KNOWN` must be killed
+    python benchmarks/mutants.py --sample 60 --seed 0 --out FOLDER rl   # a random sample of the mutants of an area
 
-cosmic-ray makes the mutants. Its own runner starts Python, which imports torch, for each of them; here, each runs in a
-fork of a process that has imported the libraries but nothing of mrg. A mutant is killed if a test fails or the tests
-take `--limit` seconds. This is no part of the test suite: it takes hours for all mutants.
+`mutation.py` makes the mutants, and `mutant_tests.py` runs the tests. This is no part of the test suite: a sample of 60
+takes some minutes, and all mutants take a day.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
-import importlib.abc
-import importlib.util
-import itertools
 import json
 import os
 import random
-import signal
 import sys
-import time
+import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-# Source files -> the tests that must notice their mutants.
-TESTS = {
-    "mrg/metrics/ce.py": ["metrics/test_ce.py", "metrics/test_metric_objects.py", "metrics/test_plot.py"],
-    "mrg/metrics/mccs.py": ["metrics/test_mccs.py", "metrics/test_metric_objects.py"],
-    "mrg/metrics/conditions.py": ["metrics/test_conditions.py", "metrics/test_ce.py"],
-    "mrg/metrics/constants.py": ["metrics/test_constants.py"],
-    "mrg/metrics/finding_f1.py": ["metrics/test_finding_f1.py"],
-    "mrg/metrics/format.py": ["metrics/test_format.py"],
-    "mrg/metrics/labels.py": ["metrics/test_labels.py", "metrics/test_metric_objects.py"],
-    "mrg/metrics/nlg.py": ["metrics/test_nlg.py"],
-    "mrg/metrics/predictions.py": ["metrics/test_predictions.py"],
-    "mrg/metrics/resampling.py": ["metrics/test_resampling.py", "metrics/test_compare.py"],
-    "mrg/metrics/verdicts.py": ["metrics/test_verdicts.py"],
-    "mrg/modules/rl/advantage.py": ["modules/rl/test_advantage.py"],
-    "mrg/modules/rl/batch.py": ["modules/rl/test_batch.py"],
-    "mrg/modules/rl/corpus_f1.py": ["modules/rl/test_corpus_f1.py"],
-    "mrg/modules/rl/loss.py": [
-        "modules/rl/test_loss.py", "modules/rl/test_loss_bounds.py", "modules/rl/test_loss_kl.py",
-        "modules/rl/test_loss_correction.py",
-    ],
-    "mrg/modules/rl/monitor.py": ["modules/rl/test_monitor.py"],
-    "mrg/modules/rl/reward.py": ["modules/rl/test_reward.py"],
-    "mrg/modules/prefix/attention.py": ["modules/prefix/test_attention.py"],
-    "mrg/modules/prefix/packing.py": ["modules/prefix/test_packing.py"],
-    "mrg/datamodules/mimic/sections.py": [
-        "datamodules/mimic/test_sections.py", "datamodules/mimic/test_sections_bounds.py",
-    ],
-}  # fmt: skip
+import mutation
+from mutant_tests import AREAS, ROOT, Area, outcomes
+from mutation import Mutant
+
 # Mutants that once survived: file, text (which occurs once), and what replaces it.
 KNOWN = [
     ("mrg/modules/rl/advantage.py", "(here.sum(1) >= 2)", "(here.sum(1) >= 1)"),
@@ -106,151 +76,85 @@ KNOWN = [
     ("mrg/datamodules/mimic/sections.py", "not any(letter.islower() for letter in last) or last", "last"),
     ("mrg/datamodules/mimic/sections.py", '".", ":", ";", "?", "!", "_", ")"', '".", ":", "?", "!", "_", ")"'),
 ]  # fmt: skip
-LIBRARIES = ("numpy", "torch", "torchmetrics", "transformers", "lightning.pytorch", "peft", "sklearn.metrics", "pytest")
+LIBRARIES = (
+    "numpy", "torch", "torchmetrics", "transformers", "lightning.pytorch", "peft", "sklearn.metrics", "trl", "datasets",
+    "hypothesis", "matplotlib.pyplot", "scipy.stats",
+)  # fmt: skip
 
 
-def places(path: str) -> list[tuple[str, str, int]]:
-    """All places of a file that an operator of cosmic-ray can change: file, operator, occurrence."""
-    from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.plugins import get_operator, operator_names
-
-    nodes = list(ast_nodes(get_ast((ROOT / path).read_text())))
-    kinds = [(name, get_operator(name)) for name in operator_names() if not name.endswith("NoOp")]
-    operators = [(name, kind()) for name, kind in kinds if not kind.arguments()]
-    return [
-        (path, name, number)
-        for name, operator in operators
-        for number in range(sum(1 for node in nodes for _ in operator.mutation_positions(node)))
-    ]
-
-
-def mutant(path: str, name: str, occurrence: int) -> tuple[str, str, str] | None:
-    """File, description and mutated source; None for a change of an annotation, or what is no Python any more."""
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
-
-    source = (ROOT / path).read_text()
-    mutated = mutate_code(source, get_operator(name)(), occurrence)
-    change = None if mutated is None else changed(source, mutated)
-    return None if change is None else (path, f"{path}:{change}", mutated)
-
-
-def changed(source: str, mutated: str) -> str | None:
-    """The first line that differs, before and after; None where an annotation such as `int | None` was changed."""
-    import ast
-
-    try:
-        trees = [ast.parse(text) for text in (source, mutated)]
-    except SyntaxError:
-        return None
-    for tree in trees:
-        for node in ast.walk(tree):
-            for field in ("annotation", "returns"):
-                if hasattr(node, field):
-                    setattr(node, field, None)
-    if ast.dump(trees[0]) == ast.dump(trees[1]):
-        return None
-    pairs = zip(source.splitlines(), mutated.splitlines(), strict=False)
-    for number, (before, after) in enumerate(pairs, 1):
-        if before != after:
-            return f"{number}: {before.strip()}  ->  {after.strip()}"
-    return "the end"
-
-
-class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports one module from a mutated source."""
-
-    def __init__(self, path: str, source: str) -> None:
-        self.name, self.path, self.source = path.removesuffix(".py").replace("/", "."), str(ROOT / path), source
-
-    def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
-
-    def get_filename(self, fullname: str) -> str:
-        return self.path
-
-    def get_data(self, path: str) -> bytes:
-        return self.source.encode()
-
-    def path_stats(self, path: str):
-        raise OSError  # no cached bytecode
-
-
-def run(path: str, source: str, limit: int, verbose: bool = False) -> str:
-    """Run the tests of a file with a mutated source: `killed`, `survived`, or `time` if they took too long."""
-    child = os.fork()
-    if child == 0:
-        if not verbose:
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, 1), os.dup2(null, 2)
-        os.setpgid(0, 0)
-        sys.meta_path.insert(0, Mutated(path, source))
-        import pytest
-
-        tests = [f"{ROOT}/tests/{name}" for name in TESTS[path]]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-o", "addopts=-m 'not slow'", "--rootdir", str(ROOT)]
-        os._exit(int(pytest.main([*options, *tests])))
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return "survived" if os.waitstatus_to_exitcode(status) == 0 else "killed"
-        time.sleep(0.05)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "time"
-
-
-def chosen(options: argparse.Namespace) -> list[tuple[str, str, str]]:
-    """Mutants to run: file, description, source."""
-    if options.known:
-        found = []
-        for path, before, after in KNOWN:
+def known(area: Area) -> list[Mutant]:
+    """The mutants of `KNOWN` in an area."""
+    found = []
+    for path, before, after in KNOWN:
+        if path in area.sources:
             source = (ROOT / path).read_text()
             if source.count(before) != 1:
                 raise SystemExit(f"Expected {before!r} once in {path}, but found it {source.count(before)} times.")
-            found.append((path, f"{path}: {before}  ->  {after}", source.replace(before, after)))
-        return found
-    files = [path for path in TESTS if not options.files or any(name in path for name in options.files)]
-    found = [place for path in files for place in places(path)]
-    random.Random(options.seed).shuffle(found)
-    made = (mutant(*place) for place in found)
-    selected = list(itertools.islice((one for one in made if one is not None), options.sample))
-    print(f"{len(selected)} mutants of {len(found)} places in {len(files)} files", flush=True)
-    return selected
+            line = source[: source.index(before)].count("\n") + 1
+            heads = [mutation.head_of(node) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+            head = min((one for one in heads if one[0] <= line <= one[1]), key=lambda one: one[1] - one[0])
+            tree = ast.parse(source.replace(before, after))
+            found.append(Mutant(path, f"{path}:{line}: {before}  ->  {after}", tree, head))
+    return found
+
+
+def sampled(area: Area, size: int, seed: int, only: str) -> tuple[list[Mutant], int]:
+    """A random sample of the mutants of an area, and the number of all."""
+    sources = {path: (ROOT / path).read_text() for path in area.sources if only in path}
+    places = [(path, i) for path, source in sources.items() for i in range(mutation.count(source))]
+    random.Random(seed).shuffle(places)
+    return [mutation.mutant(path, sources[path], i) for path, i in places[:size]], len(places)
+
+
+def interval(killed: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927)."""
+    z = 1.96
+    middle, width = killed + z * z / 2, z * (killed * (total - killed) / total + z * z / 4) ** 0.5
+    return (middle - width) / (total + z * z), (middle + width) / (total + z * z)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--known", action="store_true", help="Run the mutants of `KNOWN`.")
-    parser.add_argument("--sample", type=int, default=100, help="Number of mutants.")
+    parser.add_argument("--sample", type=int, default=60, help="Number of mutants of each area.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of the sample.")
-    parser.add_argument("--limit", type=int, default=300, help="Seconds for the tests of one mutant.")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="Start no mutant after this time.")
-    parser.add_argument("--out", type=Path, help="Folder for mutants.json.")
-    parser.add_argument("files", nargs="*", help="Parts of paths; all files by default.")
+    parser.add_argument("--only", default="", help="Part of the paths of files; all files of the area by default.")
+    parser.add_argument("--again", type=Path, help="Run the survivors of this mutants.json again.")
+    parser.add_argument("--record", type=Path, default=Path(tempfile.gettempdir()), help="Folder for recorded lines.")
+    parser.add_argument("--out", type=Path, help="Folder for AREA-SEED.json or AREA-known.json.")
+    parser.add_argument("areas", nargs="*", choices=[*AREAS, []], help="All areas by default.")
     options = parser.parse_args()
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     for name in LIBRARIES:
         importlib.import_module(name)
-    selected, outcomes, start = chosen(options), [], time.monotonic()
-    for path in dict.fromkeys(path for path, _, _ in selected):
-        if run(path, (ROOT / path).read_text(), options.limit, verbose=True) != "survived":
-            raise SystemExit(f"The tests of {path} fail without a mutant.")
-    for path, name, source in selected:
-        if time.monotonic() - start > options.seconds:
-            break
-        outcomes.append({"mutant": name, "outcome": run(path, source, options.limit)})
-        print(f"{outcomes[-1]['outcome']:9}{name}", flush=True)
-    survived = [row["mutant"] for row in outcomes if row["outcome"] == "survived"]
-    print(f"{len(outcomes) - len(survived)} of {len(outcomes)} mutants were killed")
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        settings = {"known": options.known, "seed": options.seed, "selected": len(selected)}
-        result = {**settings, "run": len(outcomes), "survived": survived, "mutants": outcomes}
-        (options.out / "mutants.json").write_text(json.dumps(result, indent=1) + "\n")
-    raise SystemExit(bool(survived and options.known))
+    missed = 0
+    for name in options.areas or AREAS:
+        area = Area(name, options.record)
+        mutants, total = (
+            (known(area), None) if options.known else sampled(area, options.sample, options.seed, options.only)
+        )
+        if options.again is not None:
+            survived = {row["mutant"] for row in json.loads(options.again.read_text())["mutants"] if row["survived"]}
+            mutants = [one for one in mutants if one.name in survived]
+        if not mutants:
+            continue
+        rows = []
+        for mutant, outcome in zip(mutants, outcomes(area, mutants), strict=True):
+            rows.append({"mutant": mutant.name, "outcome": outcome, "survived": outcome in ("survived", "no test")})
+            print(f"{outcome:9}{mutant.name}", flush=True)
+        survived = sum(row["survived"] for row in rows)
+        missed += survived
+        killed = len(rows) - survived
+        low, high = interval(killed, len(rows))
+        share = f"{100 * killed / len(rows):.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        print(f"{name}: {killed} of {len(rows)} mutants were killed, {share}", flush=True)
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            result = {"area": name, "seed": options.seed, "total": total, "sampled": len(rows), "survived": survived}
+            path = options.out / f"{name}-{'known' if options.known else options.seed}.json"
+            path.write_text(json.dumps(result | {"mutants": rows}, indent=1) + "\n")
+    raise SystemExit(bool(missed and options.known))
 
 
 if __name__ == "__main__":

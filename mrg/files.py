@@ -235,6 +235,30 @@ def parse_yaml(text: str) -> Any:
         raise yaml.YAMLError(f"{error}.") from None
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a configuration file; an empty one has no keys.
+
+    Raises:
+        UserError: If it is not YAML with keys; the message is one line that names the file.
+    """
+    import yaml
+
+    try:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(not_utf8(path, error)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not a readable configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} is not a configuration: expected keys with values, but got {type(content).__name__}.")
+    return content or {}
+
+
+def not_utf8(path: Path | str, error: UnicodeDecodeError) -> str:
+    """The message for a file that is not text in UTF-8."""
+    return f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8."
+
+
 def csv_rows(file: Iterable[str], delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Parse CSV strictly: each row with the number of the line on which it starts; blank lines are skipped.
 

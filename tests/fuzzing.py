@@ -1,10 +1,11 @@
 """Properties of every parser for any input: a value or an error of ours, and what holds for all values.
 
-`tests/test_fuzz.py` checks 1,000 inputs of each, `benchmarks/fuzz.py` 100,000.
+`tests/test_fuzz.py` checks up to 1,000 inputs of each, `benchmarks/fuzz.py` 100,000.
 """
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import tarfile
@@ -24,14 +25,18 @@ from mrg.datamodules.images.read import read_image
 from mrg.datamodules.iu.kaggle import read_kaggle
 from mrg.datamodules.iu.openi import read_openi
 from mrg.datamodules.iu.record import clean_target
+from mrg.datamodules.mimic import index
 from mrg.datamodules.mimic.sections import RULES, SOURCES, parse_sections
+from mrg.datamodules.mimic.tables import ImageList
 from mrg.datamodules.r2gen import read_items
 from mrg.datamodules.rexrank import read_entries
 from mrg.errors import UserError
 from mrg.files import parse_json, parse_yaml, write_lines
 from mrg.metrics import RulesLabeler, parse_completion
 from mrg.metrics.predictions import read_predictions, read_rows
+from mrg.modules.policy import vision_cache
 from mrg.pages.run import run_page
+from mrg.pages.tested_run import TestedRun
 from mrg.pages.training_log import TrainingLog, read_scores
 from mrg.run.checkpoint_file import check_ours, check_whole, fingerprint
 from mrg.run.part_files import PartFiles
@@ -44,11 +49,12 @@ LABELER = RulesLabeler()
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A parser: inputs, and a function that fails where one breaks a property."""
+    """A parser: inputs, a function that fails where one breaks a property, and the number of inputs in the suite."""
 
     name: str
     inputs: st.SearchStrategy[Any]
     check: Callable[[Any], None]
+    quick: int = 1000
 
 
 def pieces(*words: str) -> st.SearchStrategy[str]:
@@ -175,6 +181,17 @@ def check_kaggle(content: bytes) -> None:
     ours(lambda: read_kaggle(written("r.csv", REPORTS), written("p.csv", content)))
 
 
+def check_mimic(files: tuple[bytes, bytes]) -> None:
+    """Each image of the split table is in one study, and no study is in two."""
+    names = (f"{name}.csv{'.gz' * content.startswith(GZIP)}" for name, content in zip("ab", files, strict=True))
+    tables = [written(name, content) for name, content in zip(names, files, strict=True)]
+    listed = ours(lambda: ImageList(*tables))
+    found = listed and ours(lambda: [study for shard in range(listed.num_shards) for study in listed.studies(shard)])
+    if found is not None:
+        assert len({(study["patient"], study["id"]) for study in found}) == len(found) == listed.num_studies
+        assert sum(len(study["dicom_ids"]) for study in found) == len(listed._table)
+
+
 def check_yaml(text: str) -> None:
     value = ours(lambda: parse_yaml(text), yaml.YAMLError)
     assert len(repr(value)) < 50_000_000
@@ -211,6 +228,20 @@ def check_cache(content: bytes) -> None:
     assert pixels is None or (pixels.shape == PIXELS.shape and (pixels == PIXELS).all())
 
 
+def check_vision_cache(content: bytes) -> None:
+    parts = vision_cache._load(written("embedded.pt", content))
+    assert parts is None or [part.tolist() for part in parts] == [part.tolist() for part in EMBEDDED]
+
+
+def check_index(content: bytes) -> None:
+    """What is damaged is made again."""
+    shard = index._open(written("shard.arrow", content), "made from", lambda rows: False)
+    assert shard is None or shard.to_list() == INDEXED
+    (FOLDER / "index").mkdir(exist_ok=True)
+    written("index/index.json", content)
+    assert index._prepare(FOLDER / "index", "MIMIC-CXR", MADE_FROM, lambda: 3) == 3
+
+
 def check_scores(content: bytes) -> None:
     scores = ours(lambda: read_scores([written("metrics.csv", content)])) or {}
     assert all(step == int(step) for series in scores.values() for step, _ in series)
@@ -223,6 +254,18 @@ def check_run(files: tuple[Any, Any]) -> None:
     (folder / "run.json").write_text(json.dumps(files[0]))
     (folder / "samples.jsonl").write_text(json.dumps(files[1]))
     ours(lambda: run_page(TrainingLog.read(folder)))
+
+
+def check_tested(files: tuple[Any, Any]) -> None:
+    folder = FOLDER / "tested"
+    folder.mkdir(exist_ok=True)
+    (folder / "predictions.jsonl").write_text(json.dumps(files[0]))
+    (folder / "results.json").write_text(json.dumps(files[1]))
+    run = ours(lambda: TestedRun.read(folder))
+    if run is not None:
+        assert (run.reports, run.target) == ([files[0]["prediction"]], [files[0]["target"]])
+        assert run.format is None or 0 <= run.format <= 1
+        ours(run.predictions)
 
 
 def check_parts(content: bytes) -> None:
@@ -278,6 +321,29 @@ def _cached() -> bytes:
     return (FOLDER / "cache" / "a").read_bytes()
 
 
+def _embedded() -> bytes:
+    vision_cache._save(FOLDER / "embedded.pt", EMBEDDED)
+    return (FOLDER / "embedded.pt").read_bytes()
+
+
+def _shard() -> st.SearchStrategy[bytes]:
+    from datasets import Features, Value
+
+    features = Features({"id": Value("string"), "findings": Value("string")})
+    index._write(FOLDER / "shard.arrow", INDEXED, features, "made from")
+    index._prepare(FOLDER / "new", "MIMIC-CXR", MADE_FROM, lambda: 3)
+    return damaged((FOLDER / "shard.arrow").read_bytes()) | damaged((FOLDER / "new" / "index.json").read_bytes())
+
+
+def _tables() -> st.SearchStrategy[tuple[bytes, bytes]]:
+    """One table or both, compressed or not."""
+
+    def either(table: bytes) -> st.SearchStrategy[bytes]:
+        return st.just(table) | damaged(table) | damaged(gzip.compress(table, mtime=0))
+
+    return st.tuples(either(SPLIT), either(METADATA))
+
+
 def _parts() -> bytes:
     parts = PartFiles(FOLDER, "example", IDENTITY)
     for batch in ("ab", "cd"):
@@ -290,9 +356,24 @@ IDENTITY = {"policy": "tiny"}
 REPORTS = b"uid,MeSH,findings,impression,indication\n1,normal,Clear.,Normal.,Cough\n2,a;b,Large heart.,,\n"
 PROJECTIONS = b"uid,filename,projection\n1,1_IM-0001-4001.dcm.png,Frontal\n2,2_IM-2.dcm.png,Lateral\n"
 TABLE = b'id,prediction,target\n1,Clear.,No edema.\n2,"a, b",nan\n'
+GZIP = b"\x1f\x8b"
+SPLIT = b"dicom_id,study_id,subject_id,split\na,51,11,train\nb,51,11,train\nc,52,11,train\nd,53,12,test\n"
+METADATA = (
+    b"dicom_id,subject_id,study_id,ViewPosition,StudyDate,StudyTime\na,11,51,PA,21800506,94005.5\n"
+    b"b,11,51,LATERAL,21800506,94006\nc,11,52,,,\nd,12,53,AP,21810506,1\n"
+)
+EMBEDDED = [torch.arange(6.0).reshape(2, 3), torch.ones(2, 3)]
+INDEXED = [{"id": "51", "findings": "Clear."}, {"id": "52", "findings": "Edema."}]
+MADE_FROM = {"split table": "a", "reports": "b"}
 METRICS = b"step,epoch,val/mccs\n1,0,0.5\n2,0,nan\n3,1,\n"
 STATE = {"state": "running", "seconds": 3.5, "studies": {"train": 8}, "policy": "a", "started": "2026-01-01"}
 SAMPLE = {"round": 1, "id": "a", "completion": "x", "reward": 0.5, "truncated": False, "target": "y"}
+ROW = {"id": "a", "prediction": "Clear.", "target": "Clear.", "format": True, "labels": [0] * 14}
+RESULTS = {
+    "protocol": {"baselines": {"constant normal": "Clear."}, "checkpoint": "a.ckpt", "fingerprint": "0"},
+    "best_constant": {"num_reports": 1, "total": 1, "labeler": "rules", "margin": 0.5, "rows": {}, "reports": {}},
+    "systems": {"model": {"scores": {}}},
+}
 ITEM = {"id": "a", "report": "Clear.", "image_path": ["a.png"]}
 ENTRY = {"image_path": ["a.png"], "frontal_lateral": ["PA"], "context": "Indication: x", "section_findings": "Clear."}
 SENTENCES = (
@@ -300,45 +381,13 @@ SENTENCES = (
     ", ", " or ", ". ", "\n- ", "pneumothorax ", "no ", "; ", "XXXX", "1.5 cm ", "(", ")", "**", "<br>", "There is ",
 )  # fmt: skip
 YAML = (
-    "a: ",
-    "b: ",
-    "- ",
-    "\n",
-    "  ",
-    "&x ",
-    "*x",
-    "[",
-    "]",
-    "{",
-    "}",
-    ", ",
-    "<<: ",
-    "'",
-    '"',
-    "1e5",
-    "!!set ",
-    "|",
+    "a: ", "b: ", "- ", "\n", "  ", "&x ", "*x", "[", "]", "{", "}", ", ", "<<: ", "'", '"', "1e5", "!!set ", "|",
     "# ",
-)
+)  # fmt: skip
 JSON = (
-    '{"',
-    '":',
-    '"',
-    ",",
-    "{",
-    "}",
-    "[",
-    "]",
-    "1",
-    "null",
-    "NaN",
-    "\\ud83d",
-    "\\ude00",
-    "id",
-    "target",
-    "\n",
+    '{"', '":', '"', ",", "{", "}", "[", "]", "1", "null", "NaN", "\\ud83d", "\\ude00", "id", "target", "\n",
     "9" * 400,
-)
+)  # fmt: skip
 TAGS = ("<think>", "</think>", "<report>", "</report>", " ", "\n", "Clear.", "nan")
 HEADERS = (
     "FINDINGS:", "IMPRESSION:", "\n", "\n\n", " ", "INDICATION:", "CHEST, TWO VIEWS:", "FINAL REPORT", "___", "_" * 12,
@@ -362,6 +411,7 @@ def targets() -> list[Target]:
         Target("JSON lines and CSV, written and read", st.lists(safe, min_size=1, max_size=3), check_round_trip),
         Target("CSV", damaged(TABLE), check_csv),
         Target("tables of Kaggle", damaged(REPORTS) | damaged(PROJECTIONS), check_kaggle),
+        Target("tables of MIMIC-CXR", _tables(), check_mimic, 300),
         Target("YAML", pieces(*YAML), check_yaml),
         Target("XML of Open-I", damaged(write_xml(COLLECTION[0]).encode()), check_xml),
         Target("archives of Open-I", damaged(_archive()), check_archive),
@@ -370,8 +420,11 @@ def targets() -> list[Target]:
         Target("images", st.one_of(*(damaged(_image(form)) for form in FORMS)), check_image),
         Target("DICOM", damaged(_dicom()), check_image),
         Target("cached pixels", damaged(_cached()), check_cache),
+        Target("cached embeddings", damaged(_embedded()), check_vision_cache, 300),
+        Target("index of MIMIC-CXR", st.deferred(_shard), check_index, 300),
         Target("metrics.csv", damaged(METRICS), check_scores),
         Target("run.json and samples.jsonl", st.tuples(objects(**STATE), objects(**SAMPLE)), check_run),
+        Target("predictions.jsonl and results.json", st.tuples(objects(**ROW), objects(**RESULTS)), check_tested, 300),
         Target("part files", damaged(_parts()), check_parts),
         Target("checkpoints", damaged(_checkpoint()), check_checkpoint),
     ]

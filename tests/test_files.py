@@ -4,7 +4,17 @@ import pytest
 import yaml
 
 from mrg.errors import UserError
-from mrg.files import append_text, check_yaml, identifier, is_missing, parse_json, parse_yaml, write_json, write_lines
+from mrg.files import (
+    append_text,
+    check_yaml,
+    identifier,
+    is_missing,
+    parse_json,
+    parse_yaml,
+    read_config,
+    write_json,
+    write_lines,
+)
 from mrg.metrics import format_score, parse_completion
 
 WORDS = ("nan", "None", "N/A", "null", "NaN", "-", "", " \n", " NULL ", "NA", "#N/A", "<NA>")
@@ -116,3 +126,27 @@ def test_aliases_of_a_usual_number_are_allowed():
     assert parse_yaml("") is None
     with pytest.raises(yaml.YAMLError, match="day is out of range"):
         parse_yaml("2001-02-31")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name: \xff\n", "is not UTF-8 text (invalid start byte at byte 6): save it as UTF-8."),
+        (b"a: [\n\nb", "is not a readable configuration: "),
+        (b"a: 1\na: 2\n", "is not a readable configuration: The key 'a' in line 1 is repeated"),
+        (b"- 1\n", "is not a configuration: expected keys with values, but got list."),
+        (b"text", "is not a configuration: expected keys with values, but got str."),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_one_line_with_its_name(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_config(file)
+    assert str(error.value).startswith(f"{file} {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_configuration_without_keys(tmp_path):
+    (tmp_path / "a.yaml").write_text("# nothing yet\n")
+    assert read_config(tmp_path / "a.yaml") == {}

@@ -23,7 +23,7 @@ from mrg.metrics.texts import read_texts
 from mrg.modules.completion import check_targets
 from mrg.pages.run import write_run_page
 from mrg.pages.tested_run import TestedRun
-from tests.test_cli import sft
+from tests.command_line import sft
 from tests.trees import write_annotation
 
 SECRET = "zebraic"

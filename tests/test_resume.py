@@ -12,7 +12,7 @@ import torch
 
 from mrg.cli import main
 from mrg.run.checkpoints import CheckpointFolder
-from tests.test_cli import failure, sft
+from tests.command_line import failure, sft
 
 LONG = ["--trainer.max_steps=6", "--save_every=1"]
 

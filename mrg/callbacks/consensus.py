@@ -33,6 +33,9 @@ from mrg.run.checkpoint_file import fingerprint
 
 FILE = "calibration.json"
 
+COMPARED = ("f1", "precision=.5", "precision=.8", "recall=.8")
+"""Operating points whose samples `test` compares with those of every choice, if there is a calibration."""
+
 
 class ConsensusReports(L.Callback):
     """Lets a module choose its reports from samples, and writes what the samples say about the findings.
@@ -108,8 +111,10 @@ class ConsensusReports(L.Callback):
             )
         if state["calibration"]:
             self.calibration = Calibration(**state["calibration"])
+        points = [*COMPARED, *([own.operating_point] if own.operating_point else [])]
+        own.compared = {point: thresholds_of(state["counts"], point) for point in points}
         if own.operating_point:
-            own.thresholds = thresholds_of(state["counts"], own.operating_point)
+            own.thresholds = own.compared[own.operating_point]
 
     on_predict_start = on_test_start
 

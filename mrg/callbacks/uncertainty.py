@@ -9,7 +9,8 @@ import lightning as L
 from mrg.callbacks.consensus import ConsensusReports, total_cost
 from mrg.callbacks.results import ResultWriter
 from mrg.files import write_json, write_text
-from mrg.metrics.uncertainty import format_calibration, format_cost, uncertainty
+from mrg.metrics.labels import label_together
+from mrg.metrics.uncertainty import compare_choices, format_calibration, format_choices, format_cost, uncertainty
 from mrg.modules.base import ReportModule
 from mrg.modules.policy.ranks import gather
 
@@ -39,9 +40,13 @@ class UncertaintyWriter(L.Callback):
         settings = {"choose": own.choose, "operating_point": own.operating_point, "seed": own.seed}
         results["uncertainty"] = {**self.reports.settings(trainer), **settings, "cost": cost}
         results["uncertainty"] |= uncertainty(rows, labeler, pl_module.margin, self.reports.calibration)
+        reference = label_together(labeler, [row["target"] for row in rows])[0].cpu()
+        choices = results["uncertainty"]["choices"] = compare_choices(rows, reference, pl_module.margin)
         write_json(self.folder / "results.json", results)
         from mrg.pages.uncertainty import uncertainty_figure  # matplotlib takes half a second
 
         write_text(self.folder / FIGURE, uncertainty_figure(results["uncertainty"]))
+        print("Every choice from the same samples. To select one, use the table of `validate`, not this one.")
+        print(format_choices(choices))
         print(format_calibration(results["uncertainty"]["scores"]), format_cost(cost, own.num_samples), sep="\n")
         print(f"Uncertainty: {self.folder / FIGURE}", flush=True)

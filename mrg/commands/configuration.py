@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mrg.errors import UserError
-from mrg.files import parse_yaml
+from mrg.files import read_config
 
 LIMITS = {"validate": "val", "fit": "val", "test": "test", "predict": "predict"}
 """Command -> part of the name of Lightning's limit on the batches that it scores."""
@@ -22,8 +22,7 @@ def replaced_lists(files: Sequence[Path]) -> list[str]:
     taken: dict[str, tuple[Path, list[Any]]] = {}
     found = []
     for path in files:
-        content = parse_yaml(path.read_text(encoding="utf-8")) if path.is_file() else None
-        for key, value in _lists(content or {}):
+        for key, value in _lists(read_config(path) if path.is_file() else {}):
             earlier, old = taken.get(key, (path, value))
             if value and any(entry not in value for entry in old):
                 found.append(

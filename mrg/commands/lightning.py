@@ -36,7 +36,7 @@ from mrg.commands.parser import CommandLine, Parser, parser_settings
 from mrg.commands.sampling import add_sampling_options, sampling_callbacks
 from mrg.datamodules.base import ReportDataModule
 from mrg.errors import UserError, install
-from mrg.files import parse_yaml
+from mrg.files import read_config
 from mrg.log import log
 from mrg.modules.base import ReportModule
 from mrg.modules.policy.precision import check_precision
@@ -207,7 +207,7 @@ class MrgCLI(CommandLine):
         if not file.is_file():
             return
         given = yaml.safe_load(self.parser.commands[self.subcommand].dump(config, skip_none=False))
-        saved = parse_yaml(file.read_text(encoding="utf-8")) or {}
+        saved = read_config(file)
         check_no_moved_keys(saved, file)
         changed = changed_settings(saved, given)
         for key in KEPT:

@@ -16,8 +16,8 @@ from yaml import YAMLError
 
 from mrg.commands import LIGHTNING
 from mrg.commands.predict_images import parser as images_parser
-from mrg.errors import nearest
-from mrg.files import check_yaml
+from mrg.errors import UserError, nearest
+from mrg.files import check_yaml, not_utf8
 from mrg.modules.settings import moved_key
 
 MODE = "omegaconf+"
@@ -66,6 +66,17 @@ class Parser(LightningArgumentParser):
         for mode in ("yaml", MODE):  # the parser of all commands, and that of each command
             set_loader(mode, load_yaml, (YAMLError,))
         return super().parse_args(*args, **kwargs)
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Parse a configuration file.
+
+        Raises:
+            UserError: If it is not text in UTF-8; whatever else is wrong is reported by `error`.
+        """
+        try:
+            return super().parse_path(cfg_path, *args, **kwargs)
+        except UnicodeDecodeError as error:
+            raise UserError(not_utf8(cfg_path, error)) from error
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print usage, a tip and one line; exit with 2. jsonargparse also calls it for the keys of a nested class."""

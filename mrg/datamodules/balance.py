@@ -74,17 +74,19 @@ def study_weights(balance: Balance, reports: Sequence[str], labeler: Labeler) ->
     return torch.where(weights > 0, weights, 1.0)
 
 
-def draw(weights: Tensor, generator: torch.Generator) -> list[int]:
-    """As many studies as there are, in random order, each within one of its expected number (systematic sampling).
+def draw(weights: Tensor, generator: torch.Generator, num: int = 0) -> list[int]:
+    """Studies in random order, each within one of its expected number (systematic sampling).
 
     Args:
-        weights: (N,) weights above 0.
+        weights: (N,) weights; studies with a weight of 0 are never drawn.
         generator: Generator on the CPU.
+        num: Number of studies to draw; as many as there are by default.
     """
-    num = len(weights)
-    order = torch.randperm(num, generator=generator)
+    num = num or len(weights)
+    order = torch.randperm(len(weights), generator=generator)
+    order = order[weights[order] > 0]
     expected = weights[order] * (num / weights.sum())
     points = torch.arange(num, dtype=torch.float64) + torch.rand(1, generator=generator, dtype=torch.float64)
-    places = torch.searchsorted(expected.cumsum(0), points, right=True).clamp(max=num - 1)
+    places = torch.searchsorted(expected.cumsum(0), points, right=True).clamp(max=len(order) - 1)
     drawn: list[int] = order[places][torch.randperm(num, generator=generator)].tolist()
     return drawn

@@ -6,29 +6,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mrg.datamodules.balance import check_balance, study_weights
+from mrg.datamodules.balance import check_balance
 from mrg.datamodules.collate import Batch, Skipped
 from mrg.datamodules.images.augment import Augmentation, augmented
 from mrg.datamodules.loading import (
+    AheadLoader,
     BatchDataset,
     RaisingCollator,
     RankBatches,
     SkippingCollator,
     StudyDataset,
     StudyReader,
-    StudySampler,
 )
+from mrg.datamodules.order import TrainingOrder
+from mrg.datamodules.selection import Select, as_selection, check_reward
 from mrg.datamodules.study import Study, StudyTable, random_subset
 from mrg.datamodules.workers import init_worker
 from mrg.errors import UserError
 from mrg.files import write_lines
 from mrg.log import log
-from mrg.metrics import RulesLabeler
 
 
 def check_choices(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
@@ -54,7 +53,7 @@ def _with_reference(studies: Sequence[Study]) -> Sequence[Study]:
     return [study for study in studies if study.report.strip()]
 
 
-class ReportDataModule(L.LightningDataModule):
+class ReportDataModule(TrainingOrder):
     """Base class of data modules; a subclass returns its studies in `read`.
 
     Images are read and preprocessed in the loader's workers by `collator`, which the model's module sets in its setup,
@@ -70,6 +69,9 @@ class ReportDataModule(L.LightningDataModule):
         on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
             once and counted; in training the next study replaces it.
         augment: Random changes of training images; None changes none.
+        importance: Weight each training study by the inverse of how often it is drawn, so that `balance` and `select`
+            do not change what is learned on average; for SFT and GRPO.
+        select: Selection of training studies whose rewards vary, for GRPO: `variance`, or its settings.
         balance: How many times as often training studies with a finding are drawn, by condition, such as
             `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.
 
@@ -82,6 +84,7 @@ class ReportDataModule(L.LightningDataModule):
         skipped: Studies that were skipped so far, by split and id; see `on_error`.
         finished: Ids of studies that need no report any more, by split: `test` or `predict` is resumed.
         dropped: Missing files that `read` left out, by the setting that allows it.
+        knows_next: Set by a module that needs the next training batch with each batch.
         checking: Set by `python -m mrg data check`: `read` keeps studies that would stop a run, such as those with a
             missing image or a repeated id, so that all can be listed, and leaves training targets as written.
     """
@@ -97,6 +100,8 @@ class ReportDataModule(L.LightningDataModule):
         on_error: Literal["raise", "skip"] = "raise",
         augment: Augmentation | None = None,
         balance: dict[str, float] | Literal["inverse_prevalence"] | None = None,
+        importance: bool = False,
+        select: Select = None,
     ) -> None:
         super().__init__()
         check_choices(ReportDataModule.__init__, locals())
@@ -113,6 +118,8 @@ class ReportDataModule(L.LightningDataModule):
         check_balance(balance)
         self.augment = augment
         self.balance = balance
+        self.importance = importance
+        self.select = as_selection(select)
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
         self.no_reference: dict[str, list[str]] = {}
@@ -122,8 +129,8 @@ class ReportDataModule(L.LightningDataModule):
         self.dropped: dict[str, list[str]] = {}
         self.finished: dict[str, frozenset[str]] = {}
         self.checking = False
+        self.knows_next = False
         self.collator: Callable[[list[Study]], Any] | None = None
-        self.position: dict[str, int] = {}
 
     def read(self) -> Mapping[str, Sequence[Study]]:
         """Read all studies, `{"train": [...], "val": [...], "test": [...]}`, and count filtered ones in `removed`.
@@ -134,6 +141,9 @@ class ReportDataModule(L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the studies once, whatever the stage: baselines need the training reports at test time, too."""
+        if stage == "fit" and self.trainer:
+            check_reward(self.select, self.trainer.lightning_module)
+            self.check_importance()
         if not self.splits:
             every = self.read()
             self._predicted = random_subset(every.get("test", ()), self.limits["test"])
@@ -181,26 +191,8 @@ class ReportDataModule(L.LightningDataModule):
     def _loader(
         self, split: str, studies: Sequence[Study], batch_size: int, shuffle: bool, share: bool = True
     ) -> DataLoader[Any]:
-        if self.collator is None:
-            raise UserError("The data module has no collator. A ReportModule sets it; without one, set `collator`.")
-        if not len(studies):
-            remedy = "Only `predict` can use them" if self.no_reference.get(split) else "Each split in use needs some"
-            raise UserError(f"There are no studies to load: {self.describe()}. {remedy}.")
-        dataset: Any = StudyDataset(studies)
-        collate: Any = self.collator
-        if self.on_error == "skip" and isinstance(collate, StudyReader):
-            # The collator reads the studies itself, because it may need others than those of the batch.
-            dataset, collate = range(len(studies)), SkippingCollator(collate, studies, split, replace=shuffle)
-        else:
-            collate = RaisingCollator(collate)
-        options: dict[str, Any] = {
-            "num_workers": self.num_workers,
-            "persistent_workers": self.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-            "worker_init_fn": init_worker,
-            # Otherwise every start of a loader draws from the global generator, which a resumed run does more often.
-            "generator": torch.Generator(),
-        }
+        dataset, collate = self._source(split, studies, replace=shuffle)
+        options = self._options()
         num_ranks, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         names = self.finished.get(split, ())
         if share and not shuffle and (num_ranks > 1 or names):
@@ -208,7 +200,8 @@ class ReportDataModule(L.LightningDataModule):
             sampler = RankBatches(len(studies), batch_size, num_ranks, rank, finished)
             return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=sampler, **options)
         order = self._sampler(studies) if shuffle else None
-        return DataLoader(
+        kind = AheadLoader if shuffle and self.knows_next else DataLoader
+        return kind(
             dataset,
             batch_size=batch_size,
             sampler=order,
@@ -218,47 +211,28 @@ class ReportDataModule(L.LightningDataModule):
             **options,
         )
 
-    def _sampler(self, studies: Sequence[Study]) -> StudySampler:
-        """The training order, from the position in the checkpoint if there is one."""
-        trainer = self.trainer
-        num_ranks, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        seed = trainer.strategy.broadcast(torch.initial_seed()) if trainer else torch.initial_seed()
-        weights = self._weights()
-        saved, self.position = self.position, {}
-        if not saved:
-            return StudySampler(studies, seed, num_ranks, rank, weights=weights)
-        for name, value in self._counts().items():
-            if saved[name] != value:
-                raise UserError(
-                    f"The checkpoint was written with {saved[name]} {name.replace('_', ' ')}, but this run has "
-                    f"{value}, so that its position in the data has no meaning. Use the run's own data, or start a new "
-                    "run from its policy with model.init_args.policy."
-                )
-        start = saved["batches"] * self.batch_size
-        return StudySampler(studies, saved["seed"], num_ranks, rank, saved["epoch"], start, weights)
+    def _source(self, split: str, studies: Sequence[Study], replace: bool) -> tuple[Any, Any]:
+        """Items of a split, and the collator that makes batches of them."""
+        if self.collator is None:
+            raise UserError("The data module has no collator. A ReportModule sets it; without one, set `collator`.")
+        if not len(studies):
+            remedy = "Only `predict` can use them" if self.no_reference.get(split) else "Each split in use needs some"
+            raise UserError(f"There are no studies to load: {self.describe()}. {remedy}.")
+        collate: Any = self.collator
+        if self.on_error == "skip" and isinstance(collate, StudyReader):
+            # The collator reads the studies itself, because it may need others than those of the batch.
+            return range(len(studies)), SkippingCollator(collate, studies, split, replace=replace)
+        return StudyDataset(studies), RaisingCollator(collate)
 
-    def _weights(self) -> Tensor | None:
-        if self.balance is None:
-            return None
-        module: Any = self.trainer.lightning_module if self.trainer else None
-        return study_weights(self.balance, self.train_reports(), getattr(module, "labeler", None) or RulesLabeler())
-
-    def _counts(self) -> dict[str, int]:
-        return {"training_studies": len(self.splits["train"]), "studies_per_batch": self.batch_size}
-
-    def state_dict(self) -> dict[str, int]:
-        """Position in the training order: epoch, finished batches, and the numbers on which these depend."""
-        trainer = self.trainer
-        sampler = getattr(trainer.train_dataloader, "sampler", None) if trainer else None
-        if trainer is None or not isinstance(sampler, StudySampler):
-            return {}
-        epochs: Any = trainer.fit_loop.epoch_progress.current
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.completed if epochs.processed < epochs.started else 0
-        return {"seed": sampler.seed, "epoch": epochs.processed, "batches": done} | self._counts()
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Start training at the position of a checkpoint."""
-        self.position = dict(state_dict)
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": init_worker,
+            # Otherwise every start of a loader draws from the global generator, which a resumed run does more often.
+            "generator": torch.Generator(),
+        }
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Record the studies that a batch skipped, and log each once; Lightning calls this in the main process."""
@@ -267,6 +241,8 @@ class ReportDataModule(L.LightningDataModule):
             if study.id not in known:
                 known[study.id] = study
                 log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+        if self.importance and self.trainer and self.trainer.training and isinstance(batch, Batch):
+            batch.importance = self.importance_of(batch.study_id)
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -310,6 +286,12 @@ class ReportDataModule(L.LightningDataModule):
                 f"{trainer.world_size} processes), but got {every}. Set it to a fraction of an epoch such as 0.5, or "
                 "set trainer.check_val_every_n_epoch to null to count batches across epochs."
             )
+
+    def train_batches(self, batches: Sequence[list[int]]) -> DataLoader[Any]:
+        """Given batches of training studies, without those whose images cannot be read if these are skipped."""
+        dataset, collate = self._source("train", self.splits["train"], replace=False)
+        chosen: Any = [(batch, True) for batch in batches]
+        return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=chosen, **self._options())
 
     def train_in_order(self) -> DataLoader[Any]:
         """All training studies once on every rank, in the order of the split."""

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mrg.datamodules.balance import draw
 from mrg.datamodules.collate import Skipped
@@ -59,6 +59,8 @@ class StudySampler(DistributedSampler[int]):
         start: Number of this rank's studies to leave out of the first epoch, because they were seen before resuming.
         weights: (N,) how often each study is drawn relative to others, see `mrg.datamodules.balance`; by default, each
             once.
+        reweigh: Function from the index of an epoch to its weights, called before each epoch.
+        epoch_studies: Number of this rank's studies in an epoch; by default, the epoch has all studies.
     """
 
     def __init__(
@@ -70,22 +72,30 @@ class StudySampler(DistributedSampler[int]):
         epoch: int = 0,
         start: int = 0,
         weights: Tensor | None = None,
+        reweigh: Callable[[int], Tensor] | None = None,
+        epoch_studies: int = 0,
     ) -> None:
         super().__init__(studies, num_ranks, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self.num_studies = len(studies)
-        self.epoch, self.start, self.weights = epoch, start, weights
+        self.epoch, self.start, self.reweigh = epoch, start, reweigh
+        self.weights = weights if reweigh is None else reweigh(epoch)
+        if epoch_studies:
+            self.num_samples, self.total_size = epoch_studies, epoch_studies * num_ranks
+            self.num_studies = self.total_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Select an epoch; another one than the current starts from its first study."""
+        """Select an epoch; another one than the current starts from its first study. All ranks call this."""
         if epoch != self.epoch:
             self.epoch, self.start = epoch, 0
+            if self.reweigh is not None:
+                self.weights = self.reweigh(epoch)
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)) % 2**63)
         if self.weights is None:
             order = torch.randperm(self.num_studies, generator=generator).tolist()
         else:
-            order = draw(self.weights, generator)
+            order = draw(self.weights, generator, self.num_studies)
         # The first studies are repeated until all ranks have the same number.
         order *= -(-self.total_size // max(1, len(order)))
         return iter(order[self.rank : self.total_size : self.num_replicas][self.start :])
@@ -143,6 +153,21 @@ class BatchDataset(Dataset[Any]):
         batch = self.collate([self.dataset[index] for index in indices])
         batch.counts = batch.counts and counts
         return batch
+
+
+class AheadLoader(DataLoader[Any]):
+    """A loader whose batches hold the next one of the epoch, in `ahead`."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _with_next(super().__iter__())
+
+
+def _with_next(batches: Iterator[Any]) -> Iterator[Any]:
+    batch = next(batches, None)
+    while batch is not None:
+        batch.ahead = next(batches, None)
+        yield batch
+        batch = batch.ahead
 
 
 @runtime_checkable

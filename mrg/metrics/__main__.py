@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.errors import UserError, one_line
+from mrg.errors import UserError
 from mrg.files import write_json
-from mrg.log import configure, tolerant_streams
-from mrg.metrics.arguments import check, make_labeler, make_scorers, output_file, parser
+from mrg.metrics.arguments import (
+    ReportingLabeler,
+    check,
+    make_labeler,
+    make_scorers,
+    one_line_errors,
+    output_file,
+    parser,
+)
 from mrg.metrics.compare import compare_systems, format_comparison
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.evaluation import (
@@ -37,6 +43,7 @@ from mrg.metrics.predictions import (
     some,
 )
 from mrg.metrics.remarks import BASELINES
+from mrg.metrics.scores.command import score_all
 from mrg.metrics.texts import join, read_texts
 
 
@@ -44,18 +51,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that the user can fix prints one line and exits with 2."""
     options = parser().parse_args(args)
     options.systems, options.predictions = options.predictions, options.predictions[0]
-    configure()
-    with tolerant_streams() as output:
-        try:
-            run(options)
-        except Exception as error:
-            line = one_line(error)
-            if line is None:
-                raise
-            print(f"mrg.metrics: {line}", file=sys.stderr)
-            raise SystemExit(2) from None
-    if output is not None and output.problem is not None and not isinstance(output.problem, BrokenPipeError):
-        raise SystemExit(1)
+    with one_line_errors("mrg.metrics"):
+        run(options)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -101,8 +98,14 @@ def _score(predictions: Predictions, output: Path, options: argparse.Namespace) 
         "most frequent reference": [most_frequent_report(predictions.target)] * len(predictions.ids),
         name: predictions.preds,
     }
-    differences = [(name, "constant normal"), (name, "most frequent reference")]
     labeler = make_labeler(options)
+    if options.scores is not None:
+        train = None if options.train is None else read_reports(options.train, next(iter(options.target), None))
+        plain = labeler.labeler if isinstance(labeler, ReportingLabeler) else labeler  # has notes of its own
+        table = score_all(predictions, systems, output, options, plain, make_scorers(options), train)
+        print(f"{_notes(predictions)}\n{table}\n\nAll results: {output}")
+        return
+    differences = [(name, "constant normal"), (name, "most frequent reference")]
     best = _best(labeler, options)
     result = evaluate_systems(
         systems, predictions.target, labeler, options.margin, None, differences, options.trials or 1000,

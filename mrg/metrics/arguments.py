@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mrg.errors import ExtensionError, MrgError, UserError, install, where_raised
-from mrg.log import log
+from mrg.errors import ExtensionError, MrgError, UserError, install, one_line, where_raised
+from mrg.log import configure, log, tolerant_streams
 from mrg.metrics.imports import name_of
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
 from mrg.metrics.labelers.named import load_labeler
@@ -24,6 +26,7 @@ from mrg.metrics.nlg import NORMALIZATIONS
 from mrg.metrics.predictions import ID_COLUMNS, PREDS_COLUMNS, TARGET_COLUMNS
 from mrg.metrics.resampling import MIN_CASES
 from mrg.metrics.scorer import ReportScore, load_scorer
+from mrg.metrics.scores.named import NAMES, parse_scores
 
 DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
 intervals, next to baselines: the constant normal report, the most frequent reference and, with --train, the best
@@ -31,7 +34,7 @@ constant report of each score. Several files are ranked in a leaderboard."""
 EPILOG = """The files are JSON lines (.jsonl, as written by `python -m mrg test`), JSON (.json: a list of studies, or
 ReXrank's object of studies by id) or tables with a header line (.csv, .tsv); with --references also CSV files without
 a header line and JSON objects of reports by id. Reports are labelled by rules unless
---labeler or --chexbert is given; see docs/labelers.md."""
+--labeler or --chexbert is given."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     for name, what, known in columns:
         text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for several files: each"
         add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
-        "(default: rules)")  # fmt: skip
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: class or object to import, which turns a list of "
+        "reports into labels (default: rules)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
     add("--train", type=Path, metavar="FILE", help="training reports, for the best constant report of each "
@@ -68,14 +71,47 @@ def parser() -> argparse.ArgumentParser:
     add("--nlg", action="store_true", help=f"add BLEU, METEOR, ROUGE-L and CIDEr: {install('nlg')}")
     add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
+    add("--scores", metavar="NAMES", help="one table of the scores named here, separated by commas, resumable: "
+        f"{', '.join(NAMES)}")  # fmt: skip
+    add("--bertscore", nargs="+", metavar=("ENCODER", "LAYER"), help="encoder of the score bertscore, and its layer "
+        "if it is not the last one")  # fmt: skip
+    add("--radgraph", nargs="+", metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph, and the "
+        "configuration and tokenizer of its encoder")  # fmt: skip
+    add("--ratescore", nargs="+", metavar=("NER", "ENCODER"), help="weights of the score ratescore, and 'punctuation' "
+        "for sentences without medspacy")  # fmt: skip
+    add("--judge", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible server and model of the score judge")
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
-        "see docs/scorers.md; may be repeated")  # fmt: skip
+        "a function of two lists of texts, reports and references; may be repeated")  # fmt: skip
     add("--trials", type=int, help="number of bootstrap samples (default: 1000; with --compare 10000, and as many "
         "randomization trials)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
     add("--changed", type=int, default=10, help="number of changed studies to print (default: %(default)s)")
     add("--output", type=Path, metavar="FILE", help="JSON file to write (default: next to the predictions)")
     return result
+
+
+@contextlib.contextmanager
+def one_line_errors(program: str) -> Iterator[None]:
+    """Run a command: notes go to the log, and an error that the user can fix prints one line and exits with 2.
+
+    Args:
+        program: Name of the command in the line.
+
+    Raises:
+        SystemExit: For such an error, and with 1 if the standard output could not be written.
+    """
+    configure()
+    with tolerant_streams() as output:
+        try:
+            yield
+        except Exception as error:
+            line = one_line(error)
+            if line is None:
+                raise
+            print(f"{program}: {line}", file=sys.stderr)
+            raise SystemExit(2) from None
+    if output is not None and output.problem is not None and not isinstance(output.problem, BrokenPipeError):
+        raise SystemExit(1)
 
 
 def check(options: argparse.Namespace) -> None:
@@ -93,6 +129,12 @@ def check(options: argparse.Namespace) -> None:
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"Expected --{name} to be at least {least}, but got {value}.")
+    if options.scores is not None:
+        options.scores = parse_scores(options.scores)
+        if several or options.compare is not None:
+            raise UserError("--scores is the table of one file: leave out --compare and further files.")
+        if options.nlg:
+            raise UserError("With --scores, write nlg among its names instead of --nlg.")
     if options.compare is not None and options.nlg:
         raise UserError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
     if options.compare is not None and options.train is not None:
@@ -116,11 +158,11 @@ def output_file(options: argparse.Namespace, ending: str) -> Path:
 
 
 def make_labeler(options: argparse.Namespace) -> Labeler:
-    """The labeler, which logs its progress."""
+    """The labeler; one that may take minutes logs its progress."""
     if options.labeler is not None:
         return ReportingLabeler(load_labeler(options.labeler))
     if options.chexbert is None:
-        return ReportingLabeler(RulesLabeler())
+        return RulesLabeler()  # 50,000 reports in seconds, after each of which `label_together` has a note
     tokenizer = {} if options.tokenizer is None else {"tokenizer": options.tokenizer}
     return ReportingLabeler(CheXbertLabeler(options.chexbert, **tokenizer), block=1000)
 
@@ -166,7 +208,7 @@ class ReportingLabeler(Labeler):
         for start in range(0, len(distinct), self.block):
             parts.append(self.labeler(distinct[start : start + self.block]))
             done = start + len(parts[-1])
-            if time.monotonic() - told >= self.seconds or done == len(distinct):
+            if time.monotonic() - told >= self.seconds:
                 told = time.monotonic()
                 log.info(f"Labelled {done:,} of {len(distinct):,} distinct reports.")
         row = {text: i for i, text in enumerate(distinct)}

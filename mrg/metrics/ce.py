@@ -7,7 +7,7 @@ use. All but the average over reports follow from one table of counts: condition
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from mrg.metrics.conditions import (
 from mrg.metrics.labels import Labeler, Reports, as_labels, check_labeler, identity, require_reports
 
 ZERO_DIVISION = (0, 1, "nan", "skip")
+_ROWS = 16_384
 
 
 def confusion(preds: Tensor, target: Tensor) -> Tensor:
@@ -37,8 +38,15 @@ def confusion(preds: Tensor, target: Tensor) -> Tensor:
         target: (N, 14) label classes.
     """
     classes = torch.arange(4, device=preds.device)
-    pairs = (target.unsqueeze(-1) == classes).unsqueeze(-1) & (preds.unsqueeze(-1) == classes).unsqueeze(-2)
-    return pairs.sum(0)
+    table = torch.zeros(NUM_CONDITIONS, 4, 4, dtype=torch.int64, device=preds.device)
+    for p, t in _blocks(preds, target):
+        table += ((t.unsqueeze(-1) == classes).unsqueeze(-1) & (p.unsqueeze(-1) == classes).unsqueeze(-2)).sum(0)
+    return table
+
+
+def _blocks(preds: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both sides in blocks: hundreds of bytes per report are held for one block only."""
+    yield from zip(preds.split(_ROWS), target.split(_ROWS), strict=True)
 
 
 def report_counts(preds: Tensor, target: Tensor, uncertain: str, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -283,7 +291,8 @@ class CEF1(Metric):
 def _report_scores(
     preds: Tensor, target: Tensor, columns: list[int], uncertain: str, score: str, zero_division: int | str
 ) -> Tensor:
-    return ratio(report_counts(preds, target, uncertain)[:, :, columns].sum(2), score, zero_division)
+    counts = [report_counts(*block, uncertain)[:, :, columns].sum(2) for block in _blocks(preds, target)]
+    return ratio(torch.cat(counts, 1), score, zero_division)
 
 
 def _check(

@@ -81,17 +81,17 @@ class _PairMetric(Metric):
 
     def update(self, preds: Sequence[str], target: Sequence[str]) -> None:
         """Add reports, which may be none."""
-        counts = self._counts(preds, target)
+        counts = self.pair_counts(preds, target)
         self.counts += counts.sum(0).to(self.counts.device)
         self.total += _f1(counts).sum().to(self.total.device)
         self.num += len(counts)
 
     def scores(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
         """F1 of each report (N,), for rewards: 1 if neither report has a finding; the state is not changed."""
-        return _f1(self._counts(preds, target))
+        return _f1(self.pair_counts(preds, target))
 
-    def _counts(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
-        """True positives, false positives and false negatives: (N, 3) int64."""
+    def pair_counts(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
+        """Compute true positives, false positives and false negatives of each report: (N, 3) int64."""
         check_pairs(preds, target)
         read = {text: report_findings(self._reader(), text) for text in dict.fromkeys((*preds, *target))}
         rows = [self._pair(read[pred], read[reference]) for pred, reference in zip(preds, target, strict=True)]

@@ -22,6 +22,7 @@ Choices:
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import re
 import shutil
 import subprocess
@@ -117,6 +118,18 @@ def nlg_scores(
         {name: float(corpus[name]) for name in order},
         {name: torch.as_tensor(per_report[name], dtype=torch.float64) for name in order},
     )
+
+
+def need_nlg(normalization: str = "none") -> None:
+    """Check that what `nlg_scores` needs is installed, before anything is computed.
+
+    Raises:
+        MissingPackageError: If pycocoevalcap is not installed.
+        RunError: If Java is missing.
+    """
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise _missing_extra()
+    _need_java("METEOR" if normalization != "ptb" else "METEOR and the normalization 'ptb'", "or leave out nlg")
 
 
 def bleu(preds: Sequence[str], target: Sequence[str]) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mrg.errors import NotFoundError, UserError
-from mrg.files import csv_rows, identifier, is_missing, parse_json
+from mrg.files import csv_rows, identifier, is_missing, not_utf8, parse_json
 
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = (
@@ -227,8 +227,7 @@ def read_rows(path: Path, split: str = "") -> list[dict[str, Any]]:
     try:
         rows = list(readers[path.suffix.lower()](path))
     except UnicodeDecodeError as error:
-        reason = f"{error.reason} at byte {error.start}"
-        raise UserError(f"{path} is not UTF-8 text ({reason}): save it as UTF-8.") from error
+        raise UserError(not_utf8(path, error)) from error
     except csv.Error as error:
         raise UserError(f"{path} is not a readable table: {error}.") from error
     for number, row in enumerate(rows, 1):
@@ -240,11 +239,14 @@ def read_rows(path: Path, split: str = "") -> list[dict[str, Any]]:
 def _json_lines(path: Path) -> Iterable[Any]:
     # Line by line, which takes a third of the memory of the whole text. Not splitlines(): reports may hold other line
     # separators than the file's.
+    names: dict[str, str] = {}  # one text per name instead of one per row
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:
                 if line.strip():
-                    yield parse_json(line)
+                    row = parse_json(line)
+                    is_row = isinstance(row, dict)
+                    yield {names.setdefault(name, name): value for name, value in row.items()} if is_row else row
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
             except UserError as error:

@@ -13,7 +13,6 @@ resample studies, because the reports of one study depend on each other.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mrg.errors import UserError, one_line
+from mrg.errors import UserError
 from mrg.files import write_json
-from mrg.log import configure
-from mrg.metrics.arguments import make_labeler, make_scorers
+from mrg.metrics.arguments import make_labeler, make_scorers, one_line_errors
 from mrg.metrics.ce import CEF1
 from mrg.metrics.labels import Labeler, Scorer, label_together
 from mrg.metrics.mccs import mccs
@@ -197,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--column", default="num_errors", help="column of the errors in the pairs, without --errors")
     result.add_argument("--significant", action="store_true", help="count clinically significant errors only")
     result.add_argument(
-        "--scorer", action="append", default=[], metavar="PATH", help="further score, see docs/scorers.md"
+        "--scorer", action="append", default=[], metavar="PATH", help="further score: PACKAGE.MODULE:FUNCTION"
     )
     result.add_argument("--labeler", help="class path of a labeler (default: rules)")
     result.add_argument("--chexbert", type=Path, help="CheXbert checkpoint that labels")
@@ -210,23 +208,16 @@ def parser() -> argparse.ArgumentParser:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command; an error that the user can fix prints one line and exits with 2."""
     options = parser().parse_args(args)
-    configure()
-    try:
+    with one_line_errors("mrg.metrics.readers"):
         pairs = read_pairs(options.pairs, options.errors, options.column, options.significant)
         scores = reader_scores(pairs, make_labeler(options), options.margin, make_scorers(options))
         result = correlations(pairs, scores)
         if options.output:
             write_json(options.output, {"num_reports": len(pairs), "margin": options.margin, "correlations": result})
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"mrg.metrics.readers: {line}", file=sys.stderr)
-        raise SystemExit(2) from None
-    studies = len({pair.study for pair in pairs})
-    print(f"{len(pairs)} reports of {studies} studies. Kendall's tau-b, 95 % bootstrap intervals over studies.")
-    for name, row in result.items():
-        print(f"{name:<24}{row['value']:>7.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
+        studies = len({pair.study for pair in pairs})
+        print(f"{len(pairs)} reports of {studies} studies. Kendall's tau-b, 95 % bootstrap intervals over studies.")
+        for name, row in result.items():
+            print(f"{name:<24}{row['value']:>7.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
 
 
 if __name__ == "__main__":

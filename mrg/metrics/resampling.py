@@ -8,6 +8,7 @@ that matrix, which serves all scores, systems and trials at once; nothing is lab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -178,7 +179,18 @@ def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
     }
 
 
-def bootstrap(systems: Sequence[ReportSums], num_trials: int = 1000, seed: int = 0) -> list[dict[str, np.ndarray]]:
+class Resampled(Protocol):
+    """One system: matrices of its reports, and its scores from sums of their columns, such as `ReportSums`."""
+
+    @property
+    def parts(self) -> Sequence[np.ndarray]:
+        """Matrices (N, K) side by side."""
+
+    def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
+        """Scores by name of (T, K) sums over T samples of N reports: (T,) each."""
+
+
+def bootstrap(systems: Sequence[Resampled], num_trials: int = 1000, seed: int = 0) -> list[dict[str, np.ndarray]]:
     """Scores of reports resampled with replacement (Efron and Tibshirani, 1993), the same samples for all systems.
 
     Returns:

@@ -177,7 +177,7 @@ def informedness(
     columns = condition_indices(conditions)
     p, t = as_labels(preds, target, labeler)
     require_reports(p)
-    tp, fp, fn = outcomes(uncertain).to(p.device)[:, t[:, columns], p[:, columns]].sum(1).double()
+    tp, fp, fn = condition_counts(confusion(p, t), uncertain)[:, columns].double()
     negative = len(p) - tp - fn
     value: Tensor = tp / (tp + fn) + (negative - fp) / negative - 1
     return value

@@ -23,8 +23,10 @@ from mrg.metrics.conditions import NUM_CONDITIONS, THIRTEEN, stated
 from mrg.metrics.labels import Labeler, has_text, label_together
 from mrg.metrics.mccs import mccs
 from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval
+from mrg.metrics.tables import columns, percent
 
 COMPARED = ("MCCS", "CE-F1 micro-13+", "CE-F1 macro-13+", "CE-F1 example-13+")
+SHOWN = (*COMPARED[:3], "precision", "recall")
 DISAGREE = 0.25
 """Samples disagree about a finding if at least this share states it and at least this share does not."""
 
@@ -59,24 +61,28 @@ def compare_choices(
         seed: Seed of the bootstrap.
 
     Returns:
-        System -> score -> `value`, and the paired `difference` to greedy with its 95 % interval `low` and `high`.
+        System -> score -> `value`, and the paired `difference` to greedy with its 95 % interval `low` and `high`; also
+        `precision` and `recall` (micro-13+), each with its `value` only.
     """
     chosen = {"greedy": [note["greedy_labels"] for note in notes]}
     for name in notes[0]["choices"]:
-        chosen[name] = [note["sample_labels"][note["choices"][name]] for note in notes]
-    sums = []
+        if all(name in note["choices"] for note in notes):  # reports of a resumed test may lack operating points
+            chosen[name] = [note["sample_labels"][note["choices"][name]] for note in notes]
+    sums, shares = [], []
     for digits in chosen.values():
         labels, written = from_digits(digits)
         sums.append(ReportSums(labels, reference, margin, written))
+        shares.append({key: {"value": float(ce_f1(labels, reference, score=key))} for key in ("precision", "recall")})
     drawn = bootstrap(sums, num_resamples, seed)
     base = sums[0].corpus()
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for name, own, samples in zip(chosen, sums, drawn, strict=True):
+    for name, own, samples, share in zip(chosen, sums, drawn, shares, strict=True):
         corpus, result[name] = own.corpus(), {}
         for score in COMPARED:
             low, high = percentile_interval(samples[score] - drawn[0][score])
             gap = corpus[score] - base[score]
             result[name][score] = {"value": corpus[score], "difference": gap, "low": low, "high": high}
+        result[name] |= share
     return result
 
 
@@ -188,16 +194,17 @@ def uncertainty(
 def format_choices(choices: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
     """The printed table of `compare_choices`, in percent."""
     lines = ["In percent, with 95 % bootstrap intervals of the difference to greedy, paired by study:"]
-    lines.append(f"{'':<12}" + "".join(f"{name.removeprefix('CE-F1 '):>26}" for name in COMPARED))
+    table = [["", *(name.removeprefix("CE-F1 ") for name in SHOWN)]]
     for name, row in choices.items():
         cells = []
-        for value in row.values():
-            text = f"{100 * value['value']:.1f}"
-            if name != "greedy":
-                text += " {:+.1f} [{:+.1f},{:+.1f}]".format(*(100 * value[k] for k in ("difference", "low", "high")))
-            cells.append(f"{text:>26}")
-        lines.append(f"{name:<12}" + "".join(cells))
-    return "\n".join(lines)
+        for score in SHOWN:
+            text = percent(row[score]["value"])
+            if name != "greedy" and "difference" in row[score]:
+                gap = (100 * row[score][key] for key in ("difference", "low", "high"))
+                text += " {:+.1f} [{:+.1f},{:+.1f}]".format(*gap)
+            cells.append(text)
+        table.append([name, *cells])
+    return "\n".join([*lines, *columns(table)])
 
 
 def format_calibration(scores: Mapping[str, Any]) -> str:

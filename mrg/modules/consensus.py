@@ -69,6 +69,8 @@ class Consensus:
         self.think, self.margin = "required", 0.5
         self.thresholds: Tensor | None = None
         """(13,) thresholds on the shares of samples, for `operating_point`."""
+        self.compared: dict[str, Tensor] = {}
+        """Operating point -> (13,) thresholds, whose samples are in `choices` as well."""
         self.notes: dict[str, dict[str, Any]] = {}
         """Study id -> what its samples say, see `write`."""
         self.cost = {"studies": 0, "seconds": 0.0, "tokens": 0, "greedy_seconds": 0.0, "greedy_tokens": 0}
@@ -94,8 +96,9 @@ class Consensus:
         """Sample reports for B studies and choose one for each.
 
         `notes` has for each study: `greedy`, the greedy report; `shares`, condition -> share of the samples that state
-        it; `agreement`, the mean MCCS of the chosen report against the other samples; `choices`, choice -> index of
-        the sample; `sample_labels` and `greedy_labels`, the 14 label classes as digits, empty without a report.
+        it; `agreement`, the mean MCCS of the chosen report against the other samples; `choices`, choice or operating
+        point -> index of the sample; `sample_labels` and `greedy_labels`, the 14 label classes as digits, empty without
+        a report.
 
         Args:
             policy: The policy.
@@ -138,6 +141,8 @@ class Consensus:
         chosen = choices[self.choose]
         if self.thresholds is not None:
             chosen = match_findings(labels, logps, shares >= self.thresholds, written)
+        for point, thresholds in self.compared.items():
+            choices[point] = match_findings(labels, logps, shares >= thresholds, written)
         agree = agreement(labels, "mccs", self.margin, written).gather(1, chosen[:, None])[:, 0]
         for i, name in enumerate(names):
             self.notes[name] = {

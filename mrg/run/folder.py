@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mrg.errors import UserError
-from mrg.files import parse_yaml
+from mrg.files import read_config
 from mrg.run.checkpoints import BEST, CheckpointFolder
 from mrg.run.lock import LOCK
 
@@ -126,7 +126,7 @@ def check_not_moved(configs: Iterable[Path], folder: Path) -> None:
         own = path.parent
         if path.name != "config.yaml" or not (own / "checkpoints").is_dir() or own.resolve() == folder.resolve():
             continue
-        saved = parse_yaml(path.read_text(encoding="utf-8"))
+        saved = read_config(path)
         if Path(str(saved.get("runs")), str(saved.get("name"))).resolve() == folder.resolve():
             raise UserError(
                 f"{path} names the run folder {folder}, but lies in another one, probably moved or copied: add "
@@ -147,7 +147,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
             for file in folder.glob(pattern):
                 file.unlink()
         shutil.rmtree(folder / "policy", ignore_errors=True)
-    for name in ("metrics.csv", "samples.jsonl"):
+    for name in ("metrics.csv", "samples.jsonl", "events.jsonl"):
         file = folder / name
         if file.is_file():
             set_aside(file)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mrg.errors import UserError
+from mrg.files import read_config
 from mrg.run.find import find_run
 
 INPUTS = ("prompt", "think", "max_pixels", "max_views", "use_indication", "use_prior")
@@ -69,7 +68,7 @@ def changed_inputs(policy: Path, settings: Mapping[str, Any]) -> list[str]:
     file = policy.parent / "config.yaml"
     if not file.is_file():
         return []
-    trained = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("model", {}).get("init_args", {})
+    trained = read_config(file).get("model", {}).get("init_args", {})
     return [
         f"model.init_args.{key} is {settings[key]!r}, but {policy} was trained with {trained[key]!r}."
         for key in INPUTS

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +26,49 @@ def test_parts_that_pass_fail_hang_and_come_too_late(tmp_path):
     assert gpu.run(good, tmp_path, 1)["state"] == "no time left"
 
 
+def test_what_a_part_started_ends_with_it(tmp_path):
+    """A grandchild would hold the GPU."""
+    code = f"""
+import subprocess, sys, pathlib, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(child.pid))
+time.sleep(60)
+"""
+    assert gpu.run(gpu.Part("nested", 6, ["-c", code]), tmp_path, 100)["state"] == "out of time"
+    status = Path(f"/proc/{(tmp_path / 'pid').read_text()}/stat")
+    for _ in range(50):
+        if not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] == "Z":  # which init has yet to reap
+            return
+        time.sleep(0.1)
+    raise AssertionError(status.read_text())
+
+
+def test_results_that_are_half_written_are_reported(tmp_path):
+    (tmp_path / "half.json").write_text('{"seconds": [1')
+    result = gpu.run(gpu.Part("half", 20, ["-c", "raise SystemExit(1)"], "half.json"), tmp_path, 100)
+    assert (result["state"], result["result"][:9]) == ("failed with 1", "Expecting")
+
+
+def test_measured_memory_is_compared_with_the_predicted():
+    text = """
++ rollout                                5.00
+peak: resident + largest phase          20.84
+fits in 90% of 80 GiB                     yes
+peak: resident + largest phase          11.76
+"""
+    sizes = {"result": gpu.predicted(text)}
+    assert sizes["result"] == {"step_7b": 20.84, "step_7b_4bit": 11.76}
+    row = {"settings": {"geometry": "7b"}, "results": {"mrg": {"peak_mb": 21.5 * 1024}}}
+    measured = {"result": row}
+    assert gpu.compared({"size_7b": sizes, "step_7b": measured, "step_7b_4bit": {"result": "Expecting value"}}) == [
+        "step_7b: a peak of 21.5 GiB, predicted 20.8"
+    ]
+    rehearsed = {"result": {**row, "settings": {"geometry": "tiny"}}}
+    assert gpu.compared({"size_7b": sizes, "step_7b": rehearsed}) == []
+    assert gpu.compared({"size_7b": sizes, "step_7b": gpu.waiting(gpu.Part("step_7b", 1, []))}) == []
+    assert gpu.compared({}) == []
+
+
 def test_the_results_are_kept_after_every_part(tmp_path, monkeypatch):
     def some(folder, small):
         assert small
@@ -37,6 +82,23 @@ def test_the_results_are_kept_after_every_part(tmp_path, monkeypatch):
     states = {name: row["state"] for name, row in json.loads((tmp_path / "gpu.json").read_text())["parts"].items()}
     assert states == {"one": "passed", "two": "failed with 3"}
     assert "two              failed with 3" in (tmp_path / "gpu.txt").read_text()
+    assert (tmp_path / "logs.txt").read_text() == "==== one\n1\n\n==== two\n\n"
+    assert len(list(tmp_path.iterdir())) == 3
+    assert json.loads((tmp_path / "gpu.json").read_text())["machine"]["device"]
+
+
+def test_a_run_that_is_ended_has_written_what_ran(tmp_path, monkeypatch):
+    chosen = [gpu.Part("one", 20, ["-c", "print(1)"]), gpu.Part("two", 20, ["-c", "print('begun', flush=True)"])]
+    run = gpu.run
+    monkeypatch.setattr(gpu, "parts", lambda *_: chosen)
+    monkeypatch.setattr(gpu, "run", lambda part, *rest: run(part, *rest) if part.name == "one" else sys.exit(143))
+    monkeypatch.setattr(gpu, "machine", dict)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(tmp_path), "--rehearse"])
+    with pytest.raises(SystemExit) as exit_:
+        gpu.main()
+    assert exit_.value.code == 143
+    states = {name: row["state"] for name, row in json.loads((tmp_path / "gpu.json").read_text())["parts"].items()}
+    assert states == {"one": "passed", "two": "running"}
 
 
 @pytest.mark.parametrize("small", [False, True])

@@ -5,7 +5,7 @@ import pytest
 from mrg.cli import main
 from mrg.metrics.conditions import THIRTEEN
 from tests.callbacks.runs import fit_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
 SAMPLED = ("--samples=3", "--sample_temperature=1.5")
 
@@ -34,6 +34,13 @@ def test_validate_fits_a_calibration_that_test_uses(run, capsys):
     assert {"model", "greedy"} < set(results["systems"])
     own = results["uncertainty"]
     assert (own["choose"], own["num_samples"], own["cost"]["studies"]) == ("medoid", 3, 4)
+    points = ["f1", "precision=.5", "precision=.8", "recall=.8"]
+    assert list(own["choices"]) == ["greedy", "mccs", "ce_f1", "likelihood", "medoid", *points]
+    for system, name in (("model", "medoid"), ("greedy", "greedy")):  # the table and the choices agree
+        assert own["choices"][name]["MCCS"]["value"] == results["systems"][system]["scores"]["MCCS"]["value"]
+        recall = results["systems"][system]["recall"]["micro-13+"]
+        assert own["choices"][name]["recall"]["value"] == recall
+    assert "Every choice from the same samples. To select one, use the table of `validate`" in printed
     assert list(own["scores"]) == ["shares", "calibrated"]
     assert "<svg" in (run / "run" / "uncertainty.svg").read_text()
     row = json.loads((run / "run" / "predictions.jsonl").read_text().splitlines()[0])

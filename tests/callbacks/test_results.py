@@ -5,7 +5,7 @@ import shlex
 
 from mrg.cli import main
 from tests.callbacks.runs import fit_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
 
 def test_a_run_without_a_score_says_what_it_left_and_what_to_run(tmp_path, capsys):

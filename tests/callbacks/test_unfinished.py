@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +12,9 @@ from mrg.callbacks import gallery, results
 from mrg.cli import main
 from mrg.modules.sft import SFTModule
 from tests.callbacks.runs import fit_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
+ROOT = Path(__file__).parents[2]
 NAMES = {"test": ("predictions.jsonl", "results.json"), "predict": ("predict.jsonl",)}
 
 
@@ -125,3 +129,35 @@ def test_what_was_written_with_other_settings_is_refused(run, monkeypatch, capsy
     main(["test", *arguments(run)])
     assert "Removing 2 finished reports in " in capsys.readouterr().err
     assert len(json.loads((run / "run" / "results.json").read_text())["systems"]) == 3
+
+
+def on_two(folder, killed, command, *options):
+    """Run a command in two processes; returns exit code and output."""
+    two = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]
+    program = [sys.executable, "-m", "tests.callbacks.killed_rank", str(killed), "1", command]
+    done = subprocess.run(
+        [*program, *arguments(folder, *two, *options)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "killed"), [("test", 1), ("predict", 0)])
+def test_one_of_two_processes_is_killed_and_the_command_resumed(trained, tmp_path, command, killed):
+    """Both write the reports that they have finished; the files are those of two processes that nothing disturbs."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        shutil.copytree(trained[0], folder)
+    code, text = on_two(whole, -1, command)
+    assert code == 0, text
+    code, text = on_two(parts, killed, command)
+    assert code != 0, text
+    found = {path.name: path.read_text().count('"id": ') for path in (parts / "run").glob("*.rank*.jsonl")}
+    assert found[f"{NAMES[command][0].removesuffix('.jsonl')}.rank{killed}.jsonl"] == 2
+    assert 2 <= sum(found.values()) < 7
+    code, text = on_two(parts, -1, command, "--resume=auto")
+    assert code == 0, text
+    assert f"{sum(found.values())} of 7 reports are finished already." in text
+    for name in NAMES[command]:
+        assert (parts / "run" / name).read_text() == (whole / "run" / name).read_text().replace(str(whole), str(parts))
+    assert not list((parts / "run").glob("*.rank*"))

@@ -8,7 +8,7 @@ from mrg.cli import main
 from mrg.commands.configuration import check_limits, replaced_lists
 from mrg.errors import UserError
 from tests.callbacks.runs import fit_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
 SCORERS = "model: {{init_args: {{reward: {{scorers: [{{scorer: 'a:{}', weight: 0.1}}]}}}}}}\n"
 

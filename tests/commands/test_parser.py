@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from mrg.cli import main
 from mrg.commands.parser import load_yaml
-from tests.test_cli import CONFIGS, failure
+from tests.command_line import CONFIGS, failure
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export", "size"])
@@ -183,6 +183,15 @@ def test_a_repeated_key_is_an_error(tmp_path, capsys, command):
     code, text = failure(capsys, [*command, f"--config={file}"])
     assert code == 2
     assert "The key 'learning_rate' in line 6 is repeated: remove it or line 8." in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", [["fit"], ["test"], ["data", "check"], ["ablate"], ["size"], ["audit"]])
+def test_a_file_in_another_encoding_is_one_line(tmp_path, capsys, command):
+    file = tmp_path / "latin.yaml"
+    file.write_bytes("name: M\xfcnchen\n".encode("latin-1"))
+    code, text = failure(capsys, [*command, f"--config={file}"])
+    assert (code, str(file) in text, "byte 7" in text or "position 7" in text) == (2, True, True)
+    assert len(text.splitlines()) == 1
 
 
 def test_equal_keys_of_different_mappings_are_no_repetition():

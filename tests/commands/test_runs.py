@@ -11,8 +11,8 @@ import pytest
 from mrg.cli import main
 from mrg.commands.runs import runs_table
 from mrg.run.lock import LOCK
+from tests.command_line import failure
 from tests.run.test_folder import HOLD
-from tests.test_cli import failure
 
 
 def write(folder, age=0, **files):

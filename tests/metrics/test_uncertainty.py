@@ -49,7 +49,15 @@ def test_choices_are_compared_with_greedy_on_the_same_studies():
     result = compare_choices([note] * 8, reference, 0.5, num_resamples=20)
     assert result["greedy"]["MCCS"]["value"] == 0
     assert result["mccs"]["CE-F1 micro-13+"] == {"value": 1, "difference": 1, "low": 1, "high": 1}
+    assert result["mccs"]["recall"] == {"value": 1}
     assert "100.0 +100.0 [+100.0,+100.0]" in format_choices(result)
+
+
+def test_choices_that_a_resumed_test_lacks_are_not_compared():
+    note = {"choices": {"mccs": 0, "f1": 0}, "sample_labels": [digits(edema=1)], "greedy_labels": digits()}
+    reference, _ = from_digits([digits(edema=1)] * 2)
+    result = compare_choices([note, {**note, "choices": {"mccs": 0}}], reference, 0.5, num_resamples=20)
+    assert list(result) == ["greedy", "mccs"]
 
 
 def test_scores_by_condition():

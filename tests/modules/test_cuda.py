@@ -36,6 +36,12 @@ def device(request):
     pytest.skip("there is no CUDA GPU; --rehearse runs the tests on the CPU")
 
 
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch):
+    """As on the CPU: by default, cuDNN rounds the pixels of a float32 convolution to TF32."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def loaded(checkpoints, family, **options):
     torch.manual_seed(0)
     pixels = SETTINGS["max_pixels"] if family in QWEN else 0

@@ -14,7 +14,7 @@ from mrg.errors import UserError
 from mrg.run.checkpoint_file import ForeignCheckpointError, check_ours
 from mrg.run.find import latest_run, named_run
 from tests.callbacks.runs import fit_arguments, grpo_arguments
-from tests.test_cli import failure
+from tests.command_line import failure
 
 
 @pytest.fixture(scope="module")

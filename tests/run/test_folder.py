@@ -12,7 +12,7 @@ from mrg.errors import UserError
 from mrg.modules.sft import SFTModule
 from mrg.run.folder import check_inside, check_not_moved, make_run_folder
 from mrg.run.lock import LOCK, is_locked, lock
-from tests.test_cli import failure, sft
+from tests.command_line import failure, sft
 
 HOLD = """
 import sys

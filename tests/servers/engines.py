@@ -68,3 +68,51 @@ def local(policy, batch, group_size=1, temperature=0.0, generator=None):
 
 def same_tokens(a, b):
     return torch.equal(a.completion_ids, b.completion_ids) and torch.equal(a.completion_mask, b.completion_mask)
+
+
+def assert_same(found, expected):
+    """Greedy completions and their log-probabilities."""
+    assert same_tokens(found, expected)
+    torch.testing.assert_close(found.old_logps, expected.old_logps, atol=1e-4, rtol=0)
+    assert found.texts == expected.texts
+    assert torch.equal(found.truncated, expected.truncated)
+
+
+def negate(policy):
+    """Change the adapter."""
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.neg_()
+
+
+def assert_greedy_tokens_follow_the_adapter(engine, update, policy, unadapted, batch):
+    """An engine without an adapter, with the policy's, and with the policy's after a change.
+
+    Args:
+        update: Function of the index of a round; gives the engine the policy's adapter.
+    """
+    base = local(unadapted, batch)
+    assert_same(engine.sample(batch, seeds(batch), 1, 16, 0.0), base)
+    update(0)
+    adapted = local(policy, batch)
+    assert not same_tokens(adapted, base)
+    second = engine.sample(batch, seeds(batch), 1, 16, 0.0)
+    assert_same(second, adapted)
+    negate(policy)
+    update(1)
+    third = engine.sample(batch, seeds(batch), 1, 16, 0.0)
+    assert same_tokens(third, local(policy, batch))
+    assert not same_tokens(third, second)
+
+
+def assert_sampled_groups_come_from_the_policys_distribution(engine, policy, batch):
+    rollout = engine.sample(batch, seeds(batch), 6, 16, 0.7)
+    assert rollout.completion_ids.shape[0] == len(batch) * 6
+    with torch.no_grad():
+        own = policy.logps(policy.embed(batch), rollout.completion_ids, rollout.completion_mask, 0.7).logps
+    torch.testing.assert_close(rollout.old_logps, own, atol=1e-3, rtol=0)
+    assert len({tuple(row) for row in rollout.completion_ids[:6].tolist()}) > 1
+    assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
+    some = engine.sample(batch, {2: 12, 1: 11}, 6, 16, 0.7)
+    assert some.completion_ids.shape[0] == 12

@@ -15,44 +15,34 @@ from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.vllm import VLLMClient
 from mrg.modules.rollout.vllm_servers import ServerError, Servers
-from tests.modules.test_grpo import SETTINGS, FixedData, trainer
+from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, trainer
 from tests.nested import nested
-from tests.servers.engines import RANK, local, same_tokens, seeds
+from tests.servers.engines import (
+    RANK,
+    assert_greedy_tokens_follow_the_adapter,
+    assert_sampled_groups_come_from_the_policys_distribution,
+    local,
+    same_tokens,
+    seeds,
+)
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 
 def writer(servers, policy, tmp_path, **settings):
     urls = [server.url for server in servers]
-    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
+    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=300, **settings), policy, tmp_path.name)
     written.pool.check()
     return written
 
 
 def test_greedy_tokens_equal_the_local_rollout_before_and_after_an_adapter(servers, policy, unadapted, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
-    base = local(unadapted, batch)
-    first = remote.sample(batch, seeds(batch), 1, 16, 0.0)
-    assert same_tokens(first, base)
-    torch.testing.assert_close(first.old_logps, base.old_logps, atol=1e-4, rtol=0)
-    assert first.texts == base.texts
-    assert torch.equal(first.truncated, base.truncated)
 
-    remote.adapter = remote.publish(tmp_path / "adapters", 0)
-    adapted = local(policy, batch)
-    assert not same_tokens(adapted, base)
-    second = remote.sample(batch, seeds(batch), 1, 16, 0.0)
-    assert same_tokens(second, adapted)
-    torch.testing.assert_close(second.old_logps, adapted.old_logps, atol=1e-4, rtol=0)
+    def update(index):
+        remote.adapter = remote.publish(tmp_path / "adapters", index)
 
-    with torch.no_grad():
-        for name, parameter in policy.named_parameters():
-            if "lora_B" in name:
-                parameter.neg_()
-    remote.adapter = remote.publish(tmp_path / "adapters", 1)
-    third = remote.sample(batch, seeds(batch), 1, 16, 0.0)
-    assert same_tokens(third, local(policy, batch))
-    assert not same_tokens(third, second)
+    assert_greedy_tokens_follow_the_adapter(remote, update, policy, unadapted, batch)
 
 
 def test_the_snippet_of_the_export_page(servers, unadapted, studies, tmp_path, monkeypatch):
@@ -81,15 +71,7 @@ def test_the_snippet_of_the_export_page(servers, unadapted, studies, tmp_path, m
 def test_sampled_groups_come_from_the_policys_distribution(servers, policy, batch, tmp_path):
     remote = writer(servers, policy, tmp_path)
     remote.adapter = remote.publish(tmp_path / "adapters", 0)
-    rollout = remote.sample(batch, seeds(batch), 6, 16, 0.7)
-    assert rollout.completion_ids.shape[0] == len(batch) * 6
-    with torch.no_grad():
-        own = policy.logps(policy.embed(batch), rollout.completion_ids, rollout.completion_mask, 0.7).logps
-    torch.testing.assert_close(rollout.old_logps, own, atol=1e-3, rtol=0)
-    assert len({tuple(row) for row in rollout.completion_ids[:6].tolist()}) > 1
-    assert not torch.isin(rollout.completion_ids[rollout.completion_mask], torch.tensor(policy.banned_ids)).any()
-    some = remote.sample(batch, {2: 12, 1: 11}, 6, 16, 0.7)
-    assert some.completion_ids.shape[0] == 12
+    assert_sampled_groups_come_from_the_policys_distribution(remote, policy, batch)
 
 
 def test_another_prompt_is_refused(servers, policy, studies, tmp_path):
@@ -110,17 +92,18 @@ def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, st
     assert "\n" not in str(caught.value)
 
 
-def fit(servers, saved, studies, folder, steps, **settings):
+def fit(servers, saved, studies, folder, steps, batch_size=4, reward=None, **settings):
     urls = [server.url for server in servers]
     torch.manual_seed(0)
     module = GRPOModule(**nested(
         policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
         servers=Servers(urls, str(folder / "adapters"), timeout=60, attempts=3), **SETTINGS, **settings,
     ))  # fmt: skip
+    module.reward = reward or module.reward
     logged = []
     module.log = lambda name, value, **_: logged.append((name, float(value)))
     run = trainer(steps)
-    run.fit(module, FixedData(studies[:4], batch_size=4))
+    run.fit(module, FixedData(studies[:8] if batch_size < 4 else studies[:4], batch_size=batch_size))
     return logged
 
 
@@ -133,6 +116,14 @@ def test_training_follows_the_servers_and_they_follow_the_policy(servers, saved,
     assert gaps[0] < 1e-3  # before the first step the server's policy is ours
     assert all(value < (1e-3 if not options else 1) for value in gaps)
     assert {path.name.rsplit("-", 1)[1] for path in (tmp_path / "adapters").iterdir()} == {"1", "2"}
+
+
+def test_servers_that_sample_ahead_are_one_step_behind(servers, saved, studies, tmp_path):
+    logged = fit(servers, saved, studies, tmp_path, 4, batch_size=2, reward=Shortness(), overlap=1)
+    gaps = [value for name, value in logged if name == "train/logp_gap"]
+    assert [value for name, value in logged if name == "train/rollout_age"] == [0, 1, 1, 1]
+    assert gaps[0] < 1e-3  # the policy itself
+    assert all(1e-3 < value < 1 for value in gaps[1:])  # the one before a step
 
 
 def test_a_server_that_dies_in_mid_round_loses_nothing_and_its_return_is_noticed(

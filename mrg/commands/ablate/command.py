@@ -17,6 +17,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +31,10 @@ def main(args: Sequence[str]) -> None:
     """Parse the options and run the ablation."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="python -m mrg ablate", description="Arms over seeds: one table, one figure.")
+    parser = ArgumentParser(
+        prog="python -m mrg ablate",
+        description="Train variants of a configuration over several seeds: one table, one figure.",
+    )
     add = parser.add_argument
     add("-c", "--config", type=str, required=True, help="configuration, for example configs/demo_ablation.yaml")
     add("--quick", action="store_true", help="few steps and two seeds: runs every stage, but learns nothing")
@@ -45,7 +49,11 @@ def main(args: Sequence[str]) -> None:
     ablation = dataclasses.replace(ablation, shared=ablation.shared | parse_keys(options.set))
     if options.num_processes:
         ablation = dataclasses.replace(ablation, num_processes=options.num_processes)
-    failed = {} if options.report else run_all(ablation)
+    try:
+        failed = {} if options.report else run_all(ablation)
+    except SystemExit:
+        print("mrg: a signal ended a run. The same command continues it and those that are missing.", file=sys.stderr)
+        raise
     from mrg.commands.ablate.report import write_report
 
     print(f"\n{write_report(ablation)}", flush=True)
@@ -61,6 +69,7 @@ def run_all(ablation: Ablation) -> dict[str, str]:
         Run -> reason, for runs that failed; an arm that starts from one of them is not run.
 
     Raises:
+        SystemExit: If a signal ended a run; no other run is started.
         UserError: If a run was made with other settings than the configuration's.
     """
     # Seed by seed: the data of a seed are cached in memory.
@@ -97,6 +106,9 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
 
     Returns:
         The reason of a failure; empty if there was none.
+
+    Raises:
+        SystemExit: If a signal ended the run, which has saved its state.
     """
     import torch
 
@@ -123,7 +135,9 @@ def run_one(ablation: Ablation, name: str, seed: int) -> str:
             if not (folder / "policy").is_dir():  # it is written at the end of training
                 run(["fit", f"--config={ablation.configs / arm.config}", *options, *place])
             run(["test", f"--config={folder / 'config.yaml'}"])
-        except SystemExit:
+        except SystemExit as stop:
+            if stop.code != 2:  # not a wrong argument: a signal asks this process to end
+                raise
             file.flush()
             return log.read_text(encoding="utf-8").strip().splitlines()[-1].removeprefix("mrg: ")
         except Exception as error:  # one run must not end the others

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mrg.errors import UserError
-from mrg.files import parse_yaml
+from mrg.files import parse_yaml, read_config
 
 RECORD = "arm.json"
 """File with the settings of a run, next to its config.yaml."""
@@ -92,8 +92,7 @@ class Ablation:
     def record(self, name: str, seed: int) -> dict[str, Any]:
         """JSON of all that determines a run: keys of the file and the arm, and those of the arm it starts from."""
         arm = self.arms[name]
-        text = (self.configs / arm.config).read_text(encoding="utf-8")
-        record = {"config": parse_yaml(text), **self.settings(arm, seed)}
+        record = {"config": read_config(self.configs / arm.config), **self.settings(arm, seed)}
         if arm.start:
             record["start"] = self.record(arm.start, seed)
         values: dict[str, Any] = json.loads(json.dumps(record))
@@ -156,8 +155,9 @@ def load_ablation(path: Path, quick: bool = False) -> Ablation:
         arms = {name: Arm(**arm) for name, arm in values.pop("arms").items()}
         given = {**values, "folder": Path(values["folder"]), "seeds": tuple(values["seeds"]), "arms": arms}
         ablation = Ablation(**given, configs=path.parent)
-    except (OSError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"Expected {path} to be the configuration of an ablation, but: {error}.") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"Expected {path} to be the configuration of an ablation, but: {reason}.") from error
     if not quick:
         return ablation
     arms = {

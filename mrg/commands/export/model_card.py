@@ -11,12 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jinja2 import Environment, FileSystemLoader
 
 import mrg
 from mrg.datamodules.base import ReportDataModule
-from mrg.files import write_text
+from mrg.files import read_config, write_text
 from mrg.metrics.evaluation import format_table
 from mrg.modules.base import ReportModule
 from mrg.run.checkpoint_file import fingerprint
@@ -97,7 +96,7 @@ def lineage(source: str) -> list[tuple[str, str, str]]:
     """
     steps: list[tuple[str, str, str]] = []
     while len(steps) < 20 and (file := Path(source).parent / "config.yaml").is_file() and Path(source).is_dir():
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_config(file)
         kind = str(config["model"]["class_path"]).rpartition(".")[2]
         source = str(config["model"]["init_args"].get("policy", "tiny"))
         steps.append((str(config.get("name", file.parent.name)), source, METHODS.get(kind, kind)))

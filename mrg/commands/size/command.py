@@ -57,7 +57,7 @@ def main(args: Sequence[str]) -> None:
     _check_options(options)
     config = read_config(rest)
     shape = read_geometry(options.geometry or _policy(config))
-    plan = plan_of(config, shape)
+    plan = plan_of(config, shape, round(options.memory * GIB))
     counts = options.devices or _devices(config)
     columns = {count: memory(shape, for_devices(plan, count)) for count in counts}
     print(format_table(shape, plan, columns, options.memory, options.geometry or _policy(config)))
@@ -65,10 +65,17 @@ def main(args: Sequence[str]) -> None:
         num_train, num_val = [*options.studies, 0][:2]
         schedules = {n: schedule(config.trainer, for_devices(plan, n), num_train, num_val) for n in counts}
         print(f"\n{format_schedules(schedules, plan, options.tokens_per_second)}")
-    fits = [count for count, needed in columns.items() if needed.total <= USABLE * options.memory * GIB]
     last = max(columns)
     chosen, needed, allowed = for_devices(plan, last), columns[last], USABLE * options.memory * GIB
+    fits = [count for count, column in columns.items() if column.fits(allowed)]
     where = f" on {last} GPUs" if last > 1 else ""
+    if needed.engine_needs > sum(needed.engine.values()):
+        print(
+            f"\nThe vLLM engine does not start: it needs more than {needed.engine_needs / GIB:.1f} GiB for its weights "
+            f"and the KV cache of {plan.engine_length} tokens. Raise model.init_args.rollout.colocate.memory "
+            f"({plan.colocate:g} of {options.memory:g} GiB), or use rollout.servers."
+        )
+        raise SystemExit(1)
     if not fits:
         print(f"\nIt does not fit: the largest phase is {needed.largest}. Peak after a single change{where}:")
         print(*(f"  {line}" for line in savings(shape, chosen, needed, allowed)), sep="\n")
@@ -121,8 +128,13 @@ def for_devices(plan: Plan, count: int) -> Plan:
     return dataclasses.replace(plan, world_size=count, strategy=strategy)
 
 
-def plan_of(config: Any, shape: Geometry) -> Plan:
+def plan_of(config: Any, shape: Geometry, gpu_memory: int) -> Plan:
     """The settings of a configuration that its memory depends on.
+
+    Args:
+        config: Configuration of `fit`.
+        shape: Geometry of its policy.
+        gpu_memory: Memory of one GPU in bytes.
 
     Raises:
         ValueError: If the configuration is neither of SFT nor of GRPO, or has no pixel budget for images of any size.
@@ -159,6 +171,9 @@ def plan_of(config: Any, shape: Geometry) -> Plan:
         quantized=bool(given.load_in_4bit),
         servers=grpo and bool(given.rollout.servers or given.rollout.colocate),
         compile_decode=bool(given.compile_decode),
+        colocate=given.rollout.colocate.memory if grpo and given.rollout.colocate else 0.0,
+        engine_length=given.rollout.colocate.max_length if grpo and given.rollout.colocate else 0,
+        gpu_memory=gpu_memory,
     )
 
 
@@ -182,12 +197,15 @@ def format_table(shape: Geometry, plan: Plan, columns: dict[int, Memory], size: 
     first = next(iter(columns.values()))
     resident = list(dict.fromkeys(key for column in columns.values() for key in column.resident))
     rows = [(key, [column.resident.get(key, 0) for column in columns.values()]) for key in resident]
-    rows += [(f"+ {key}", [column.phases[key] for column in columns.values()]) for key in first.phases]
+    for key in first.phases:
+        rows.append((f"+ {key}", [column.phases[key] for column in columns.values()]))
+        parts = first.engine if key == "rollout" else {}
+        rows += [(f"    {part}", [column.engine[part] for column in columns.values()]) for part in parts]
     rows.append(("peak: resident + largest phase", [column.total for column in columns.values()]))
     lines = [
         f"{key:<36}" + "".join(f"{value / 2**30:>9.2f}" for value in values) for key, values in rows if any(values)
     ]
-    verdict = ["yes" if column.total <= USABLE * size * 2**30 else "no" for column in columns.values()]
+    verdict = ["yes" if column.fits(USABLE * size * GIB) else "no" for column in columns.values()]
     lines.append(f"{f'fits in {USABLE:.0%} of {size:g} GiB':<36}" + "".join(f"{word:>9}" for word in verdict))
     return "\n".join(head + lines)
 
@@ -236,6 +254,9 @@ def _smaller(plan: Plan) -> Iterator[tuple[str, Plan]]:
     if plan.images > 1:
         yield f"model.init_args.max_views {plan.images // 2}", change(plan, images=plan.images // 2)
     yield "model.init_args.max_pixels halved", change(plan, image_tokens=plan.image_tokens // 2)
+    if plan.colocate:
+        half = change(plan, colocate=plan.colocate / 2)
+        yield f"model.init_args.rollout.colocate.memory {plan.colocate / 2:g}", half
 
 
 def _larger(plan: Plan) -> Iterator[tuple[str, Plan]]:

@@ -40,8 +40,11 @@ class Plan:
     reference: bool = True  # whether there is a KL term
     train_vision: bool = False  # whether the vision tower is trained
     quantized: bool = False  # whether the decoder's weights are held in 4 bits
-    servers: bool = False  # whether rollouts come from vLLM servers
+    servers: bool = False  # whether rollouts come from vLLM, on servers or in the trainer's process
     compile_decode: bool = False  # whether decoding steps are compiled, which keeps their tensors allocated
+    colocate: float = 0.0  # share of a GPU that a vLLM engine in the trainer's process may use; 0 without one
+    engine_length: int = 0  # largest number of tokens of a prompt with its completion in that engine
+    gpu_memory: int = 0  # memory of one GPU in bytes, which `colocate` is a share of
 
     @property
     def static_cache(self) -> bool:
@@ -85,10 +88,18 @@ class Memory:
     Args:
         resident: What is always allocated, by name.
         phases: What each phase adds at its peak, by its name in metrics.csv.
+        engine: What a vLLM engine in the trainer's process uses in its rollouts, by name; empty without one.
+        engine_needs: What that engine needs to start.
     """
 
     resident: dict[str, int]
     phases: dict[str, int]
+    engine: dict[str, int] = dataclasses.field(default_factory=dict)
+    engine_needs: int = 0
+
+    def fits(self, allowed: float) -> bool:
+        """Whether the peak is at most a number of bytes, and the engine starts."""
+        return self.total <= allowed and self.engine_needs <= sum(self.engine.values())
 
     @property
     def largest(self) -> str:
@@ -111,18 +122,35 @@ def memory(shape: Geometry, plan: Plan) -> Memory:
     embeddings = prompts * shape.width * plan.training.language
     resident["prompts and pixels"] = embeddings + _pixels(shape, plan, plan.batch_size)
     writes = plan.group_size > 1 and not plan.servers
+    engine, needs = engine_memory(shape, plan)
     if plan.static_cache:
         resident["KV cache"] = static_kv_cache(shape, plan, writes)
     phases = {
         "vision": vision_pass(shape, plan.training, _patches(shape, plan, plan.batch_size), plan.train_vision),
-        "rollout": rollout(shape, plan, plan.batch_size, plan.group_size) if writes else 0,
+        "rollout": rollout(shape, plan, plan.batch_size, plan.group_size) if writes else sum(engine.values()),
         "reference": _passing(shape, plan, reference=True) if plan.reference else 0,
         "policy": _passing(shape, plan),
         "validation": _validation(shape, plan),
     }
     if plan.train_vision:  # the tower's saved tensors wait for the gradient of the embeddings
         phases = {name: size + (phases["vision"] if name == "policy" else 0) for name, size in phases.items()}
-    return Memory(resident, phases)
+    return Memory(resident, phases, engine, needs)
+
+
+def engine_memory(shape: Geometry, plan: Plan) -> tuple[dict[str, int], int]:
+    """Bytes of a vLLM engine in the trainer's process while it is awake, and the bytes that it needs to start.
+
+    The engine takes the share `colocate` of a GPU, whatever it needs: a copy of all weights, in bfloat16 under autocast
+    and otherwise in the type of the frozen weights, and the rest for its KV cache and activations. It starts if the KV
+    cache of one sequence of `engine_length` tokens fits, 2 * layers * key width * bytes per token. While the engine
+    sleeps, the copy is in CPU memory.
+    """
+    if not plan.colocate:
+        return {}, 0
+    size = 2 if plan.training.autocast else plan.training.weights
+    weights, whole = shape.total * size, round(plan.colocate * plan.gpu_memory)
+    parts = {"engine's weights": min(weights, whole), "engine's KV cache, work": max(0, whole - weights)}
+    return parts, weights + 2 * shape.num_layers * shape.kv_width * size * plan.engine_length
 
 
 def trained_state(shape: Geometry, plan: Plan) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """An index on disk: rows that take minutes to gather, in Arrow shards, each written completely or not at all.
 
-    folder/index.json                          fingerprint of what the rows were made from
-    folder/shard-<fingerprint>-00000.arrow     one shard of rows, memory-mapped by `datasets`
+    folder/index.json                          fingerprint of what the rows were made from, and a checksum
+    folder/shard-<fingerprint>-00000.arrow     one shard of rows, memory-mapped by `datasets`, and a checksum at its end
 
 An interrupted build is resumed from its complete shards. If the fingerprint differs, the index is rebuilt. Two
 processes that build the same index do the work twice, without harm. The fingerprint is in the name and in the header of
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _NAME = "index.json"
 _PROGRESS_SECONDS = 20.0
+_CHECKSUM = 16
 
 
 def digest(file: Path) -> str:
@@ -69,7 +70,7 @@ def open_index(
     start = time.monotonic()
     try:
         num_shards = _prepare(folder, name, fingerprint, count)
-        made_from = hashlib.blake2b(json.dumps(sorted(fingerprint.items())).encode(), digest_size=8).hexdigest()
+        made_from = _made_from(fingerprint)
         shards, num_made, shown = [], 0, start
         for number in range(num_shards):
             file = folder / f"shard-{made_from}-{number:05d}.arrow"
@@ -102,10 +103,13 @@ def _prepare(folder: Path, name: str, fingerprint: Mapping[str, str], count: Cal
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         num_shards, old = int(found["num_shards"]), dict(found["made_from"])
+        if found["checksum"] != _made_from(old | {"num_shards": num_shards}):
+            raise ValueError
     except FileNotFoundError:
         num_shards, old = 0, {}
-    except (ValueError, KeyError, TypeError):
-        num_shards, old = 0, {_NAME: "damaged"}
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        log.info(f"{name}: rebuilding the index in {folder}, whose {_NAME} is damaged or of an earlier version.")
+        num_shards, old = 0, {}
     if old == fingerprint:
         return num_shards
     if old:
@@ -114,20 +118,24 @@ def _prepare(folder: Path, name: str, fingerprint: Mapping[str, str], count: Cal
     for shard in folder.glob("shard-*.arrow"):
         shard.unlink()
     num_shards = count()
-    write_json(file, {"made_from": dict(fingerprint), "num_shards": num_shards})
+    checksum = _made_from({**fingerprint, "num_shards": num_shards})
+    write_json(file, {"made_from": dict(fingerprint), "num_shards": num_shards, "checksum": checksum})
     return num_shards
 
 
+def _made_from(fingerprint: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(sorted(fingerprint.items())).encode(), digest_size=8).hexdigest()
+
+
 def _open(file: Path, made_from: str, is_stale: Callable[[Dataset], bool]) -> Dataset | None:
-    import pyarrow as pa
     from datasets import Dataset
 
     if not file.is_file():
         return None
-    try:
-        shard = Dataset.from_file(str(file))
-    except pa.ArrowInvalid:
-        return None
+    content = memoryview(file.read_bytes())
+    if content[-_CHECKSUM:] != _checksum(content[:-_CHECKSUM]):
+        return None  # Arrow takes damaged texts as they are, and may crash on damaged offsets
+    shard = Dataset.from_file(str(file))
     header = json.loads((shard.data.schema.metadata or {}).get(b"huggingface", b"{}"))
     return None if header.get("fingerprint") != made_from or is_stale(shard) else shard
 
@@ -140,6 +148,13 @@ def _write(file: Path, rows: Sequence[Mapping[str, Any]], features: Features, ma
         with ArrowWriter(path=str(temporary), features=features, fingerprint=made_from) as writer:
             writer.write_batch({column: [row[column] for row in rows] for column in features})
             writer.finalize()
+        checksum = _checksum(temporary.read_bytes())
+        with temporary.open("ab") as end:
+            end.write(checksum)  # readers of Arrow's streams stop before it
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _checksum(content: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(content, digest_size=_CHECKSUM).digest()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +52,11 @@ def read_table(file: Path, columns: Sequence[str]) -> pa.Table:
     try:
         table = pa.csv.read_csv(file, convert_options=options)
     except KeyError:
-        with pa.csv.open_csv(file) as reader:
-            found = reader.schema.names
+        found = _column_names(file)
         absent = [column for column in columns if column not in found]
+        only = f", only {first_names(found, 20)}" if found else ""
         raise DataError(
-            f"File {file} has no column {', '.join(absent)}, only {', '.join(found[:20])}; copy it again from "
-            f"{PUBLISHED_AT}."
+            f"File {file} has no column {', '.join(absent)}{only}; copy it again from {PUBLISHED_AT}."
         ) from None
     except (pa.ArrowException, OSError, EOFError) as error:
         reason = str(error).splitlines()[0][:200]
@@ -62,6 +64,15 @@ def read_table(file: Path, columns: Sequence[str]) -> pa.Table:
     if not len(table):
         raise DataError(f"File {file} has no rows; copy it again from {PUBLISHED_AT}.")
     return table
+
+
+def _column_names(file: Path) -> list[str]:
+    """Names in the first line; none if it is not text."""
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            return next(csv.reader([lines.readline(1_000_000).decode("utf-8-sig")]), [])
+    except (OSError, EOFError, zlib.error, ValueError, csv.Error):
+        return []
 
 
 class ImageList:

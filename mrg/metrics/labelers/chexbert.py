@@ -14,13 +14,10 @@ classes of one head agree to about 5 digits. bfloat16 is faster on hardware that
 
 from __future__ import annotations
 
-import hashlib
 import re
-import threading
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,13 +26,14 @@ from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, NUM_CONDITIONS
 from mrg.metrics.labelers.chexbert_checkpoint import REPOSITORY, find_checkpoint, read_checkpoint, read_tokenizer
 from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
-from mrg.metrics.labels import Labeler, check_texts
+from mrg.metrics.labels import Labeler, check_texts, digest_text
+from mrg.metrics.shared import SharesWeights, batches
 
 MAX_TOKENS = 512
 _BLANK_ROW = bytes([BLANK] * NUM_CONDITIONS)
 
 
-class CheXbertLabeler(Labeler):
+class CheXbertLabeler(SharesWeights, Labeler):
     """Label reports with CheXbert's published weights, which are not part of `mrg`.
 
     It is not an `nn.Module`: its weights are not parameters of a metric or model that uses it, and `.train()` does not
@@ -75,18 +73,12 @@ class CheXbertLabeler(Labeler):
     ) -> None:
         if dtype not in ("float32", "bfloat16"):
             raise UserError(f"Expected argument `dtype` to be float32 or bfloat16, but got {dtype!r}.")
-        for name, value, least in (("batch_tokens", batch_tokens, 1), ("cache_size", cache_size, 0)):
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"Expected argument `{name}` to be an integer of at least {least}, but got {value!r}.")
+        super().__init__(device, batch_tokens, cache_size)
         # Results carry this name; those of bfloat16 differ.
         self.name = "chexbert" if dtype == "float32" else f"chexbert-{dtype}"
         self.checkpoint = checkpoint
         self.tokenizer = tokenizer
-        self.device = None if device is None else _as_device(device)
         self.dtype = dtype
-        self.batch_tokens = batch_tokens
-        self.cache_size = cache_size
-        self._shared = _Shared()
         self._read()
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -111,63 +103,50 @@ class CheXbertLabeler(Labeler):
         flat = torch.frombuffer(bytearray(b"".join([rows[text] for text in prepared])), dtype=torch.uint8)
         return flat.view(-1, NUM_CONDITIONS).long()
 
-    def to(self, device: str | torch.device) -> CheXbertLabeler:
-        """Move to another device; the next call reads the weights again. Earlier copies stay on their device."""
-        self.device = _as_device(device)
-        self._shared = _Shared()
-        return self
+    def embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings that CheXbert's heads read: float32 (N, H) on the CPU; not cached.
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_shared"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._shared = _Shared()
-
-    def __copy__(self) -> CheXbertLabeler:
-        copy = type(self).__new__(type(self))
-        copy.__dict__.update(self.__dict__)
-        return copy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CheXbertLabeler:
-        return self.__copy__()
+        Raises:
+            UserTypeError: If something in `texts` is not a string.
+        """
+        check_texts(texts)
+        prepared = [prepare(text) for text in texts]
+        with self._shared.lock:
+            found: dict[str, Tensor] = {}
+            for batch in self._batches(list(dict.fromkeys(prepared))):
+                vectors = self._network().embeddings([ids for _, ids in batch])
+                found.update((text, vector) for (text, _), vector in zip(batch, vectors, strict=True))
+        return torch.stack([found[text] for text in prepared]) if prepared else torch.zeros(0, 0)
 
     def _rows(self, texts: list[str]) -> dict[str, bytes]:
         """Text -> row of each distinct prepared text."""
-        keys = {text: hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts if text}
-        cache = self._shared.cache
-        known = {text: cache.pop(key) for text, key in keys.items() if key in cache}
-        rows = {**known, **self._label([text for text in keys if text not in known])}
-        if self.cache_size:
-            # Texts of this call move to the end, so that the first is always the least recently used.
-            cache.update((keys[text], row) for text, row in rows.items())
-            for key in list(islice(cache, max(len(cache) - self.cache_size, 0))):
-                del cache[key]
+        rows = self._remember([text for text in texts if text], digest_text, self._label)
         return {"": _BLANK_ROW, **rows}
 
     def _label(self, texts: list[str]) -> dict[str, bytes]:
         """Text -> row, computed by the network."""
-        if not texts:
-            return {}
-        network = self._network()
-        max_length = min(MAX_TOKENS, network.max_tokens)
-        ids = self._shared.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        longest_first = sorted(zip(texts, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True)
         rows: dict[str, bytes] = {}
-        for batch in _batches(longest_first, self.batch_tokens):
-            labels = network.labels([ids for _, ids in batch]).tolist()
+        for batch in self._batches(texts):
+            labels = self._network().labels([ids for _, ids in batch]).tolist()
             rows.update((text, bytes(row)) for (text, _), row in zip(batch, labels, strict=True))
         return rows
+
+    def _batches(self, texts: list[str]) -> Iterator[list[tuple[str, list[int]]]]:
+        """Batches of texts with their tokens, the longest ones first."""
+        if not texts:
+            return iter(())
+        max_length = min(MAX_TOKENS, self._network().max_tokens)
+        ids = self._shared.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        longest_first = sorted(zip(texts, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True)
+        return batches(longest_first, self.batch_tokens)
 
     def _network(self) -> CheXbertNetwork:
         shared = self._shared
         if shared.network is None:
             weights = self._read() if shared.weights is None else shared.weights
-            device = self.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            if device == torch.device("cuda"):  # fixed, even if the current GPU changes later
-                device = torch.device("cuda", torch.cuda.current_device())
-            shared.network, shared.weights = CheXbertNetwork(weights, device, getattr(torch, self.dtype)), None
-        return shared.network
+            shared.network, shared.weights = CheXbertNetwork(weights, self._place(), getattr(torch, self.dtype)), None
+        network: CheXbertNetwork = shared.network
+        return network
 
     def _read(self) -> dict[str, Tensor]:
         """Find and check the checkpoint and the tokenizer."""
@@ -178,17 +157,6 @@ class CheXbertLabeler(Labeler):
         return weights
 
 
-class _Shared:
-    """State shared by a labeler and its copies; created when needed, and never pickled."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.cache: dict[bytes, bytes] = {}
-        self.tokenizer: Any = None
-        self.weights: dict[str, Tensor] | None = None  # until the network is built
-        self.network: CheXbertNetwork | None = None
-
-
 def prepare(text: str) -> str:
     """The text in CheXbert's form: one line, words separated by single spaces.
 
@@ -196,29 +164,3 @@ def prepare(text: str) -> str:
     """
     text = re.sub(r"\s+", " ", text.strip()).strip()
     return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-
-
-def _as_device(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(
-            f"Expected argument `device` to be a device such as cpu or cuda:0, but got {device!r}."
-        ) from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"Expected argument `device` to be at hand, but got {str(device)!r}, and there is no GPU.")
-    return device
-
-
-def _batches(pairs: list[tuple[str, list[int]]], batch_tokens: int) -> Iterator[list[tuple[str, list[int]]]]:
-    """Split a list into batches of at most `batch_tokens` tokens."""
-    batch: list[tuple[str, list[int]]] = []
-    size = 0
-    for pair in pairs:
-        if batch and size + len(pair[1]) > batch_tokens:
-            yield batch
-            batch, size = [], 0
-        batch.append(pair)
-        size += len(pair[1])
-    if batch:
-        yield batch

@@ -12,17 +12,15 @@ BERT as in Devlin et al. (2019), with CheXbert's 14 heads on the first position 
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mrg.errors import RunError
+from mrg.metrics.shared import exact_inference
 
 HEAD_CLASSES = (4,) * 13 + (2,)
 HEAD_SIZE = 64  # of every published BERT; a checkpoint does not contain the number of attention heads
@@ -90,20 +88,28 @@ class CheXbertNetwork:
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Scores of all classes of all heads: float32 (B, 54) on the CPU."""
+        with exact_inference(self.device):
+            return self._linear(self._first(sequences), "heads").float().cpu()
+
+    def embeddings(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Last state of the first position, which the heads read: float32 (B, H) on the CPU."""
+        with exact_inference(self.device):
+            return self._first(sequences).float().cpu()
+
+    def _first(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         lengths = [len(sequence) for sequence in sequences]
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), _full_float32():
-            tokens = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
-            places = torch.tensor([place for length in lengths for place in range(length)], device=self.device)
-            word, position, token_type = self._tables
-            x = self._norm(word[tokens] + token_type[0] + position[places], "norm")  # (T, H)
-            for index in range(self.num_layers - 1):
-                attended = _attend(self._linear(x, f"{index}.query_key_value"), lengths)
-                x = self._after_attention(attended, x, index)
-            ends = torch.tensor(lengths, device=self.device).cumsum(0)
-            first, index = x[ends - ends.diff(prepend=ends.new_zeros(1))], self.num_layers - 1  # (B, H)
-            query, key_value = self._linear(first, f"{index}.query"), self._linear(x, f"{index}.key_value")
-            attended = _attend_first(query, key_value, lengths)
-            return self._linear(self._after_attention(attended, first, index), "heads").float().cpu()
+        tokens = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
+        places = torch.tensor([place for length in lengths for place in range(length)], device=self.device)
+        word, position, token_type = self._tables
+        x = self._norm(word[tokens] + token_type[0] + position[places], "norm")  # (T, H)
+        for index in range(self.num_layers - 1):
+            attended = _attend(self._linear(x, f"{index}.query_key_value"), lengths)
+            x = self._after_attention(attended, x, index)
+        ends = torch.tensor(lengths, device=self.device).cumsum(0)
+        first, index = x[ends - ends.diff(prepend=ends.new_zeros(1))], self.num_layers - 1  # (B, H)
+        query, key_value = self._linear(first, f"{index}.query"), self._linear(x, f"{index}.key_value")
+        attended = _attend_first(query, key_value, lengths)
+        return self._after_attention(attended, first, index)
 
     def _after_attention(self, attended: Tensor, x: Tensor, index: int) -> Tensor:
         """The rest of a layer, position by position."""
@@ -132,30 +138,6 @@ def _packed(weight: Tensor) -> Tensor:
         return weight
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_ROWS)
     return packed
-
-
-_SETTINGS = threading.Lock()
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Context without TF32 and similar reductions of precision; restores the settings of the process."""
-    matmuls: list[Any] = [getattr(module, "matmul", None) for module in (torch.backends.cuda, torch.backends.mkldnn)]
-    backends = [matmul for matmul in matmuls if hasattr(matmul, "fp32_precision")]  # from PyTorch 2.9 on
-    with _SETTINGS:  # so that labelers in two threads do not restore each other's settings
-        before = [backend.fp32_precision for backend in backends]
-        try:
-            legacy = torch.get_float32_matmul_precision()
-        except RuntimeError:  # the backends have different settings
-            legacy = None
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            if legacy is not None:
-                torch.set_float32_matmul_precision(legacy)
-            for backend, precision in zip(backends, before, strict=True):
-                backend.fp32_precision = precision
 
 
 def _runs(lengths: list[int]) -> list[tuple[int, int]]:

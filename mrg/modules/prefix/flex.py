@@ -136,7 +136,7 @@ class Flex:
             try:
                 error = largest_error(tensors, own, other)
                 reason = "" if error <= LARGEST_ERROR[case[1]] else f"it differs by {100 * error:.2g} %"
-            except (RuntimeError, NotImplementedError, ValueError) as failure:  # the compiler's are RuntimeErrors
+            except Exception as failure:  # of many kinds, from the compiler; the other attention needs none
                 reason = f"{type(failure).__name__}: {' '.join(str(failure).split())[:200]}"
             if reason:
                 log.warning("FlexAttention is not used, but attention over copied keys: %s.", reason)

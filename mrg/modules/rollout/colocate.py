@@ -23,6 +23,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from mrg.datamodules.collate import Batch
 from mrg.errors import MissingPackageError, RunError, UserError
@@ -135,11 +136,12 @@ class ColocatedEngine:
         self.device = trainer.strategy.root_device
         self.sleeps = self.device.type == "cuda"
         self.asleep = 0  # bytes that the engine gave back when it fell asleep
+        self.threads = torch.get_num_threads()
         if self.sleeps:
             free, total = torch.cuda.mem_get_info(self.device)
             lower = f"lower {WHERE}.memory ({settings.memory} of {total / GIB:.1f} GiB), or end what uses the GPU"
             check_memory(free, int(settings.memory * total), lower)
-        with _launched(trainer, self.device), _kept_generators(self.device):
+        with _launched(trainer, self.device), self._apart():
             self.engine = self._start(source, num_images, str(trainer.precision))
             self._sleep()
         log.info("Completions are sampled by %s in this process.", self.version)
@@ -231,7 +233,7 @@ class ColocatedEngine:
                 )
             )
             self._check_length(batch, row, max_new_tokens)
-        with _kept_generators(self.device):
+        with self._apart():
             self._wake_up()
             try:
                 written = self.engine.chat(requests, settings, use_tqdm=False, lora_request=self.adapter)
@@ -275,30 +277,42 @@ class ColocatedEngine:
         self.engine.sleep(level=1)
         self.asleep = max(0, torch.cuda.mem_get_info(self.device)[0] - before)
 
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """Keep the engine's state of the process from the training, and the training's from the engine.
 
-@contextlib.contextmanager
-def _kept_generators(device: torch.device) -> Iterator[None]:
-    """Restore the random generators afterwards: the engine seeds and uses them, and training must not notice."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        The engine seeds and uses the random generators, and sets the number of threads, which its compiled code expects
+        again. A training step runs under autocast, which the engine must not.
+        """
+        python, numpy, threads = random.getstate(), np.random.get_state(), torch.get_num_threads()
+        devices = [self.device] if self.device.type == "cuda" else []
+        _set_threads(self.threads)
+        try:
+            with torch.random.fork_rng(devices), torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            self.threads = torch.get_num_threads()
+            _set_threads(threads)
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def _set_threads(number: int) -> None:
+    if torch.get_num_threads() != number:  # on a CPU, vLLM logs a line at every call
+        torch.set_num_threads(number)
 
 
 @contextlib.contextmanager
 def _launched(trainer: L.Trainer, device: torch.device) -> Iterator[None]:
     """Set the variables by which vLLM runs in this process, with one engine for each process of the trainer."""
-    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    variables = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
     if torch.distributed.is_initialized() or device.index:
         variables |= {
             "RANK": str(trainer.global_rank),
             "LOCAL_RANK": str(device.index if device.type == "cuda" else trainer.local_rank),
             "WORLD_SIZE": str(trainer.world_size),
             "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-            "MASTER_PORT": os.environ.get("MASTER_PORT", "29511"),
+            "MASTER_PORT": os.environ.get("MASTER_PORT") or str(find_free_network_port()),
         }
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)

@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from mrg.cli import main as mrg
 from mrg.commands.ablate.command import main, run_all
 from mrg.commands.ablate.configuration import Ablation, Arm, load_ablation, parse_keys
 from mrg.commands.ablate.report import write_report
+from mrg.modules.sft import SFTModule
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SHIPPED = load_ablation(CONFIGS / "demo_ablation.yaml")
@@ -143,6 +146,24 @@ def test_a_run_that_fails_ends_neither_the_others_nor_passes_for_one(tmp_path, c
     assert failed["seed0/after"] == "broken, which it starts from, failed"
     assert (tmp_path / "seed0" / "sft" / "predictions.jsonl").is_file()
     assert "seed 0, broken: failed: Expected model.init_args.max_views" in capsys.readouterr().out
+
+
+def test_a_signal_ends_the_ablation_instead_of_one_arm(tmp_path, monkeypatch):
+    tiny = tiny_ablation(tmp_path, seeds=(0,), shared={**FEW, "trainer.max_steps": 2, "trainer.val_check_interval": 2})
+    take_step = SFTModule.training_step
+
+    def ended(module, *args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(module, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SFTModule, "training_step", ended)
+        with pytest.raises(SystemExit):
+            run_all(tiny)
+    assert "round 1 is saved" in (tmp_path / "seed0" / "sft" / "log.txt").read_text()
+    assert not (tmp_path / "seed0" / "mccs").exists()
+    assert run_all(tiny) == {}
+    assert all(tiny.is_complete(name, 0) for name in tiny.arms)
 
 
 @pytest.mark.slow

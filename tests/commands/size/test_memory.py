@@ -101,6 +101,26 @@ def test_a_rollout_gathers_what_was_shared_out_and_servers_spare_it_only_where_n
     assert served.largest == "validation"
 
 
+def test_an_engine_in_the_process_takes_its_share_of_a_gpu_in_rollouts():
+    shape = read_geometry("7b")
+    plan = Plan(Training(), servers=True, colocate=0.4, engine_length=8192, gpu_memory=80 * GIB)
+    column, whole = memory(shape, plan), 32 * GIB
+    weights = 2 * 8_292_166_656  # in bfloat16
+    assert column.engine == {"engine's weights": weights, "engine's KV cache, work": whole - weights}
+    assert column.phases["rollout"] == whole
+    assert column.total == sum(column.resident.values()) + max(column.phases.values())
+    # Keys and values in bfloat16, of 28 layers with 4 heads of 128 numbers, for each token.
+    assert column.engine_needs == weights + 8192 * 2 * 28 * 4 * 128 * 2
+    assert column.fits(column.total)
+    assert not column.fits(column.total - 1)
+    small = memory(shape, dataclasses.replace(plan, colocate=0.19))  # 15.2 GiB, and the weights have 15.4
+    assert small.engine == {"engine's weights": round(15.2 * GIB), "engine's KV cache, work": 0}
+    assert not small.fits(80 * GIB)
+    full = memory(shape, dataclasses.replace(plan, training=Training(4, False), colocate=0.5))
+    assert full.engine["engine's weights"] == 2 * weights
+    assert memory(shape, Plan(Training(), servers=True)).engine == {}
+
+
 def test_monotonous_in_its_settings():
     """More of anything never takes less memory; checkpointing takes less."""
     shape = read_geometry("3b")
@@ -202,6 +222,24 @@ def test_command_takes_the_keys_of_fit(capsys):
     assert "passes of at most 2,793 tokens" in few
     fsdp = f"--config={CONFIGS / 'strategy' / 'fsdp.yaml'}"
     assert "autocast, fsdp" in table(capsys, "--geometry=3b", fsdp).out
+
+
+def test_command_counts_an_engine_in_the_process(capsys):
+    colocate = f"--config={CONFIGS / 'rollout' / 'colocate.yaml'}"
+    out = table(capsys, "--geometry=7b", "--devices=1", colocate).out
+    rows = {line[:36].strip(): line[36:].strip() for line in out.splitlines()}
+    assert rows["+ rollout"] == "32.00"
+    assert (rows["engine's weights"], rows["engine's KV cache, work"]) == ("15.45", "16.55")
+    more = ["--model.init_args.rollout.colocate.memory=0.8", "--memory=48"]
+    low = table(capsys, "--geometry=7b", "--devices=1", colocate, *more, code=1).out
+    assert "the largest phase is rollout" in low
+    assert "model.init_args.rollout.colocate.memory 0.4: 3" in low
+    out = table(capsys, "--geometry=7b", colocate, "--memory=24", code=1).out
+    assert (
+        "The vLLM engine does not start: it needs more than 15.9 GiB for its weights and the KV cache of 8192 tokens. "
+        "Raise model.init_args.rollout.colocate.memory (0.4 of 24 GiB), or use rollout.servers."
+    ) in out
+    assert out.count("       no") == 5
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,24 @@ def test_half_a_shard_is_never_taken_for_a_whole_one(source, tmp_path, monkeypat
     assert source.made == [0, 0, 1, 2, 1]
 
 
+@pytest.mark.parametrize("what", ["a text", "a length", "the number of shards"])
+def test_one_wrong_byte_is_noticed(source, tmp_path, notes, what):
+    """Arrow has no checksum: it would return another text, or read beyond its buffer."""
+    table = source.open(tmp_path)[:]
+    if what == "the number of shards":
+        file = tmp_path / "index.json"
+        content = file.read_bytes().replace(b'"num_shards": 3', b'"num_shards": 2')
+    else:
+        (file,) = tmp_path.glob("shard-*-00001.arrow")
+        content = bytearray(file.read_bytes())
+        content[content.index(b"1-01-1") - (0 if what == "a text" else 60)] ^= 4
+    assert content != file.read_bytes()
+    file.write_bytes(content)
+    assert source.open(tmp_path)[:] == table
+    assert source.made == [0, 1, 2] + ([0, 1, 2] if file.suffix == ".json" else [1])
+    assert ("whose index.json is damaged or of an earlier version" in notes.text) == (file.suffix == ".json")
+
+
 def test_another_source_rebuilds_it_and_is_logged(source, tmp_path, notes):
     source.open(tmp_path)
     (tmp_path / "mine.txt").write_text("stays")

@@ -125,3 +125,109 @@ def test_a_byte_order_mark_before_a_header(text):
 def test_small_letters_are_a_header_only_where_a_sentence_starts(before, starts):
     sections = parse_sections(report("INDICATION: Fever", before, "Findings: Clear."))
     assert sections.findings == ("Clear." if starts else "")
+
+
+def test_the_spellings_of_each_section():
+    spellings = {
+        "findings": "FINDINGS, FINDING",
+        "impression": "IMPRESSION, IMPRESSIONS, CONCLUSION, CONCLUSIONS",
+        "indication": "INDICATION, INDICATIONS, CLINICAL INDICATION, REASON FOR EXAM, REASON FOR EXAMINATION",
+        "history": "HISTORY, CLINICAL HISTORY, PATIENT HISTORY, CLINICAL INFORMATION",
+        "comparison": "COMPARISON, COMPARISONS, COMPARISON EXAM, COMPARISON FILM, COMPARISON STUDY, REFERENCE EXAM",
+        "technique": "TECHNIQUE, TECHNIQUES",
+        "examination": "EXAMINATION, EXAM, TYPE OF EXAMINATION, TYPE OF EXAM",
+        "recommendations": "RECOMMENDATION, RECOMMENDATIONS, RECOMMENDATION(S)",
+        "notification": "NOTIFICATION, NOTIFICATIONS",
+        "wet read": "WET READ, WETREAD, PRELIMINARY REPORT",
+        "addendum": "ADDENDUM, FINAL ADDENDUM",
+        "comment": "COMMENT, COMMENTS",
+        "date": "DATE",
+    }
+    for section, headers in spellings.items():
+        for header in headers.split(", "):
+            assert section_name(header) == (section, "")
+            assert section_name(f" {header.lower()} -,") == (section, "")  # read off without what surrounds it
+
+
+@pytest.mark.parametrize("section", ["impression", "findings", "history", "comparison", "addendum"])
+def test_longer_headers_name_the_section_that_they_contain(section):
+    assert section_name(f"OTHER {section.upper()} NOTES") == (section, "longer header")
+
+
+@pytest.mark.parametrize(
+    "views",
+    [
+        "CHEST", "PORTABLE", "RIBS", "BONE WINDOW", "FRONTAL AND", "FRONTAL UPRIGHT", "FRONTAL SEMI", "ONE VIEW",
+        "TWO VIEWS", "PA VIEW", "AP VIEWS", "FRONTAL VIEW", "LATERAL VIEWS", "PA AND LAT", "AP AND LAT",
+        "LATERAL AND PA", "LATERAL AND AP",
+    ],
+)  # fmt: skip
+def test_views_that_head_the_findings(views):
+    assert section_name(views) == ("findings", "view header")
+
+
+@pytest.mark.parametrize("header", ["Date", "Comment", "Comments", "Recommendation", "Notifications"])
+def test_small_letters_of_these_are_text(header):
+    sections = parse_sections(report("FINDINGS: Clear.", f"{header}: none."))
+    assert sections.findings == f"Clear. {header}: none."
+    assert parse_sections(report("FINDINGS: Clear.", f"{header.upper()}: none.")).findings == "Clear."
+
+
+@pytest.mark.parametrize("header", ["NOTIFICATION", "RECOMMENDATIONS", "DATE", "COMMENT", "ADDENDUM", "WET READ"])
+def test_the_body_is_not_an_ending(header):
+    sections = parse_sections(report("TECHNIQUE: Lungs are clear.", f"{header}: By phone."))
+    assert (sections.body, sections.source) == ("Lungs are clear.", "last section")
+
+
+def test_which_marks_end_a_first_paragraph_that_is_a_sentence():
+    for mark in (".", "?", "!"):
+        sections = parse_sections(report(f"The lungs are clear{mark}", "", "No effusion."))
+        assert (sections.body, sections.source) == (f"The lungs are clear{mark} No effusion.", "whole report")
+    sections = parse_sections(report("TITLE", "", "Clear.", "", "No effusion."))
+    assert (sections.body, sections.source) == ("Clear. No effusion.", "last paragraphs")
+    sections = parse_sections(report("TECHNIQUE: Portable.", "", "Clear.", "", "No effusion."))
+    assert (sections.body, sections.source) == ("Clear. No effusion.", "last paragraphs")
+
+
+def test_a_divider_needs_ten_underscores_and_a_line():
+    """The de-identification token has three; a divider ends a section."""
+    for line, text in (("_" * 9, True), ("_" * 10, False), ("Seen " + "_" * 10, True)):
+        sections = parse_sections(report("FINDINGS: Clear.", line, "No effusion."))
+        assert sections.findings == (f"Clear. {line} No effusion." if text else "Clear.")
+    assert parse_sections("FINDINGS: Clear.\n\tFINAL REPORT \nNo effusion.").findings == "Clear."
+
+
+def test_rules_are_listed_in_their_order():
+    lines = ["CHEST, TWO VIEWS: Title.", "FINDINGS: Clear.", "FINDINGS: Clear lungs.", "FINDIGNS: Clear heart."]
+    assert parse_sections(report(*lines)).rules == ("misspelled header", "view header", "repeated section")
+    sections = parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))
+    assert sections.rules == ("wet read", "addendum")
+    assert parse_sections(report("OTHER HISTORY: Fever.", "FINDINGS: Clear.")).rules == ("longer header",)
+
+
+def test_the_line_before_small_letters_is_read_from_its_first_character():
+    assert parse_sections("INDICATION: Fever\nx\nFindings: Clear.").findings == ""
+    assert parse_sections("INDICATION: Fever\nX\nFindings: Clear.").findings == "Clear."
+    assert parse_sections("Findings: Clear.").findings == "Clear."
+
+
+def test_the_title_of_the_final_report_divides_with_and_without_a_line():
+    """A section of the final report replaces those before its title; a mere line replaces nothing."""
+    wet = "WET READ: Seen.\nIMPRESSION: Pneumonia.\n"
+    assert parse_sections(wet + "FINAL REPORT\nFINDINGS: Clear.").impression == ""
+    before = "FINDINGS: Old.\n\nIMPRESSION: Old.\n"
+    line = "_" * 78 + "\n"
+    for title in ("FINAL REPORT\n", line + "FINAL REPORT\n"):
+        sections = parse_sections(f"{before}{title}FINDINGS: Clear.")
+        assert (sections.findings, sections.impression) == ("Clear.", "")
+        sections = parse_sections(f"{before}{title}IMPRESSION: Normal.")
+        assert (sections.findings, sections.impression) == ("", "Normal.")
+    sections = parse_sections(f"{before}{line}FINDINGS: Clear.")
+    assert (sections.findings, sections.impression) == ("Clear.", "Old.")
+
+
+def test_two_headers_of_views_are_a_repeated_section():
+    sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "PORTABLE CHEST: Clear."))
+    assert (sections.findings, sections.rules) == ("Clear.", ("view header", "repeated section"))
+    sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "FINDINGS: Clear."))
+    assert (sections.findings, sections.rules) == ("Clear.", ("view header",))

@@ -85,6 +85,10 @@ def test_bad_tables_are_one_line_each(files, tmp_path):
     assert "cannot be read" in message("")
     assert "has no rows" in message(content.splitlines()[0] + "\n")
     assert re.search(r"cannot be read .*Expected 4 columns", message(content + "one,two\n"))
+    missing = "has no column dicom_id, only study_id, subject_id, split; copy it again"
+    assert missing in message(content.replace("dicom_id,", "", 1))  # the rows have more fields than names
+    damaged = gzip.compress(content.encode().replace(b"dicom_id", b"\xff", 1))
+    assert "has no column subject_id, study_id, dicom_id, split; copy it again" in message(raw=damaged)
     split.write_bytes(gzip.compress(content.encode()))
     rows = gzip.decompress(metadata_content).decode().splitlines(keepends=True)
     assert "2 of the 16 images" in message("".join(rows[:-2]), file=metadata)

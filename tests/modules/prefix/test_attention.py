@@ -1,5 +1,8 @@
 """Both attentions over a packed row, and that of a decoding step, against a dense masked one."""
 
+import dataclasses
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn.attention.bias import CausalBias
@@ -7,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import mrg.modules.prefix.attention
 import mrg.modules.rollout.kv_cache
-from mrg.modules.prefix.attention import PackedPrompts, _Merged, concatenated
+from mrg.modules.prefix.attention import PackedPrompts, _Merged, attention, concatenated, hidden_states
 from mrg.modules.prefix.packing import Masks, _layout
 from mrg.modules.rollout.kv_cache import KVCache, by_products
 from mrg.modules.rollout.static_cache import StaticAttention, StaticDecoder
@@ -75,6 +78,31 @@ def assert_equal_to_dense(name, num_keys, case):
 @pytest.mark.parametrize("case", list(CASES))
 def test_outputs_and_gradients_equal_dense_masked_attention(name, num_keys, case):
     assert_equal_to_dense(name, num_keys, case)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("images", [False, True])
+def test_windows_and_images_equal_dense_masked_attention(window, images):
+    """Prompts of 7 and 4 tokens, of which 1 to 3 and 2 to 3 are an image; up to 4 tokens of completions are read."""
+    lengths, groups = [7, 4], [[4, 0, 2], [1, 3, 3]]
+    layout, tensors = packed(lengths, groups)
+    mask = seen(lengths, groups)
+    place = torch.cat([torch.arange(7), torch.arange(4)] + [
+        torch.arange(length) + start for start, group in zip(lengths, groups, strict=True) for length in group
+    ])  # fmt: skip
+    if images:
+        blocks = [torch.tensor([-1, 0, 0, 0, -1, -1, -1]), torch.tensor([-1, -1, 0, 0])]
+        layout = dataclasses.replace(layout, blocks=blocks)
+        mask[1:4, 1:4] = mask[9:11, 9:11] = True
+    if window is not None:
+        mask = mask & (place > place[:, None] - window)
+    expected = dense(*tensors, mask, 0.3)
+    wanted = torch.autograd.grad(expected.square().sum(), tensors)
+    masks = Masks.of(layout, window, tensors[0])
+    for output in (_Merged.apply(*tensors, layout, masks, 0.3), concatenated(*tensors, layout, masks, 0.3)):
+        assert torch.allclose(output, expected, atol=1e-12, rtol=0)
+        for got, want in zip(torch.autograd.grad(output.square().sum(), tensors), wanted, strict=True):
+            assert torch.allclose(got, want, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("num_keys", [2, 1])
@@ -227,3 +255,53 @@ def test_more_layers_make_no_more_waits(family):
             policy.logps(given, torch.full_like(mask, 20, dtype=torch.long), mask).logps.sum().backward()
         counts.append(waits.count)
     assert counts[0] == counts[1] > 0
+
+
+def test_layers_with_one_window_share_their_masks(monkeypatch):
+    layout, tensors = packed([5, 4], [[3, 1], [0, 2]])
+    prompts = PackedPrompts(layout)
+    made = []
+    of = Masks.of
+    monkeypatch.setattr(Masks, "of", lambda *args: made.append(args[1]) or of(*args))
+    for window in (None, 8, None, 8):
+        prompts.attend(0, *tensors, 0.3, window)
+    assert made == [None, 8]
+    assert prompts.kept == {}
+
+
+def test_attention_of_a_layer_by_hand():
+    """Heads and tokens change places; the scale is that of the layer, or one over the root of the width."""
+    given = []
+
+    class Recorder:
+        def attend(self, *args):
+            given.append(args)
+            return args[1]
+
+    query, key, value = (torch.randn(1, 2, 3, 16) for _ in range(3))
+    layer = SimpleNamespace(layer_idx=7)
+    output, weights = attention(layer, query, key, value, None, shared=Recorder(), sliding_window=5)
+    assert torch.equal(output, query.transpose(1, 2))
+    assert weights is None
+    attention(layer, query, key, value, None, 0.5, shared=Recorder())
+    assert [(args[0], args[4], args[5]) for args in given] == [(7, 0.25, 5), (7, 0.5, None)]
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(layer, query, key, value, None, shared=Recorder())
+    assert {x.dtype for x in given[-1][1:4]} == {torch.bfloat16}
+
+
+def test_what_a_language_model_is_given():
+    given = []
+
+    def language_model(**kwargs):
+        given.append(kwargs)
+        return SimpleNamespace(last_hidden_state=kwargs["inputs_embeds"] + 1)
+
+    embeds, positions, mask = torch.zeros(1, 3, 4), torch.arange(3)[None], torch.ones(1, 3)
+    plain = {"attention_mask": None, "position_ids": positions, "inputs_embeds": embeds, "use_cache": False}
+    assert torch.equal(hidden_states(language_model, embeds, positions), embeds + 1)
+    assert given[-1] == plain
+    visual, layers, shared = mask.bool(), (torch.zeros(3, 4),), object()
+    hidden_states(language_model, embeds, positions, mask, shared, visual, layers)
+    images = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(layers)}
+    assert given[-1] == {**plain, "attention_mask": mask, "shared": shared, **images}

@@ -1,10 +1,11 @@
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.modules.rl.monitor import Monitor, Outcome
+from mrg.modules.rl.monitor import Monitor, Outcome, Patience, first_group
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.rollout.sampling import Rollout
 
@@ -126,3 +127,76 @@ def test_a_round_of_several_ranks_is_one_round():
     joined = Outcome.joined([part(slice(0, 2)), part(slice(2, 4))])
     assert joined.num_tokens == 200
     assert Monitor(2).round(joined) == pytest.approx(Monitor(2).round(outcome(rollout, rewards)))
+
+
+def test_mean_advantages_by_what_was_found():
+    """A correct finding, findings none of which is true, and no finding; the first group's mean is that of silence."""
+    rollout, rewards = a_round()
+    advantages = torch.tensor([0.5, -0.5, 1.0, -3.0])
+    found = Outcome.of(rollout, rewards, 2, 100, torch.ones(4, dtype=torch.bool), {}, advantages)
+    values = Monitor(2).round(found)
+    assert (values["advantage/right"], values["advantage/silent"]) == (-1.0, 0.0)
+    assert "advantage/wrong" not in values
+    rewards.labels[0][3] = labels({EDEMA: POSITIVE, NO_FINDING: NEGATIVE})[0]
+    rewards.labels[1][3] = labels({CARDIOMEGALY: POSITIVE, NO_FINDING: NEGATIVE})[0]
+    assert Monitor(2).round(found)["advantage/wrong"] == -3.0
+    assert torch.equal(Outcome.joined([found, found]).advantages, torch.cat([advantages, advantages]))
+    assert Outcome.joined([outcome(rollout, rewards)]).advantages is None
+
+
+def test_dead_groups_are_those_of_the_signal():
+    """Rewards of the first group are equal, and what is compared differs in both groups, or in none."""
+    rollout, rewards = a_round()
+    signal = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert Monitor(2).round(outcome(rollout, rewards), signal)["train/dead_groups"] == 0
+    assert Monitor(2).round(outcome(rollout, rewards), signal * 0)["train/dead_groups"] == 1
+
+
+def test_a_reward_of_a_single_completion_has_no_deviation():
+    rollout, rewards = a_round()
+    present = {"mccs": torch.tensor([False, False, False, True])}
+    values = Monitor(2).round(outcome(rollout, rewards._replace(present=present)))
+    assert (values["reward/mccs"], values["reward/mccs_std"]) == (0.5, 0.0)
+
+
+def test_sums_are_values_of_the_log_except_the_counts():
+    sums = {"loss": 0.5, "kl": 3.0, "logp_gap": 6.0, "corrected": 1.0, "off_policy": 2.0, "computed": 4.0}
+    values = Monitor(2).round(outcome(*a_round(), **sums, counted=2.0))
+    logged = {name: values[f"train/{name}"] for name in (*sums, "counted") if f"train/{name}" in values}
+    assert logged == {"loss": 0.5, "kl": 1.5, "logp_gap": 1.5, "corrected": 0.25, "off_policy": 0.5}
+    nothing = Monitor(2).round(outcome(*a_round(), kl=0.0, entropy=0.0, computed=0.0, counted=0.0))
+    assert not {"train/kl", "train/entropy"} & set(nothing)
+
+
+def test_patience_with_losses_and_rounds():
+    patience = Patience(2)
+    assert patience.takes(torch.tensor(1.0), 0)
+    assert not patience.takes(torch.tensor(1.0), 1, float("inf"))
+    assert patience.state_dict() == {"bad_steps": 1, "dead_rounds": 0}
+    with pytest.raises(RuntimeError, match=r"loss was inf in 2 steps in a row, the last in round 7: check that"):
+        patience.takes(torch.tensor(1.0), 7, float("inf"))
+    patience.load_state_dict({})
+    assert patience.state_dict() == {"bad_steps": 0, "dead_rounds": 0}
+    for dead in (True, False, True):
+        patience.watch(dead)
+    resumed = Patience(2)
+    resumed.load_state_dict(patience.state_dict())
+    assert resumed.dead_rounds == 1
+    with pytest.raises(RuntimeError, match="equal rewards in 2 rounds in a row"):
+        resumed.watch(True)
+    resumed.load_state_dict({"bad_steps": 1, "dead_rounds": 0})
+    assert not Patience(3).takes(torch.tensor(float("nan")), 0)
+    with pytest.raises(RuntimeError, match=r"norm was nan in 2 steps in a row, the last in round 0: lower model"):
+        resumed.takes(torch.tensor(float("nan")), 0)
+
+
+def test_samples_of_the_first_study():
+    rollout, rewards = a_round()
+    scored, present = torch.tensor([True, False, True, True]), {"format": torch.tensor([False, True, True, True])}
+    batch = SimpleNamespace(study_id=["s1", "s2"], target=["No edema.", "Edema."])
+    rows = first_group(rollout, rewards._replace(scored=scored, present=present), batch, 2, 9)
+    common = {"round": 9, "id": "s1", "completion": "clear", "truncated": False, "target": "No edema."}
+    assert rows == [
+        {**common, "reward": 0.35, "mccs": 0.35, "format": None},
+        {**common, "reward": None, "mccs": 0.35, "format": 1.0},
+    ]

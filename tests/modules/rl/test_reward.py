@@ -3,7 +3,7 @@ import torch
 
 from mrg.metrics import RulesLabeler
 from mrg.modules.rl.advantage import group_advantages
-from mrg.modules.rl.reward import Reward, RewardError, WeightedScorer
+from mrg.modules.rl.reward import Reward, RewardError, Rewards, WeightedScorer, join_rewards, replace_rewards
 
 TARGET = "The heart is enlarged. No pneumothorax."
 
@@ -168,3 +168,31 @@ def test_a_positive_part_with_a_negative_weight_is_a_penalty_too(caplog, weight,
     reward = Reward(RulesLabeler(), scorers=[WeightedScorer(f"{__name__}:length", weight=weight)])
     reward([think("No edema.")], [TARGET], ["a"])
     assert ("rewards silence" in caplog.text) is said
+
+
+def some_rewards(first, present=None, scored=None):
+    """Two rewards whose numbers start at `first`."""
+    numbers = torch.tensor([first, first + 1], dtype=torch.float64)
+    rows = torch.tensor([[first], [first + 1]]).expand(2, 14)
+    return Rewards(numbers, {"part": -numbers}, (rows, rows + 100), present or {}, scored)
+
+
+def test_rewards_are_joined_and_replaced_row_by_row():
+    """A part is present, and a reward exists, where nothing else is said."""
+    flags = torch.tensor([True, False])
+    joined = join_rewards([some_rewards(0), some_rewards(2, {"part": flags}, ~flags)])
+    assert joined.total.tolist() == [0, 1, 2, 3]
+    assert joined.parts["part"].tolist() == [0, -1, -2, -3]
+    assert [labels[:, 0].tolist() for labels in joined.labels] == [[0, 1, 2, 3], [100, 101, 102, 103]]
+    assert joined.present["part"].tolist() == [True, True, True, False]
+    assert joined.scored.tolist() == [True, True, False, True]
+
+    replaced = replace_rewards(joined, some_rewards(7), torch.tensor([3, 0]))
+    assert replaced.total.tolist() == [8, 1, 2, 7]
+    assert replaced.parts["part"].tolist() == [-8, -1, -2, -7]
+    assert [labels[:, 0].tolist() for labels in replaced.labels] == [[8, 1, 2, 7], [108, 101, 102, 107]]
+    assert replaced.present["part"].tolist() == [True, True, True, True]
+    assert replaced.scored.tolist() == [True, True, False, True]
+    taken = replaced.take(torch.tensor([2]))
+    assert (taken.total.tolist(), taken.scored.tolist(), taken.present["part"].tolist()) == ([2], [False], [True])
+    assert some_rewards(0).take(torch.tensor([1])).scored is None

@@ -1,0 +1,61 @@
+"""The mutants of small sources, by hand."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import mutation
+
+
+def mutants(source):
+    """The source after each change, formatted by `ast.unparse`."""
+    made = [mutation.mutant("file.py", source, i) for i in range(mutation.count(source))]
+    return [ast.unparse(one.tree) for one in made]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a < b", ["a <= b", "a >= b"]),
+        ("a is not b", ["a is b"]),
+        ("a - b", ["a + b"]),
+        ("a //= b", ["a /= b"]),
+        ("a and b", ["a or b", "b", "a"]),
+        ("a or b or c", ["a and b and c", "b or c", "a or c", "a or b"]),
+        ("not a", ["a"]),
+        ("-1", ["-2", "-0"]),
+        ("x = 0.5", ["x = 1.5", "x = 0.45"]),
+        ("x = 0.0", ["x = 1.0"]),
+        ("x = True", ["x = False"]),
+        ("f('word', 'a sentence')", ["pass", "f('XXword', 'a sentence')"]),
+        ("x = a if b else c", ["x = a if True else c", "x = a if False else c"]),
+        ("x = [a for a in b if a if c]", ["x = [a for a in b if c]"]),
+        ("x = y.clip(a, low=b, **c)", ["x = y", "x = y.clip(a, **c)"]),
+        ("import torch\nx = torch.ones(a)", []),
+        ("raise ValueError('a' + str(1))", ["pass"]),
+        ("x = zip(a, b, strict=True)", []),
+        ('"""Documentation."""', []),
+        ("def f(a: int | None) -> int | str:\n    assert a > 1, f'{a - 1}'", []),
+        ("if __name__ == '__main__':\n    main()", []),
+    ],
+)
+def test_the_mutants_of_a_source(source, expected):
+    assert mutants(source) == expected
+
+
+def test_a_mutant_names_the_change_and_the_lines_of_its_statement():
+    source = "def f(a):\n    if (a and\n            b > c):\n        return 1\n"
+    names = {(one.name, one.lines) for one in (mutation.mutant("m.py", source, i) for i in range(9))}
+    assert ("m.py:3: b > c  ->  b >= c", (2, 3)) in names
+    assert ("m.py:4: 1  ->  0", (4, 4)) in names
+    assert len(names) == mutation.count(source) == 9
+    assert mutation.mutant("m.py", source, 0).tree.body[0].lineno == 1
+
+
+def test_a_long_change_is_shortened_to_its_surroundings():
+    before = "x" * 100
+    text = mutation.difference(f"{before} + y", f"{before} - y")
+    assert text == f"…{'x' * 39} + y  ->  …{'x' * 39} - y"

@@ -1,0 +1,45 @@
+import random
+
+import numpy as np
+import pytest
+
+from mrg.metrics.nlg import nlg_scores
+from mrg.metrics.scores.group import Sums
+from mrg.metrics.scores.named import bleu_counts, nlg_group, parse_scores
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = random.Random(0)
+    words = ["the", "heart", "is", "normal", "no", "edema", "effusion", "left", "small", "."]
+    pairs = [(rng.choices(words, k=rng.randrange(12)), rng.choices(words, k=rng.randrange(1, 12))) for _ in range(30)]
+    return [" ".join(pred) for pred, _ in pairs], [" ".join(target) for _, target in pairs]
+
+
+def test_corpus_bleu_of_the_counts_is_that_of_pycocoevalcap(texts):
+    rows = nlg_group("none").rows
+    values = np.concatenate([bleu_counts(*texts), np.zeros((30, 3))], 1)
+    scores = Sums(values, rows).corpus()
+    expected = nlg_scores(*texts, meteor=False).corpus
+    for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"):
+        assert scores[name] == pytest.approx(expected[name], rel=1e-9)
+
+
+def test_bleu_counts_by_hand():
+    counts = bleu_counts(["no edema no edema", ""], ["no edema . no", "edema"])
+    # "no" twice and "edema" once; "no edema" once; nothing longer is shared.
+    assert counts.tolist() == [[3, 1, 0, 0, 4, 3, 2, 1, 4, 4], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]
+
+
+def test_the_values_of_nlg_are_those_of_its_function(texts):
+    preds, target = texts
+    group = nlg_group("r2gen-mimic")
+    scores = Sums(group.values(preds, target), group.rows).corpus()
+    expected = nlg_scores(preds, target, "r2gen-mimic")
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr"):
+        assert scores[name] == pytest.approx(expected.corpus[name], rel=1e-9)
+    assert scores["METEOR"] == pytest.approx(float(expected.per_report["METEOR"].mean()))
+
+
+def test_names_in_the_order_of_the_table():
+    assert parse_scores("judge, CE,finding,ce") == ["ce", "finding", "judge"]
