@@ -231,3 +231,8 @@ def test_two_headers_of_views_are_a_repeated_section():
     assert (sections.findings, sections.rules) == ("Clear.", ("view header", "repeated section"))
     sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "FINDINGS: Clear."))
     assert (sections.findings, sections.rules) == ("Clear.", ("view header",))
+
+
+def test_an_unknown_header_is_part_of_the_text():
+    sections = parse_sections(report("PROCEDURE: The lungs are clear."))
+    assert (sections.body, sections.source) == ("PROCEDURE: The lungs are clear.", "last section")
