@@ -203,6 +203,7 @@ def test_rules_are_listed_in_their_order():
     sections = parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))
     assert sections.rules == ("wet read", "addendum")
     assert parse_sections(report("OTHER HISTORY: Fever.", "FINDINGS: Clear.")).rules == ("longer header",)
+    assert len({sections, parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))}) == 1
 
 
 def test_the_line_before_small_letters_is_read_from_its_first_character():
