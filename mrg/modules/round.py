@@ -19,6 +19,7 @@ from mrg.modules.rl.batch import MicroBatch, micro_batches
 from mrg.modules.rl.credit import finding_credit
 from mrg.modules.rl.decoupled import decoupled_terms, part_statistics, scaled
 from mrg.modules.rl.entropy import entropy_threshold
+from mrg.modules.rl.monitor import Monitor
 from mrg.modules.rl.overlong import with_overlong
 from mrg.modules.rl.reference import bad_groups, with_references
 from mrg.modules.rl.reward import Rewards, replace_rewards
@@ -35,6 +36,7 @@ class RoundModule(RewardedModule):
     kl: KLSettings
     loss_settings: LossSettings
     micro_batch_tokens: int
+    monitor: Monitor
     temperature: float
     adds_references: bool
     reference_share: float
@@ -93,10 +95,12 @@ class RoundModule(RewardedModule):
 
         By now the ranks have agreed that none has failed, and none waits for the adapter that is replaced.
         """
-        if self.ahead is not None and self.engine is not None and batch.ahead is not None:
+        if self.ahead is None or self.engine is None or self.trainer.is_last_batch:  # of the epoch
+            return
+        if batch.ahead is not None:
             self.engine.synchronize(self.round_index, self.trainer)
             following, studies = self.round_index + 1, range(len(batch.ahead))
-            self.ahead.start(following, batch.ahead, self._seeds(self._seed(following), studies), *self._sampling())
+            self.ahead.start(following, batch.ahead, self._seeds(self._seed(following), studies), self._sampling())
 
     def _sampling(self) -> tuple[int, int, float]:
         return self.rollout_settings.group_size, self.max_new_tokens, self.rollout_settings.temperature

@@ -137,7 +137,8 @@ def _identity(module: RoundModule, select: Selection, epoch: int) -> dict[str, A
         if parameter.requires_grad:
             value = full(parameter.detach()).double()
             sums += [value.sum(), value.square().sum()]
-    settings = {**plain_arguments(module.hparams), **dataclasses.asdict(select)}
+    labeler = getattr(module.labeler, "name", type(module.labeler).__name__)
+    settings = {**plain_arguments(module.hparams), **dataclasses.asdict(select), "labeler": str(labeler)}
     text = json.dumps([settings, [float(value) for value in sums]], sort_keys=True)
     return {"round": module.round_index + 1, "epoch": epoch, "digest": hashlib.sha256(text.encode()).hexdigest()}
 

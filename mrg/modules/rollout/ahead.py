@@ -50,14 +50,14 @@ class Ahead:
         self.waiting: dict[int, Waiting] = {}
         self.age = 0
 
-    def start(self, round_index: int, batch: Batch, seeds: Mapping[int, int], *options: Any) -> None:
+    def start(self, round_index: int, batch: Batch, seeds: Mapping[int, int], sampling: tuple[int, int, float]) -> None:
         """Ask the servers for the rollout of a round in a thread, unless they have been asked already.
 
         Args:
             round_index: Index of the round.
             batch: Its studies, on the CPU.
             seeds: Index of a study in the batch -> its seed.
-            *options: Group size, largest number of tokens and temperature.
+            sampling: Group size, largest number of tokens and temperature.
         """
         if round_index in self.waiting:
             return
@@ -65,7 +65,7 @@ class Ahead:
 
         def ask() -> None:
             try:
-                answer.set_result(self.client.ask(batch, seeds, *options, own_contents=True))
+                answer.set_result(self.client.ask(batch, seeds, *sampling, own_contents=True))
             except BaseException as error:  # it is raised where the answer is taken
                 answer.set_exception(error)
 

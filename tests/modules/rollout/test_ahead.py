@@ -55,8 +55,8 @@ def test_what_is_taken_is_what_would_have_been_sampled(client, small):
     batch = StudyCollator(client.policy.processor, "Report:")(small[:2])
     ahead, seeds = Ahead(client), {0: 5, 1: 6}
     assert ahead.take(3, batch, torch.device("cpu")) is None
-    ahead.start(4, batch, seeds, *OPTIONS)
-    ahead.start(4, batch, {0: 7, 1: 8}, *OPTIONS)  # it is waiting already
+    ahead.start(4, batch, seeds, OPTIONS)
+    ahead.start(4, batch, {0: 7, 1: 8}, OPTIONS)  # it is waiting already
     client.last_sync = 4
     taken = ahead.take(4, batch, torch.device("cpu"))
     assert equal(taken, client.sample(batch, seeds, *OPTIONS))
@@ -71,7 +71,7 @@ def test_what_waits_is_saved_unless_a_rank_lacks_it(client, small):
     batch = StudyCollator(client.policy.processor, "Report:")(small[:2])
     ahead, again = Ahead(client), Ahead(client)
     for number in (4, 5):
-        ahead.start(number, batch, {0: number, 1: 6}, *OPTIONS)
+        ahead.start(number, batch, {0: number, 1: 6}, OPTIONS)
     state = ahead.state_dict()
     again.load_state_dict([state, {5: state[5]}], 0)
     assert again.take(4, batch, torch.device("cpu")) is None
@@ -84,13 +84,26 @@ def test_what_waits_is_saved_unless_a_rank_lacks_it(client, small):
 def test_a_failure_is_raised_where_the_rollout_is_taken_and_not_saved(client, server, small):
     batch = StudyCollator(client.policy.processor, "Report:")(small[:2])
     ahead = Ahead(client)
-    ahead.start(1, batch, {0: 5, 1: 6}, *OPTIONS)
+    ahead.start(1, batch, {0: 5, 1: 6}, OPTIONS)
     assert set(ahead.state_dict()) == {1}
     server.failing = True
-    ahead.start(2, batch, {0: 5, 1: 6}, *OPTIONS)
+    ahead.start(2, batch, {0: 5, 1: 6}, OPTIONS)
     assert set(ahead.state_dict()) == {1}
     with pytest.raises(ServerError, match="No rollout server could write study"):
         ahead.take(2, batch, torch.device("cpu"))
+
+
+def ages(saved, studies, server, folder, **settings):  # noqa: F811
+    """What is logged in four rounds."""
+    module = GRPOModule(**nested(
+        policy=saved, lora=LoRA(4), group_size=3, learning_rate=1e-2, kl_coef=0.0, overlap=1,
+        servers=Servers([server.url], str(folder / "adapters"), attempts=2), **SETTINGS,
+    ))  # fmt: skip
+    module.reward = Lengths()
+    logged = []
+    module.log = lambda name, value, **_: logged.append((name, float(value)))
+    trainer(4, **settings).fit(module, FixedData(studies, batch_size=2))
+    return logged
 
 
 class Ended(L.Callback):
@@ -115,19 +128,18 @@ def test_the_servers_write_while_the_round_before_trains(saved, small, server, t
             held.append(ended.rounds[round_index].wait(60))
 
     server.before_answer = hold
-    module = GRPOModule(**nested(
-        policy=saved, lora=LoRA(4), group_size=3, learning_rate=1e-2, kl_coef=0.0, overlap=1,
-        servers=Servers([server.url], str(tmp_path / "adapters"), attempts=2), **SETTINGS,
-    ))  # fmt: skip
-    module.reward = Lengths()
-    logged = []
-    module.log = lambda name, value, **_: logged.append((name, float(value)))
-    trainer(4, callbacks=[ended]).fit(module, FixedData(small, batch_size=2))
+    logged = ages(saved, small, server, tmp_path, callbacks=[ended])
     assert held == [True] * 6
     rounds = [adapter.rsplit("-", 1)[1] for adapter in server.asked]
     assert rounds == ["0"] * 4 + ["1"] * 2 + ["2"] * 2  # the last round of an epoch asks for no other one
     assert [value for name, value in logged if name == "train/rollout_age"] == [0, 1, 1, 1]
     assert all(value > 0 for name, value in logged if name == "train/logp_gap")
+
+
+def test_an_epoch_that_is_cut_short_asks_for_no_round_of_it(saved, small, server, tmp_path):  # noqa: F811
+    logged = ages(saved, small, server, tmp_path, limit_train_batches=2)
+    assert [adapter.rsplit("-", 1)[1] for adapter in server.asked] == ["0"] * 4 + ["2"] * 4
+    assert [value for name, value in logged if name == "train/rollout_age"] == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("how", ["step", "failure"])
