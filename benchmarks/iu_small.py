@@ -39,8 +39,9 @@ ARMS = {
     "grpo_corpus": "GRPO, corpus F1",
     "grpo_both": "GRPO, corpus F1 and MCCS",
     "grpo_continued": "GRPO from SFT, continued",
+    "grpo_balanced": "GRPO, balanced",
 }
-COMPARED = ("grpo_corpus", "grpo_both", "grpo_continued")
+COMPARED = ("grpo_corpus", "grpo_both", "grpo_continued", "grpo_balanced")
 """Arms of which the paired differences from all others are printed."""
 MARGIN = 0.3
 SCORES = ("micro-13+", "macro-13+", "informedness", "MCCS")

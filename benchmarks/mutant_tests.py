@@ -3,18 +3,17 @@
 The tests run once, to record the lines that each of them executes. Then each mutant runs the tests that execute its
 statement, the quickest first, in a fork of a process that has collected the tests: the mutated code is put into the
 functions that are already imported. A mutant of code that runs at import runs in a fork of a process that has imported
-the libraries but nothing of mrg. A mutant is killed if a test fails or needs several times
-its usual CPU time. Nothing is written into the checkout.
+the libraries but nothing of mrg. A mutant is killed if a test fails or takes several times its CPU time. Nothing is
+written into the checkout.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import functools
 import gc
 import hashlib
-import importlib.abc
-import importlib.util
+import importlib
 import json
 import os
 import resource
@@ -28,16 +27,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from mutation import Mutant
+from mutation import ROOT, Mutant, Mutated, put_in_place
 
-ROOT = Path(__file__).resolve().parents[1]
 # Area -> patterns of its source files, and the folder of its tests.
 AREAS = {
-    "metrics": (["mrg/metrics/*.py", "mrg/metrics/labelers/*.py"], "tests/metrics"),
+    "metrics": (["mrg/metrics/**/*.py"], "tests/metrics"),
     "rl": (["mrg/modules/rl/*.py"], "tests/modules/rl"),
     "prefix": (["mrg/modules/prefix/*.py"], "tests/modules/prefix"),
     "sections": (["mrg/datamodules/mimic/sections.py"], "tests/datamodules/mimic"),
 }
+MOST_SECONDS = 3
+"""CPU time of a test from which it is left out."""
+BUDGET = 10
+"""CPU time of the tests of a mutant; the quickest are chosen."""
 AT_IMPORT = 3
 """Exit code of a mutant that changes code which runs at import."""
 
@@ -70,19 +72,21 @@ class Area:
         return {name: row for name, row in rows.items() if digests.get(name.partition("::")[0]) == row["digest"]}
 
     def load(self) -> None:
-        """Read the record. Tests that fail while lines are recorded, or start processes, are left out."""
-        self.rows = {name: row for name, row in self.recorded().items() if row["passed"]}
+        """Read the record, without tests that fail in it, such as those that start Python, and without slow ones."""
+        rows = self.recorded()
+        self.rows = {name: row for name, row in rows.items() if row["passed"] and row["seconds"] < MOST_SECONDS}
         for row in self.rows.values():
             row["lines"] = {path: set(lines) for path, lines in row["lines"].items()}
 
     def in_order(self, chosen: Callable[[str, dict], bool]) -> list[str]:
         """Chosen tests, the quickest file and its quickest test first."""
         files: dict[str, list[str]] = {}
-        for name, row in self.rows.items():
-            if chosen(name, row):
+        spent = 0.0
+        for name in sorted((name for name, row in self.rows.items() if chosen(name, row)), key=self.time):
+            spent += self.time(name)
+            if spent < BUDGET:
                 files.setdefault(name.partition("::")[0], []).append(name)
-        by_file = [sorted(names, key=lambda name: self.rows[name]["seconds"]) for names in files.values()]
-        return [name for names in sorted(by_file, key=self.seconds) for name in names]
+        return [name for names in sorted(files.values(), key=self.seconds) for name in names]
 
     def executing(self, mutant: Mutant) -> list[str]:
         """Tests that execute the mutant's statement."""
@@ -97,8 +101,13 @@ class Area:
         """Tests in the files that are named after the mutant's file."""
         return self.in_order(lambda name, _: f"/test_{Path(mutant.path).stem}" in name)
 
+    def time(self, test: str) -> float:
+        """CPU time of a test, in seconds."""
+        return self.rows[test]["seconds"]
+
     def seconds(self, tests: list[str]) -> float:
-        return sum(self.rows[name]["seconds"] for name in tests)
+        """CPU time of several tests."""
+        return sum(map(self.time, tests))
 
 
 class Lines:
@@ -135,6 +144,8 @@ class Collected:
         functions = [one for one in gc.get_objects() if isinstance(one, types.FunctionType)]
         self.functions = [one for one in functions if one.__code__.co_filename in files]
         gc.freeze()
+        libraries = [name for name in sys.modules if name.partition(".")[0] not in ("mrg", "tests", "__main__")]
+        self.outcomes.with_name("libraries").write_text("\n".join(libraries))
         with self.outcomes.open("w") as out:
             for mutant in self.mutants:
                 tests = list(dict.fromkeys([*self.area.executing(mutant), *self.area.named(mutant)]))
@@ -174,17 +185,16 @@ class Collected:
         """Run all tests and write the record: whether a test passed, its seconds, and its lines."""
         caches = [one for one in gc.get_objects() if isinstance(one, functools._lru_cache_wrapper)]
         caches = [one for one in caches if (getattr(one, "__module__", "") or "").startswith("mrg")]
-        rows, started = self.area.recorded(), []
-        sys.addaudithook(lambda event, _: started.append(event) if event == "subprocess.Popen" else None)
+        rows = self.area.recorded()
+        sys.addaudithook(refuse_python)
         threading.settrace(self.lines)
         sys.settrace(self.lines)
         new: dict[str, dict] = {}
         start = time.process_time()
         for name in self.run([name for name in self.items if name not in rows]):
             seconds, lines = time.process_time() - start, self.lines.lines
-            new[name] = {"passed": not (self.failed or started), "seconds": seconds, "lines": lines}
+            new[name] = {"passed": not self.failed, "seconds": seconds, "lines": lines}
             self.lines.lines, self.failed = set(), False
-            started.clear()
             for cache in caches:  # else, only the first test executes the lines of a function with a cache
                 cache.cache_clear()
             start = time.process_time()
@@ -198,6 +208,12 @@ class Collected:
         return 0
 
 
+def refuse_python(event: str, arguments: tuple) -> None:
+    """Audit hook that makes tests fail which start Python: they take long, and run without the mutant."""
+    if event == "subprocess.Popen" and "python" in str(arguments[0]):
+        raise RuntimeError("no other processes")
+
+
 class Only:
     """Plugin of pytest that selects tests by name, in order."""
 
@@ -206,66 +222,6 @@ class Only:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items[:] = sorted((item for item in items if item.nodeid in self.order), key=lambda i: self.order[i.nodeid])
-
-
-class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
-    """Imports one module with a mutant."""
-
-    def __init__(self, mutant: Mutant) -> None:
-        self.name, self.tree = mutant.path.removesuffix(".py").replace("/", "."), mutant.tree
-        self.path = str(ROOT / mutant.path)
-
-    def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
-
-    def get_filename(self, fullname: str) -> str:
-        return self.path
-
-    def get_data(self, path: str) -> bytes:
-        return Path(path).read_bytes()
-
-    def source_to_code(self, data, path, *, _optimize=-1):
-        return compile(self.tree, self.path, "exec", dont_inherit=True)
-
-    def path_stats(self, path: str):
-        raise OSError  # no cached bytecode
-
-
-def put_in_place(mutant: Mutant, functions: list[types.FunctionType]) -> bool:
-    """Put mutated code into imported functions; False if code that runs at import differs."""
-    path = str(ROOT / mutant.path)
-    trees = (ast.parse((ROOT / mutant.path).read_text()), mutant.tree)
-    old, new = (list(_codes(compile(tree, path, "exec", dont_inherit=True))) for tree in trees)
-    changed = [(a[0], b[0]) for a, b in zip(old, new, strict=False) if _own(a[-1]) != _own(b[-1])]
-    if len(old) != len(new) or not changed or any(a is None for a, _ in changed):
-        return False
-    found = False
-    for before, after in changed:
-        for function in functions:
-            code = function.__code__
-            if code.co_filename == path and (code.co_qualname, code.co_firstlineno) == (
-                before.co_qualname,
-                before.co_firstlineno,
-            ):
-                if code.co_freevars != after.co_freevars:
-                    return False
-                function.__code__, found = after, True
-    return found
-
-
-def _codes(code: types.CodeType, top: types.CodeType | None = None) -> Iterator[tuple]:
-    """Outermost function, None for code that runs at import, and code: of all code in a module."""
-    top = code if top is None and code.co_flags & 1 else top  # CO_OPTIMIZED: of a function
-    yield top, code
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _codes(const, top)
-
-
-def _own(code: types.CodeType) -> tuple:
-    """Code without the functions in it, their names or lines."""
-    consts = [repr(const) for const in code.co_consts if not isinstance(const, types.CodeType)]
-    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_exceptiontable, consts
 
 
 def outcomes(area: Area, mutants: list[Mutant]) -> Iterator[str]:
@@ -280,6 +236,9 @@ def outcomes(area: Area, mutants: list[Mutant]) -> Iterator[str]:
 
         forked(work, None, quiet=False)
         area.load()
+        for name in first.with_name("libraries").read_text().split():  # so that forks import mrg alone
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
         for mutant, outcome in zip(mutants, first.read_text().splitlines(), strict=True):
             if outcome == "at import":
                 named = area.named(mutant)

@@ -106,6 +106,13 @@ def sampled(area: Area, size: int, seed: int, only: str) -> tuple[list[Mutant], 
     return [mutation.mutant(path, sources[path], i) for path, i in places[:size]], len(places)
 
 
+def interval(killed: int, total: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson, 1927)."""
+    z = 1.96
+    middle, width = killed + z * z / 2, z * (killed * (total - killed) / total + z * z / 4) ** 0.5
+    return (middle - width) / (total + z * z), (middle + width) / (total + z * z)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--known", action="store_true", help="Run the mutants of `KNOWN`.")
@@ -130,13 +137,18 @@ def main() -> None:
         if options.again is not None:
             survived = {row["mutant"] for row in json.loads(options.again.read_text())["mutants"] if row["survived"]}
             mutants = [one for one in mutants if one.name in survived]
+        if not mutants:
+            continue
         rows = []
         for mutant, outcome in zip(mutants, outcomes(area, mutants), strict=True):
             rows.append({"mutant": mutant.name, "outcome": outcome, "survived": outcome in ("survived", "no test")})
             print(f"{outcome:9}{mutant.name}", flush=True)
         survived = sum(row["survived"] for row in rows)
         missed += survived
-        print(f"{name}: {len(rows) - survived} of {len(rows)} mutants were killed")
+        killed = len(rows) - survived
+        low, high = interval(killed, len(rows))
+        share = f"{100 * killed / len(rows):.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        print(f"{name}: {killed} of {len(rows)} mutants were killed, {share}", flush=True)
         if options.out is not None:
             options.out.mkdir(parents=True, exist_ok=True)
             result = {"area": name, "seed": options.seed, "total": total, "sampled": len(rows), "survived": survived}

@@ -1,16 +1,22 @@
-"""Mutants of a source file: all small changes of its syntax tree that `variants` lists.
+"""Mutants of a source file: all small changes of its syntax tree that `variants` lists, and how they are imported.
 
 Text that people read is left alone: docstrings, f-strings, the arguments of `raise`, and strings with white space. So
-are annotations and assertions.
+are annotations, assertions, and the `strict` of `zip`, which is one.
 """
 
 from __future__ import annotations
 
 import ast
 import copy
+import importlib.abc
+import importlib.util
+import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Operator -> what replaces it.
 SWAPS: dict[type[ast.AST], tuple[type[ast.AST], ...]] = {
@@ -82,7 +88,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[ast.AST, ast.AST, tuple[int, in
     modules = {(a.asname or a.name).split(".")[0] for n in tree.body if isinstance(n, ast.Import) for a in n.names}
 
     def visit(node: ast.AST, head: tuple[int, int]) -> Iterator[tuple[ast.AST, ast.AST, tuple[int, int]]]:
-        if isinstance(node, LEFT_ALONE):
+        if isinstance(node, LEFT_ALONE) or (isinstance(node, ast.keyword) and node.arg == "strict"):
             return
         if isinstance(node, ast.stmt):
             head = head_of(node)
@@ -156,5 +162,65 @@ def _calls(node: ast.Call, modules: set[str]) -> Iterator[ast.AST]:
     if inner is not None and not (isinstance(inner, ast.Name) and inner.id in modules):
         yield inner
     for i, keyword in enumerate(node.keywords):
-        if keyword.arg is not None:
+        if keyword.arg not in (None, "strict"):
             yield ast.Call(node.func, node.args, node.keywords[:i] + node.keywords[i + 1 :])
+
+
+class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+    """Imports one module with a mutant."""
+
+    def __init__(self, mutant: Mutant) -> None:
+        self.name, self.tree = mutant.path.removesuffix(".py").replace("/", "."), mutant.tree
+        self.path = str(ROOT / mutant.path)
+
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+
+    def get_filename(self, fullname: str) -> str:
+        return self.path
+
+    def get_data(self, path: str) -> bytes:
+        return Path(path).read_bytes()
+
+    def source_to_code(self, data, path, *, _optimize=-1):
+        return compile(self.tree, self.path, "exec", dont_inherit=True)
+
+    def path_stats(self, path: str):
+        raise OSError  # no cached bytecode
+
+
+def put_in_place(mutant: Mutant, functions: list[types.FunctionType]) -> bool:
+    """Put mutated code into imported functions; False if code that runs at import differs."""
+    path = str(ROOT / mutant.path)
+    trees = (ast.parse((ROOT / mutant.path).read_text()), mutant.tree)
+    old, new = (list(_codes(compile(tree, path, "exec", dont_inherit=True))) for tree in trees)
+    changed = [(a[0], b[0]) for a, b in zip(old, new, strict=False) if _own(a[-1]) != _own(b[-1])]
+    if len(old) != len(new) or not changed or any(a is None for a, _ in changed):
+        return False
+    found = False
+    for before, after in changed:
+        for function in functions:
+            code = function.__code__
+            if code.co_filename == path and (code.co_qualname, code.co_firstlineno) == (
+                before.co_qualname,
+                before.co_firstlineno,
+            ):
+                if code.co_freevars != after.co_freevars:
+                    return False
+                function.__code__, found = after, True
+    return found
+
+
+def _codes(code: types.CodeType, top: types.CodeType | None = None) -> Iterator[tuple]:
+    """Outermost function, None for code that runs at import, and code: of all code in a module."""
+    top = code if top is None and code.co_flags & 1 else top  # CO_OPTIMIZED: of a function
+    yield top, code
+    for const in code.co_consts:
+        if isinstance(const, types.CodeType):
+            yield from _codes(const, top)
+
+
+def _own(code: types.CodeType) -> tuple:
+    """Code without the functions in it, their names or lines."""
+    consts = [repr(const) for const in code.co_consts if not isinstance(const, types.CodeType)]
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, code.co_exceptiontable, consts

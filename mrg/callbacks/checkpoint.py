@@ -29,7 +29,7 @@ from mrg.run.checkpoints import ROUND, UNVALIDATED, CheckpointFolder, checkpoint
 from mrg.run.resume import Best, Resumed, nothing_left, restore_folder, rng_state
 from mrg.strategy import FSDP2
 
-LOGS = ("metrics.csv", "samples.jsonl")
+LOGS = ("metrics.csv", "samples.jsonl", "events.jsonl")
 """Files of the run folder to which training appends; a resumed run removes the lines written after its checkpoint."""
 TRAINING = ("train", "reward", "recall", "seconds")
 """Groups of scores that are logged in training; all others must be there after the sanity check."""

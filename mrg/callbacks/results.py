@@ -109,6 +109,14 @@ class ResultWriter(L.Callback):
             append_lines(self.folder / "samples.jsonl", samples)
             samples.clear()
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Append what a validation has noticed to events.jsonl."""
+        if events := getattr(pl_module, "events", None):
+            if trainer.is_global_zero:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                append_lines(self.folder / "events.jsonl", events)
+            events.clear()
+
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the best policy such that transformers, and the `policy` setting of the next run, can load it."""
         assert isinstance(pl_module, ReportModule)

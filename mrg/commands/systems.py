@@ -36,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "of --show")  # fmt: skip
     add = parser.add_argument_group("labels").add_argument
     add("--margin", type=float, help="margin of MCCS (default: that of the runs, otherwise 0.5)")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
-        "(default: that of the runs, otherwise rules)")  # fmt: skip
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: class or object to import, which turns a list of "
+        "reports into labels (default: that of the runs, otherwise rules)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")
     add = parser.add_argument_group("page").add_argument

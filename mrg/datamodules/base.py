@@ -13,6 +13,7 @@ from mrg.datamodules.balance import check_balance
 from mrg.datamodules.collate import Batch, Skipped
 from mrg.datamodules.images.augment import Augmentation, augmented
 from mrg.datamodules.loading import (
+    AheadLoader,
     BatchDataset,
     RaisingCollator,
     RankBatches,
@@ -68,6 +69,8 @@ class ReportDataModule(TrainingOrder):
         on_error: What to do if an image cannot be read: `"raise"` an error, or `"skip"` the study, which is reported
             once and counted; in training the next study replaces it.
         augment: Random changes of training images; None changes none.
+        importance: Weight each training study by the inverse of how often it is drawn, so that `balance` and `select`
+            do not change what is learned on average; for SFT and GRPO.
         select: Selection of training studies whose rewards vary, for GRPO: `variance`, or its settings.
         balance: How many times as often training studies with a finding are drawn, by condition, such as
             `{Cardiomegaly: 2}`, or `"inverse_prevalence"`; None draws each study once per epoch.
@@ -81,6 +84,7 @@ class ReportDataModule(TrainingOrder):
         skipped: Studies that were skipped so far, by split and id; see `on_error`.
         finished: Ids of studies that need no report any more, by split: `test` or `predict` is resumed.
         dropped: Missing files that `read` left out, by the setting that allows it.
+        knows_next: Set by a module that needs the next training batch with each batch.
         checking: Set by `python -m mrg data check`: `read` keeps studies that would stop a run, such as those with a
             missing image or a repeated id, so that all can be listed, and leaves training targets as written.
     """
@@ -96,6 +100,7 @@ class ReportDataModule(TrainingOrder):
         on_error: Literal["raise", "skip"] = "raise",
         augment: Augmentation | None = None,
         balance: dict[str, float] | Literal["inverse_prevalence"] | None = None,
+        importance: bool = False,
         select: Select = None,
     ) -> None:
         super().__init__()
@@ -113,6 +118,7 @@ class ReportDataModule(TrainingOrder):
         check_balance(balance)
         self.augment = augment
         self.balance = balance
+        self.importance = importance
         self.select = as_selection(select)
         self.skipped: dict[str, dict[str, Skipped]] = {"train": {}, "val": {}, "test": {}, "predict": {}}
         self.splits: dict[str, Sequence[Study]] = {}
@@ -123,6 +129,7 @@ class ReportDataModule(TrainingOrder):
         self.dropped: dict[str, list[str]] = {}
         self.finished: dict[str, frozenset[str]] = {}
         self.checking = False
+        self.knows_next = False
         self.collator: Callable[[list[Study]], Any] | None = None
 
     def read(self) -> Mapping[str, Sequence[Study]]:
@@ -136,6 +143,7 @@ class ReportDataModule(TrainingOrder):
         """Read the studies once, whatever the stage: baselines need the training reports at test time, too."""
         if stage == "fit" and self.trainer:
             check_reward(self.select, self.trainer.lightning_module)
+            self.check_importance()
         if not self.splits:
             every = self.read()
             self._predicted = random_subset(every.get("test", ()), self.limits["test"])
@@ -192,7 +200,8 @@ class ReportDataModule(TrainingOrder):
             sampler = RankBatches(len(studies), batch_size, num_ranks, rank, finished)
             return DataLoader(BatchDataset(collate, dataset), batch_size=None, sampler=sampler, **options)
         order = self._sampler(studies) if shuffle else None
-        return DataLoader(
+        kind = AheadLoader if shuffle and self.knows_next else DataLoader
+        return kind(
             dataset,
             batch_size=batch_size,
             sampler=order,
@@ -232,6 +241,8 @@ class ReportDataModule(TrainingOrder):
             if study.id not in known:
                 known[study.id] = study
                 log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+        if self.importance and self.trainer and self.trainer.training and isinstance(batch, Batch):
+            batch.importance = self.importance_of(batch.study_id)
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

@@ -54,6 +54,9 @@ class Batch:
         views: For each study, the views of its image placeholders in order.
         skipped: Studies that were skipped while the batch was made.
         counts: False if the batch is computed only so that all ranks do the same work, and is not scored.
+        importance: (B,) float32 weights of the studies in training, the inverse of how often they are drawn; None if
+            all are 1.
+        ahead: The next batch of the epoch, on the CPU; None if it is the last, or if nobody asks for it.
     """
 
     pixel_values: Tensor
@@ -65,6 +68,8 @@ class Batch:
     views: list[tuple[View, ...]] = dataclasses.field(default_factory=list)
     skipped: tuple[Skipped, ...] = ()
     counts: bool = True
+    importance: Tensor | None = None
+    ahead: Batch | None = None
 
     @property
     def target(self) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mrg.datamodules.balance import draw
 from mrg.datamodules.collate import Skipped
@@ -153,6 +153,21 @@ class BatchDataset(Dataset[Any]):
         batch = self.collate([self.dataset[index] for index in indices])
         batch.counts = batch.counts and counts
         return batch
+
+
+class AheadLoader(DataLoader[Any]):
+    """A loader whose batches hold the next one of the epoch, in `ahead`."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return _with_next(super().__iter__())
+
+
+def _with_next(batches: Iterator[Any]) -> Iterator[Any]:
+    batch = next(batches, None)
+    while batch is not None:
+        batch.ahead = next(batches, None)
+        yield batch
+        batch = batch.ahead
 
 
 @runtime_checkable

@@ -31,11 +31,13 @@ class TrainingOrder(L.LightningDataModule):
     batch_size: int
     balance: Balance | None
     select: Selection | None
+    importance: bool
 
     def __init__(self) -> None:
         super().__init__()
         self.measured: Measured | None = None
         self.position: dict[str, Any] = {}
+        self._places: dict[str, int] = {}
 
     def train_reports(self) -> list[str]:
         """Reports of the training split."""
@@ -80,6 +82,37 @@ class TrainingOrder(L.LightningDataModule):
             return None
         module: Any = self.trainer.lightning_module if self.trainer else None
         return study_weights(self.balance, self.train_reports(), getattr(module, "labeler", None) or RulesLabeler())
+
+    def check_importance(self) -> None:
+        """Check that weights by importance have an effect.
+
+        Raises:
+            UserError: If studies are drawn equally often, or the module does not weight them.
+        """
+        if not self.importance:
+            return
+        if self.balance is None and self.select is None:
+            raise UserError("data.init_args.importance has no effect without balance or select: set it to false.")
+        module: Any = self.trainer.lightning_module if self.trainer else None
+        if not getattr(module, "weights_studies", False):
+            raise UserError(
+                f"data.init_args.importance weights studies in SFT and GRPO, but not in {type(module).__name__}: set "
+                "it to false."
+            )
+
+    def importance_of(self, names: Sequence[str]) -> Tensor:
+        """Weights of studies, (n,) float32: 1 / (K p), for a study drawn with probability p among K that are drawn.
+
+        Args:
+            names: Ids of n training studies.
+        """
+        assert self.trainer is not None
+        weights: Tensor = self.trainer.train_dataloader.sampler.weights  # type: ignore[union-attr]
+        if not self._places:
+            self._places = {study.id: index for index, study in enumerate(self.splits["train"])}
+        own = weights[[self._places[name] for name in names]]
+        # A study that replaces an unreadable one may have a weight of 0.
+        return torch.where(own > 0, weights[weights > 0].mean() / own.clamp(min=1e-300), 0.0).float()
 
     def _counts(self) -> dict[str, int]:
         every = self.select.every if self.select else 0

@@ -34,7 +34,7 @@ constant report of each score. Several files are ranked in a leaderboard."""
 EPILOG = """The files are JSON lines (.jsonl, as written by `python -m mrg test`), JSON (.json: a list of studies, or
 ReXrank's object of studies by id) or tables with a header line (.csv, .tsv); with --references also CSV files without
 a header line and JSON objects of reports by id. Reports are labelled by rules unless
---labeler or --chexbert is given; see docs/labelers.md."""
+--labeler or --chexbert is given."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     for name, what, known in columns:
         text = f"column of {what} (default: the first of {', '.join(known)}); may be repeated for several files: each"
         add(f"--{name}", metavar="COLUMN", action="append", default=[], help=f"{text} uses the first one that it has")
-    add("--labeler", metavar="MODULE.CLASS", help="labeler: a class or object to import, see docs/extending.md "
-        "(default: rules)")  # fmt: skip
+    add("--labeler", metavar="MODULE.CLASS", help="labeler: class or object to import, which turns a list of "
+        "reports into labels (default: rules)")  # fmt: skip
     add("--chexbert", metavar="CHECKPOINT", help="CheXbert checkpoint to label with: a file, a folder or a hub id")
     add("--tokenizer", metavar="FOLDER", help="tokenizer of CheXbert (default: bert-base-uncased)")
     add("--train", type=Path, metavar="FILE", help="training reports, for the best constant report of each "
@@ -72,13 +72,16 @@ def parser() -> argparse.ArgumentParser:
     add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
     add("--scores", metavar="NAMES", help="one table of the scores named here, separated by commas, resumable: "
-        f"{', '.join(NAMES)}; see docs/metrics.md")  # fmt: skip
-    add("--bertscore", nargs=1, metavar="ENCODER", help="weights of the score bertscore, see docs/scorers.md")
-    add("--radgraph", nargs=2, metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph")
-    add("--ratescore", nargs=2, metavar=("NER", "ENCODER"), help="weights of the score ratescore")
+        f"{', '.join(NAMES)}")  # fmt: skip
+    add("--bertscore", nargs="+", metavar=("ENCODER", "LAYER"), help="encoder of the score bertscore, and its layer "
+        "if it is not the last one")  # fmt: skip
+    add("--radgraph", nargs="+", metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph, and the "
+        "configuration and tokenizer of its encoder")  # fmt: skip
+    add("--ratescore", nargs="+", metavar=("NER", "ENCODER"), help="weights of the score ratescore, and 'punctuation' "
+        "for sentences without medspacy")  # fmt: skip
     add("--judge", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible server and model of the score judge")
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
-        "see docs/scorers.md; may be repeated")  # fmt: skip
+        "a function of two lists of texts, reports and references; may be repeated")  # fmt: skip
     add("--trials", type=int, help="number of bootstrap samples (default: 1000; with --compare 10000, and as many "
         "randomization trials)")  # fmt: skip
     add("--seed", type=int, default=0, help="seed of the trials (default: %(default)s)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -21,7 +22,7 @@ from typing import Any
 import requests
 
 from mrg.errors import RunError, UserError
-from mrg.files import append_lines, parse_json
+from mrg.files import append_lines, count_lines, cut_lines, parse_json
 from mrg.log import log
 
 COUNTS = {
@@ -58,7 +59,7 @@ class Judge:
         counts: Count -> description; the answer must have each as an integer of at least 0.
         prompt: Text with the fields `{counts}`, `{reference}` and `{candidate}`.
         cache: File of JSON lines with earlier answers, to which new ones are appended; empty for none.
-        attempts: Attempts per report.
+        attempts: Attempts per report; the first one is greedy, the others are sampled.
         timeout: Time limit of an attempt in seconds.
         concurrency: Number of reports that are judged at a time.
         max_tokens: Largest number of tokens of an answer.
@@ -98,15 +99,22 @@ class Judge:
         self.usage: Counter[str] = Counter()
         """Numbers of `asked`, `cached`, `retried` and `failed` reports, `prompt_tokens` and `completion_tokens`."""
         self.failures: list[tuple[int, str]] = []
-        """Index and reason of the reports of the last call without a score."""
+        """Index and reason of the reports of the last call without a score; a reason may quote the answer."""
         self._lock = threading.Lock()
         self.known = self._read()
 
     def _read(self) -> dict[str, dict[str, int]]:
         if self.cache is None or not self.cache.is_file():
             return {}
-        rows = [parse_json(line) for line in self.cache.read_text(encoding="utf-8").splitlines() if line.strip()]
-        return {row["key"]: row["counts"] for row in rows}
+        cut_lines(self.cache, count_lines(self.cache))  # what a crash has left of the last line
+        known = {}
+        for number, line in enumerate(self.cache.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                row = parse_json(line)
+                known[row["key"]] = {name: int(row["counts"][name]) for name in self.counts}
+            except (ValueError, LookupError, TypeError):
+                log.warning(f"{self.cache}, line {number}: expected an answer with {', '.join(self.counts)}; ignored.")
+        return known
 
     def __call__(self, preds: Sequence[str], target: Sequence[str]) -> list[float | None]:
         """Score reports; None without a valid answer, see `failures`.
@@ -115,7 +123,8 @@ class Judge:
             RunError: If there is no valid answer for any report.
         """
         texts = [self._text(p, t) for p, t in zip(preds, target, strict=True)]
-        keys = [hashlib.sha256(f"{self.model}\n{text}".encode()).hexdigest() for text in texts]
+        names = ",".join(self.counts)
+        keys = [hashlib.sha256(f"{self.model}\n{names}\n{text}".encode()).hexdigest() for text in texts]
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self.known}
         self.usage["cached"] += len(keys) - len(new)
         reasons: dict[str, str] = {}
@@ -132,7 +141,7 @@ class Judge:
         if self.failures:
             index, reason = self.failures[0]
             number = f"{len(self.failures)} of {len(keys)}"
-            text = f"{self.name}: {number} reports have no score, first report {index}: {reason}"
+            text = f"{self.name}: {number} reports have no score, first report {index}: {without_answer(reason)}"
             if len(self.failures) == len(keys):
                 raise RunError(f"{text} Check that {self.url} serves {self.model} with structured outputs.")
             log.warning(text)
@@ -181,7 +190,8 @@ class Judge:
                 reason = f"the server does not answer ({type(error).__name__})."
                 continue
             if response.status_code != 200:
-                reason = f"the server answers with status {response.status_code}: {response.text[:200]!r}."
+                said = "a message that repeats the request" if repeats(response.text, text) else response.text[:200]
+                reason = f"the server answers with status {response.status_code}: {said!r}."
                 if response.status_code in AGAIN:
                     continue
                 return reason
@@ -205,7 +215,7 @@ class Judge:
         return {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
-            "temperature": 0.0,
+            "temperature": 0.7 if attempt else 0.0,  # the same request would get the same nonsense
             "seed": attempt,
             "max_tokens": self.max_tokens,
             "response_format": {"type": "json_schema", "json_schema": {"name": "counts", "schema": schema}},
@@ -233,6 +243,19 @@ class Judge:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 99:
                 return f"expected {name} to be an integer from 0 to 99, but got {value!r:.50}."
         return counts
+
+
+def without_answer(reason: str) -> str:
+    """A reason without what the model wrote, for log lines and messages: it may repeat a report."""
+    if reason.startswith("the server"):
+        return reason
+    return re.split(r": '|: \"|, but got", reason)[0].rstrip(".") + "."
+
+
+def repeats(message: str, request: str) -> bool:
+    """Whether three words in a row of a message are in a request, as in errors that show the rejected input."""
+    words = message.split()
+    return any(" ".join(words[i : i + 3]) in request for i in range(len(words) - 2))
 
 
 def _replaced(part: Any, field: str, value: str) -> list[Any]:

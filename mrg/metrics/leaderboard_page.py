@@ -14,12 +14,15 @@ from mrg.metrics.leaderboard import COLUMNS, describe_constant
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
-table{border-collapse:collapse;margin:1rem 0}th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #d5d9de}
+table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}td{white-space:nowrap}
+th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #d5d9de}
 th:first-child,td:first-child{text-align:left}th button{all:unset;cursor:pointer}
 th button:focus-visible{outline:2px solid}
 th[aria-sort=descending] button::after{content:" \\2193"}th[aria-sort=ascending] button::after{content:" \\2191"}
 .wide{overflow-x:auto}small{color:#57606a}
-@media (prefers-color-scheme:dark){body{background:#14171b;color:#e6e8ea}
+@media print{body{font-size:9pt}.wide{overflow:visible}table{font-size:7pt}th,td{padding:.15rem .25rem}
+td{white-space:normal}}
+@media screen and (prefers-color-scheme:dark){body{background:#14171b;color:#e6e8ea}
 th,td{border-color:#3a4048}small{color:#9aa4ae}}
 """
 _SCRIPT = """
@@ -58,22 +61,27 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
         for convention in CONVENTIONS
     ]
     page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Leaderboard</title><style>{_STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
+<title>Leaderboard</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body><main>
 <h1>Leaderboard</h1>
 <p>{result["num_studies"]:,} studies, labeler {escape(result["labeler"])}, ranked by {escape(ranking["by"])}. Scores in
 percent with 95 % bootstrap intervals over studies; <i>first</i> is the share of bootstrap samples in which no other
 system is better.</p>
-<div class="wide">{_table(head, rows)}</div>
+{_wide("Ranking", _table(head, rows))}
 <p>Compared with the {escape(describe_constant(result))}</p>
 <h2>F1 per condition</h2>
-<div class="wide">{_figure(result)}</div>
+{_wide("F1 per condition", _figure(result))}
 <h2>CE-F1 in every convention</h2>
-<div class="wide">{_table(["convention", *ranking["systems"]], every)}</div>
+{_wide("CE-F1 in every convention", _table(["convention", *ranking["systems"]], every))}
 <p><small>Uncertain counts as positive where the name of a convention ends in +; 0/0 is 0.</small></p>
-<script>{_SCRIPT}</script></body></html>
+</main><script>{_SCRIPT}</script></body></html>
 """
     path.write_text(page, encoding="utf-8")
+
+
+def _wide(title: str, content: str) -> str:
+    """Content that scrolls sideways on a narrow screen, by the keyboard as well."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{title}">{content}</div>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[tuple[str, Any]]]) -> str:

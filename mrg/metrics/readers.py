@@ -195,7 +195,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--column", default="num_errors", help="column of the errors in the pairs, without --errors")
     result.add_argument("--significant", action="store_true", help="count clinically significant errors only")
     result.add_argument(
-        "--scorer", action="append", default=[], metavar="PATH", help="further score, see docs/scorers.md"
+        "--scorer", action="append", default=[], metavar="PATH", help="further score: PACKAGE.MODULE:FUNCTION"
     )
     result.add_argument("--labeler", help="class path of a labeler (default: rules)")
     result.add_argument("--chexbert", type=Path, help="CheXbert checkpoint that labels")

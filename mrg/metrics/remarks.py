@@ -65,7 +65,8 @@ def against_best(results: Mapping[str, Any]) -> list[str]:
     saved = results["best_constant"]
     if saved is None:
         lines = [
-            f"The {BEST} report is not known: test the first run again, with the labeler and the margin used here."
+            f"The {BEST} report is not known: test the first run again, with the labeler and the margin used here; for",
+            "files of reports, `python -m mrg.metrics FILE --train FILE` finds it on training reports.",
         ]
     else:
         lines = [

@@ -12,9 +12,10 @@ Choices:
 - The reference model is the policy with its adapter off, or a copy of all trained weights at the start.
 - The loss is normalized by the whole step on all ranks, so it does not depend on how the step is split.
 - Without a KL term, groups of equal rewards have no gradient and are not computed.
+- Servers may sample the next round while this one trains (`rollout.overlap`); its completions are one step old.
 - A reward that fails stops the run on all ranks, before anything has changed.
 
-Left out: value networks, a KL penalty within the reward, and rounds that overlap with the training of earlier ones.
+Left out: value networks, and a KL penalty within the reward.
 
 Sizes: B studies, G completions per study, N = B * G completions of at most C tokens, row n belongs to study n // G;
 n completions of at most c tokens in a micro-batch.
@@ -22,7 +23,6 @@ n completions of at most c tokens in a micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,16 +36,17 @@ from mrg.modules.optimizer import clip_gradients, local_gradients
 from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks
 from mrg.modules.prefix.flex import Attention, flex_state
 from mrg.modules.prefix.packing import Prompts
-from mrg.modules.rl.advantage import equal_groups
 from mrg.modules.rl.batch import MicroBatch, Step, check_round, minibatches
 from mrg.modules.rl.correction import token_weights
 from mrg.modules.rl.entropy import EntropyBonus, entropy_term
 from mrg.modules.rl.loss import grpo_loss
 from mrg.modules.rl.monitor import BY_STEP, Monitor, Outcome, first_group
-from mrg.modules.rl.reward import Rewards, replace_rewards
+from mrg.modules.rl.reward import Rewards
 from mrg.modules.rl.settings import LossSettings, RewardSettings
-from mrg.modules.rollout.engines import Engine, check_engine, check_place, connect_engine, note_engine
-from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
+from mrg.modules.rollout.ahead import Ahead
+from mrg.modules.rollout.engines import check_engine, check_place, connect_engine
+from mrg.modules.rollout.sampling import Rollout
+from mrg.modules.rollout.vllm import VLLMClient
 from mrg.modules.round import RoundModule
 from mrg.modules.selection import measure
 from mrg.modules.settings import KLSettings, RolloutSettings
@@ -89,7 +90,7 @@ class GRPOModule(RoundModule):
         check_counts(micro_batch_tokens=micro_batch_tokens)
         check_counts(0, sample_every=sample_every)
         kl.check_fixed(self.train_vision, self.lora, self.language_model)
-        check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision)
+        check_engine(rollout, self.lora, self.load_in_4bit, self.train_vision, self.language_model)
         self.automatic_optimization = False  # several backward passes make one step
         self.rollout_settings, self.kl, self.loss_settings = rollout, kl, loss
         self.group_size, self.temperature, self.loss_options = rollout.group_size, rollout.temperature, loss.options()
@@ -102,7 +103,6 @@ class GRPOModule(RoundModule):
         self.entropy_bonus = EntropyBonus(loss.entropy)
         self.adds_references, self.reference_share = rollout.add_reference, 0.0
         self.monitor = Monitor(rollout.group_size)
-        self.engine: Engine | None = None
         self.samples: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
@@ -123,6 +123,8 @@ class GRPOModule(RoundModule):
             check_round(min(data.batch_size, per_rank), self.num_minibatches)
             images = self.max_views * (2 if self.use_prior else 1)
             self.engine = connect_engine(self.rollout_settings, self.policy, self.trainer, self.source, images)
+            if self.rollout_settings.overlap and isinstance(self.engine, VLLMClient):
+                self.ahead, data.knows_next = Ahead(self.engine), True
 
     def configure_model(self) -> None:
         """Shard the policy if the strategy does, and copy its weights as the reference if there is no adapter."""
@@ -130,20 +132,9 @@ class GRPOModule(RoundModule):
         if self.trainer.training and self.kl.coef and not self.policy.has_adapter and not self.policy.reference_weights:
             self.policy.keep_reference()
 
-    @property
-    def round_index(self) -> int:
-        """Index of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
-        return self.trainer.fit_loop.total_batch_idx
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save which engine sampled, because its sampling is not repeated bit for bit."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["engine"] = "" if self.engine is None else self.engine.version
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note if another engine samples from now on."""
-        super().on_load_checkpoint(checkpoint)
-        note_engine(checkpoint.get("engine"), self.engine)
+    def measure(self, select: Selection, epoch: int) -> Measured:
+        """Measure how the rewards of all training studies vary; the data module calls this before an epoch."""
+        return measure(self, select, epoch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One round: rollout, reward, advantages, reference, loss."""
@@ -156,64 +147,18 @@ class GRPOModule(RoundModule):
                 rollout = self.rollout(prompts, batch)
             with self.monitor.phase("reward"):
                 rewards = self.rewards(rollout, batch)
-            rollout, sampled = self.resample(prompts, batch, rollout, rewards)
-        rollout, rewards = self.add_references(prompts, batch, rollout, sampled)
-        advantages = self.advantages(rewards)
+            own = self.resample(prompts, batch, rollout, rewards)
+        self.sample_ahead(batch)
+        rollout, rewards = self.add_references(prompts, batch, *own)
+        advantages = self.advantages(rewards, batch.importance)
         with self.monitor.phase("reference"):
             ref_logps = self.reference_logps(prompts, rollout, batch)
         with self.monitor.phase("policy"):
             sums = self.update(prompts, rollout, self.credit(rollout, rewards, advantages), ref_logps, batch)
-        self.log_round(rollout, rewards, advantages, sums, prompts)
-        self.update_corpus(sampled)
+        self.log_round(own, rollout, rewards, advantages, sums, prompts)
+        self.update_corpus(own[1])
         if self.sample_every and self.round_index % self.sample_every == 0:
-            self.samples = first_group(rollout, rewards, batch, self.group_size, self.round_index)
-
-    def keep_intact(self) -> None:
-        """Note that the state before this round can be saved, because it has changed nothing."""
-        self.intact = True
-
-    def measure(self, select: Selection, epoch: int) -> Measured:
-        """Measure how the rewards of all training studies vary; the data module calls this before an epoch."""
-        return measure(self, select, epoch)
-
-    def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
-        """Sample a group of completions per study; a function of (seed, rank, round, attempt) and the policy.
-
-        Args:
-            prompts: Prompts of the studies to sample for.
-            batch: All studies of the round.
-            groups: Indices of the studies in the batch; all of them by default.
-            attempt: 0, or the number of the attempt if groups are sampled again.
-        """
-        # All ranks have the same seed in Lightning, but must not sample the same completions.
-        seed = hash((self.rollout_settings.seed, self.global_rank, self.round_index, attempt)) % 2**63
-        if self.engine is not None:
-            self.engine.synchronize(self.round_index, self.trainer)
-            seeds = {group: hash((seed, group)) for group in groups or range(len(batch))}
-            return self.engine.sample(batch, seeds, self.group_size, self.max_new_tokens, self.temperature)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        options = self.group_size, self.max_new_tokens, self.temperature
-        return sample(self.policy, prompts, *options, generator, self.decoder)
-
-    def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
-        """Sample groups of equal rewards again, at most `rollout.resample_dead` times (after Yu et al., DAPO, 2025).
-
-        Groups with fewer than two rewards are left: if a reward does not apply to a study, it will not apply to other
-        completions of the study either.
-        """
-        for attempt in range(1, self.rollout_settings.resample_dead + 1):
-            dead = equal_groups(self.signal(rewards), self.group_size, rewards.scored).nonzero()[:, 0]
-            if not len(dead):
-                break
-            groups = dead.tolist()
-            with self.monitor.phase("rollout"):
-                again = self.rollout(prompts.rows(dead.to(self.device)), batch, groups, attempt)
-            rollout = replace_groups(rollout, again, dead, self.group_size, self.policy.pad_id)
-            with self.monitor.phase("reward"):
-                rewards = replace_rewards(
-                    rewards, self.rewards(again, batch, groups), group_rows(dead, self.group_size)
-                )
-        return rollout, rewards
+            self.samples = first_group(*own, batch, self.group_size, self.round_index)
 
     def update(
         self, prompts: Prompts, rollout: Rollout, advantages: Tensor, ref_logps: Tensor | None, batch: Batch
@@ -325,19 +270,30 @@ class GRPOModule(RoundModule):
         return loss, sums | more
 
     def log_round(
-        self, rollout: Rollout, rewards: Rewards, advantages: Tensor, sums: dict[str, Tensor], prompts: Prompts
-    ) -> None:
-        """Log metrics that distinguish a healthy round from a collapse, over all ranks."""
+        self, own: tuple[Rollout, Rewards], rollout: Rollout, rewards: Rewards, advantages: Tensor,
+        sums: dict[str, Tensor], prompts: Prompts,
+    ) -> None:  # fmt: skip
+        """Log metrics that distinguish a healthy round from a collapse, over all ranks.
+
+        Args:
+            own: What the policy has written, and its rewards.
+            rollout: What it has learned from, which may have reference reports in place of some completions.
+            rewards: Rewards of these.
+            advantages: (N,) advantages of these.
+            sums: Sums of the optimizer steps.
+            prompts: Prompts of the studies.
+        """
         num_tokens = sum(self.num_group_tokens(prompts, rollout))
         teaches = advantages.bool() & rollout.counted(self.loss_settings.mask_truncated)  # (N,)
-        own = Outcome.of(rollout, rewards, self.group_size, num_tokens, teaches, sums, advantages)
-        whole = Outcome.joined(gather(own, self.trainer.world_size))
-        values = self.monitor.round(whole, self.signal(whole.rewards)) | self.part_statistics(whole.rewards)
+        learned = rewards if self.adds_references else None
+        part = Outcome.of(*own, self.group_size, num_tokens, teaches, sums, advantages, learned)
+        whole = Outcome.joined(gather(part, self.trainer.world_size))
+        values = self.monitor.round(whole, self.signal(whole.trained_on)) | self.part_statistics(whole.trained_on)
         values |= self.settings_values()
         self.watch.rewards.append(values.get("reward/total", 0.0))
         for name, scorer in self.corpus.items():
             values[f"train/{name}"] = float(scorer.f1.mean())  # the one by which this round was rewarded
-        if (gap := values.get("train/logp_gap", 0.0)) > 0.05 and self.num_steps == 1:
+        if (gap := values.get("train/logp_gap", 0.0)) > 0.05 and self.num_steps == 1 and not self.ahead:
             log.warning("Sampling and training disagree by %.3f nats per token: check the precision.", gap)
         for name, value in values.items():
             self.log(name, value, batch_size=len(prompts.mask), prog_bar=name in ("reward/total", "reward/mccs"))

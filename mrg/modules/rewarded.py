@@ -37,6 +37,7 @@ class RewardedModule(ReportModule):
     entropy_bonus: EntropyBonus
     part_weights: dict[str, float]
     watch: Watch
+    events: list[dict[str, Any]]
 
     def set_reward(self, reward: RewardSettings, loss: LossSettings) -> None:
         """Build the reward, and choose how advantages are made from it.
@@ -61,7 +62,7 @@ class RewardedModule(ReportModule):
             check_credit(self.labeler, self.reward)
         self.decoupled = loss.aggregation == "normalize_then_sum"
         self.part_weights = self.reward.weights | {"overlong": reward.overlong_weight}
-        self.watch = Watch(self.part_weights)
+        self.watch, self.events = Watch(self.part_weights), []
         if self.decoupled and self.corpus:
             log.warning(
                 "model.init_args.loss.aggregation normalize_then_sum divides the corpus F1 by the deviation of each "
@@ -87,7 +88,11 @@ class RewardedModule(ReportModule):
         if (diverges := self.watch.validated(float(watched.compute()))) is not None:
             self.log("val/reward_diverges", float(diverges))
             if diverges:
-                log.warning(self.watch.describe())
+                text = self.watch.describe()
+                self.events.append(
+                    {"step": self.trainer.fit_loop.total_batch_idx, "event": "reward_diverges", "text": text}
+                )
+                log.warning(text)
         if self.corpus:
             metric = self.scores["ce_f1"]
             assert isinstance(metric, CEF1)

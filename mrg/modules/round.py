@@ -1,8 +1,9 @@
-"""What is computed of a round before its optimizer steps: rewards, advantages, and passes over its completions."""
+"""What is computed of a round before its optimizer steps: completions, rewards, advantages, and passes over these."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,15 @@ from mrg.modules.rl.batch import MicroBatch, micro_batches
 from mrg.modules.rl.credit import finding_credit
 from mrg.modules.rl.decoupled import decoupled_terms, part_statistics, scaled
 from mrg.modules.rl.entropy import entropy_threshold
+from mrg.modules.rl.monitor import Monitor
 from mrg.modules.rl.overlong import with_overlong
 from mrg.modules.rl.reference import bad_groups, with_references
 from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rl.settings import LossSettings
-from mrg.modules.rollout.sampling import Rollout
-from mrg.modules.settings import KLSettings
+from mrg.modules.rollout.ahead import Ahead
+from mrg.modules.rollout.engines import Engine, note_engine
+from mrg.modules.rollout.sampling import Rollout, group_rows, replace_groups, sample
+from mrg.modules.settings import KLSettings, RolloutSettings
 
 
 class RoundModule(RewardedModule):
@@ -32,9 +36,102 @@ class RoundModule(RewardedModule):
     kl: KLSettings
     loss_settings: LossSettings
     micro_batch_tokens: int
+    monitor: Monitor
     temperature: float
     adds_references: bool
     reference_share: float
+    rollout_settings: RolloutSettings
+    weights_studies = True
+    engine: Engine | None = None
+    ahead: Ahead | None = None
+    """Rollouts of later rounds, if servers sample them already."""
+
+    @property
+    def round_index(self) -> int:
+        """Index of this round; unlike the step's it also counts rounds whose step was skipped, and it is resumed."""
+        return self.trainer.fit_loop.total_batch_idx
+
+    def keep_intact(self) -> None:
+        """Note that the state before this round can be saved, because it has changed nothing."""
+        self.intact = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also save which engine sampled, as its sampling is not repeated bit for bit, and what it sampled ahead."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["engine"] = "" if self.engine is None else self.engine.version
+        if self.ahead is not None:
+            checkpoint["ahead"] = gather(self.ahead.state_dict(), self.trainer.world_size)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note if another engine samples from now on; what the earlier one sampled ahead is used."""
+        super().on_load_checkpoint(checkpoint)
+        note_engine(checkpoint.get("engine"), self.engine)
+        if self.ahead is not None and "ahead" in checkpoint:
+            self.ahead.load_state_dict(checkpoint["ahead"], self.global_rank)
+
+    def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
+        """Sample a group of completions per study; a function of (seed, rank, round, attempt) and the policy.
+
+        Args:
+            prompts: Prompts of the studies to sample for.
+            batch: All studies of the round.
+            groups: Indices of the studies in the batch; all of them by default.
+            attempt: 0, or the number of the attempt if groups are sampled again.
+        """
+        seed, options = self._seed(self.round_index, attempt), self._sampling()
+        if self.engine is None:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            return sample(self.policy, prompts, *options, generator, self.decoder)
+        if not attempt:
+            if self.ahead is not None:
+                written = self.ahead.take(self.round_index, batch, self.device)
+                if written is not None:
+                    return written
+            self.engine.synchronize(self.round_index, self.trainer)
+        return self.engine.sample(batch, self._seeds(seed, groups or range(len(batch))), *options)
+
+    def sample_ahead(self, batch: Batch) -> None:
+        """Let the servers sample the round after this one, with the policy as it is; all ranks call this.
+
+        By now the ranks have agreed that none has failed, and none waits for the adapter that is replaced.
+        """
+        if self.ahead is None or self.engine is None or self.trainer.is_last_batch:  # of the epoch
+            return
+        if batch.ahead is not None:
+            self.engine.synchronize(self.round_index, self.trainer)
+            following, studies = self.round_index + 1, range(len(batch.ahead))
+            self.ahead.start(following, batch.ahead, self._seeds(self._seed(following), studies), self._sampling())
+
+    def _sampling(self) -> tuple[int, int, float]:
+        return self.rollout_settings.group_size, self.max_new_tokens, self.rollout_settings.temperature
+
+    def _seed(self, round_index: int, attempt: int = 0) -> int:
+        # All ranks have the same seed in Lightning, but must not sample the same completions.
+        return hash((self.rollout_settings.seed, self.global_rank, round_index, attempt)) % 2**63
+
+    @staticmethod
+    def _seeds(seed: int, groups: Sequence[int]) -> Mapping[int, int]:
+        return {group: hash((seed, group)) for group in groups}
+
+    def resample(self, prompts: Prompts, batch: Batch, rollout: Rollout, rewards: Rewards) -> tuple[Rollout, Rewards]:
+        """Sample groups of equal rewards again, at most `rollout.resample_dead` times (after Yu et al., DAPO, 2025).
+
+        Groups with fewer than two rewards are left: if a reward does not apply to a study, it will not apply to other
+        completions of the study either.
+        """
+        for attempt in range(1, self.rollout_settings.resample_dead + 1):
+            dead = equal_groups(self.signal(rewards), self.group_size, rewards.scored).nonzero()[:, 0]
+            if not len(dead):
+                break
+            groups = dead.tolist()
+            with self.monitor.phase("rollout"):
+                again = self.rollout(prompts.rows(dead.to(self.device)), batch, groups, attempt)
+            rollout = replace_groups(rollout, again, dead, self.group_size, self.policy.pad_id)
+            with self.monitor.phase("reward"):
+                rewards = replace_rewards(
+                    rewards, self.rewards(again, batch, groups), group_rows(dead, self.group_size)
+                )
+        return rollout, rewards
 
     def rewards(self, rollout: Rollout, batch: Batch, groups: Sequence[int] = ()) -> Rewards:
         """Rewards of the completions of some groups of the batch, of all of them by default."""
@@ -57,17 +154,21 @@ class RoundModule(RewardedModule):
         terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
         return torch.stack(list(terms.values())).sum(0)
 
-    def advantages(self, rewards: Rewards) -> Tensor:
-        """Advantages (N,) of the completions of this rank."""
+    def advantages(self, rewards: Rewards, importance: Tensor | None = None) -> Tensor:
+        """Advantages (N,) of the completions of this rank, times the importance (B,) of their studies."""
+        found = self._advantages(rewards).to(self.device)
+        return found if importance is None else found * importance.repeat_interleave(self.group_size)
+
+    def _advantages(self, rewards: Rewards) -> Tensor:
         signal, deviation = self.signal(rewards), None
         if self.decoupled or self.advantage_scale == "batch":
             own = signal if rewards.scored is None else signal[rewards.scored]
             values = torch.cat(gather(own, self.trainer.world_size))
             deviation = float(values.std()) if len(values) > 1 else None
         if self.decoupled:
-            return scaled(signal, deviation or 0.0, rewards.scored).to(self.device)
+            return scaled(signal, deviation or 0.0, rewards.scored)
         options = self.group_size, self.advantage_scale
-        return group_advantages(signal, *options, present=rewards.scored, deviation=deviation).to(self.device)
+        return group_advantages(signal, *options, present=rewards.scored, deviation=deviation)
 
     def credit(self, rollout: Rollout, rewards: Rewards, advantages: Tensor) -> Tensor:
         """Advantages (N,) as they are, or (N, C) of tokens if they are spread by finding."""
@@ -181,4 +282,6 @@ class RoundModule(RewardedModule):
             values["train/entropy_coef"] = self.entropy_bonus.coef
         if self.adds_references:
             values["train/references"] = self.reference_share
+        if self.ahead is not None:
+            values["train/rollout_age"] = float(self.ahead.age)
         return values

@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,9 +28,7 @@ from mrg.modules.policy.ranks import failing_together, full, gather, gathered
 from mrg.modules.rl.advantage import dead_groups
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.rollout.sampling import sample
-
-if TYPE_CHECKING:
-    from mrg.modules.grpo import GRPOModule
+from mrg.modules.round import RoundModule
 
 FILE = "selection.jsonl"
 """The latest measurement: its identity, then one row per study with the mean and deviation of its rewards."""
@@ -57,7 +55,7 @@ def statistics(rewards: Rewards, samples: int) -> list[Row]:
 
 
 @torch.no_grad()
-def measure(module: GRPOModule, select: Selection, epoch: int) -> Measured:
+def measure(module: RoundModule, select: Selection, epoch: int) -> Measured:
     """Sample completions of all training studies and measure their rewards; all ranks must call this.
 
     Args:
@@ -121,7 +119,7 @@ def _chosen(num_studies: int, wanted: int, seed: int) -> list[int]:
     return chosen
 
 
-def _rewards(module: GRPOModule, batch: Batch, samples: int, seed: int) -> Rewards:
+def _rewards(module: RoundModule, batch: Batch, samples: int, seed: int) -> Rewards:
     options = samples, module.max_new_tokens, module.temperature
     if module.engine is not None:
         rollout = module.engine.sample(batch, {row: hash((seed, row)) for row in range(len(batch))}, *options)
@@ -132,14 +130,15 @@ def _rewards(module: GRPOModule, batch: Batch, samples: int, seed: int) -> Rewar
     return module.rewards_of(rollout.texts, rollout.completion_mask.sum(1).cpu(), batch, rows)
 
 
-def _identity(module: GRPOModule, select: Selection, epoch: int) -> dict[str, Any]:
+def _identity(module: RoundModule, select: Selection, epoch: int) -> dict[str, Any]:
     """What a measurement depends on, as values of JSON; sharded weights are gathered."""
     sums: list[Tensor] = []
     for parameter in module.parameters():
         if parameter.requires_grad:
             value = full(parameter.detach()).double()
             sums += [value.sum(), value.square().sum()]
-    settings = {**plain_arguments(module.hparams), **dataclasses.asdict(select)}
+    labeler = getattr(module.labeler, "name", type(module.labeler).__name__)
+    settings = {**plain_arguments(module.hparams), **dataclasses.asdict(select), "labeler": str(labeler)}
     text = json.dumps([settings, [float(value) for value in sums]], sort_keys=True)
     return {"round": module.round_index + 1, "epoch": epoch, "digest": hashlib.sha256(text.encode()).hexdigest()}
 

@@ -53,6 +53,7 @@ class RolloutSettings:
         resample_dead: How many times groups of equal rewards are sampled again.
         add_reference: Let the reference report take the place of a completion in groups of equal, lower rewards.
         seed: Seed of the rollouts, which are a function of (seed, rank, round).
+        overlap: 1 lets servers sample the next round while this one trains, with the policy before its steps; 0 waits.
         servers: vLLM servers that sample the completions.
         colocate: vLLM engine in the trainer's process that samples them. Without either, the policy samples itself.
     """
@@ -62,12 +63,14 @@ class RolloutSettings:
     resample_dead: int = 0
     add_reference: bool = False
     seed: int = 0
+    overlap: Literal[0, 1] = 0
     servers: Servers | None = None
     colocate: Colocate | None = None
 
     def __post_init__(self) -> None:
         check_counts(2, "rollout.", group_size=self.group_size)
         check_counts(0, "rollout.", resample_dead=self.resample_dead)
+        check_range("rollout.overlap", self.overlap, "0 or 1", self.overlap in (0, 1))
         check_range("rollout.temperature", self.temperature, "above 0", 0 < self.temperature < math.inf)
 
     @property

@@ -57,6 +57,8 @@ class SFTModule(SupervisedStep):
         UserError: If the weight is not above 0, or is set without a think section, or the number is negative.
     """
 
+    weights_studies = True
+
     def __init__(self, findings_weight: float = 1.0, val_samples: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         check_range("findings_weight", findings_weight, "above 0", findings_weight > 0)
@@ -114,10 +116,12 @@ class SFTModule(SupervisedStep):
         """Weighted negative log-likelihood summed over tokens, the sum of weights, and the part of findings lists."""
         ids, mask = self.completions(batch)
         logps = self.policy.logps(self.policy.embed(batch), ids, mask).logps  # (B, C)
-        if self.think == "absent":
+        if self.think == "absent" and batch.importance is None:
             return -logps.sum(), mask.sum(), None
-        in_list = self._in_list(ids) & mask
+        in_list = self._in_list(ids) & mask if self.think != "absent" else torch.zeros_like(mask)
         weights = torch.where(in_list, self.findings_weight, 1.0) * mask
+        if batch.importance is not None:
+            weights = weights * batch.importance[:, None].to(weights)
         return -(logps * weights).sum(), weights.sum(), -(logps.detach() * in_list).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

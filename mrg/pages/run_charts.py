@@ -21,6 +21,8 @@ _COLORS = ("#2f81f7", "#d9730d", "#2da44e", "#a475f9", "#8b949e", "#d1477a")
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 _MISSING = "train/missing"
 _NOT_REWARDED = "Not part of the reward"
+_DIVERGES = "val/reward_diverges"
+_WARNING = "#d1242f"
 
 
 class Line(NamedTuple):
@@ -106,6 +108,7 @@ def run_charts(log: TrainingLog) -> list[Chart]:
     if not any(value for _, value in log.scores.get(_MISSING, [])):
         hidden.add(_MISSING)
     zero = unrewarded(log.config)
+    warned = [step for step, value in log.scores.get(_DIVERGES, []) if value == 1]
     steps = [step for series in log.scores.values() for step in (series[0][0], series[-1][0])]
     charts = []
     for group in _GROUPS:
@@ -123,8 +126,9 @@ def run_charts(log: TrainingLog) -> list[Chart]:
             if key in log.scores and key not in left_out
         ]
         if lines:
-            image = draw(group.title, lines, group.is_share, (min(steps), max(steps)))
-            charts.append(Chart(group.title, group.note, image))
+            marks = warned if group.title in ("Reward", "Validation") else []
+            image = draw(group.title, lines, group.is_share, (min(steps), max(steps)), marks)
+            charts.append(Chart(group.title, group.note + marks_note(marks), image))
     return charts
 
 
@@ -158,7 +162,15 @@ def _labels(keys: Mapping[str, str], logged: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int]) -> Markup:
+def marks_note(marks: Sequence[int]) -> str:
+    """Sentence on the marked steps of a chart; empty if there are none."""
+    if not marks:
+        return ""
+    steps = ", ".join(map(str, marks[:5])) + (f" and {len(marks) - 5} more" if len(marks) > 5 else "")
+    return f" Red lines ({steps}): the reward rose while a validation score that is not part of it fell."
+
+
+def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int], marks: Sequence[int] = ()) -> Markup:
     """Draw lines over steps; a value that is not finite leaves a gap, and a single value is a dot.
 
     Of many points the running mean is drawn over the values. The page's script reads the attribute `data-chart`.
@@ -168,6 +180,7 @@ def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int
         lines: At least one line.
         is_share: Whether values are percentages, on an axis from 0.
         ends: First and last step of the run, the same for all charts.
+        marks: Steps with a vertical line, at which a warning was logged.
     """
     figure = new_figure(4.7, 2.7)
     axes = figure.add_subplot()
@@ -181,6 +194,9 @@ def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int
         axes.set_ylim(-3, max(20, 1.08 * max(values + levels)))
     else:
         _cut_first_steps(axes, lines, ends)
+    for step in marks:
+        axes.axvline(step, color=_WARNING, linewidth=1.2)
+        axes.plot(step, 1, "v", color=_WARNING, markersize=6, clip_on=False, transform=axes.get_xaxis_transform())
     axes.set_xlabel("step")
     pad = max(0.5, 0.02 * (ends[1] - ends[0]))
     axes.set_xlim(ends[0] - pad, ends[1] + pad)
@@ -189,11 +205,12 @@ def draw(title: str, lines: Sequence[Line], is_share: bool, ends: tuple[int, int
     if len(lines) > 1 or lines[0].label.lower() not in title.lower():
         columns = 3 if max(len(line.label) for line in lines) < 12 else 2
         figure.legend(loc="outside upper left", ncols=columns, frameon=False, fontsize=9, handlelength=2.6)
-    image = svg(figure, describe(title, lines))  # which lays the axes out
+    image = svg(figure, describe(title, lines) + marks_note(marks))  # which lays the axes out
     box = axes.get_position()
     data = {
         "box": [box.x0, 1 - box.y1, box.x1, 1 - box.y0],
         "steps": axes.get_xlim(),
+        "warned": list(marks),
         "lines": [
             [
                 line.label,

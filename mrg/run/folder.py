@@ -147,7 +147,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
             for file in folder.glob(pattern):
                 file.unlink()
         shutil.rmtree(folder / "policy", ignore_errors=True)
-    for name in ("metrics.csv", "samples.jsonl"):
+    for name in ("metrics.csv", "samples.jsonl", "events.jsonl"):
         file = folder / name
         if file.is_file():
             set_aside(file)

@@ -36,6 +36,7 @@ def mutants(source):
         ("x = y.clip(a, low=b, **c)", ["x = y", "x = y.clip(a, **c)"]),
         ("import torch\nx = torch.ones(a)", []),
         ("raise ValueError('a' + str(1))", ["pass"]),
+        ("x = zip(a, b, strict=True)", []),
         ('"""Documentation."""', []),
         ("def f(a: int | None) -> int | str:\n    assert a > 1, f'{a - 1}'", []),
         ("if __name__ == '__main__':\n    main()", []),

@@ -26,6 +26,7 @@ from mrg.metrics.trl import RewardError
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.reward import Rewards
+from mrg.modules.rollout.vllm_servers import Servers
 from mrg.modules.sft import SFTModule
 from mrg.strategy import FSDP2
 from tests.nested import nested
@@ -84,6 +85,8 @@ class Lengths:
 def module_of(kind, policy, fails=None, **settings):
     """A module whose adapter has dropout, so that the global generator matters."""
     options = {**SETTINGS, "policy": policy, "lora": LoRA(4, dropout=0.1), "learning_rate": 1e-2, **settings}
+    if isinstance(options.get("servers"), dict):
+        options["servers"] = Servers(**options["servers"])
     if kind == "findings":
         from mrg.modules.findings import FindingsModule
 

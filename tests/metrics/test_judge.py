@@ -90,6 +90,24 @@ def test_nonsense_is_counted_and_named_and_never_zero(server, caplog, content, r
     assert "1 of 2 reports have no score, first report 1: " in caplog.text
 
 
+def test_log_lines_and_messages_do_not_repeat_a_report(server, caplog):
+    report = "The zebraic heart is enlarged."
+    answers = [(200, f"I cannot judge: {report}"), (200, json.dumps({"zebraic heart": 1})), (422, f"bad: {report}")]
+    for status, content in answers:
+        server.answers = lambda request, answer=(status, content): answer
+        judge = Judge(server.url, "tiny", attempts=1)
+        with pytest.raises(RunError) as error:
+            judge([report], [report])
+        assert "zebraic" not in f"{error.value} {caplog.text}"
+    assert "status 422: 'a message that repeats the request'" in str(error.value)
+    server.answers = lambda request: (200, answers[0][1] if "bad" in text_of(request) else json.dumps(VALID))
+    judge = Judge(server.url, "tiny", attempts=1)
+    assert judge(["good", "bad"], ["x", "x"]) == [0.75, None]
+    assert "first report 1: the answer is not JSON." in caplog.text
+    assert "zebraic" not in caplog.text
+    assert "zebraic" in judge.failures[0][1]  # for whoever asks
+
+
 def test_a_busy_server_is_asked_again(server):
     seeds = []
 
@@ -101,6 +119,7 @@ def test_a_busy_server_is_asked_again(server):
     judge = Judge(server.url, "tiny")
     assert judge(["a"], ["b"]) == [0.75]
     assert (seeds, judge.usage["retried"], judge.usage["failed"]) == ([0, 1], 1, 0)
+    assert [request["temperature"] for _, request, _ in server.requests] == [0.0, 0.7]
 
 
 def test_answers_are_cached_on_disk(server, tmp_path):
@@ -112,6 +131,25 @@ def test_answers_are_cached_on_disk(server, tmp_path):
     assert (len(server.requests), again.usage["cached"]) == (3, 1)
     assert Judge(server.url, "other", cache=cache)(["a"], ["b"]) == [0.75]
     assert len(server.requests) == 4
+
+
+def test_a_cache_that_a_crash_has_truncated_is_used_without_its_last_line(server, tmp_path, caplog):
+    cache = tmp_path / "judge.jsonl"
+    Judge(server.url, "tiny", cache=cache)(["a", "c"], ["b", "d"])
+    lines = cache.read_bytes().splitlines(keepends=True)
+    cache.write_bytes(lines[0] + b'{"key": "0", "counts": {"matched": 1}}\n' + lines[1][:-9])
+    again = Judge(server.url, "tiny", cache=cache)
+    assert "judge.jsonl, line 2: expected an answer with matched, significant, insignificant" in caplog.text
+    assert again(["a", "c"], ["b", "d"]) == [0.75] * 2
+    assert (len(server.requests), again.usage["cached"]) == (3, 1)
+    assert len(Judge(server.url, "tiny", cache=cache).known) == 2
+
+
+def test_the_server_is_checked_before_the_first_report(server):
+    Judge(server.url, "tiny").check()  # this one has no list of models: nothing is known
+    assert server.requests == []
+    with pytest.raises(RunError, match=r"The judge's server http://127.0.0.1:9 does not answer \(ConnectionError\)"):
+        Judge("http://127.0.0.1:9", "tiny").check()
 
 
 def test_no_answer_at_all_is_an_error(server):

@@ -21,6 +21,14 @@ def test_bars_are_the_scores():
             "Fracture (0)",
         ]
         assert [text.get_text() for text in axes.texts] == ["100.0", "0.0", "undefined"]
+        assert [text.get_position() for text in axes.texts] == [(1.01, 0), (0.01, 1), (0.01, 2)]
+        assert [text.get_color() for text in axes.texts] == ["black", "black", "gray"]
+        assert axes.get_xlim() == (0, 1.08)
+        assert axes.yaxis_inverted()
+        assert axes.xaxis.get_major_formatter()(0.25, 0) == "25"
+        assert axes.get_xlabel() == "F1 in percent (in brackets: support)"
+        shown = {side for side, spine in axes.spines.items() if spine.get_visible()}
+        assert shown == {"left", "bottom"}
         plt.close(figure)
 
 

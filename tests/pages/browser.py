@@ -55,3 +55,10 @@ def shown_text(page, selector):
         """element => { const copy = element.cloneNode(true);
         copy.querySelectorAll(".hidden").forEach(part => part.remove()); return copy.textContent; }""",
     )
+
+
+def violations(page):
+    """What axe-core finds against WCAG 2.2 A and AA, as text; empty if it finds nothing."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install -e ".[dev]"')
+    found = axe.Axe().run(page)
+    return found.generate_report() if found.violations_count else ""

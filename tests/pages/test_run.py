@@ -13,9 +13,9 @@ from mrg.metrics import RulesLabeler
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems
 from mrg.pages.run import duration, find_warnings, run_page, sample_groups, write_run_page
-from mrg.pages.run_charts import Line, describe, draw, latest, run_charts, running_mean, unrewarded
+from mrg.pages.run_charts import Line, describe, draw, latest, marks_note, run_charts, running_mean, unrewarded
 from mrg.pages.training_log import TrainingLog
-from tests.pages.browser import needs_chromium, opened
+from tests.pages.browser import needs_chromium, opened, violations
 
 HOSTILE = '<script>alert("x")</script> & \u202eright to left \U0001f600 </td>'
 
@@ -96,6 +96,24 @@ def test_first_steps_do_not_flatten_a_chart():
     assert "first steps" not in draw("Loss", [Line("training", fall[1:])], False, (1, 100))
     even = [(step, float(step)) for step in range(100)]
     assert "first steps" not in draw("Loss", [Line("training", even)], False, (0, 99))
+
+
+def test_steps_at_which_the_reward_rose_and_another_score_fell_are_marked(tmp_path):
+    rising = {
+        "reward/total": [(step, 0.4 + step / 100) for step in range(9)],
+        "val/mccs": [(2, 0.4), (5, 0.3), (8, 0.2)],
+    }
+    marked = {**rising, "train/kl": [(0, 0.1)], "val/reward_diverges": [(5, 0.0), (8, 1.0)]}
+    text = "Red lines (8): the reward rose while a validation score that is not part of it fell."
+    charts = {chart.title: chart for chart in run_charts(log(tmp_path, marked))}
+    for title in ("Reward", "Validation"):
+        assert charts[title].note.endswith(text)
+        assert text in charts[title].image
+        assert "&#34;warned&#34;: [8]" in charts[title].image
+    assert not any(text in chart.image for chart in (charts["KL to the reference"], *run_charts(log(tmp_path, rising))))
+    plain = run_charts(log(tmp_path, {**rising, "val/reward_diverges": [(8, 0.0)]}))
+    assert not any("Red lines" in chart.note for chart in plain)
+    assert marks_note(range(7)).startswith(" Red lines (0, 1, 2, 3, 4 and 2 more)")
 
 
 def test_running_mean():
@@ -235,37 +253,12 @@ def test_command(tmp_path, capsys):
     assert "to be a run's folder" in capsys.readouterr().err
 
 
-@pytest.fixture
-def whole(tmp_path):
-    """A page with all that it can show."""
-    score = {"value": 0.5, "low": 0.4, "high": 0.6}
-    sample = {
-        "id": "a",
-        "completion": "Clear. " * 40,
-        "target": "Edema.",
-        "reward": 0.25,
-        "mccs": 0.1,
-        "truncated": True,
-    }
-    (tmp_path / "metrics.csv").write_text("step,reward/total,val/mccs,train/kl\n0,0.1,,0\n1,0.2,,0.1\n1,,0.3,\n")
-    (tmp_path / "samples.jsonl").write_text("".join(json.dumps({"round": n, **sample}) + "\n" for n in range(3)))
-    (tmp_path / "results.json").write_text(
-        json.dumps({"num_studies": 7, "systems": {"model": {"scores": {"MCCS": score}, "distinct": 0.25}}})
-    )
-    (tmp_path / "config.yaml").write_text("model:\n  class_path: mrg.modules.grpo.GRPOModule\n" + "x" * 300)
-    state = {"state": "stopped", "error": "no memory", "step": 2, "num_steps": 4, "seconds": 9, **NORMAL}
-    (tmp_path / "run.json").write_text(json.dumps(state))
-    return write_run_page(tmp_path)
-
-
 @needs_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_and_labels(browser, whole, scheme):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason='needs axe: pip install -e ".[dev]"')
     with opened(browser, whole, color_scheme=scheme) as page:
         page.eval_on_selector_all("details", "list => list.forEach(details => details.open = true)")
-        found = axe.Axe().run(page)
-        assert found.violations_count == 0, found.generate_report()
+        assert violations(page) == ""
 
 
 @needs_chromium

@@ -1,6 +1,6 @@
 """vLLM in this process.
 
-bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest tests/servers/test_colocate.py
+bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest -n 0 -m vllm tests/servers/test_colocate.py
 """
 
 import importlib.util
@@ -89,6 +89,8 @@ def test_greedy_tokens_equal_those_of_a_server_and_of_the_policy(server, engine,
     found = engine.sample(batch, seeds(batch), 1, 16, 0.0)
     assert_same(found, expected)
     assert_same(found, local(policy, batch))
+    with torch.autocast("cpu", torch.bfloat16):  # as in a training step; the engine has its own type
+        assert torch.equal(engine.sample(batch, seeds(batch), 1, 16, 0.0).old_logps, found.old_logps)
 
 
 def test_greedy_tokens_equal_those_of_the_policy_and_follow_the_adapter(engine, policy, unadapted, batch):

@@ -15,7 +15,7 @@ from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rollout.vllm import VLLMClient
 from mrg.modules.rollout.vllm_servers import ServerError, Servers
-from tests.modules.test_grpo import SETTINGS, FixedData, trainer
+from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, trainer
 from tests.nested import nested
 from tests.servers.engines import (
     RANK,
@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 def writer(servers, policy, tmp_path, **settings):
     urls = [server.url for server in servers]
-    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
+    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=300, **settings), policy, tmp_path.name)
     written.pool.check()
     return written
 
@@ -92,17 +92,18 @@ def test_an_adapter_of_too_high_a_rank_is_refused_in_one_line(servers, saved, st
     assert "\n" not in str(caught.value)
 
 
-def fit(servers, saved, studies, folder, steps, **settings):
+def fit(servers, saved, studies, folder, steps, batch_size=4, reward=None, **settings):
     urls = [server.url for server in servers]
     torch.manual_seed(0)
     module = GRPOModule(**nested(
         policy=str(saved), lora=LoRA(RANK), group_size=4, learning_rate=1e-2, warmup_steps=1, mask_truncated=False,
         servers=Servers(urls, str(folder / "adapters"), timeout=60, attempts=3), **SETTINGS, **settings,
     ))  # fmt: skip
+    module.reward = reward or module.reward
     logged = []
     module.log = lambda name, value, **_: logged.append((name, float(value)))
     run = trainer(steps)
-    run.fit(module, FixedData(studies[:4], batch_size=4))
+    run.fit(module, FixedData(studies[:8] if batch_size < 4 else studies[:4], batch_size=batch_size))
     return logged
 
 
@@ -115,6 +116,14 @@ def test_training_follows_the_servers_and_they_follow_the_policy(servers, saved,
     assert gaps[0] < 1e-3  # before the first step the server's policy is ours
     assert all(value < (1e-3 if not options else 1) for value in gaps)
     assert {path.name.rsplit("-", 1)[1] for path in (tmp_path / "adapters").iterdir()} == {"1", "2"}
+
+
+def test_servers_that_sample_ahead_are_one_step_behind(servers, saved, studies, tmp_path):
+    logged = fit(servers, saved, studies, tmp_path, 4, batch_size=2, reward=Shortness(), overlap=1)
+    gaps = [value for name, value in logged if name == "train/logp_gap"]
+    assert [value for name, value in logged if name == "train/rollout_age"] == [0, 1, 1, 1]
+    assert gaps[0] < 1e-3  # the policy itself
+    assert all(1e-3 < value < 1 for value in gaps[1:])  # the one before a step
 
 
 def test_a_server_that_dies_in_mid_round_loses_nothing_and_its_return_is_noticed(

@@ -31,7 +31,10 @@ def main(args: Sequence[str]) -> None:
     """Parse the options and run the ablation."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog="python -m mrg ablate", description="Arms over seeds: one table, one figure.")
+    parser = ArgumentParser(
+        prog="python -m mrg ablate",
+        description="Train variants of a configuration over several seeds: one table, one figure.",
+    )
     add = parser.add_argument
     add("-c", "--config", type=str, required=True, help="configuration, for example configs/demo_ablation.yaml")
     add("--quick", action="store_true", help="few steps and two seeds: runs every stage, but learns nothing")

@@ -230,7 +230,8 @@ def _baselines(baselines: Mapping[str, Any]) -> list[Table]:
             "percent with 95 % bootstrap intervals."
         )
         if baselines["train_count"]:
-            note += f" The most frequent report occurs {baselines['train_count']:,} times in train."
+            times = "once" if baselines["train_count"] == 1 else f"{baselines['train_count']:,} times"
+            note += f" The most frequent report occurs {times} in train."
         note = " ".join([note, *what_is_best(scores)])
         made.append(Table(f"baselines_{split}", f"Baselines on the {split} split", ["", *columns], rows, note))
     return made

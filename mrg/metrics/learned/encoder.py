@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -106,6 +106,30 @@ def read_encoder(
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise UserError(f"The tokenizer in {path} has {len(tokenizer):,} tokens, but the weights {rows:,}: {remedy}")
+    return restored(model.eval().requires_grad_(False), tokenizer)
+
+
+def build_encoder(folder: str | Path, what: str, remedy: str, state: Mapping[str, Tensor]) -> Encoder:
+    """An encoder from a folder with config.json and the tokenizer, and from weights that another file contains.
+
+    Raises:
+        NotFoundError: If the folder or its config.json is missing.
+        UserError: If the files cannot be read, or do not fit the weights.
+    """
+    import transformers
+
+    path = require_folder(folder, what, remedy)
+    try:
+        with torch.random.fork_rng(devices=[]):  # random weights, which are replaced, leave a run's seed alone
+            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+            model = transformers.AutoModel.from_config(config, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+        result = model.load_state_dict(dict(state), strict=False)
+    except Exception as error:  # see above; load_state_dict raises for tensors of other sizes
+        raise UserError(f"{what} in {path} could not be read: {where_raised(error)}. {remedy}") from error
+    other = [name for name in (*result.missing_keys, *result.unexpected_keys) if not any(p in name for p in _UNUSED)]
+    if other:
+        raise UserError(f"{what} in {path} does not fit the weights, which differ in {other[0]}: {remedy}")
     return restored(model.eval().requires_grad_(False), tokenizer)
 
 

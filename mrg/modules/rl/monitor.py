@@ -51,6 +51,8 @@ class Outcome:
         teaches: Whether any completion that enters the loss has an advantage.
         sums: Sums of the optimizer steps, see `GRPOModule.update`.
         advantages: (N,) advantages of the completions, on the CPU; None if they are not logged.
+        learned: Rewards of the completions that the advantages belong to, if reference reports have taken the place of
+            some; None if these are the policy's own.
     """
 
     rewards: Rewards
@@ -61,6 +63,12 @@ class Outcome:
     teaches: bool
     sums: dict[str, float]
     advantages: Tensor | None = None
+    learned: Rewards | None = None
+
+    @property
+    def trained_on(self) -> Rewards:
+        """Rewards of the completions that the policy learns from."""
+        return self.rewards if self.learned is None else self.learned
 
     @staticmethod
     def of(
@@ -71,6 +79,7 @@ class Outcome:
         teaches: Tensor,
         sums: Mapping[str, Tensor],
         advantages: Tensor | None = None,
+        learned: Rewards | None = None,
     ) -> Outcome:
         """Outcome of the part of a rank, on the CPU.
 
@@ -82,6 +91,7 @@ class Outcome:
             teaches: (N,) bool, True for completions that enter the loss and have an advantage.
             sums: Sums of the optimizer steps.
             advantages: (N,) advantages of the completions.
+            learned: Rewards of the completions that the advantages belong to, if they are others.
         """
         groups = [rollout.texts[i : i + group_size] for i in range(0, len(rollout.texts), group_size)]
         return Outcome(
@@ -93,6 +103,7 @@ class Outcome:
             bool(teaches.any()),
             {name: float(value) for name, value in sums.items()},
             None if advantages is None else advantages.cpu(),
+            learned,
         )
 
     @staticmethod
@@ -112,6 +123,7 @@ class Outcome:
             any(part.teaches for part in parts),
             sums,
             None if parts[0].advantages is None else torch.cat([part.advantages for part in parts]),  # type: ignore
+            None if parts[0].learned is None else join_rewards([part.trained_on for part in parts]),
         )
 
 
@@ -147,19 +159,20 @@ class Monitor:
             signal: (N,) what completions of a group are compared by; their total reward if None.
 
         Returns:
-            Log key -> value: mean and standard deviation of the reward and its parts; shares of completions without any
-            reward (`train/missing`), of dead groups, and of distinct, truncated and findings-free completions; lengths;
-            mean advantage of completions with a correct finding, with hallucinated findings only, and without findings
-            (`advantage/right`, `/wrong`, `/silent`); recall of each condition in the references; means over the
-            optimizer steps; seconds of each phase on this rank, and tokens per second of all ranks.
+            Log key -> value, of the policy's own completions except for dead groups and advantages: mean and standard
+            deviation of the reward and its parts; shares of completions without any reward (`train/missing`), of dead
+            groups, and of distinct, truncated and findings-free completions; lengths; mean advantage of completions
+            with a correct finding, with hallucinated findings only, and without findings (`advantage/right`, `/wrong`,
+            `/silent`); recall of each condition in the references; means over the optimizer steps; seconds of each
+            phase on this rank, and tokens per second of all ranks.
         """
-        rewards, length = outcome.rewards, outcome.length.double()
-        signal = rewards.total if signal is None else signal
+        rewards, learned, length = outcome.rewards, outcome.trained_on, outcome.length.double()
+        signal = learned.total if signal is None else signal
         found, wanted = (stated(x[:, :13]) for x in rewards.labels)
         values = {
             **_mean_and_std("total", rewards.total, rewards.scored),
             "train/missing": num_missing(rewards.scored) / len(rewards.total),
-            "train/dead_groups": float(dead_groups(signal, self.group_size, rewards.scored).double().mean()),
+            "train/dead_groups": float(dead_groups(signal, self.group_size, learned.scored).double().mean()),
             "train/distinct": outcome.num_distinct / len(rewards.total),
             "train/truncated": float(outcome.truncated.double().mean()),
             "train/nothing_found": float((~found.any(1)).double().mean()),
@@ -175,7 +188,7 @@ class Monitor:
                 found[rows, column].double().mean()
             )
         if outcome.advantages is not None:
-            values |= _advantages(outcome.advantages, found, wanted)
+            values |= _advantages(outcome.advantages, *(stated(x[:, :13]) for x in learned.labels))
         values |= {f"train/{name}": value for name, value in _means(outcome.sums).items()}
         total = sum(self.seconds.values())
         if total:

@@ -24,7 +24,10 @@ class LossSettings:
     """The policy loss and the advantages that it weighs.
 
     Args:
-        type: Loss type, a row of the table in `mrg.modules.rl.loss`.
+        type: Loss of a token and its weight. `"grpo"` clips the ratio, and averages over tokens, then completions;
+            `"bnpo"` and `"dapo"` average over all tokens of the step or of the round; `"dr_grpo"` divides by a
+            constant; `"gspo"` takes one ratio per completion; `"cispo"` clips the weight of a token, not its gradient;
+            `"sapo"` replaces the clip by a sigmoid.
         clip_low: The ratio is clipped below at 1 - clip_low.
         clip_high: The ratio is clipped above at 1 + clip_high.
         dual_clip: Upper limit of the ratio where the advantage is negative, at least 1 + clip_high.

@@ -35,7 +35,9 @@ class Engine(Protocol):
         """Sample `group_size` completions per study; `seeds` maps the index of a study to its seed."""
 
 
-def check_engine(rollout: RolloutSettings, lora: Any, load_in_4bit: bool, train_vision: bool) -> None:
+def check_engine(
+    rollout: RolloutSettings, lora: Any, load_in_4bit: bool, train_vision: bool, language_model: str = ""
+) -> None:
     """Check that settings fit the engine, before anything is loaded.
 
     Raises:
@@ -46,6 +48,17 @@ def check_engine(rollout: RolloutSettings, lora: Any, load_in_4bit: bool, train_
         raise UserError("rollout.servers and rollout.colocate are mutually exclusive: set one of them to null.")
     if rollout.servers is not None and lora is None:
         raise UserError(NO_ADAPTER)
+    if rollout.overlap and rollout.servers is None:
+        where = "the engine in this process" if rollout.colocate is not None else "the policy itself"
+        raise UserError(
+            f"rollout.overlap requires servers, which sample while the policy trains; {where} cannot: set "
+            "model.init_args.rollout.servers, or overlap to 0."
+        )
+    if rollout.overlap and rollout.servers is not None and rollout.servers.correction == "none":
+        raise UserError(
+            "rollout.overlap trains on completions of an older policy, which only a correction makes unbiased: set "
+            "model.init_args.rollout.servers.correction to truncate, mask or sequence_mask, or overlap to 0."
+        )
     if rollout.colocate is None:
         return
     if lora is None:
@@ -53,12 +66,14 @@ def check_engine(rollout: RolloutSettings, lora: Any, load_in_4bit: bool, train_
             f"{WHERE} receives an adapter and never whole weights: set model.init_args.lora, or rollout.colocate "
             "to null."
         )
-    if load_in_4bit or train_vision:
-        name = "load_in_4bit" if load_in_4bit else "train_vision"
-        raise UserError(
-            f"{WHERE} samples with the weights of the checkpoint and the adapter alone: set model.init_args.{name} to "
-            "false, or rollout.colocate to null."
-        )
+    others = {"load_in_4bit": (load_in_4bit, "false"), "train_vision": (train_vision, "false"),
+              "language_model": (language_model, "''")}  # fmt: skip
+    for name, (is_set, unset) in others.items():
+        if is_set:
+            raise UserError(
+                f"{WHERE} samples with the weights of the checkpoint and the adapter alone: set model.init_args.{name} "
+                f"to {unset}, or rollout.colocate to null."
+            )
 
 
 def check_place(rollout: RolloutSettings, trainer: L.Trainer) -> None:

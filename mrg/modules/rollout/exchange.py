@@ -18,6 +18,9 @@ from mrg.errors import UserError
 from mrg.modules.policy.policy import Policy
 from mrg.modules.rollout.sampling import Rollout
 
+Written = tuple[list[list[int]], list[list[float]]]
+"""Tokens of N completions, and their log-probabilities."""
+
 
 class Contents:
     """Contents of the chat messages of a batch; the images of a study are read and encoded once, when it is asked for.

@@ -21,7 +21,7 @@ from mrg.datamodules.collate import Batch
 from mrg.errors import UserError
 from mrg.files import make_folder
 from mrg.modules.policy.policy import Policy
-from mrg.modules.rollout.exchange import Contents, check_prompt, prompt_tokens, sampling_options, to_rollout
+from mrg.modules.rollout.exchange import Contents, Written, check_prompt, prompt_tokens, sampling_options, to_rollout
 from mrg.modules.rollout.sampling import Rollout
 from mrg.modules.rollout.vllm_servers import AgainError, ServerPool, Servers, message_of
 
@@ -103,7 +103,20 @@ class VLLMClient:
     def sample(
         self, batch: Batch, seeds: Mapping[int, int], group_size: int, max_new_tokens: int, temperature: float
     ) -> Rollout:
-        """Sample `group_size` completions per study; if a server fails, the others take over its studies.
+        """Sample `group_size` completions per study, see `ask`."""
+        written = self.ask(batch, seeds, group_size, max_new_tokens, temperature)
+        return to_rollout(self.policy, *written, batch.prompt_ids.device)
+
+    def ask(
+        self,
+        batch: Batch,
+        seeds: Mapping[int, int],
+        group_size: int,
+        max_new_tokens: int,
+        temperature: float,
+        own_contents: bool = False,
+    ) -> Written:
+        """Ask for `group_size` completions per study; if a server fails, the others take over its studies.
 
         Args:
             batch: B studies.
@@ -111,15 +124,17 @@ class VLLMClient:
             group_size: Completions per study.
             max_new_tokens: Largest number of tokens of a completion.
             temperature: Sampling temperature; 0 takes the most likely token, for one completion per study.
+            own_contents: Encode the images for this call alone, as other threads may ask for other studies.
 
         Raises:
             ServerError: If all `attempts` for a study failed.
             UserError: If a server refuses a request, or reads another prompt than the policy.
         """
         self.pool.revive()
+        contents = Contents(self.policy, image_part) if own_contents else self.contents
         jobs = []
         for row, seed in seeds.items():
-            content = self.contents.of(batch, row)
+            content = contents.of(batch, row)
             request = self._request(content, group_size, max_new_tokens, temperature, seed)
             jobs.append((request, prompt_tokens(batch, row), batch.study_id[row]))
         with ThreadPoolExecutor(min(len(jobs), 32 * len(self.pool.urls))) as threads:
@@ -127,7 +142,7 @@ class VLLMClient:
         choices = [choice for group in written for choice in group]
         tokens = [choice["token_ids"] for choice in choices]
         logps = [[token["logprob"] for token in choice["logprobs"]["content"]] for choice in choices]
-        return to_rollout(self.policy, tokens, logps, batch.prompt_ids.device)
+        return tokens, logps
 
     def _request(
         self, content: list[dict[str, Any]], group_size: int, max_new_tokens: int, temperature: float, seed: int

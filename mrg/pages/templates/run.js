@@ -9,7 +9,7 @@ function make(tag, className, text) {
 }
 function watch(plot) {
   const svg = plot.querySelector("svg[data-chart]");
-  const { box: [left, top, right, bottom], steps: [first, last], lines } = JSON.parse(svg.dataset.chart);
+  const { box: [left, top, right, bottom], steps: [first, last], warned, lines } = JSON.parse(svg.dataset.chart);
   const known = [...new Set(lines.flatMap(([, , points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
   const cursor = make("div", "cursor");
   const tip = make("div", "tip");
@@ -29,6 +29,7 @@ function watch(plot) {
       row.style.borderLeft = `4px solid ${color}`;
       tip.append(row);
     }
+    if (warned.includes(known[at])) tip.append(make("div", "alert", "warning: reward rises, other score falls"));
     const isRight = share > 0.55;
     Object.assign(tip.style, { left: isRight ? "" : `calc(${100 * share}% + .5rem)`, right: isRight ? `calc(${100 * (1 - share)}% + .5rem)` : "" });
     plot.classList.add("watched");

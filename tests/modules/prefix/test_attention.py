@@ -1,6 +1,7 @@
 """Both attentions over a packed row, and that of a decoding step, against a dense masked one."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 import mrg.modules.prefix.attention
 import mrg.modules.rollout.kv_cache
-from mrg.modules.prefix.attention import PackedPrompts, _Merged, concatenated
+from mrg.modules.prefix.attention import PackedPrompts, _Merged, attention, concatenated, hidden_states
 from mrg.modules.prefix.packing import Masks, _layout
 from mrg.modules.rollout.kv_cache import KVCache, by_products
 from mrg.modules.rollout.static_cache import StaticAttention, StaticDecoder
@@ -254,3 +255,53 @@ def test_more_layers_make_no_more_waits(family):
             policy.logps(given, torch.full_like(mask, 20, dtype=torch.long), mask).logps.sum().backward()
         counts.append(waits.count)
     assert counts[0] == counts[1] > 0
+
+
+def test_layers_with_one_window_share_their_masks(monkeypatch):
+    layout, tensors = packed([5, 4], [[3, 1], [0, 2]])
+    prompts = PackedPrompts(layout)
+    made = []
+    of = Masks.of
+    monkeypatch.setattr(Masks, "of", lambda *args: made.append(args[1]) or of(*args))
+    for window in (None, 8, None, 8):
+        prompts.attend(0, *tensors, 0.3, window)
+    assert made == [None, 8]
+    assert prompts.kept == {}
+
+
+def test_attention_of_a_layer_by_hand():
+    """Heads and tokens change places; the scale is that of the layer, or one over the root of the width."""
+    given = []
+
+    class Recorder:
+        def attend(self, *args):
+            given.append(args)
+            return args[1]
+
+    query, key, value = (torch.randn(1, 2, 3, 16) for _ in range(3))
+    layer = SimpleNamespace(layer_idx=7)
+    output, weights = attention(layer, query, key, value, None, shared=Recorder(), sliding_window=5)
+    assert torch.equal(output, query.transpose(1, 2))
+    assert weights is None
+    attention(layer, query, key, value, None, 0.5, shared=Recorder())
+    assert [(args[0], args[4], args[5]) for args in given] == [(7, 0.25, 5), (7, 0.5, None)]
+    with torch.autocast("cpu", torch.bfloat16):
+        attention(layer, query, key, value, None, shared=Recorder())
+    assert {x.dtype for x in given[-1][1:4]} == {torch.bfloat16}
+
+
+def test_what_a_language_model_is_given():
+    given = []
+
+    def language_model(**kwargs):
+        given.append(kwargs)
+        return SimpleNamespace(last_hidden_state=kwargs["inputs_embeds"] + 1)
+
+    embeds, positions, mask = torch.zeros(1, 3, 4), torch.arange(3)[None], torch.ones(1, 3)
+    plain = {"attention_mask": None, "position_ids": positions, "inputs_embeds": embeds, "use_cache": False}
+    assert torch.equal(hidden_states(language_model, embeds, positions), embeds + 1)
+    assert given[-1] == plain
+    visual, layers, shared = mask.bool(), (torch.zeros(3, 4),), object()
+    hidden_states(language_model, embeds, positions, mask, shared, visual, layers)
+    images = {"visual_pos_masks": visual, "deepstack_visual_embeds": list(layers)}
+    assert given[-1] == {**plain, "attention_mask": mask, "shared": shared, **images}

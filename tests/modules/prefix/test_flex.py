@@ -11,7 +11,7 @@ from mrg.modules.policy.families import FAMILIES
 from mrg.modules.policy.policy import Policy
 from mrg.modules.prefix import flex as module
 from mrg.modules.prefix.attention import concatenated
-from mrg.modules.prefix.flex import Flex, FlexPrompts, block_mask, flex, flex_state, largest_error, row_mask
+from mrg.modules.prefix.flex import MULTIPLE, Flex, FlexPrompts, block_mask, flex, flex_state, largest_error, row_mask
 from mrg.modules.prefix.packing import Masks
 from tests.families import QWEN, family_policy, unequal_studies
 from tests.family_checkpoints import BUILDERS
@@ -21,9 +21,19 @@ from tests.modules.prefix.test_attention import CASES, packed, seen
 CPU = torch.device("cpu")
 
 
+LEAST = 128  # tokens that FlexAttention takes in blocks
+
+
+def test_rows_are_padded_to_blocks():
+    assert MULTIPLE % LEAST == 0
+    layout, _ = packed([100, 29], [[], []])
+    assert block_mask(layout, None, 129, CPU).seq_lengths == (2 * LEAST, 2 * LEAST)
+    assert block_mask(packed([LEAST], [[]])[0], None, LEAST, CPU).seq_lengths == (LEAST, LEAST)
+
+
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch):
-    monkeypatch.setattr(module, "MULTIPLE", 128)  # the least that FlexAttention takes in blocks
+    monkeypatch.setattr(module, "MULTIPLE", LEAST)
 
 
 def dense_mask(layout, window, size):
@@ -153,6 +163,44 @@ def test_an_error_in_one_gradient_alone_is_found():
     assert error == pytest.approx(1)
     broken = largest_error((tensors[0],), lambda q: q * torch.nan, lambda q: q, backward=False)
     assert broken != broken
+
+
+def test_a_gradient_that_is_not_a_number_is_the_largest_error():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.nan
+
+    x = torch.randn(2, 3, dtype=torch.float64)
+    error = largest_error((x, x), lambda a, b: a + Broken.apply(b), lambda a, b: a + b)
+    assert error != error
+    assert largest_error((x,), lambda a: 1.5 * a, lambda a: a) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fits", "differs"),
+    [
+        (torch.float64, 0.95e-6, 1.05e-6),
+        (torch.float32, 0.95e-3, 1.05e-3),
+        (torch.bfloat16, 0.02, 0.05),
+        (torch.float16, 0.0095, 0.0115),
+    ],
+)
+def test_how_far_it_may_differ(dtype, fits, differs):
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for error, agrees in ((fits, True), (differs, False)):
+        assert Flex().works(None, (x,), lambda a, e=error: a * (1 + e), lambda a: a.clone()) is agrees
+
+
+def test_the_kernel_is_compiled_for_gpus_alone():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    assert module._kernel(False) is flex_attention
+    assert module._kernel(True) is not flex_attention
 
 
 def test_the_setting():

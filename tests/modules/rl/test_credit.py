@@ -35,6 +35,13 @@ class Bytes:
         return bytes(ids).decode("utf-8", "replace")
 
 
+class Tidy(Characters):
+    """A tokenizer that removes blanks before a stop."""
+
+    def decode(self, ids, skip_special_tokens):
+        return super().decode(ids, skip_special_tokens).replace("  .", ".")
+
+
 def reward_of(**weights):
     return Reward(RulesLabeler(), **{"mccs_weight": 0.0, "format_weight": 0.0, "think": "absent", **weights})
 
@@ -83,6 +90,7 @@ def test_characters_of_tokens():
     text = "né!"
     spans = token_spans(Bytes(), list(text.encode()))
     assert spans == [(0, 1), (1, 1), (1, 2), (2, 3)]  # the second byte completes the letter
+    assert token_spans(Tidy(), list(b"a  .b")) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 3)]  # never backwards
 
 
 def test_tokens_by_hand():

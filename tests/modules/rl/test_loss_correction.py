@@ -1,4 +1,8 @@
+import ast
+import inspect
 import math
+import textwrap
+import types
 
 import pytest
 import torch
@@ -23,6 +27,40 @@ def test_weights_by_hand(correction, weights, beyond):
     found, limited = correction_weights(P, Q, MASK, correction, limit=3.0)
     torch.testing.assert_close(found, torch.tensor([weights], dtype=torch.float32))
     assert limited.tolist() == [beyond]
+
+
+@pytest.mark.parametrize(
+    ("correction", "mode", "least"),
+    [
+        ("truncate", "token_truncate", None),
+        ("mask", "token_mask", 0.5),
+        ("sequence_mask", "sequence_mask", 0.5),
+    ],
+)
+def test_weights_are_those_of_trl(trainer, correction, mode, least):
+    """TRL computes them in the middle of a method, of which this is the statement."""
+    source = textwrap.dedent(inspect.getsource(type(trainer)._generate_and_score_completions))
+    (own,) = [
+        node for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.If) and "per_token_logps_diff =" in ast.unparse(node)
+        and "vllm_importance_sampling_correction" in ast.unparse(node.test)
+    ]  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    p, q = -3 * torch.rand(2, 40, 4, generator=generator, dtype=torch.float64)
+    mask = torch.arange(4) < torch.randint(1, 5, (40, 1), generator=generator)
+    settings = types.SimpleNamespace(
+        use_vllm=True, vllm_importance_sampling_correction=True, vllm_importance_sampling_mode=mode,
+        vllm_importance_sampling_clip_min=least, vllm_importance_sampling_clip_max=2.0,
+    )  # fmt: skip
+    names = {
+        "self": settings, "torch": torch, "math": math, "tool_mask": None, "completion_mask": mask.long(),
+        "old_per_token_logps": p, "sampling_per_token_logps": q,
+    }  # fmt: skip
+    exec(compile(ast.Module([own], []), "trl", "exec"), names)
+    expected = names["vllm_importance_sampling_ratio"].expand_as(p)
+    found, beyond = correction_weights(p, q, mask, correction, limit=2.0)
+    assert torch.allclose(found[mask], expected[mask], atol=1e-12)
+    assert 0 < float(beyond[mask].mean()) < 1
 
 
 def test_what_stands_behind_the_mask_does_not_matter():

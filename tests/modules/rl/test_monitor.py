@@ -186,7 +186,7 @@ def test_patience_with_losses_and_rounds():
         resumed.watch(True)
     resumed.load_state_dict({"bad_steps": 1, "dead_rounds": 0})
     assert not Patience(3).takes(torch.tensor(float("nan")), 0)
-    with pytest.raises(RuntimeError, match="norm was nan in 2 steps"):
+    with pytest.raises(RuntimeError, match=r"norm was nan in 2 steps in a row, the last in round 0: lower model"):
         resumed.takes(torch.tensor(float("nan")), 0)
 
 

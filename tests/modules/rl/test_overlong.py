@@ -27,6 +27,8 @@ def test_as_part_of_the_reward():
     found = with_overlong(rewards, torch.tensor([10, 15, 10]), 20, 10, 0.5)
     assert found.total.tolist() == [1.0, 0.5, 0.0]
     assert found.parts["overlong"].tolist() == [1.0, 0.5, 1.0]
+    found = with_overlong(rewards._replace(scored=None), torch.tensor([10, 15, 10]), 20, 10, 0.5)
+    assert found.total.tolist() == [1.0, 0.5, 0.5]
 
 
 def test_settings_out_of_range():

@@ -68,3 +68,20 @@ def test_references_do_not_count_as_what_the_policy_has_found(saved, studies):  
     # A random policy states nothing: true positives and stated findings only decay. The references have findings.
     assert torch.allclose(scorer.counts[:2], 0.9 * before[:2])
     assert (scorer.counts[2] > 0.9 * before[2] + 1e-6).any()
+
+
+def test_what_is_logged_and_watched_is_what_the_policy_has_written(saved, studies):  # noqa: F811
+    """A random policy earns nothing; that its groups have learned from references does not change that."""
+    settings = {"add_reference": True, "ce_f1_weight": 1.0, "mccs_weight": 0.0, "max_new_tokens": 200}
+    module, data = module_on(saved, studies, **settings)
+    run = trainer(1)
+    run.fit(module, data)
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["train/references"] > 0
+    assert logged["train/dead_groups"] == 1 - logged["train/references"]
+    assert {logged[name] for name in ("reward/total", "reward/total_std", "reward/ce_f1", "reward/format")} == {0.0}
+    assert logged["train/nothing_found"] == 1
+    assert not any(name.startswith("recall/") and value for name, value in logged.items())
+    assert logged["advantage/right"] > 0  # of the references
+    assert module.watch.rewards == [0.0]
+    assert {row["reward"] for row in module.samples} == {0.0}

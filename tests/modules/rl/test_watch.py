@@ -1,8 +1,13 @@
 """The held-out score that is watched: which one, and when the reward rises while it falls."""
 
+import csv
+import json
+
 import pytest
 
 from mrg.modules.rl.watch import Watch, watched_score
+from tests.callbacks.resuming import Stop, fit, newest
+from tests.modules.test_grpo import saved  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -49,3 +54,23 @@ def test_a_resumed_watch_says_the_same():
     assert again.validated(0.3) is True
     assert "0.100 to 0.300" in again.describe()
     assert "val/ce_f1 falls (50.0 % to 30.0 %)" in again.describe()
+
+
+def diverge(watch, score):
+    """Find the same at each validation but the first."""
+    watch.history = [*watch.history, [len(watch.history), score]]
+    return len(watch.history) > 1
+
+
+def test_an_event_has_the_step_of_its_validation_and_is_not_repeated(saved, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(Watch, "validated", diverge)
+    with pytest.raises(Stop):
+        fit(tmp_path, "grpo", saved, stop=(5, "step"), save_every=3)  # after the validation of round 4
+    fit(tmp_path, "grpo", saved, checkpoint=newest(tmp_path))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if float(row["val/reward_diverges"] or 0)]
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert steps == [event["step"] for event in events]
+    assert len(events) == 3
+    assert {event["event"] for event in events} == {"reward_diverges"}
+    assert "while val/ce_f1 falls" in events[0]["text"]

@@ -39,6 +39,11 @@ def test_bad_settings(settings, message):
         (COLOCATE, {"lora": None}, "never whole weights: set model.init_args.lora, or rollout.colocate to null"),
         (COLOCATE, {"load_in_4bit": True}, "set model.init_args.load_in_4bit to false, or rollout.colocate to null"),
         (COLOCATE, {"train_vision": True}, "set model.init_args.train_vision to false, or rollout.colocate to null"),
+        (
+            COLOCATE,
+            {"language_model": "smollm2"},
+            "set model.init_args.language_model to '', or",
+        ),
         (RolloutSettings(servers=SERVERS.servers, colocate=Colocate()), {}, "are mutually exclusive"),
     ],
 )
@@ -48,6 +53,26 @@ def test_settings_that_do_not_fit_the_engine(rollout, settings, message):
     check_engine(rollout if rollout.servers is None or rollout.colocate is None else SERVERS, **given)
     with pytest.raises(ValueError, match=message):
         check_engine(rollout, **{**given, **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "overlap requires servers, .* the policy itself cannot: set model.init_args.rollout.servers"),
+        ({"colocate": Colocate()}, "the engine in this process cannot"),
+        (
+            {"servers": Servers(["http://a"], correction="none")},
+            "only a correction makes unbiased: set",
+        ),
+    ],
+)
+def test_what_cannot_sample_ahead(settings, message):
+    given = {"lora": LoRA(4), "load_in_4bit": False, "train_vision": False}
+    check_engine(RolloutSettings(overlap=1, servers=SERVERS.servers), **given)
+    with pytest.raises(ValueError, match=message):
+        check_engine(RolloutSettings(overlap=1, **settings), **given)
+    with pytest.raises(ValueError, match="overlap to be 0 or 1, but got 2"):
+        RolloutSettings(overlap=2)
 
 
 def test_fsdp_is_refused_before_anything_is_loaded():
