@@ -73,10 +73,12 @@ def parser() -> argparse.ArgumentParser:
         "%(default)s)")  # fmt: skip
     add("--scores", metavar="NAMES", help="one table of the scores named here, separated by commas, resumable: "
         f"{', '.join(NAMES)}")  # fmt: skip
-    add("--bertscore", nargs="+", metavar="ENCODER [LAYER]", help="folder of the encoder of the score bertscore, and "
-        "its layer if it is not the last one")  # fmt: skip
-    add("--radgraph", nargs=2, metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph")
-    add("--ratescore", nargs=2, metavar=("NER", "ENCODER"), help="weights of the score ratescore")
+    add("--bertscore", nargs="+", metavar=("ENCODER", "LAYER"), help="encoder of the score bertscore, and its layer "
+        "if it is not the last one")  # fmt: skip
+    add("--radgraph", nargs="+", metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph, and the "
+        "configuration and tokenizer of its encoder")  # fmt: skip
+    add("--ratescore", nargs="+", metavar=("NER", "ENCODER"), help="weights of the score ratescore, and 'punctuation' "
+        "for sentences without medspacy")  # fmt: skip
     add("--judge", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible server and model of the score judge")
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
         "a function of two lists of texts, reports and references; may be repeated")  # fmt: skip

@@ -19,7 +19,7 @@ from mrg.metrics.ce import ce_f1
 from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, THIRTEEN, stated
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.imports import name_of
-from mrg.metrics.labels import Labeler, Scorer, label_together, require_reports
+from mrg.metrics.labels import Labeler, Scorer, label_distinct, require_reports
 from mrg.metrics.remarks import BASELINES, legend, remarks, wrapped
 from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval, ranks
 from mrg.metrics.tables import columns, condition_scores, format_ce, percent
@@ -98,9 +98,14 @@ def evaluate_systems(
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.
     """
     _check(systems, target, margin, best)
-    reference, *labelled = label_together(labeler, target, *systems.values())
-    labels = dict(zip(systems, labelled, strict=True))
-    sums = {n: ReportSums.of(p, labels[n], target, reference, margin, scorers, min_cases) for n, p in systems.items()}
+    table, (of_target, *of_systems) = label_distinct(labeler, target, *systems.values())
+    reference = table[of_target].long()
+    labels = dict(zip(systems, of_systems, strict=True))  # rows of the table, which is an eighth of the size
+
+    def sums_of(name: str, preds: Sequence[str]) -> ReportSums:
+        return ReportSums.of(preds, table[labels[name]].long(), target, reference, margin, scorers, min_cases)
+
+    sums = {name: sums_of(name, preds) for name, preds in systems.items()}
     rows = list(dict.fromkeys(map(tuple, best.rows.values()))) if best else []
     constant = [ReportSums(reference.new_tensor(row).expand_as(reference), reference, margin) for row in rows]
     drawn = bootstrap([*sums.values(), *constant], num_resamples, seed)
@@ -114,7 +119,7 @@ def evaluate_systems(
         **_settings(reference, min_cases),
         "systems": {
             name: {"scores": _intervals(corpus[name], samples[name]), "format": (formats or {}).get(name)}
-            | {"distinct": len(set(preds)) / len(preds), **_shares(labels[name], reference)}
+            | {"distinct": len(set(preds)) / len(preds), **_shares(table[labels[name]].long(), reference)}
             for name, preds in systems.items()
         },
         "differences": _differences(corpus, samples, differences),

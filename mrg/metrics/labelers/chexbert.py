@@ -15,7 +15,7 @@ classes of one head agree to about 5 digits. bfloat16 is faster on hardware that
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -103,6 +103,21 @@ class CheXbertLabeler(SharesWeights, Labeler):
         flat = torch.frombuffer(bytearray(b"".join([rows[text] for text in prepared])), dtype=torch.uint8)
         return flat.view(-1, NUM_CONDITIONS).long()
 
+    def embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings that CheXbert's heads read: float32 (N, H) on the CPU; not cached.
+
+        Raises:
+            UserTypeError: If something in `texts` is not a string.
+        """
+        check_texts(texts)
+        prepared = [prepare(text) for text in texts]
+        with self._shared.lock:
+            found: dict[str, Tensor] = {}
+            for batch in self._batches(list(dict.fromkeys(prepared))):
+                vectors = self._network().embeddings([ids for _, ids in batch])
+                found.update((text, vector) for (text, _), vector in zip(batch, vectors, strict=True))
+        return torch.stack([found[text] for text in prepared]) if prepared else torch.zeros(0, 0)
+
     def _rows(self, texts: list[str]) -> dict[str, bytes]:
         """Text -> row of each distinct prepared text."""
         rows = self._remember([text for text in texts if text], digest_text, self._label)
@@ -110,17 +125,20 @@ class CheXbertLabeler(SharesWeights, Labeler):
 
     def _label(self, texts: list[str]) -> dict[str, bytes]:
         """Text -> row, computed by the network."""
-        if not texts:
-            return {}
-        network = self._network()
-        max_length = min(MAX_TOKENS, network.max_tokens)
-        ids = self._shared.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
-        longest_first = sorted(zip(texts, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True)
         rows: dict[str, bytes] = {}
-        for batch in batches(longest_first, self.batch_tokens):
-            labels = network.labels([ids for _, ids in batch]).tolist()
+        for batch in self._batches(texts):
+            labels = self._network().labels([ids for _, ids in batch]).tolist()
             rows.update((text, bytes(row)) for (text, _), row in zip(batch, labels, strict=True))
         return rows
+
+    def _batches(self, texts: list[str]) -> Iterator[list[tuple[str, list[int]]]]:
+        """Batches of texts with their tokens, the longest ones first."""
+        if not texts:
+            return iter(())
+        max_length = min(MAX_TOKENS, self._network().max_tokens)
+        ids = self._shared.tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        longest_first = sorted(zip(texts, ids, strict=True), key=lambda pair: len(pair[1]), reverse=True)
+        return batches(longest_first, self.batch_tokens)
 
     def _network(self) -> CheXbertNetwork:
         shared = self._shared

@@ -88,20 +88,28 @@ class CheXbertNetwork:
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """Scores of all classes of all heads: float32 (B, 54) on the CPU."""
-        lengths = [len(sequence) for sequence in sequences]
         with exact_inference(self.device):
-            tokens = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
-            places = torch.tensor([place for length in lengths for place in range(length)], device=self.device)
-            word, position, token_type = self._tables
-            x = self._norm(word[tokens] + token_type[0] + position[places], "norm")  # (T, H)
-            for index in range(self.num_layers - 1):
-                attended = _attend(self._linear(x, f"{index}.query_key_value"), lengths)
-                x = self._after_attention(attended, x, index)
-            ends = torch.tensor(lengths, device=self.device).cumsum(0)
-            first, index = x[ends - ends.diff(prepend=ends.new_zeros(1))], self.num_layers - 1  # (B, H)
-            query, key_value = self._linear(first, f"{index}.query"), self._linear(x, f"{index}.key_value")
-            attended = _attend_first(query, key_value, lengths)
-            return self._linear(self._after_attention(attended, first, index), "heads").float().cpu()
+            return self._linear(self._first(sequences), "heads").float().cpu()
+
+    def embeddings(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Last state of the first position, which the heads read: float32 (B, H) on the CPU."""
+        with exact_inference(self.device):
+            return self._first(sequences).float().cpu()
+
+    def _first(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        lengths = [len(sequence) for sequence in sequences]
+        tokens = torch.tensor([token for sequence in sequences for token in sequence], device=self.device)
+        places = torch.tensor([place for length in lengths for place in range(length)], device=self.device)
+        word, position, token_type = self._tables
+        x = self._norm(word[tokens] + token_type[0] + position[places], "norm")  # (T, H)
+        for index in range(self.num_layers - 1):
+            attended = _attend(self._linear(x, f"{index}.query_key_value"), lengths)
+            x = self._after_attention(attended, x, index)
+        ends = torch.tensor(lengths, device=self.device).cumsum(0)
+        first, index = x[ends - ends.diff(prepend=ends.new_zeros(1))], self.num_layers - 1  # (B, H)
+        query, key_value = self._linear(first, f"{index}.query"), self._linear(x, f"{index}.key_value")
+        attended = _attend_first(query, key_value, lengths)
+        return self._after_attention(attended, first, index)
 
     def _after_attention(self, attended: Tensor, x: Tensor, index: int) -> Tensor:
         """The rest of a layer, position by position."""

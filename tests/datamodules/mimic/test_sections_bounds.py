@@ -209,3 +209,25 @@ def test_the_line_before_small_letters_is_read_from_its_first_character():
     assert parse_sections("INDICATION: Fever\nx\nFindings: Clear.").findings == ""
     assert parse_sections("INDICATION: Fever\nX\nFindings: Clear.").findings == "Clear."
     assert parse_sections("Findings: Clear.").findings == "Clear."
+
+
+def test_the_title_of_the_final_report_divides_with_and_without_a_line():
+    """A section of the final report replaces those before its title; a mere line replaces nothing."""
+    wet = "WET READ: Seen.\nIMPRESSION: Pneumonia.\n"
+    assert parse_sections(wet + "FINAL REPORT\nFINDINGS: Clear.").impression == ""
+    before = "FINDINGS: Old.\n\nIMPRESSION: Old.\n"
+    line = "_" * 78 + "\n"
+    for title in ("FINAL REPORT\n", line + "FINAL REPORT\n"):
+        sections = parse_sections(f"{before}{title}FINDINGS: Clear.")
+        assert (sections.findings, sections.impression) == ("Clear.", "")
+        sections = parse_sections(f"{before}{title}IMPRESSION: Normal.")
+        assert (sections.findings, sections.impression) == ("", "Normal.")
+    sections = parse_sections(f"{before}{line}FINDINGS: Clear.")
+    assert (sections.findings, sections.impression) == ("Clear.", "Old.")
+
+
+def test_two_headers_of_views_are_a_repeated_section():
+    sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "PORTABLE CHEST: Clear."))
+    assert (sections.findings, sections.rules) == ("Clear.", ("view header", "repeated section"))
+    sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "FINDINGS: Clear."))
+    assert (sections.findings, sections.rules) == ("Clear.", ("view header",))

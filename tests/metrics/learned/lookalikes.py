@@ -3,7 +3,9 @@
 import json
 
 import torch
-from transformers import BertConfig, BertModel, RobertaConfig, RobertaModel
+from transformers import BertConfig, BertForTokenClassification, BertModel, RobertaConfig, RobertaModel
+
+from mrg.metrics.learned.ratescore import TYPES
 
 WORDS = "the lungs are clear no effusion pneumothorax heart size is normal mild edema left right acute , . :"
 WORDS = WORDS.split(" ")
@@ -36,7 +38,7 @@ def write_bert(folder, legacy=False):
     return folder
 
 
-def write_roberta(folder):
+def write_roberta(folder, layers=3):
     """Write a RoBERTa with a tokenizer of bytes, in which a word has another token after a space."""
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -48,12 +50,29 @@ def write_roberta(folder):
             pieces.append(word[:end])
     tokens = list(dict.fromkeys(["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(ByteLevel.alphabet()), *pieces]))
     sizes = RobertaConfig(vocab_size=len(tokens), max_position_embeddings=42, type_vocab_size=1, **SIZES)
+    sizes.num_hidden_layers = layers
     folder.mkdir(exist_ok=True)
     fill(RobertaModel(sizes)).save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *dict.fromkeys(merges)]) + "\n")
     settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 40}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@torch.no_grad()
+def write_ner(folder):
+    """Write a token classifier of RaTEScore's types on the tiny BERT, centered so that every type occurs."""
+    write_bert(folder)
+    names = ["O", *(f"{start}-{kind}" for kind in TYPES for start in "BI")]
+    sizes = BertConfig.from_pretrained(folder, id2label=dict(enumerate(names)))
+    model = fill(BertForTokenClassification(sizes))
+    number = len(VOCABULARY) - 5
+    ids = torch.stack([5 + torch.arange(number) * step % number for step in range(2, 20)])
+    logits = model.bert(ids).last_hidden_state.flatten(0, 1) @ model.classifier.weight.T
+    model.classifier.weight.data /= logits.std(0)[:, None]
+    model.classifier.bias.data = -logits.mean(0) / logits.std(0)
+    model.save_pretrained(folder)
     return folder
 
 
