@@ -78,7 +78,8 @@ def parts(folder: Path, small: bool) -> list[Part]:
         return Part(name, seconds, command, f"{name}.json")
 
     little = ["--height=224", "--width=224", "--completion=8", "--group-size=2", "--steps=1"]
-    few = ["--prompt=64", "--completion=8", "--repeats=1"]
+    few, kept = ["--prompt=64", "--completion=8", "--repeats=1"], f"--keep={folder / 'tiny'}"
+    alone = [*little, "--alone", kept]
 
     def large(size: str, *options: str, keep: bool = True) -> list[str]:
         kept = [f"--keep={folder / size}"] if keep else []  # two parts take the same model
@@ -91,9 +92,9 @@ def parts(folder: Path, small: bool) -> list[Part]:
         Part("cuda_tests", 140, [*pytest, "tests/modules/test_cuda.py", *(["--rehearse", *only] if small else [])]),
         Part("second_device", 40, [*pytest, "tests/modules/test_second_device.py", *only]),
         measured("grpo_step", "step_tiny_trl", 75, *(little if small else [])),
-        measured("grpo_step", "step_3b", 70, *(little if small else large("3b", "--steps=2"))),
-        measured("decoding", "decode_3b", 100, *(few if small else large("3b", "--repeats=2"))),
-        measured("grpo_step", "step_7b", 100, *(little if small else large("7b", *iu))),
+        measured("grpo_step", "step_3b", 70, *(alone if small else large("3b", "--steps=2"))),
+        measured("decoding", "decode_3b", 100, *([*few, kept] if small else large("3b", "--repeats=2"))),
+        measured("grpo_step", "step_7b", 100, *(alone if small else large("7b", *iu))),
         measured("attention", "attention", 75, *(few if small else large("7b", keep=False))),
     ]
     if not small:
@@ -163,7 +164,8 @@ def compared(results: dict[str, Any]) -> list[str]:
     """One line for each part whose memory was predicted and measured."""
     found = results.get("size_7b", {}).get("result", {})
     rows = {name: results[name].get("result") for name in found if name in results}
-    peaks = {name: row["results"]["mrg"]["peak_mb"] / 1024 for name, row in rows.items() if isinstance(row, dict)}
+    rows = {name: row for name, row in rows.items() if isinstance(row, dict) and row["settings"]["geometry"] == "7b"}
+    peaks = {name: row["results"]["mrg"]["peak_mb"] / 1024 for name, row in rows.items()}
     return [f"{name}: a peak of {peak:.1f} GiB, predicted {found[name]:.1f}" for name, peak in peaks.items()]
 
 

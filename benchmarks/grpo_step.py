@@ -300,18 +300,13 @@ def efficiency(options: argparse.Namespace, mine: dict[str, Any]) -> dict[str, f
     }
 
 
-def has_trl(options: argparse.Namespace) -> bool:
-    """Whether TRL is timed as well: with the tiny model, where it is installed."""
-    return options.geometry == "tiny" and all(importlib.util.find_spec(name) for name in ("trl", "datasets"))
-
-
-def machine(options: argparse.Namespace) -> dict[str, Any]:
+def machine(options: argparse.Namespace, with_trl: bool = False) -> dict[str, Any]:
     import lightning
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__}
     versions["lightning"] = lightning.__version__
-    if has_trl(options):
+    if with_trl:
         versions["trl"] = importlib.metadata.version("trl")
     name = torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine()
     date = datetime.date.today().isoformat()
@@ -329,6 +324,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--studies", type=int, default=1)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="mrg alone, also with the tiny model")
     parser.add_argument("--load-in-4bit", action="store_true", help="QLoRA: mrg alone, on a CUDA GPU")
     parser.add_argument("--micro-batch-tokens", type=int, default=16_384)
     parser.add_argument("--steps", type=int, default=3)
@@ -374,7 +370,7 @@ def report(options: argparse.Namespace, results: dict[str, dict[str, Any]]) -> d
         "of reading the weights and one copy of each prompt's keys"
     )
     settings = {k: v for k, v in vars(options).items() if k not in ("output", "side", "folder", "keep")}
-    summary: dict[str, Any] = {**machine(options), "settings": settings, "efficiency": near}
+    summary: dict[str, Any] = {**machine(options, "trl" in results), "settings": settings, "efficiency": near}
     if "trl" in results:
         speedup = float(np.median(results["trl"]["seconds"]) / np.median(mine["seconds"]))
         memory = [row["peak_mb"] - row["base_mb"] for row in (mine, results["trl"])]
@@ -396,7 +392,8 @@ def main() -> None:
         print("RESULT " + json.dumps(result))
         return
     with random_model(options, options.height * options.width) as folder:
-        sides = ["mrg", "trl"] if has_trl(options) else ["mrg"]
+        installed = all(importlib.util.find_spec(name) for name in ("trl", "datasets"))
+        sides = ["mrg", "trl"] if installed and options.geometry == "tiny" and not options.alone else ["mrg"]
         results = {side: run_side(side, folder) for side in sides}
     summary = report(options, results)
     if options.output:

@@ -37,7 +37,9 @@ AREAS = {
     "sections": (["mrg/datamodules/mimic/sections.py"], "tests/datamodules/mimic"),
 }
 MOST_SECONDS = 3
-"""Tests that take longer, while lines are recorded, are left out."""
+"""CPU time of a test from which it is left out."""
+BUDGET = 10
+"""CPU time of the tests of a mutant; the quickest are chosen."""
 AT_IMPORT = 3
 """Exit code of a mutant that changes code which runs at import."""
 
@@ -79,11 +81,12 @@ class Area:
     def in_order(self, chosen: Callable[[str, dict], bool]) -> list[str]:
         """Chosen tests, the quickest file and its quickest test first."""
         files: dict[str, list[str]] = {}
-        for name, row in self.rows.items():
-            if chosen(name, row):
+        spent = 0.0
+        for name in sorted((name for name, row in self.rows.items() if chosen(name, row)), key=self.time):
+            spent += self.time(name)
+            if spent < BUDGET:
                 files.setdefault(name.partition("::")[0], []).append(name)
-        by_file = [sorted(names, key=lambda name: self.rows[name]["seconds"]) for names in files.values()]
-        return [name for names in sorted(by_file, key=self.seconds) for name in names]
+        return [name for names in sorted(files.values(), key=self.seconds) for name in names]
 
     def executing(self, mutant: Mutant) -> list[str]:
         """Tests that execute the mutant's statement."""
@@ -98,8 +101,13 @@ class Area:
         """Tests in the files that are named after the mutant's file."""
         return self.in_order(lambda name, _: f"/test_{Path(mutant.path).stem}" in name)
 
+    def time(self, test: str) -> float:
+        """CPU time of a test, in seconds."""
+        return self.rows[test]["seconds"]
+
     def seconds(self, tests: list[str]) -> float:
-        return sum(self.rows[name]["seconds"] for name in tests)
+        """CPU time of several tests."""
+        return sum(map(self.time, tests))
 
 
 class Lines:

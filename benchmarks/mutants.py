@@ -137,6 +137,8 @@ def main() -> None:
         if options.again is not None:
             survived = {row["mutant"] for row in json.loads(options.again.read_text())["mutants"] if row["survived"]}
             mutants = [one for one in mutants if one.name in survived]
+        if not mutants:
+            continue
         rows = []
         for mutant, outcome in zip(mutants, outcomes(area, mutants), strict=True):
             rows.append({"mutant": mutant.name, "outcome": outcome, "survived": outcome in ("survived", "no test")})

@@ -72,11 +72,13 @@ def parser() -> argparse.ArgumentParser:
     add("--normalization", choices=NORMALIZATIONS, default="none", help="text normalization before --nlg (default: "
         "%(default)s)")  # fmt: skip
     add("--scores", metavar="NAMES", help="one table of the scores named here, separated by commas, resumable: "
-        f"{', '.join(NAMES)}; see docs/metrics.md")  # fmt: skip
-    add("--bertscore", nargs="+", metavar="ENCODER [LAYER]", help="encoder of the score bertscore, and its layer if it "
-        "is not the last one, see docs/scorers.md")  # fmt: skip
-    add("--radgraph", nargs=2, metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph")
-    add("--ratescore", nargs=2, metavar=("NER", "ENCODER"), help="weights of the score ratescore")
+        f"{', '.join(NAMES)}")  # fmt: skip
+    add("--bertscore", nargs="+", metavar=("ENCODER", "LAYER"), help="encoder of the score bertscore, and its layer "
+        "if it is not the last one")  # fmt: skip
+    add("--radgraph", nargs="+", metavar=("CHECKPOINT", "ENCODER"), help="weights of the score radgraph, and the "
+        "configuration and tokenizer of its encoder")  # fmt: skip
+    add("--ratescore", nargs="+", metavar=("NER", "ENCODER"), help="weights of the score ratescore, and 'punctuation' "
+        "for sentences without medspacy")  # fmt: skip
     add("--judge", nargs=2, metavar=("URL", "MODEL"), help="OpenAI-compatible server and model of the score judge")
     add("--scorer", action="append", default=[], metavar="PACKAGE.MODULE:FUNCTION", help="further score per report, "
         "a function of two lists of texts, reports and references; may be repeated")  # fmt: skip

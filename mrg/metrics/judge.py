@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections import Counter
@@ -98,7 +99,7 @@ class Judge:
         self.usage: Counter[str] = Counter()
         """Numbers of `asked`, `cached`, `retried` and `failed` reports, `prompt_tokens` and `completion_tokens`."""
         self.failures: list[tuple[int, str]] = []
-        """Index and reason of the reports of the last call without a score."""
+        """Index and reason of the reports of the last call without a score; a reason may quote the answer."""
         self._lock = threading.Lock()
         self.known = self._read()
 
@@ -140,7 +141,7 @@ class Judge:
         if self.failures:
             index, reason = self.failures[0]
             number = f"{len(self.failures)} of {len(keys)}"
-            text = f"{self.name}: {number} reports have no score, first report {index}: {reason}"
+            text = f"{self.name}: {number} reports have no score, first report {index}: {without_answer(reason)}"
             if len(self.failures) == len(keys):
                 raise RunError(f"{text} Check that {self.url} serves {self.model} with structured outputs.")
             log.warning(text)
@@ -189,7 +190,8 @@ class Judge:
                 reason = f"the server does not answer ({type(error).__name__})."
                 continue
             if response.status_code != 200:
-                reason = f"the server answers with status {response.status_code}: {response.text[:200]!r}."
+                said = "a message that repeats the request" if repeats(response.text, text) else response.text[:200]
+                reason = f"the server answers with status {response.status_code}: {said!r}."
                 if response.status_code in AGAIN:
                     continue
                 return reason
@@ -241,6 +243,19 @@ class Judge:
             if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 99:
                 return f"expected {name} to be an integer from 0 to 99, but got {value!r:.50}."
         return counts
+
+
+def without_answer(reason: str) -> str:
+    """A reason without what the model wrote, for log lines and messages: it may repeat a report."""
+    if reason.startswith("the server"):
+        return reason
+    return re.split(r": '|: \"|, but got", reason)[0].rstrip(".") + "."
+
+
+def repeats(message: str, request: str) -> bool:
+    """Whether three words in a row of a message are in a request, as in errors that show the rejected input."""
+    words = message.split()
+    return any(" ".join(words[i : i + 3]) in request for i in range(len(words) - 2))
 
 
 def _replaced(part: Any, field: str, value: str) -> list[Any]:

@@ -124,10 +124,20 @@ def as_labels(preds: Reports, target: Reports, labeler: Labeler | None = None) -
 
 
 def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
-    """Label several lists of reports, each distinct report once; more than `_AT_ONCE` in several calls of the labeler.
+    """Label several lists of reports, see `label_distinct`.
 
     Returns:
         An int64 tensor (N, 14) for each list.
+    """
+    table, rows = label_distinct(labeler, *sides)
+    return [table[row].to(torch.int64) for row in rows]
+
+
+def label_distinct(labeler: Labeler, *sides: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    """Label each distinct report of several lists once; more than `_AT_ONCE` in several calls of the labeler.
+
+    Returns:
+        (U, 14) uint8 label classes of the distinct reports, and for each list, (N,) rows of its reports in them.
 
     Raises:
         UserError: If the labeler does not return label classes.
@@ -139,14 +149,11 @@ def label_together(labeler: Labeler, *sides: Sequence[str]) -> list[Tensor]:
     texts = list(place)
     parts: list[Tensor] = []
     for start in range(0, max(len(texts), 1), _AT_ONCE):
-        # One byte per label until the rows of a list are chosen: a million reports have 14 million labels.
         parts.append(_label(labeler, [texts[start : start + _AT_ONCE]])[0].to(torch.uint8))
         if len(texts) > _AT_ONCE:
             log.info(f"Labeled {min(start + _AT_ONCE, len(texts)):,} of {len(texts):,} distinct reports.")
-    labels = torch.cat(parts)
     rows = [np.fromiter((place[text] for text in side), np.int64, len(side)) for side in sides]
-    del place, texts
-    return [labels[torch.from_numpy(row)].to(torch.int64) for row in rows]
+    return torch.cat(parts), [torch.from_numpy(row) for row in rows]
 
 
 def _label(labeler: Any, sides: list[list[str]]) -> list[Tensor]:

@@ -239,11 +239,14 @@ def read_rows(path: Path, split: str = "") -> list[dict[str, Any]]:
 def _json_lines(path: Path) -> Iterable[Any]:
     # Line by line, which takes a third of the memory of the whole text. Not splitlines(): reports may hold other line
     # separators than the file's.
+    names: dict[str, str] = {}  # one text per name instead of one per row
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             try:
                 if line.strip():
-                    yield parse_json(line)
+                    row = parse_json(line)
+                    is_row = isinstance(row, dict)
+                    yield {names.setdefault(name, name): value for name, value in row.items()} if is_row else row
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
             except UserError as error:

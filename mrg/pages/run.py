@@ -31,6 +31,7 @@ FILES = {
     "predict.jsonl": "reports of `predict`, without scores",
     "samples.jsonl": "completions of some rounds",
     "metrics.csv": "scores by step",
+    "events.jsonl": "validations at which the reward rose while another score fell",
     "config.yaml": "configuration",
     "checkpoints": "best.ckpt and those of the last rounds",
     "policy": "best policy, for transformers or the next run",

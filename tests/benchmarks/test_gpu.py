@@ -58,10 +58,13 @@ peak: resident + largest phase          11.76
 """
     sizes = {"result": gpu.predicted(text)}
     assert sizes["result"] == {"step_7b": 20.84, "step_7b_4bit": 11.76}
-    measured = {"result": {"results": {"mrg": {"peak_mb": 21.5 * 1024}}}}
+    row = {"settings": {"geometry": "7b"}, "results": {"mrg": {"peak_mb": 21.5 * 1024}}}
+    measured = {"result": row}
     assert gpu.compared({"size_7b": sizes, "step_7b": measured, "step_7b_4bit": {"result": "Expecting value"}}) == [
         "step_7b: a peak of 21.5 GiB, predicted 20.8"
     ]
+    rehearsed = {"result": {**row, "settings": {"geometry": "tiny"}}}
+    assert gpu.compared({"size_7b": sizes, "step_7b": rehearsed}) == []
     assert gpu.compared({"size_7b": sizes, "step_7b": gpu.waiting(gpu.Part("step_7b", 1, []))}) == []
     assert gpu.compared({}) == []
 

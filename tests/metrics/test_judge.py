@@ -90,6 +90,24 @@ def test_nonsense_is_counted_and_named_and_never_zero(server, caplog, content, r
     assert "1 of 2 reports have no score, first report 1: " in caplog.text
 
 
+def test_log_lines_and_messages_do_not_repeat_a_report(server, caplog):
+    report = "The zebraic heart is enlarged."
+    answers = [(200, f"I cannot judge: {report}"), (200, json.dumps({"zebraic heart": 1})), (422, f"bad: {report}")]
+    for status, content in answers:
+        server.answers = lambda request, answer=(status, content): answer
+        judge = Judge(server.url, "tiny", attempts=1)
+        with pytest.raises(RunError) as error:
+            judge([report], [report])
+        assert "zebraic" not in f"{error.value} {caplog.text}"
+    assert "status 422: 'a message that repeats the request'" in str(error.value)
+    server.answers = lambda request: (200, answers[0][1] if "bad" in text_of(request) else json.dumps(VALID))
+    judge = Judge(server.url, "tiny", attempts=1)
+    assert judge(["good", "bad"], ["x", "x"]) == [0.75, None]
+    assert "first report 1: the answer is not JSON." in caplog.text
+    assert "zebraic" not in caplog.text
+    assert "zebraic" in judge.failures[0][1]  # for whoever asks
+
+
 def test_a_busy_server_is_asked_again(server):
     seeds = []
 

@@ -86,5 +86,7 @@ def test_in_four_states(browser, request, name):
     with opened(browser, file, color_scheme="dark", viewport={"width": PAPER, "height": 1000}) as page:
         page.emulate_media(media="print", color_scheme="dark")
         assert page.evaluate("document.documentElement.scrollWidth") == PAPER
+        shown = page.eval_on_selector_all("img", "list => list.map(image => image.complete && image.naturalWidth)")
+        assert all(shown), "images that are missing on paper"
         assert page.eval_on_selector_all(".wide", "list => list.filter(e => e.scrollWidth > e.clientWidth).length") == 0
         assert page.evaluate("getComputedStyle(document.body).color") == "rgb(27, 31, 36)"  # dark ink

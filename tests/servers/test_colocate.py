@@ -1,6 +1,6 @@
 """vLLM in this process.
 
-bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest tests/servers/test_colocate.py
+bash tests/servers/build_vllm.sh && .vllm/bin/python -m pytest -n 0 -m vllm tests/servers/test_colocate.py
 """
 
 import importlib.util

@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 def writer(servers, policy, tmp_path, **settings):
     urls = [server.url for server in servers]
-    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=60, **settings), policy, tmp_path.name)
+    written = VLLMClient(Servers(urls, str(tmp_path / "adapters"), timeout=300, **settings), policy, tmp_path.name)
     written.pool.check()
     return written
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,13 @@ def score_all(
     total = bool(labeled) + len(groups)
     try:
         if labeled:
-            started = time.monotonic()
-            result |= _labeled(systems, predictions.target, KeptLabels(labeler, kept, _settings(labeler, options)),
-                               options, train)  # fmt: skip
-            rows |= labeled_rows(result, labeled)
-            _log_finished(1, total, " and ".join(labeled), started)
+            with _step(1, total, " and ".join(labeled), systems):
+                own = KeptLabels(labeler, kept, _settings(labeler, options))
+                result |= _labeled(systems, predictions.target, own, options, train)
+                rows |= labeled_rows(result, labeled)
         for number, group in enumerate(groups, 1 + bool(labeled)):
-            started = time.monotonic()
-            rows |= group_rows(group, systems, predictions.target, kept, train, trials, options.seed)
-            _log_finished(number, total, group.name, started)
+            with _step(number, total, group.name, systems):
+                rows |= group_rows(group, systems, predictions.target, kept, train, trials, options.seed)
     except MrgError:
         log.info(f"Finished values are in {kept.path}: the same command continues from there.")
         raise
@@ -114,7 +113,13 @@ def _settings(labeler: Labeler, options: argparse.Namespace) -> dict[str, Any]:
     return {}
 
 
-def _log_finished(number: int, total: int, name: str, started: float) -> None:
+@contextlib.contextmanager
+def _step(number: int, total: int, name: str, systems: Mapping[str, Sequence[str]]) -> Iterator[None]:
+    """Log the start and the end of a score."""
+    num_reports = sum(map(len, systems.values()))
+    log.info(f"Score {number} of {total}: {name}, {num_reports:,} reports.")
+    started = time.monotonic()
+    yield
     log.info(f"Score {number} of {total}: {name} finished in {time.monotonic() - started:,.1f} s.")
 
 

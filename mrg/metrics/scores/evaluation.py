@@ -25,19 +25,20 @@ def labeled_rows(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, d
     labels = f"labels by {result['labeler']}"
     shown = {"MCCS": f"mean over reports, margin {result['margin']:g}, {labels}"} if "mccs" in names else {}
     if "ce" in names:
-        how = "13 conditions: without No Finding; +: uncertain counts as positive; 0/0 = 0"
+        how = "average and conditions, 13 being those without No Finding; + counts uncertain as positive; 0/0 = 0"
         shown |= {f"CE-F1 {name}": f"{how}; {labels}" for name in CE}
         if result["informative"]:
             number = len(result["informative"])
             shown["informedness"] = f"recall + specificity - 1, mean of {number} conditions, {labels}"
     best = result["best_constant"] or {"scores": {}, "differences": []}
+    none = {"informedness": dict.fromkeys(("value", "low", "high"), 0.0)} if best["scores"] else {}  # of any constant
     rows = {}
     for name, convention in shown.items():
         gaps = [gap for gap in (*result["differences"], *best["differences"]) if gap["score"] == name]
         rows[name] = {"convention": convention, "percent": True, "higher_is_better": True}
         rows[name] |= {"num_studies": result["num_studies"]}
         rows[name] |= {"systems": {system: own["scores"][name] for system, own in result["systems"].items()}}
-        rows[name] |= {"best_constant": best["scores"].get(name)}
+        rows[name] |= {"best_constant": (none | best["scores"]).get(name)}
         rows[name] |= {"differences": [{key: gap[key] for key in ("a", "b", "value", "low", "high")} for gap in gaps]}
     return rows
 
@@ -75,8 +76,7 @@ def group_rows(
     complete = ~np.isnan(np.stack([own.sum(1) for own in values.values()])).any(0)
     lost = {name: np.isnan(own.sum(1)).nonzero()[0].tolist() for name, own in values.items()}
     if not complete.any():
-        reason = next(iter(group.reasons.values()), "")
-        raise RunError(f"{group.name}: no study has a score for {' and '.join(systems)}. {reason}".strip())
+        raise RunError(f"{group.name}: no study has a score for all of {', '.join(systems)}.")
     constants = group.best(train, target) if group.best is not None and train is not None else {}
     own_rows = {row.name: [row] for row in group.rows}
     sums = [Sums(own[complete], group.rows) for own in values.values()]

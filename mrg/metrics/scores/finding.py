@@ -18,7 +18,7 @@ from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.scores.group import Group, Row, micro_f1
 from mrg.metrics.scores.kept import source_digest
 
-ATTRIBUTES = {"FindingF1 side": ("side",), "FindingF1 side, place, severity": ("side", "place", "severity")}
+ATTRIBUTES = {"FindingF1 side": ("side",), "FindingF1 side+place+severity": ("side", "place", "severity")}
 
 
 class _Reader:
@@ -40,7 +40,7 @@ def finding_group(labeler: Any) -> Group:
     metrics.append(ChangeF1(reader))
     names = [*ATTRIBUTES, "ChangeF1"]
     how = f"micro over 13 conditions, read by {name_of(own)}"
-    conventions = [f"{how}; the {', '.join(kinds)} of the reference must match" for kinds in ATTRIBUTES.values()]
+    conventions = [f"{how}; {' and '.join(kinds)} as in the reference" for kinds in ATTRIBUTES.values()]
     conventions.append(f"{how}; pairs of a condition and its change")
     rows = [Row(name, text, micro_f1(3 * i)) for i, (name, text) in enumerate(zip(names, conventions, strict=True))]
 

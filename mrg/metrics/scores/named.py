@@ -31,9 +31,9 @@ LEARNED = ("bertscore", "radgraph", "ratescore", "radcliq")
 NAMES = (*LABELED, "finding", "nlg", *LEARNED, "judge")
 _NEEDS = {
     "bertscore": "--bertscore ENCODER [LAYER]",
-    "radgraph": "--radgraph CHECKPOINT ENCODER",
-    "ratescore": "--ratescore NER ENCODER",
-    "radcliq": "--bertscore ENCODER, --radgraph CHECKPOINT ENCODER and --chexbert CHECKPOINT",
+    "radgraph": "--radgraph CHECKPOINT [ENCODER]",
+    "ratescore": "--ratescore NER ENCODER [SPLITTER]",
+    "radcliq": "--bertscore ENCODER, --radgraph CHECKPOINT [ENCODER] and --chexbert CHECKPOINT",
     "judge": "--judge URL MODEL",
 }
 _CLASSES = {
@@ -115,30 +115,36 @@ def learned_group(name: str, options: argparse.Namespace, labeler: Any, made: di
         return made[part]
 
     given = {"bertscore": options.bertscore, "radgraph": options.radgraph, "ratescore": options.ratescore}
-    if options.bertscore is not None and len(options.bertscore) > 1:
-        given["bertscore"] = _encoder_and_layer(options.bertscore)
     parts = ("bertscore", "radgraph") if name == "radcliq" else (name,)
     if any(given[part] is None for part in parts) or (name == "radcliq" and options.chexbert is None):
-        raise UserError(f"it needs {_NEEDS[name]}, see docs/scorers.md for the weights and their licenses.")
+        raise UserError(f"it needs {_NEEDS[name]}, see docs/metrics.md for the weights and their licenses.")
+    given = {part: _arguments(part, given[part]) for part in parts}
     if name == "radcliq":
-        scorer = import_named(_CLASSES[name], "score", "class")(*map(make, parts), labeler)
+        scorer = import_named(_CLASSES[name], "score", "class")(given["bertscore"][0], make("radgraph"), labeler)
     else:
         scorer = make(name)
     paths = [path for part in parts for path in given[part]] + ([options.chexbert] if name == "radcliq" else [])
     own = scorer.settings()
     settings = {"score": name, "mrg": mrg.__version__, **own, "files": [stamp(Path(str(path))) for path in paths]}
-    given_values = {key: value for key, value in own.items() if value is not None and key != "name"}
-    shown = [f"{key} {Path(value).name if isinstance(value, str) else value}" for key, value in given_values.items()]
+    kinds = (str, int, float)
+    plain = {key: value for key, value in own.items() if type(value) in kinds and key != "name"}
+    shown = [f"{key} {Path(value).name if isinstance(value, str) else value}" for key, value in plain.items()]
     up = bool(scorer.higher_is_better)
     how = "; ".join(["mean over reports", *shown, *([] if up else ["lower is better"])])
     row = Row(scorer.name, how, mean(), name != "radcliq", up)
     return Group(name, [row], _filled(scorer, scorer.name), settings, 100)
 
 
-def _encoder_and_layer(given: Sequence[str]) -> list[str | int]:
-    if len(given) > 2 or not given[1].isdecimal():
-        raise UserError(f"expected --bertscore to be a folder and the number of a layer, but got {' '.join(given)!r}.")
-    return [given[0], int(given[1])]
+def _arguments(name: str, given: Sequence[str]) -> list[Any]:
+    """Positional arguments of a score's class from the words after its option."""
+    least = 2 if name == "ratescore" else 1
+    if not least <= len(given) <= least + 1:
+        raise UserError(f"expected {_NEEDS[name]}, but got {' '.join(given)!r}.")
+    if name == "bertscore" and len(given) == 2:
+        if not given[1].isdecimal():
+            raise UserError(f"expected the layer of --bertscore to be a number, but got {given[1]!r}.")
+        return [given[0], int(given[1])]
+    return [*given[:2], "long", given[2]] if name == "ratescore" and len(given) == 3 else list(given)
 
 
 def judge_group(options: argparse.Namespace, answers: Path) -> Group:

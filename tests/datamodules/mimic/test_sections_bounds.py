@@ -203,9 +203,37 @@ def test_rules_are_listed_in_their_order():
     sections = parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))
     assert sections.rules == ("wet read", "addendum")
     assert parse_sections(report("OTHER HISTORY: Fever.", "FINDINGS: Clear.")).rules == ("longer header",)
+    assert len({sections, parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))}) == 1
 
 
 def test_the_line_before_small_letters_is_read_from_its_first_character():
     assert parse_sections("INDICATION: Fever\nx\nFindings: Clear.").findings == ""
     assert parse_sections("INDICATION: Fever\nX\nFindings: Clear.").findings == "Clear."
     assert parse_sections("Findings: Clear.").findings == "Clear."
+
+
+def test_the_title_of_the_final_report_divides_with_and_without_a_line():
+    """A section of the final report replaces those before its title; a mere line replaces nothing."""
+    wet = "WET READ: Seen.\nIMPRESSION: Pneumonia.\n"
+    assert parse_sections(wet + "FINAL REPORT\nFINDINGS: Clear.").impression == ""
+    before = "FINDINGS: Old.\n\nIMPRESSION: Old.\n"
+    line = "_" * 78 + "\n"
+    for title in ("FINAL REPORT\n", line + "FINAL REPORT\n"):
+        sections = parse_sections(f"{before}{title}FINDINGS: Clear.")
+        assert (sections.findings, sections.impression) == ("Clear.", "")
+        sections = parse_sections(f"{before}{title}IMPRESSION: Normal.")
+        assert (sections.findings, sections.impression) == ("", "Normal.")
+    sections = parse_sections(f"{before}{line}FINDINGS: Clear.")
+    assert (sections.findings, sections.impression) == ("Clear.", "Old.")
+
+
+def test_two_headers_of_views_are_a_repeated_section():
+    sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "PORTABLE CHEST: Clear."))
+    assert (sections.findings, sections.rules) == ("Clear.", ("view header", "repeated section"))
+    sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "FINDINGS: Clear."))
+    assert (sections.findings, sections.rules) == ("Clear.", ("view header",))
+
+
+def test_an_unknown_header_is_part_of_the_text():
+    sections = parse_sections(report("PROCEDURE: The lungs are clear."))
+    assert (sections.body, sections.source) == ("PROCEDURE: The lungs are clear.", "last section")

@@ -42,7 +42,7 @@ def test_one_table_and_one_json(predictions, tmp_path, capsys):
     assert gaps["best constant"] == pytest.approx(2 / 3 - 0.4)
     line = next(line for line in printed.splitlines() if line.startswith("FindingF1 side "))
     assert line.split()[2] == "66.7"
-    assert "micro over 13 conditions, read by rules; the side of the reference must match." in " ".join(printed.split())
+    assert "micro over 13 conditions, read by rules; side as in the reference." in " ".join(printed.split())
     assert "predictions does not beat best constant in MCCS" in " ".join(printed.split())
     assert max(map(len, printed.split("\n\nAll results")[0].splitlines())) <= 112
 
@@ -106,9 +106,9 @@ def test_mistakes_are_one_line_before_anything_is_computed(predictions, tmp_path
     assert "'radgraf' is not a score; did you mean 'radgraph'?" in text
     assert "at least one score" in fails(capsys, predictions, "--scores", ",")
     text = fails(capsys, predictions, "--scores", "radgraph,judge,radcliq")
-    assert "radgraph cannot be computed: it needs --radgraph CHECKPOINT ENCODER, see docs/scorers.md" in text
+    assert "radgraph cannot be computed: it needs --radgraph CHECKPOINT [ENCODER], see docs/metrics.md" in text
     assert "judge cannot be computed: it needs --judge URL MODEL" in text
-    assert "radcliq cannot be computed: it needs --bertscore ENCODER, --radgraph CHECKPOINT ENCODER and --chexb" in text
+    assert "radcliq cannot be computed: it needs --bertscore ENCODER, --radgraph CHECKPOINT [ENCODER] and" in text
     text = fails(capsys, predictions, "--scores", "judge", "--judge", "http://127.0.0.1:9", "tiny")
     assert "The judge's server http://127.0.0.1:9 does not answer (ConnectionError): start it." in text
     assert "leave out --compare" in fails(capsys, predictions, "--scores", "ce", "--compare", predictions)
@@ -127,7 +127,9 @@ def test_a_missing_extra_is_named_before_anything_is_computed(predictions, capsy
 
 def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     from mrg.metrics.learned.bertscore import BERTScore
-    from tests.metrics.learned.lookalikes import write_bert
+    from mrg.metrics.learned.radgraph import RadGraphF1
+    from mrg.metrics.learned.ratescore import RaTEScore
+    from tests.metrics.learned.lookalikes import write_bert, write_ner, write_radgraph
 
     folder = str(write_bert(tmp_path / "bert"))
     options = [str(predictions), "--scores", "bertscore", "--bertscore", folder]
@@ -142,8 +144,55 @@ def test_a_score_with_weights(predictions, tmp_path, capsys, caplog):
     main(options)
     assert "bertscore, predictions: 4 of 4 are known from" in caplog.text
     capsys.readouterr()
-    for layer in (["two"], ["1", "2"]):
-        assert "to be a folder and the number of a layer" in fails(capsys, *options, *layer)
+    assert "expected the layer of --bertscore to be a number, but got 'two'" in fails(capsys, *options, "two")
+    assert "expected --bertscore ENCODER [LAYER], but got" in fails(capsys, *options, "1", "2")
+    graphs = write_radgraph(tmp_path / "radgraph", tmp_path / "bert")
+    main([str(predictions), "--scores", "radgraph", "--radgraph", str(graphs), folder])
+    row = result_of(predictions)["scores"]["RadGraph F1 partial"]
+    expected = RadGraphF1(graphs, folder)(PREDS, TARGET)
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(expected.mean()))
+    assert "level partial" in row["convention"]
+    ner = write_ner(tmp_path / "ner")
+    options_of_rate = [str(predictions), "--scores", "ratescore", "--ratescore", str(ner)]
+    main([*options_of_rate, folder, "punctuation"])
+    row = result_of(predictions)["scores"]["RaTEScore"]
+    expected = RaTEScore(ner, folder, sentences="punctuation")(PREDS, TARGET)
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(expected.mean()), abs=1e-6)
+    capsys.readouterr()
+    assert "expected --ratescore NER ENCODER [SPLITTER], but got" in fails(capsys, *options_of_rate)
+    capsys.readouterr()
     missing = fails(capsys, *options[:-1], tmp_path / "none")
     assert "bertscore cannot be computed: " in missing
     assert "download it once" in missing
+
+
+def test_radcliq_from_its_parts_and_lower_is_better(predictions, tmp_path, capsys, caplog):
+    from mrg.metrics.labelers.chexbert import CheXbertLabeler
+    from mrg.metrics.learned.radcliq import RadCliQ
+    from mrg.metrics.learned.radgraph import RadGraphF1
+    from tests.metrics.labelers.chexbert_lookalike import write_lookalike
+    from tests.metrics.learned.lookalikes import write_bert, write_radgraph, write_roberta
+
+    weights = tmp_path / "chexbert"
+    weights.mkdir()
+    write_lookalike(weights)
+    bert = write_bert(tmp_path / "bert")
+    graphs, roberta = write_radgraph(tmp_path / "graphs", bert), write_roberta(tmp_path / "roberta", layers=6)
+    chexbert = str(weights / "chexbert.pth")
+    options = [str(predictions), "--scores", "mccs,radcliq", "--chexbert", chexbert, "--tokenizer", str(weights)]
+    options += ["--bertscore", str(roberta), "--radgraph", str(graphs), str(bert)]
+    main(options)
+    row = result_of(predictions)["scores"]["RadCliQ-v1"]
+    scorer = RadCliQ(roberta, RadGraphF1(graphs, bert), CheXbertLabeler(chexbert, str(weights)))
+    assert row["systems"]["predictions"]["value"] == pytest.approx(float(scorer(PREDS, TARGET).mean()), abs=1e-6)
+    assert (row["higher_is_better"], row["percent"]) == (False, False)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "RadCliQ-v1 (lower is better)" in printed
+    assert "RadCliQ-v1: mean over reports; version v1; chexbert chexbert.pth; lower is better." in printed
+    beaten = [gap["b"] for gap in row["differences"] if gap["high"] < 0]
+    lost = [line for line in printed.split("(95 %") if "RadCliQ-v1" in line and "not beat" in line]
+    assert len(beaten) + len(lost) == 2
+    caplog.set_level("INFO")
+    main(options)
+    assert "radcliq, predictions: 4 of 4 are known from" in caplog.text
+    assert "labels: " in caplog.text  # those of CheXbert

@@ -24,7 +24,7 @@ def test_the_rows_are_the_metrics():
     scores = Sums(group.values(PREDS, TRAIN), group.rows).corpus()
     assert scores["FindingF1 side"] == pytest.approx(float(FindingF1()(PREDS, TRAIN)))
     both = FindingF1(("side", "place", "severity"))
-    assert scores["FindingF1 side, place, severity"] == pytest.approx(float(both(PREDS, TRAIN)))
+    assert scores["FindingF1 side+place+severity"] == pytest.approx(float(both(PREDS, TRAIN)))
     assert scores["ChangeF1"] == pytest.approx(float(ChangeF1()(PREDS, TRAIN)))
 
 

@@ -165,6 +165,44 @@ def test_an_error_in_one_gradient_alone_is_found():
     assert broken != broken
 
 
+def test_a_gradient_that_is_not_a_number_is_the_largest_error():
+    class Broken(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.nan
+
+    x = torch.randn(2, 3, dtype=torch.float64)
+    error = largest_error((x, x), lambda a, b: a + Broken.apply(b), lambda a, b: a + b)
+    assert error != error
+    assert largest_error((x,), lambda a: 1.5 * a, lambda a: a) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fits", "differs"),
+    [
+        (torch.float64, 0.95e-6, 1.05e-6),
+        (torch.float32, 0.95e-3, 1.05e-3),
+        (torch.bfloat16, 0.02, 0.05),
+        (torch.float16, 0.0095, 0.0115),
+    ],
+)
+def test_how_far_it_may_differ(dtype, fits, differs):
+    x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for error, agrees in ((fits, True), (differs, False)):
+        assert Flex().works(None, (x,), lambda a, e=error: a * (1 + e), lambda a: a.clone()) is agrees
+
+
+def test_the_kernel_is_compiled_for_gpus_alone():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    assert module._kernel(False) is flex_attention
+    assert module._kernel(True) is not flex_attention
+
+
 def test_the_setting():
     assert flex_state("auto", CPU) is None
     assert flex_state("concatenated", torch.device("cuda")) is None

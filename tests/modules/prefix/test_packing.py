@@ -42,6 +42,13 @@ def test_each_token_is_predicted_by_the_one_before_it():
     assert packed.predicts.tolist() == [1, 5, 6, 1, 4, 7, 4, 8, 9]  # of 11 12 13 | 21 | 31 32 | 41 42 43
 
 
+def test_images_keep_their_tokens_without_padding():
+    given = prompts()
+    given.blocks = torch.tensor([[-1, 0, -1], [0, 0, 1]])
+    assert [x.tolist() for x in pack(given, IDS, MASK, embed).layout.blocks] == [[0, -1], [0, 0, 1]]
+    assert pack(prompts(), IDS, MASK, embed).layout.blocks == []
+
+
 def test_prompts_alone():
     nothing = torch.zeros(0, 1, dtype=torch.long)
     packed = pack(prompts(), nothing, nothing.bool(), embed)
@@ -71,6 +78,8 @@ def test_the_first_token_of_a_completion_comes_after_the_largest_position_of_its
     given.positions[:, 0, 0] = 99
     given.positions[2, 1] = torch.tensor([3, 4, 5])
     assert given.next_position.tolist() == [6, 10]
+    first = Prompts(torch.zeros(1, 2, 1), torch.tensor([[False, True]]), torch.zeros(1, 1, 2, dtype=torch.long), None)
+    assert first.next_position.tolist() == [1]
 
 
 def test_rows_of_prompts_take_their_images_along():
