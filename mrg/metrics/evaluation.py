@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.ce import ce_f1
-from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, THIRTEEN, stated
+from mrg.metrics.ce import average_score, ce_f1, condition_counts, confusion
+from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, THIRTEEN, condition_indices, stated
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, Scorer, label_distinct, require_reports
@@ -98,14 +98,8 @@ def evaluate_systems(
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.
     """
     _check(systems, target, margin, best)
-    table, (of_target, *of_systems) = label_distinct(labeler, target, *systems.values())
-    reference = table[of_target].long()
-    labels = dict(zip(systems, of_systems, strict=True))  # rows of the table, which is an eighth of the size
-
-    def sums_of(name: str, preds: Sequence[str]) -> ReportSums:
-        return ReportSums.of(preds, table[labels[name]].long(), target, reference, margin, scorers, min_cases)
-
-    sums = {name: sums_of(name, preds) for name, preds in systems.items()}
+    reference, labels = _label(labeler, systems, target)
+    sums = {n: ReportSums.of(p, labels(n), target, reference, margin, scorers, min_cases) for n, p in systems.items()}
     rows = list(dict.fromkeys(map(tuple, best.rows.values()))) if best else []
     constant = [ReportSums(reference.new_tensor(row).expand_as(reference), reference, margin) for row in rows]
     drawn = bootstrap([*sums.values(), *constant], num_resamples, seed)
@@ -119,13 +113,22 @@ def evaluate_systems(
         **_settings(reference, min_cases),
         "systems": {
             name: {"scores": _intervals(corpus[name], samples[name]), "format": (formats or {}).get(name)}
-            | {"distinct": len(set(preds)) / len(preds), **_shares(table[labels[name]].long(), reference)}
+            | {"distinct": len(set(preds)) / len(preds), **_shares(labels(name), reference)}
             for name, preds in systems.items()
         },
         "differences": _differences(corpus, samples, differences),
         "best_constant": None if best is None else dataclasses.asdict(best) | _constants(best, of_row, corpus, samples),
         **({} if rank_by is None else {"ranking": {"by": rank_by, "systems": ranks(corpus, samples, rank_by)}}),
     }
+
+
+def _label(
+    labeler: Labeler, systems: Mapping[str, Sequence[str]], target: Sequence[str]
+) -> tuple[Tensor, Callable[[str], Tensor]]:
+    """Labels of the references, and a function for those of a system, which keeps a byte per label instead of eight."""
+    table, (of_target, *of_systems) = label_distinct(labeler, target, *systems.values())
+    rows = dict(zip(systems, of_systems, strict=True))
+    return table[of_target].long(), lambda name: table[rows[name]].long()
 
 
 def _check(
@@ -196,14 +199,28 @@ def _interval(value: float, samples: np.ndarray) -> dict[str, float]:
 
 def _shares(preds: Tensor, target: Tensor) -> dict[str, Any]:
     """Precision and recall in every convention, and the scores of each of the 13 conditions with 0/0 = 0."""
-    rows = condition_scores(preds, target)
+    rows, table = condition_scores(preds, target), confusion(preds, target)
+
+    def shares(score: str) -> dict[str, float]:
+        return {name: _share(preds, target, table, score, **setting) for name, setting in CONVENTIONS.items()}
+
     return {
-        "precision": {c: float(ce_f1(preds, target, **v, score="precision")) for c, v in CONVENTIONS.items()},
-        "recall": {c: float(ce_f1(preds, target, **v, score="recall")) for c, v in CONVENTIONS.items()},
+        "precision": shares("precision"),
+        "recall": shares("recall"),
         "per_condition": {
             c: {k: v if v == v else None if k == "informedness" else 0.0 for k, v in rows[c].items()} for c in THIRTEEN
         },
     }
+
+
+def _share(
+    preds: Tensor, target: Tensor, table: Tensor, score: str, average: str, conditions: Any, uncertain: str
+) -> float:
+    """`ce_f1` of labels whose `confusion` is known, which is most of the work on many reports."""
+    if average == "example":
+        return float(ce_f1(preds, target, average, conditions, uncertain, score=score))
+    counts = condition_counts(table, uncertain)[:, condition_indices(conditions)]
+    return float(average_score(counts, average, score, 0))
 
 
 def format_conventions(results: Mapping[str, Any], system: str) -> str:

@@ -1,4 +1,4 @@
-"""Image files: find them in a folder, and read PNG, JPEG, other formats of Pillow and DICOM as 8-bit grey or RGB.
+"""Image files: find them in a folder, and read PNG, JPEG, some other formats of Pillow and DICOM as 8-bit grey or RGB.
 
 Nothing is flipped, cropped or stretched, because left and right matter. The format is detected from the content, not
 from the name.
@@ -6,6 +6,7 @@ from the name.
 
 from __future__ import annotations
 
+import functools
 import os
 import struct
 import warnings
@@ -19,6 +20,10 @@ from mrg.datamodules.images.dicom import read_dicom
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom", ".tif", ".tiff", ".bmp", ".webp", ".pgm")
 """Endings of image files. The last part of another dotted name, such as that of a DICOM UID, belongs to the name."""
+
+_FORMATS = ("PNG", "JPEG", "MPO", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "AVIF", "PPM", "TGA")
+"""Formats that Pillow may read. Others hold no radiographs, and have decoders in Python: that of DDS in Pillow 10 never
+ends for a truncated file."""
 
 _HEAD_BYTES = 132  # up to the end of DICOM's preamble and prefix
 _EXTENSIONS = (".png", ".jpg", ".jpeg")
@@ -119,7 +124,7 @@ def read_image(path: Path) -> Image.Image:
             file.seek(0)
             if is_dicom(head):
                 return read_dicom(path)
-            with Image.open(file) as image:
+            with Image.open(file, formats=_formats()) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise too_large(path, *image.size)
                 image.load()
@@ -131,6 +136,13 @@ def read_image(path: Path) -> Image.Image:
     # No list of the errors that decoders of many formats raise for damaged bytes would be complete.
     except Exception as error:
         raise ImageReadError(_decoding_message(path, error)) from None
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """`_FORMATS` without those that this Pillow does not know."""
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def is_dicom(head: bytes) -> bool:

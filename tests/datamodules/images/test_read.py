@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mrg.datamodules.errors import MAX_PIXELS, DataNotFoundError, ImageReadError
-from mrg.datamodules.images.read import ImageFinder
+from mrg.datamodules.images.read import ImageFinder, read_image
 from mrg.datamodules.study import View
 
 GRADIENT = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
@@ -326,6 +326,21 @@ def test_damaged_files_of_any_format_are_one_kind_of_error(tmp_path: Path, suffi
             messages.append(str(error))
     assert messages
     assert all(str(file) in message and "\n" not in message for message in messages)
+
+
+def test_a_format_whose_decoder_may_not_end_is_not_read(tmp_path: Path) -> None:
+    """Pillow 10 reads beyond the end of DDS for ever."""
+    file = tmp_path / "a.dds"
+    Image.new("RGB", (64, 64)).save(file)
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(ImageReadError, match=r"a\.dds is not an image of a known format; replace it by a PNG"):
+        read_image(file)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "JPEG2000", "TIFF", "BMP", "GIF", "WEBP", "PPM", "TGA"])
+def test_formats_that_are_read(tmp_path: Path, form: str) -> None:
+    Image.new("RGB", (9, 5), (200, 200, 200)).save(tmp_path / "a", form)
+    assert read_image(tmp_path / "a").size == (9, 5)
 
 
 @pytest.mark.parametrize(
