@@ -13,9 +13,9 @@ from mrg.metrics.evaluation import format_span
 from mrg.metrics.leaderboard import COLUMNS, describe_constant
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;color:#1b1f24;background:#fff}
-table{border-collapse:collapse;margin:1rem 0;font-size:.9rem}td{white-space:nowrap}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #d5d9de}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem;color:#1b1f24;background:#fff}
+table{border-collapse:collapse;margin:1rem 0;font-size:.85rem}td{white-space:nowrap}
+th,td{padding:.3rem .4rem;text-align:right;border-bottom:1px solid #d5d9de}
 th:first-child,td:first-child{text-align:left}th button{all:unset;cursor:pointer}
 th button:focus-visible{outline:2px solid}
 th[aria-sort=descending] button::after{content:" \\2193"}th[aria-sort=ascending] button::after{content:" \\2191"}

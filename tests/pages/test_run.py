@@ -284,6 +284,20 @@ def test_values_are_read_with_the_pointer_and_with_the_keyboard(browser, whole):
 
 
 @needs_chromium
+def test_a_marked_step_says_why(browser, tmp_path):
+    rows = "step,reward/total,val/mccs,val/reward_diverges\n0,0.1,,\n2,0.2,,\n3,,0.3,1\n"
+    (tmp_path / "metrics.csv").write_text(rows)
+    with opened(browser, write_run_page(tmp_path)) as page:
+        plot = page.locator(".plot").first
+        plot.focus()
+        page.keyboard.press("End")
+        expected = "step 3\ntotal: 20 (step 2)\nwarning: reward rises, other score falls"
+        assert plot.locator(".tip").inner_text() == expected
+        page.keyboard.press("ArrowLeft")
+        assert plot.locator(".tip").inner_text() == "step 2\ntotal: 20"
+
+
+@needs_chromium
 def test_a_phone_scrolls_down_only_and_charts_have_the_texts_colour(browser, whole):
     with opened(browser, whole, viewport={"width": 360, "height": 740}, is_mobile=True, color_scheme="dark") as page:
         assert page.evaluate("document.documentElement.scrollWidth") == 360

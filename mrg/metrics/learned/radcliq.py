@@ -113,7 +113,7 @@ class RadCliQ(LearnedScore):
         if not isinstance(radgraph, RadGraphF1):
             radgraph = RadGraphF1(radgraph, device=device, batch_tokens=batch_tokens)
         self._parts = (radgraph, bertscore, chexbert)
-        self.version, self.reward = version, reward
+        self.version, self.coefficients, self.reward = version, coefficients, reward
         self.higher_is_better = reward
         self.name = f"RadCliQ-{version}{' reward' if reward else ''}"
 
@@ -131,8 +131,10 @@ class RadCliQ(LearnedScore):
     def settings(self) -> dict[str, Any]:
         """Arguments that determine the scores, as JSON values."""
         radgraph, bertscore, chexbert = self._parts
-        own = {"radgraph": radgraph.settings(), "bertscore": bertscore.settings(), "chexbert": str(chexbert.checkpoint)}
-        return {**super().settings(), **own, "coefficients": [*map(list, self._linear[:3]), self._linear.intercept]}
+        paths = (bertscore.encoder, radgraph.checkpoint, radgraph.encoder, chexbert.checkpoint, self.coefficients)
+        names = ("bertscore", "radgraph", "radgraph_encoder", "chexbert", "coefficients")
+        own = {name: None if path is None else str(path) for name, path in zip(names, paths, strict=True)}
+        return {"name": self.name, "version": self.version, **own}
 
     def _scores(self, pairs: list[Pair]) -> list[float]:
         compute = self._linear.score

@@ -6,6 +6,8 @@ Equal to the package RaTEScore 0.6.0 scoring one pair at a time, also in how it 
 differences:
 
 - A report without any sentence has no entities; in the package it shifts all later reports by one.
+- If several entities of the other report are equally similar, such as a word that occurs with two types, the first one
+  counts; in the package rounding decides.
 - Texts and entities are encoded once, in batches sorted by length, and cached.
 
 As in the package, a pair in which a report has no entity scores 0.5.
@@ -35,7 +37,7 @@ REMEDY = (
 )
 TYPES = ("ABNORMALITY", "ANATOMY", "DISEASE", "NON-ABNORMALITY", "NON-DISEASE")
 _PRESENT, _ABSENT = {"ABNORMALITY", "DISEASE"}, {"NON-ABNORMALITY", "NON-DISEASE"}
-_MAX_ENTITY_TOKENS, _TEXTS = 30, 64
+_MAX_ENTITY_TOKENS, _TEXTS, _EQUAL = 30, 64, 1e-5
 
 
 class Weights(NamedTuple):
@@ -251,7 +253,9 @@ def matched(
     table: Weights,
 ) -> float:
     """Weighted mean similarity of entities with the most similar one of another report."""
-    best, places = (torch.stack(list(vectors)) @ torch.stack(list(found)).T).max(1)
+    cosines = torch.stack(list(vectors)) @ torch.stack(list(found)).T
+    best = cosines.amax(1)
+    places = (cosines >= best[:, None] - _EQUAL).int().argmax(1)  # the first of those that differ by rounding alone
     total = weight = 0.0
     for entity, value, place in zip(entities, best.tolist(), places.tolist(), strict=True):
         one, other = entity.type.upper(), others[place].type.upper()

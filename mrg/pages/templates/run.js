@@ -10,7 +10,7 @@ function make(tag, className, text) {
 function watch(plot) {
   const svg = plot.querySelector("svg[data-chart]");
   const { box: [left, top, right, bottom], steps: [first, last], warned, lines } = JSON.parse(svg.dataset.chart);
-  const known = [...new Set(lines.flatMap(([, , points]) => points.map(([step]) => step)))].sort((a, b) => a - b);
+  const known = [...new Set([...lines.flatMap(([, , points]) => points.map(([step]) => step)), ...warned])].sort((a, b) => a - b);
   const cursor = make("div", "cursor");
   const tip = make("div", "tip");
   let at = -1;

@@ -203,6 +203,7 @@ def test_rules_are_listed_in_their_order():
     sections = parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))
     assert sections.rules == ("wet read", "addendum")
     assert parse_sections(report("OTHER HISTORY: Fever.", "FINDINGS: Clear.")).rules == ("longer header",)
+    assert len({sections, parse_sections(report("WET READ: None.", "FINDINGS: Clear.", "ADDENDUM: None."))}) == 1
 
 
 def test_the_line_before_small_letters_is_read_from_its_first_character():
@@ -231,3 +232,8 @@ def test_two_headers_of_views_are_a_repeated_section():
     assert (sections.findings, sections.rules) == ("Clear.", ("view header", "repeated section"))
     sections = parse_sections(report("CHEST: Rotated.", "HISTORY: Fever.", "FINDINGS: Clear."))
     assert (sections.findings, sections.rules) == ("Clear.", ("view header",))
+
+
+def test_an_unknown_header_is_part_of_the_text():
+    sections = parse_sections(report("PROCEDURE: The lungs are clear."))
+    assert (sections.body, sections.source) == ("PROCEDURE: The lungs are clear.", "last section")

@@ -97,7 +97,9 @@ def test_other_settings_of_the_parts_do_not_matter(parts, tmp_path):
     assert torch.equal(score(PREDS, TARGET), expected)
     from_paths = RadCliQ(bertscore.encoder, radgraph.checkpoint, chexbert, device="cpu")
     assert torch.equal(from_paths(PREDS, TARGET), expected)
-    assert from_paths.settings()["bertscore"]["layer"] == 5
+    paths = {"bertscore": bertscore.encoder, "radgraph": radgraph.checkpoint, "chexbert": chexbert.checkpoint}
+    expected = {"name": "RadCliQ-v1", "version": "v1", **{name: str(path) for name, path in paths.items()}}
+    assert from_paths.settings() == {**expected, "radgraph_encoder": None, "coefficients": None}
 
 
 def test_pairs_are_computed_once_and_copies_share(parts, monkeypatch):

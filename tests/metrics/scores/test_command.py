@@ -188,7 +188,8 @@ def test_radcliq_from_its_parts_and_lower_is_better(predictions, tmp_path, capsy
     assert (row["higher_is_better"], row["percent"]) == (False, False)
     printed = " ".join(capsys.readouterr().out.split())
     assert "RadCliQ-v1 (lower is better)" in printed
-    assert "RadCliQ-v1: mean over reports; version v1; chexbert chexbert.pth; lower is better." in printed
+    parts = f"bertscore roberta; radgraph {graphs.name}; radgraph_encoder bert; chexbert chexbert.pth"
+    assert f"RadCliQ-v1: mean over reports; version v1; {parts}; lower is better." in printed
     beaten = [gap["b"] for gap in row["differences"] if gap["high"] < 0]
     lost = [line for line in printed.split("(95 %") if "RadCliQ-v1" in line and "not beat" in line]
     assert len(beaten) + len(lost) == 2
