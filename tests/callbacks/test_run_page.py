@@ -112,7 +112,7 @@ def test_a_reward_that_fails_names_the_study_on_the_page(tmp_path, capsys, monke
         rollout = sample(*args)
         return dataclasses.replace(rollout, texts=["<report>Edema.</report>"] * len(rollout.texts))
 
-    monkeypatch.setattr("mrg.modules.grpo.sample", written)
+    monkeypatch.setattr("mrg.modules.round.sample", written)
     part = [{"scorer": f"{__name__}:failing", "weight": 1}]
     main(["fit", *fit_arguments(tmp_path, "--name=sft")])
     with pytest.raises(SystemExit) as stop:
