@@ -156,6 +156,7 @@ def opened(browser, address, **context):
     page.context.close()
 
 
+@pytest.mark.slow
 @needs_chromium
 def test_pages_fit_a_phone_and_ask_for_nothing(site, server):
     with launched() as browser:

@@ -236,6 +236,7 @@ def len_of(texts):
     return [len(text) for text in texts]
 
 
+@pytest.mark.slow  # METEOR starts Java
 def test_scorers_and_nlg(predictions, capsys):
     pytest.importorskip("pycocoevalcap")
     main([str(predictions), "--scorer", "tests.metrics.test_main:overlap", "--nlg", "--normalization", "r2gen-iu"])

@@ -258,7 +258,7 @@ def on_ranks(saved, output, *arguments):
 @pytest.mark.parametrize(
     ("loss_type", "kl_coef", "trained", "resample_dead", "strategies"),
     [
-        ("grpo", 0.04, "adapter", 0, ["ddp", "fsdp"]),
+        pytest.param("grpo", 0.04, "adapter", 0, ["ddp", "fsdp"], marks=pytest.mark.slow),
         pytest.param("dapo", 0.0, "adapter", 0, ["ddp", "fsdp"], marks=pytest.mark.slow),
         pytest.param("grpo", 0.04, "all", 0, ["fsdp"], marks=pytest.mark.slow),
         pytest.param("grpo", 0.0, "adapter", 2, ["fsdp"], marks=pytest.mark.slow),

@@ -82,7 +82,12 @@ def check_equal(make, monkeypatch):
     assert scores == pytest.approx(expected_scores, abs=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+QUICK = ("qwen2_5_vl", "gemma3", "fast_vlm")  # one of each kind of vision tower
+
+
+@pytest.mark.parametrize(
+    "family", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+)
 def test_grpo_trains_there_as_on_the_cpu(checkpoints, family, monkeypatch):
     settings = {**SETTINGS, "max_pixels": SETTINGS["max_pixels"] if family in QWEN else 0}
     path = checkpoints(family)
@@ -100,6 +105,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_work_there(checkpoints, options, monkeypatch):
     settings = {"group_size": 4, **LORA, **SETTINGS, **options}

@@ -43,6 +43,7 @@ def test_all_studies_are_printed_on_request(browser, gallery):
         assert page.locator(".study").count() == 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast_and_labels(browser, gallery, scheme):
     """WCAG 2.2 A and AA as far as axe-core can tell, with every fold open."""

@@ -31,6 +31,7 @@ def test_bleu_counts_by_hand():
     assert counts.tolist() == [[3, 1, 0, 0, 4, 3, 2, 1, 4, 4], [0, 0, 0, 0, 0, 0, 0, 0, 0, 1]]
 
 
+@pytest.mark.slow  # METEOR starts Java
 def test_the_values_of_nlg_are_those_of_its_function(texts):
     preds, target = texts
     group = nlg_group("r2gen-mimic")

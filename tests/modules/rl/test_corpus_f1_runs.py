@@ -88,6 +88,7 @@ def test_f1_of_the_last_validation(saved, studies):
     assert module.corpus["corpus_f1"].f1.tolist() == pytest.approx([score] * 13)
 
 
+@pytest.mark.slow
 def test_two_processes_reward_as_one(saved, tmp_path):
     found = []
     for devices in (1, 2):
