@@ -171,6 +171,12 @@ def test_read_only_file_system(tmp_path, iu_tree, capsys):
     assert (code, "cannot be written (Read-only file system): check --runs and --name." in text) == (2, True)
 
 
+def heeded():
+    """Background jobs of a shell ignore SIGINT, and those of nohup SIGHUP: a command inherits that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def signalled(argv, folder, number, send=os.kill, **kwargs):
     """A run in a process of its own that gets a signal after its first checkpoint: exit status, output and errors."""
     with subprocess.Popen(
@@ -179,7 +185,7 @@ def signalled(argv, folder, number, send=os.kill, **kwargs):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=heeded,
         **kwargs,
     ) as process:
         try:
