@@ -44,7 +44,7 @@ def parse_completion(text: str, think: str = "required") -> ParsedCompletion:
         return ParsedCompletion("", "", False)
     match = STRICT.fullmatch(text.strip())
     if match and tags.count("<think>") <= 1 and len(tags) in (2, 4):
-        thinking, report = (match[1] or "").strip(), _written(match[2])
+        thinking, report = (match[1] or "").strip(), _written(TAG.sub(" ", match[2]))
         if report and (bool(thinking) if think == "required" else len(tags) == 2):
             return ParsedCompletion(thinking, report, True)
         return ParsedCompletion(thinking, report, False)

@@ -102,3 +102,9 @@ def test_bad_input():
 def test_work_is_linear(think, prefix, suffix):
     for unit in (" ", "\n", "a ", "<think>", "<report>", "</report> ", "</think><report>", "<report>a</report>"):
         assert_linear_time(lambda text: parse_completion(text, think), unit, prefix, suffix)
+
+
+@pytest.mark.parametrize("think", ["required", "absent"])
+def test_a_report_has_no_tags(think):
+    assert parse_completion("<report><think>A</think>Edema.</report>", think) == ("", "A Edema.", False)
+    assert parse_completion("<report><think></think></report>", think) == ("", "", False)
