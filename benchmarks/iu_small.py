@@ -35,6 +35,7 @@ ARMS = {
     "sft": "SFT",
     "sft_continued": "SFT, continued",
     "sft_continued_2": "SFT, continued twice",
+    "sft_balanced": "SFT, balanced",
     "grpo_mccs": "GRPO, MCCS",
     "grpo_corpus": "GRPO, corpus F1",
     "grpo_both": "GRPO, corpus F1 and MCCS",
