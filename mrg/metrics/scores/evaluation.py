@@ -83,7 +83,7 @@ def group_rows(
     sums += [Sums(own[complete], own_rows[name]) for name, own in constants.items()]
     drawn = bootstrap(sums, num_resamples, seed)
     corpus = [own.corpus() for own in sums]
-    by_system = dict(zip(systems, zip(corpus, drawn[: len(systems)], strict=False), strict=True))
+    by_system = dict(zip(systems, zip(corpus[: len(systems)], drawn[: len(systems)], strict=True), strict=True))
     of_row = dict(zip(constants, zip(corpus[len(systems) :], drawn[len(systems) :], strict=True), strict=True))
     rows = {}
     for row in group.rows:

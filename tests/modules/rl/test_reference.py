@@ -34,7 +34,7 @@ def test_the_place_of_a_completion_by_hand():
 
 @pytest.mark.parametrize("limit", [200, 3])
 def test_dead_groups_of_a_round_get_their_reference(saved, studies, limit):  # noqa: F811
-    """A random policy writes nothing valid: all rewards of a group are 0, and the reference has a reward of 1."""
+    """An untrained policy writes no valid report, so the rewards of each group are all 0; the reference scores 1."""
     module, _ = module_on(saved, studies, add_reference=True, ce_f1_weight=1.0, mccs_weight=0.0, max_new_tokens=limit)
     batch = StudyCollator(module.policy.processor, "Report:")(studies[:2])
     prompts = module.policy.embed(batch)
