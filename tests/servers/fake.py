@@ -1,16 +1,14 @@
 """An HTTP server that answers like vLLM, in this process: what it writes depends on the seed and on the adapter."""
 
-import json
 import random
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.policy.load import load_policy
+from tests.servers.json_server import JSONServer
 
 
-class FakeVLLM:
+class FakeVLLM(JSONServer):
     """Writes random tokens for the studies of a policy.
 
     Args:
@@ -32,26 +30,10 @@ class FakeVLLM:
         self.asked = []  # names of adapters
         self.failing = False
         self.before_answer = lambda adapter: None
-        fake = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self):
-                size = int(self.headers.get("Content-Length") or 0)
-                status, content = fake.answer(self.path, json.loads(self.rfile.read(size)) if size else {})
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = answer  # noqa: N815 (the names that the library calls)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def reply(self, command, path, request):
+        return self.answer(path, request or {})
 
     def answer(self, path, request):
         if path == "/v1/models":
@@ -75,7 +57,3 @@ class FakeVLLM:
             choices.append({"token_ids": tokens, "logprobs": {"content": logps}})
         images = sum(part["type"] == "image_url" for part in request["messages"][0]["content"])
         return 200, {"choices": choices, "prompt_token_ids": self.prompts[images]}
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()

@@ -1,16 +1,15 @@
 """How a pool of servers fails and recovers, with small servers that fail on purpose; real ones are in tests/servers."""
 
-import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from mrg.modules.rollout.vllm_servers import AgainError, ServerError, ServerPool, Servers
+from tests.servers.json_server import JSONServer
 
 
-class Failing:
+class Failing(JSONServer):
     """An HTTP server that answers as it is told: a list of (status, content) for each path, the last one repeated.
 
     An answer may be a function that returns one. `hang_up` closes the connection after a POST without an answer.
@@ -19,37 +18,16 @@ class Failing:
     hang_up = False
 
     def __init__(self, answers):
-        seen, failing = [], self
-        self.seen = seen
+        self.answers, self.seen = answers, []
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self):
-                size = int(self.headers.get("Content-Length") or 0)
-                seen.append((self.path, json.loads(self.rfile.read(size)) if size else None))
-                given = answers[self.path]
-                if failing.hang_up and self.command == "POST":
-                    self.close_connection = True
-                    return
-                found = given.pop(0) if len(given) > 1 else given[0]
-                status, content = found() if callable(found) else found
-                body = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_GET = do_POST = answer  # noqa: N815 (the names that the library calls)
-
-            def log_message(self, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+    def reply(self, command, path, request):
+        self.seen.append((path, request))
+        given = self.answers[path]
+        if self.hang_up and command == "POST":
+            return None
+        found = given.pop(0) if len(given) > 1 else given[0]
+        return found() if callable(found) else found
 
 
 @pytest.fixture
