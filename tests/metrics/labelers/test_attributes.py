@@ -87,18 +87,25 @@ VALUES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "value", "words"), VALUES)
-def test_every_value(place, value, words):
-    (found,) = read(f"{words} consolidation.")
-    assert found[place] == value
-    assert sum(one is not None for one in found[1:]) == (2 if words == "Bibasilar" else 1)
+SEPARATORS = ", and with plus or but ; : versus |"
+BREAKS = """in at of on within along near involving over overlying projecting is are was were has have appears appear
+    remains remain to from which that than measuring"""
+VERBS = "may might could represent reflect suggest compatible consistent due is are favor"
+STEADY = "stable unchanged new newly persistent again similar constant"
 
 
-@pytest.mark.parametrize("word", [",", "and", "with", "plus", "or", "but", ";", ":", "versus", "|"])
-def test_a_separator_parts_two_findings(word):
-    shared = "left" if word in (",", "and", "or") else None  # these make a list
-    assert sides(f"Effusion left {word} pneumonia.") == [("Pleural Effusion", "left"), ("Pneumonia", shared)]
-    assert sides(f"Effusion at {word} left pneumonia.") == [("Pleural Effusion", None), ("Pneumonia", "left")]
+def test_every_value():
+    for place, value, words in VALUES:
+        (found,) = read(f"{words} consolidation.")
+        assert found[place] == value
+        assert sum(one is not None for one in found[1:]) == (2 if words == "Bibasilar" else 1)
+
+
+def test_a_separator_parts_two_findings():
+    for word in SEPARATORS.split():
+        shared = "left" if word in (",", "and", "or") else None  # these make a list
+        assert sides(f"Effusion left {word} pneumonia.") == [("Pleural Effusion", "left"), ("Pneumonia", shared)], word
+        assert sides(f"Effusion at {word} left pneumonia.") == [("Pleural Effusion", None), ("Pneumonia", "left")], word
 
 
 def test_denials_and_line_breaks_part_two_findings():
@@ -108,26 +115,18 @@ def test_denials_and_line_breaks_part_two_findings():
     assert sides("Effusion left pneumonia.") == [("Pleural Effusion", None), ("Pneumonia", "left")]
 
 
-@pytest.mark.parametrize(
-    "word",
-    "in at of on within along near involving over overlying projecting is are was were has have appears appear remains "
-    "remain to from which that than measuring".split(),
-)
-def test_what_follows_a_preposition_or_a_verb_belongs_to_the_finding_before(word):
-    assert sides(f"Effusion {word} left pneumonia.") == [("Pleural Effusion", "left"), ("Pneumonia", None)]
+def test_what_stands_behind_a_preposition_or_before_a_verb_belongs_to_the_finding_before():
+    expected = [("Pleural Effusion", "left"), ("Pneumonia", None)]
+    for word in BREAKS.split():
+        assert sides(f"Effusion {word} left pneumonia.") == expected, word
+    for word in VERBS.split():
+        assert sides(f"Effusion left {word} pneumonia.") == expected, word
 
 
-@pytest.mark.parametrize(
-    "word", "may might could represent reflect suggest compatible consistent due is are favor".split()
-)
-def test_what_precedes_a_verb_belongs_to_the_finding_before(word):
-    assert sides(f"Effusion left {word} pneumonia.") == [("Pleural Effusion", "left"), ("Pneumonia", None)]
-
-
-@pytest.mark.parametrize("word", ["stable", "unchanged", "new", "newly", "persistent", "again", "similar", "constant"])
-def test_what_is_steady_has_a_severity(word):
-    change = "new" if word.startswith("new") else "unchanged"
-    assert read(f"{word} mild edema.") == [("Edema", None, None, "mild", change)]
+def test_what_is_steady_has_a_severity():
+    for word in STEADY.split():
+        change = "new" if word.startswith("new") else "unchanged"
+        assert read(f"{word} mild edema.") == [("Edema", None, None, "mild", change)], word
 
 
 def test_the_degree_of_a_change_is_no_severity():
