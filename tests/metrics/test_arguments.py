@@ -106,14 +106,17 @@ def test_what_goes_together(words):
 
 def test_the_file_to_write(tmp_path):
     file = tmp_path / "p.jsonl"
+    (tmp_path / "none").mkdir()
     assert output_file(parse(str(file)), "scores.json") == tmp_path / "p.jsonl.scores.json"
     assert output_file(parse(str(file), "--output", str(tmp_path / "o")), "scores.json") == tmp_path / "o"
     for name in ("compare", "references", "nearest_image", "train"):
         with pytest.raises(UserError, match="is a file of predictions or references"):
-            output_file(parse(str(file), "--output", f"{tmp_path}/x", f"--{name}", f"{tmp_path}/./x"), "scores.json")
+            output_file(
+                parse(str(file), "--output", f"{tmp_path}/none/../x", f"--{name}", f"{tmp_path}/x"), "scores.json"
+            )
     with pytest.raises(UserError, match="is a file of predictions"):
         output_file(parse(str(file), f"{tmp_path}/x", "--output", f"{tmp_path}/x"), "scores.json")
-    for path in (tmp_path, tmp_path / "none" / "x"):
+    for path in (tmp_path, tmp_path / "absent" / "x"):
         with pytest.raises(UserError, match="cannot be written: set --output"):
             output_file(parse(str(file), "--output", str(path)), "scores.json")
 

@@ -182,3 +182,8 @@ def test_what_has_resolved_alone_is_shown_of_denied_findings():
     ]
     assert read("Heart size is normal.") == []
     assert read("The left lung is clear.") == []
+
+
+def test_the_same_side_twice_is_that_side():
+    assert sides("Left effusion on the left.") == [("Pleural Effusion", "left")]
+    assert sides("Right and left effusion.") == [("Pleural Effusion", "bilateral")]

@@ -57,3 +57,48 @@ def test_what_a_structure_shows_is_no_state_of_it(labeler):
         found = labels(labeler, f"The mediastinum and lungs {word} an enlarged heart.")
         assert found == {"Enlarged Cardiomediastinum": P}, word
     assert labels(labeler, "The lungs are at an enlarged heart.") == {"No Finding": P}
+
+
+def test_a_line_ends_where_two_words_follow_a_statement(labeler):
+    """One more word may belong to a phrase that the line break parts: "no acute / edema"."""
+    assert labels(labeler, "Within normal limits today\nHeart") == denied("Cardiomegaly")
+    assert labels(labeler, "Within normal limits today again\nHeart") == {"No Finding": P}
+    assert labels(labeler, "No acute\nEdema") == denied("Edema")
+    assert labels(labeler, "No acute distress\nEdema") == {"Edema": P}
+    assert labels(labeler, "No evidence of acute\nEdema") == denied("Edema")
+    assert labels(labeler, "Cannot exclude an\nEdema") == {"Edema": U}
+    assert labels(labeler, "Evaluate for the worse\nEdema") == {"No Finding": P}
+    assert labels(labeler, "Evaluate for pneumonia\nEdema") == {"Edema": P}
+    assert labels(labeler, "Heart is stable\nEnlarged mediastinum") == {"Enlarged Cardiomediastinum": P}
+
+
+def test_a_state_belongs_to_the_structure_before_a_separator(labeler):
+    found = labels(labeler, "Heart enlarged, mediastinum.")
+    assert found == {"Cardiomegaly": P}
+    assert labels(labeler, "Enlarged heart, mediastinum.") == {"Cardiomegaly": P, "Enlarged Cardiomediastinum": P}
+    assert labels(labeler, "Heart enlarged and mediastinum stable.") == {"Cardiomegaly": P}
+
+
+def test_states_that_contradict_each_other(labeler):
+    assert labels(labeler, "Heart normal to mildly enlarged.") == {"Cardiomegaly": U}
+    assert labels(labeler, "Heart stable and enlarged.") == {"Cardiomegaly": P}
+    assert labels(labeler, "The heart is not enlarged.") == denied("Cardiomegaly")
+    assert labels(labeler, "Heart possibly enlarged.") == {"Cardiomegaly": U}
+    assert labels(labeler, "Heart possibly normal.") == denied("Cardiomegaly")
+
+
+def test_a_long_list_is_not_revisited(labeler):
+    """A cue reaches 32 findings back, so that work is linear."""
+    names = ["edema", *["effusion"] * 31]
+    assert labels(labeler, f"{' '.join(names)} not seen.") == denied("Edema", "Pleural Effusion")
+    assert labels(labeler, f"{' '.join(['edema', *names])} not seen.")["Edema"] == P
+    structures = ["heart", *["mediastinum"] * 31]
+    assert labels(labeler, f"{' '.join(structures)} normal.") == denied("Cardiomegaly", "Enlarged Cardiomediastinum")
+    assert labels(labeler, f"{' '.join(['heart', 'trachea', *structures[1:]])} normal.") == denied(
+        "Enlarged Cardiomediastinum"
+    )
+
+
+def test_a_cue_after_denied_findings_denies_what_follows(labeler):
+    assert labels(labeler, "No effusion resolved edema.") == denied("Pleural Effusion", "Edema")
+    assert labels(labeler, "Effusion resolved edema.") == {"Pleural Effusion": N, "Edema": P}
