@@ -190,3 +190,9 @@ def test_a_checkpoint_without_heads_or_with_several(make, folders, tmp_path):
     (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b damaged")
     with pytest.raises(UserError, match=r"x\.tar\.gz cannot be read as an archive: "):
         make(tmp_path / "x.tar.gz")
+
+
+def test_words_of_what_earlier_steps_have_escaped():
+    text = "a\\nb\\fc\\u2122d\ne \\\"f x). y%. z.' w%, v%)"
+    assert " ".join(split_words(text, "radgraph-xl")) == "a b c d e `` f x ) . y % . z . ' w % , v % )"
+    assert " ".join(split_words("a/b,c:d.e!f?g(h)", "radgraph")) == "a / b , c : d . e ! f ? g ( h )"
