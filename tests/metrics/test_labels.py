@@ -179,6 +179,8 @@ def test_a_caching_labeler_is_its_labeler_and_can_be_copied():
     labeler = CachingLabeler(RulesLabeler(), {"Edema.": torch.full((14,), 3)})
     assert labeler.name == "rules"
     assert labeler(["Edema."]).tolist() == [[3] * 14]
+    assert labeler(["Edema."]).dtype == torch.int64
+    assert labeler([]).shape == (0, 14)
     assert [one.condition for one in labeler.evidence("Edema.")] == ["Edema"]
     for copied in (copy.deepcopy(labeler), pickle.loads(pickle.dumps(labeler))):
         assert copied(["Edema.", "No edema."])[:, 4].tolist() == [3, 2]

@@ -343,3 +343,17 @@ def test_a_comparison_excludes_studies_without_a_reference(predictions, tmp_path
     text = capsys.readouterr().out
     assert text.count(f"Excluded: 1 of {len(rows)} studies have no reference: {rows[0]['id']}.") == 2
     assert text.count("hold a word such as nan") == 2
+
+
+def test_numbers_of_trials_by_default(tmp_path):
+    """1,000 for one file and for a leaderboard, 10,000 for a comparison."""
+    given = [{"id": i, "prediction": PREDS[i % 4], "target": TARGET[i % 3]} for i in range(29)]
+    first = write(tmp_path / "first.jsonl", given)
+    other = write(tmp_path / "other.csv", [{**row, "prediction": TARGET[i % 4]} for i, row in enumerate(given)])
+    for arguments, number in (([], 1000), ([str(other)], 1000), (["--compare", str(other)], 10_000)):
+        found = []
+        for trials in ([], ["--trials", str(number)], ["--trials", str(number + 1)]):
+            main([str(first), *arguments, *trials, "--output", str(tmp_path / "out.json")])
+            found.append(json.loads((tmp_path / "out.json").read_text()))
+        assert found[0] == found[1] != found[2]
+    assert found[0]["num_trials"] == 10_000

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
-from mrg.metrics.labelers.chexbert_checkpoint import convert_checkpoint, find_checkpoint
+from mrg.metrics.labelers.chexbert_checkpoint import _first, convert_checkpoint, find_checkpoint
 from tests.metrics.labelers.chexbert_lookalike import (
     ODD,
     VOCABULARY,
@@ -247,3 +247,7 @@ def test_views_into_one_storage_are_converted(tmp_path):
     found = load_file(written)
     assert all(torch.equal(found[name], value) for name, value in state.items() if name in found)
     assert "linear_heads.1.weight" in found
+
+
+def test_at_most_three_names_are_listed():
+    assert (_first(["a"]), _first(["a", "b", "c"]), _first(list("abcd"))) == ("a", "a, b, c", "a, b, c and 1 more")
