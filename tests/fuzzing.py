@@ -33,7 +33,8 @@ from mrg.datamodules.rexrank import read_entries
 from mrg.errors import UserError
 from mrg.files import parse_json, parse_yaml, write_lines
 from mrg.metrics import RulesLabeler, parse_completion
-from mrg.metrics.predictions import read_predictions, read_rows
+from mrg.metrics.predictions import read_predictions
+from mrg.metrics.rows import read_rows
 from mrg.modules.policy import vision_cache
 from mrg.pages.run import run_page
 from mrg.pages.tested_run import TestedRun
