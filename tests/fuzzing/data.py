@@ -18,7 +18,8 @@ from mrg.datamodules.mimic import index
 from mrg.datamodules.mimic.tables import ImageList
 from mrg.datamodules.r2gen import read_items
 from mrg.datamodules.rexrank import read_entries
-from mrg.metrics.predictions import read_predictions, read_rows
+from mrg.metrics.predictions import read_predictions
+from mrg.metrics.rows import read_rows
 from tests.fuzzing.inputs import FOLDER, VALUES, Target, damaged, objects, ours, written
 from tests.iu_collection import COLLECTION, write_xml
 

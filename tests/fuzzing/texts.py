@@ -11,7 +11,8 @@ from mrg.datamodules.iu.record import clean_target
 from mrg.datamodules.mimic.sections import RULES, SOURCES, parse_sections
 from mrg.files import parse_json, parse_yaml, write_lines
 from mrg.metrics import RulesLabeler, parse_completion
-from mrg.metrics.predictions import read_predictions, read_rows
+from mrg.metrics.predictions import read_predictions
+from mrg.metrics.rows import read_rows
 from tests.fuzzing.inputs import FOLDER, Target, ours, pieces, written
 
 LABELER = RulesLabeler()
