@@ -98,7 +98,7 @@ class ReportSums:
         flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1).cpu().numpy() for mapping in _MAPPINGS]
         values = torch.stack([value.double().cpu().reshape(-1) for value in means.values()], 1).numpy()
         self.parts: list[np.ndarray] = [*flat, values]
-        self.defined = {mapping: counts[mapping].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
+        self.defined = {mapping: counts[mapping][[0, 2]].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
         self.num_reports = len(preds)
         cases = (counts["positive"][0] + counts["positive"][2]).sum(0).cpu()[:13]
         self.min_cases = min_cases
@@ -118,8 +118,8 @@ class ReportSums:
 
         Args:
             sums: (T, K) column sums of `columns` over T samples of N reports.
-            resampled: Whether a condition that occurs in the reports but not in a sample is left out of the sample's
-                macro average; counted as 0/0 = 0, it would bias the intervals of rare conditions downwards.
+            resampled: Whether a condition that the references have but those of a sample lack is left out of the
+                sample's macro average; its F1 of 0 there would bias the intervals of rare conditions downwards.
 
         Returns:
             Name -> (T,) scores.
@@ -142,7 +142,8 @@ class ReportSums:
     def _informedness(self, counts: Tensor, resampled: bool) -> np.ndarray:
         """Macro informedness (T,) from (T, 3, 13) counts: recall + specificity - 1 (Youden, 1950).
 
-        A condition that all reports of a sample have, or none, is left out of that sample.
+        A condition that all references of a sample have, or none, is left out of that sample; a sample that is left
+        without any condition has the score of all reports, because 0 would be the score of a constant.
         """
         tp, fp, fn = counts.unbind(1)
         cases = tp + fn
@@ -150,8 +151,10 @@ class ReportSums:
         chosen = self.informative if resampled else cases >= self.min_cases
         chosen = chosen & (cases > 0) & (others > 0)
         values = tp / cases.clamp(min=1) + (others - fp) / others.clamp(min=1) - 1
-        mean: np.ndarray = ((values * chosen).sum(1) / chosen.sum(1).clamp(min=1)).numpy()
-        return mean
+        mean = (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+        if resampled and (lacking := ~chosen.any(1)).any():
+            mean[lacking] = self.corpus()["informedness"]
+        return mean.numpy()
 
     def corpus(self) -> dict[str, float]:
         """Corpus scores of all reports, without resampling."""
@@ -163,14 +166,15 @@ def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
 
     Args:
         counts: True positives, false positives, false negatives.
-        defined: (14,) bool, conditions that are left out of a sample that has none of them; None keeps all.
+        defined: (14,) bool, conditions of the references, left out of a sample without a reference that has them; None
+            keeps all. It does not depend on the system, so that systems are compared on the same conditions.
     """
     chosen = torch.tensor([[float(c in conditions) for conditions in _SETS] for c in CONDITIONS], dtype=counts.dtype)
     values, support = ratio(counts), counts[0] + counts[2]
     weight = 1 / chosen.sum(0)
     if defined is not None:
-        # The mean over the conditions that the sample has, times the share of conditions that the reports have.
-        has = (counts.sum(0) > 0).to(counts.dtype) @ chosen
+        # The mean over the conditions that the sample has, times the share of conditions that the references have.
+        has = (support > 0).to(counts.dtype) @ chosen
         weight = (defined.to(counts.dtype) @ chosen) * weight / has.clamp(min=1)
     return {
         "micro": ratio(counts @ chosen),
