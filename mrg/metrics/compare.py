@@ -145,11 +145,13 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
     lines += ["", f"{len(changed):,} {noun} a finding that only one of the two gets right."]
     if changed and num_changed:
         width = max(len(row["id"]) for row in changed[:num_changed])
-        lines.append("Correct: stated (positive or uncertain) exactly if the reference states it. Hallucinated: those of")
-        lines.append("the findings listed that the reference does not state, and the system that is not correct does.")
+        lines.append("Correct: stated (positive or uncertain) exactly if the reference states it.")
+        lines.append("Hallucinated: the reference does not state it, and the system that is not correct does.")
         lines.append(f"{'':<{width}}{'MCCS A':>8}{'B':>6}   + correct in A only, - correct in B only")
         for row in changed[:num_changed]:
             findings = ", ".join([*(f"+{c}" for c in row["better"]), *(f"-{c}" for c in row["worse"])])
-            findings += f" (hallucinated: {', '.join(row['hallucinated'])})" if row["hallucinated"] else ""
+            if wrong := row["hallucinated"]:
+                every = len(wrong) == len(row["better"]) + len(row["worse"])
+                findings += " (hallucinated)" if every else f" (hallucinated: {', '.join(wrong)})"
             lines.append(f"{row['id']:<{width}}{100 * row['mccs']:>8.0f}{100 * row['other_mccs']:>6.0f}   {findings}")
     return "\n".join(lines)
