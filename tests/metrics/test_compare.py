@@ -46,6 +46,27 @@ def test_changed_studies():
     assert max(map(len, text.splitlines())) <= 120
 
 
+def test_findings_that_one_system_hallucinates_are_named():
+    """A is correct on Pneumonia because it does not state it: B hallucinates it."""
+    result = compare_systems(PREDS, OTHER, TARGET, RulesLabeler(), IDS, num_trials=2)
+    rows = {row["id"]: row["hallucinated"] for row in result["changed"]}
+    assert [rows[f"s{i:02d}"] for i in range(4)] == [[], ["Pneumonia"], ["Fracture"], []]
+    text = format_comparison(result, ("one", "two"), 20)
+    assert "+Pneumonia, +Pleural Effusion (hallucinated: Pneumonia)\n" in text
+    assert "+Cardiomegaly\n" in text  # the reference states it, and B denies it
+    swapped = compare_systems(OTHER, PREDS, TARGET, RulesLabeler(), IDS, num_trials=2)
+    assert {row["id"]: row["hallucinated"] for row in swapped["changed"]} == rows
+    assert "-Fracture (hallucinated)" in format_comparison(swapped, ("two", "one"), 20)
+
+
+def test_no_p_is_printed_as_0():
+    result = compare_systems(PREDS, OTHER, TARGET, RulesLabeler(), IDS, num_trials=2)
+    result["num_trials"] = 200_000
+    result["scores"]["MCCS"]["p"] = 1 / 200_001
+    line = next(line for line in format_comparison(result, ("a", "b")).splitlines() if line.startswith("MCCS"))
+    assert line.endswith(" 0.000005")
+
+
 def test_gained_and_lost_are_those_of_the_changed_studies():
     torch.manual_seed(0)
     labeler = RulesLabeler()
