@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
+from mrg.datamodules.selection import Selection
 from mrg.modules.findings import FindingsModule
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.sft import SFTModule
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, saved, trainer  # noqa: F401
+from tests.modules.test_selection import Some
 from tests.nested import nested
 
 
@@ -30,6 +32,19 @@ def test_weights_are_the_inverse_of_the_factors(saved, studies):  # noqa: F811
     mean = sum(factors.values()) / len(factors)
     assert len(seen.weights) > 4
     assert seen.weights == {name: pytest.approx(mean / factors[name]) for name in seen.weights}
+
+
+def test_studies_are_weighted_after_they_are_measured(saved, studies, tmp_path):  # noqa: F811
+    """By what they are drawn with in their epoch: their balance, among those that are left."""
+    module, _ = module_on(saved, studies, kl_coef=0.0)
+    module.reward, seen = Some(), Seen()
+    select = Selection(samples=2, every=4)
+    data = FixedData(studies, batch_size=4, select=select, balance={"Cardiomegaly": 4}, importance=True)
+    trainer(5, default_root_dir=tmp_path, callbacks=[seen]).fit(module, data)
+    factors = {s.id: w for s, w in zip(studies, data._weights().tolist(), strict=True) if int(s.id.split("-")[1]) % 2}
+    mean = sum(factors.values()) / len(factors)
+    assert seen.weights == {name: pytest.approx(mean / factor) for name, factor in factors.items()}
+    assert len({round(weight, 5) for weight in seen.weights.values()}) == 2
 
 
 def test_advantages_are_multiplied(saved, studies):  # noqa: F811
