@@ -146,6 +146,15 @@ def test_marks_of_lists_and_of_markup(text, expected):
     assert plain(text)[0] == expected
 
 
+@pytest.mark.parametrize("text", ["1.", "2)", "(3) ", "a. ", "ii. ", "o ", "12", "- ", ". "])
+def test_a_mark_without_an_item_is_read_alike_with_blanks_around_it(labeler, text):
+    """A number is no report without findings, and a letter is no mark where nothing follows."""
+    alone = labels(labeler, text)
+    assert alone == ({"No Finding": P} if text[0].isalpha() else {})
+    for around in (f" {text}\n", f"\n  {text} ", f"{text}\n\n"):
+        assert labels(labeler, around) == alone
+
+
 def test_line_breaks_of_one_case_depend_on_the_width():
     """A word that would have fitted on the line starts a statement; a narrow text has a statement on each line."""
     assert plain("edema\nmass")[0] == f"edema{SOFT}mass"
