@@ -96,7 +96,7 @@ def _aligned(runs: Sequence[TestedRun], names: Sequence[str]) -> dict[str, list[
 
     without = [name for run, name in zip(runs, names, strict=True) if "target" not in run.rows[0]]
     if len(without) == len(runs):
-        ids = [str(row["id"]) for row in runs[0].rows]
+        ids: Sequence[str] = [str(row["id"]) for row in runs[0].rows]
         for run, name in zip(runs[1:], names[1:], strict=True):
             if other := sorted(set(ids) ^ {str(row["id"]) for row in run.rows}):
                 raise UserError(f"{names[0]} and {name} must have the same studies, but differ in {some(other, 5)}.")

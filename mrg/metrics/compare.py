@@ -43,7 +43,9 @@ def compare_systems(
     Returns:
         JSON-serializable dict: `num_studies`, `labeler`, `margin`, `num_trials`; `scores`, name -> `value`, `other`,
         `difference`, its 95 % bootstrap interval `low` and `high`, and `p` by approximate randomization; and `changed`,
-        the studies with a finding that only one system gets right, those with most such findings first.
+        the studies with a finding that only one system gets right, those with most such findings first: `better` and
+        `worse`, right in the first and in the second system alone, and `hallucinated`, those of them that the reference
+        does not state, and the other system does.
 
     Raises:
         UserError: If lengths differ or there is no study.
@@ -103,6 +105,7 @@ def changes(preds: Tensor, other: Tensor, target: Tensor) -> list[dict[str, list
 
 def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin: float) -> list[dict[str, Any]]:
     similarity, other = (mccs(labels, target, margin, reduction="none").tolist() for labels in (a, b))
+    found = stated(target).tolist()
     rows = [
         {
             "id": names[i],
@@ -110,6 +113,7 @@ def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin:
             "other_mccs": other[i],
             "better": [THIRTEEN[c] for c in change["gained"]],
             "worse": [THIRTEEN[c] for c in change["lost"]],
+            "hallucinated": [THIRTEEN[c] for c in (*change["gained"], *change["lost"]) if not found[i][c]],
         }
         for i, change in enumerate(changes(a, b, target))
         if change["gained"] or change["lost"]
@@ -120,6 +124,7 @@ def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin:
 def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_changed: int = 10) -> str:
     """The printed table of `compare_systems`, in percent, A being the first of `names`."""
     trials = result["num_trials"]
+    places = max(4, len(str(trials - 1)))  # the smallest p is 1 / (trials + 1)
     lines = [
         f"A: {names[0]}",
         f"B: {names[1]}",
@@ -134,14 +139,19 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
         scale, digits = (100, 1) if is_share(name) else (1, 3)
         value, other = (f"{scale * row[key]:.{digits}f}" for key in ("value", "other"))
         gap, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("difference", "low", "high"))
-        lines.append(f"{name:<22}{value:>7}{other:>7}{gap:>8}{f'[{low}, {high}]':>18}{row['p']:>9.4f}")
+        lines.append(f"{name:<22}{value:>7}{other:>7}{gap:>8}{f'[{low}, {high}]':>18}{row['p']:>9.{places}f}")
     changed = result["changed"]
     noun = "study has" if len(changed) == 1 else "studies have"
     lines += ["", f"{len(changed):,} {noun} a finding that only one of the two gets right."]
     if changed and num_changed:
         width = max(len(row["id"]) for row in changed[:num_changed])
+        lines.append("Correct: stated (positive or uncertain) exactly if the reference states it.")
+        lines.append("Hallucinated: the reference does not state it, and the system that is not correct does.")
         lines.append(f"{'':<{width}}{'MCCS A':>8}{'B':>6}   + correct in A only, - correct in B only")
         for row in changed[:num_changed]:
             findings = ", ".join([*(f"+{c}" for c in row["better"]), *(f"-{c}" for c in row["worse"])])
+            if wrong := row["hallucinated"]:
+                every = len(wrong) == len(row["better"]) + len(row["worse"])
+                findings += " (hallucinated)" if every else f" (hallucinated: {', '.join(wrong)})"
             lines.append(f"{row['id']:<{width}}{100 * row['mccs']:>8.0f}{100 * row['other_mccs']:>6.0f}   {findings}")
     return "\n".join(lines)

@@ -156,7 +156,7 @@ class GRPOModule(RoundModule):
         with self.monitor.phase("policy"):
             sums = self.update(prompts, rollout, self.credit(rollout, rewards, advantages), ref_logps, batch)
         self.log_round(own, rollout, rewards, advantages, sums, prompts)
-        self.update_corpus(own[1])
+        self.update_corpus(own[1], batch.importance)
         if self.sample_every and self.round_index % self.sample_every == 0:
             self.samples = first_group(*own, batch, self.group_size, self.round_index)
 

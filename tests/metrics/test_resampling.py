@@ -1,3 +1,6 @@
+import itertools
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -141,6 +144,37 @@ def test_the_interval_of_a_macro_score_holds_the_score_where_conditions_are_rare
     np.testing.assert_allclose(bootstrap([sums], 50)[0]["CE-F1 macro-13+"], 12 / 13)
 
 
+def test_a_condition_that_no_reference_has_does_not_widen_the_interval_of_a_macro_score():
+    """All references of Cardiomegaly are found, and Edema is hallucinated once: macro-13+ is 1/13 in every sample."""
+    target = torch.zeros(40, 14, dtype=torch.long)
+    target[:20, 1] = 1
+    preds = target.clone()
+    preds[0, 4] = 1
+    hallucinating, perfect = bootstrap([ReportSums(preds, target), ReportSums(target, target)], 200)
+    for name, value in (("CE-F1 macro-13+", 1 / 13), ("CE-F1 macro-14", 1 / 14), ("CE-F1 macro-5+", 1 / 5)):
+        np.testing.assert_allclose(hallucinating[name], value)
+        np.testing.assert_allclose(hallucinating[name], perfect[name])
+
+
+def test_systems_are_averaged_over_the_conditions_of_the_same_samples():
+    """Fracture, in one reference, has an F1 of 0 in both, although one of them hallucinates it elsewhere."""
+    target = torch.zeros(60, 14, dtype=torch.long)
+    target[:30, 1] = target[0, 11] = 1
+    silent, hallucinating = target.clone(), target.clone()
+    silent[0, 11] = 0
+    hallucinating[0, 11], hallucinating[30:40, 11] = 0, 1
+    a, b = bootstrap([ReportSums(silent, target), ReportSums(hallucinating, target)], 200)
+    np.testing.assert_allclose(a["CE-F1 macro-13+"], b["CE-F1 macro-13+"])
+
+
+def test_informedness_of_a_sample_without_cases_is_not_that_of_a_constant():
+    """One of two studies has the finding and both are right: half of the samples have both times the same study."""
+    target = torch.zeros(2, 14, dtype=torch.long)
+    target[0, 1] = 1
+    drawn = bootstrap([ReportSums(target, target, min_cases=1)], 100)[0]["informedness"]
+    assert set(drawn.tolist()) == {1.0}
+
+
 def test_blocks_of_reports_and_of_trials_change_nothing(monkeypatch):
     """Counts are held in bytes, and their sums are exact; a mean is a sum in another order."""
     better, other, target = systems(100)
@@ -156,3 +190,28 @@ def test_blocks_of_reports_and_of_trials_change_nothing(monkeypatch):
             np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-14)
     assert pair[0].corpus() == blocks[0].corpus()
     assert set(randomization_p(*blocks, 50, seed=3)) == set(p)
+
+
+def test_equal_pairs_are_held_once():
+    preds, _, target = systems(20)
+    index = torch.randint(20, (500,), generator=torch.Generator().manual_seed(1))
+    is_written = torch.arange(500) % 9 > 0
+    extra = {"length": torch.arange(500)}
+    sums = ReportSums(preds[index], target[index], 0.3, is_written, extra)
+    assert max(len(part.table) for part in sums.parts[:3]) <= 40
+    single = ReportSums(preds, target, 0.3).columns[index.numpy()]
+    single[:, 2 * 3 * 14] *= is_written.numpy()  # MCCS
+    np.testing.assert_array_equal(sums.columns[:, :-1], single)
+    np.testing.assert_array_equal(sums.columns[:, -1], np.arange(500))
+    np.testing.assert_allclose(sums.total(), sums.columns.sum(0), rtol=1e-14)
+    small = ReportSums(preds[index].to(torch.uint8), target[index].to(torch.uint8), 0.3, is_written, extra)
+    np.testing.assert_array_equal(small.columns, sums.columns)
+
+
+def test_a_long_bootstrap_says_how_far_it_is(monkeypatch, caplog):
+    better, _, target = systems(30)
+    monkeypatch.setattr("mrg.metrics.resampling._BLOCK", 1)
+    monkeypatch.setattr("mrg.metrics.resampling.time.monotonic", itertools.count(0, 6).__next__)
+    with caplog.at_level(logging.INFO, "mrg"):
+        bootstrap([ReportSums(better, target)], 128)
+    assert "Resampled 30 reports 32 of 128 times." in caplog.text

@@ -3,8 +3,9 @@
 `concatenated` copies the keys of a prompt for each of its completions. Here one compiled kernel reads the whole row and
 skips the blocks in which no token attends to another: a completion reads the one copy of its prompt's keys.
 
-FlexAttention has no backward pass on a CPU. It has not been run on a GPU yet, so at its first use for each sliding
-window and type, output and gradients are compared with those of `concatenated`, which takes over if they differ.
+Recent PyTorch has no backward pass of FlexAttention on a CPU. It has not been run on a GPU yet, so at its first use for
+each sliding window and type, output and gradients are compared with those of `concatenated`, which takes over if they
+differ.
 """
 
 from __future__ import annotations
