@@ -44,10 +44,10 @@ def compare_systems(
 
     Returns:
         JSON-serializable dict: `num_studies`, `labeler`, `margin`, `min_cases`, `num_trials`; `scores`, name ->
-        `value`, `other`, `difference`, its 95 % interval `low` and `high`, and `p` by approximate randomization; and `changed`,
-        the studies with a finding that only one system gets right, those with most such findings first: `better` and
-        `worse`, right in the first and in the second system alone, and `hallucinated`, those of them that the reference
-        does not state, and the other system does.
+        `value`, `other`, `difference`, its 95 % interval `low` and `high`, and `p` by approximate randomization; and
+        `changed`, the studies with a finding that only one system gets right, those with most such findings first:
+        `better` and `worse`, right in the first and in the second system alone, and `hallucinated`, those of them that
+        the reference does not state, and the other system does.
 
     Raises:
         UserError: If lengths differ or there is no study.
