@@ -3,9 +3,9 @@
 In two steps: split the text at its headers, then choose the findings, impression and indication. Follows the parser
 published with the data set (github.com/MIT-LCP/mimic-cxr, Johnson et al., 2019) in what counts as a header, in using
 the last of several sections with one name, in treating a joint section as the impression, and in falling back to the
-last section, or its last paragraphs: of a report under unknown headers alone ("LUNGS:", "HEART:"), the other sections are
-lost, which is counted. It differs where that parser loses other text; each difference is a rule in `RULES`, so that it is
-counted, too:
+last section, or its last paragraphs: of a report under unknown headers alone ("LUNGS:", "HEART:"), the other sections
+are lost, which is counted. It differs where that parser loses other text; each difference is a rule in `RULES`, so that
+it is counted, too:
 
 - a header may be misspelled, in lower case, without a colon, or in the middle of a line;
 - an unknown header within findings or impression ("LINES AND TUBES:") is part of their text;
