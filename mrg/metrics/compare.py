@@ -13,7 +13,7 @@ from mrg.metrics.evaluation import is_share
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, Scorer, check_pairs, label_together, require_reports
 from mrg.metrics.mccs import mccs
-from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, randomization_p
+from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval, randomization_p
 
 
 def compare_systems(
@@ -26,6 +26,7 @@ def compare_systems(
     num_trials: int = 10_000,
     seed: int = 0,
     scorers: Mapping[str, Scorer] | None = None,
+    min_cases: int = MIN_CASES,
 ) -> dict[str, Any]:
     """Compare two systems by every score.
 
@@ -39,11 +40,14 @@ def compare_systems(
         num_trials: Number of bootstrap samples, and of randomization trials.
         seed: Seed of both.
         scorers: Name -> further score per report.
+        min_cases: Fewest references with a condition that counts in informedness.
 
     Returns:
-        JSON-serializable dict: `num_studies`, `labeler`, `margin`, `num_trials`; `scores`, name -> `value`, `other`,
-        `difference`, its 95 % bootstrap interval `low` and `high`, and `p` by approximate randomization; and `changed`,
-        the studies with a finding that only one system gets right, those with most such findings first.
+        JSON-serializable dict: `num_studies`, `labeler`, `margin`, `min_cases`, `num_trials`; `scores`, name ->
+        `value`, `other`, `difference`, its 95 % interval `low` and `high`, and `p` by approximate randomization; and
+        `changed`, the studies with a finding that only one system gets right, those with most such findings first:
+        `better` and `worse`, right in the first and in the second system alone, and `hallucinated`, those of them that
+        the reference does not state, and the other system does.
 
     Raises:
         UserError: If lengths differ or there is no study.
@@ -57,12 +61,14 @@ def compare_systems(
     a, b, reference = label_together(labeler, preds, other, target)
     require_reports(reference)
     sums = [
-        ReportSums.of(texts, labels, target, reference, margin, scorers) for texts, labels in ((preds, a), (other, b))
+        ReportSums.of(texts, labels, target, reference, margin, scorers, min_cases)
+        for texts, labels in ((preds, a), (other, b))
     ]
     return {
         "num_studies": len(target),
         "labeler": name_of(labeler),
         "margin": margin,
+        "min_cases": min_cases,
         "num_trials": num_trials,
         "scores": _paired(sums, num_trials, seed),
         "changed": _changed(a, b, reference, names, margin),
@@ -103,6 +109,7 @@ def changes(preds: Tensor, other: Tensor, target: Tensor) -> list[dict[str, list
 
 def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin: float) -> list[dict[str, Any]]:
     similarity, other = (mccs(labels, target, margin, reduction="none").tolist() for labels in (a, b))
+    found = stated(target).tolist()
     rows = [
         {
             "id": names[i],
@@ -110,6 +117,7 @@ def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin:
             "other_mccs": other[i],
             "better": [THIRTEEN[c] for c in change["gained"]],
             "worse": [THIRTEEN[c] for c in change["lost"]],
+            "hallucinated": [THIRTEEN[c] for c in (*change["gained"], *change["lost"]) if not found[i][c]],
         }
         for i, change in enumerate(changes(a, b, target))
         if change["gained"] or change["lost"]
@@ -120,6 +128,7 @@ def _changed(a: Tensor, b: Tensor, target: Tensor, names: Sequence[str], margin:
 def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_changed: int = 10) -> str:
     """The printed table of `compare_systems`, in percent, A being the first of `names`."""
     trials = result["num_trials"]
+    places = max(4, len(str(trials - 1)))  # the smallest p is 1 / (trials + 1)
     lines = [
         f"A: {names[0]}",
         f"B: {names[1]}",
@@ -134,14 +143,19 @@ def format_comparison(result: Mapping[str, Any], names: tuple[str, str], num_cha
         scale, digits = (100, 1) if is_share(name) else (1, 3)
         value, other = (f"{scale * row[key]:.{digits}f}" for key in ("value", "other"))
         gap, low, high = (f"{scale * row[key]:+.{digits}f}" for key in ("difference", "low", "high"))
-        lines.append(f"{name:<22}{value:>7}{other:>7}{gap:>8}{f'[{low}, {high}]':>18}{row['p']:>9.4f}")
+        lines.append(f"{name:<22}{value:>7}{other:>7}{gap:>8}{f'[{low}, {high}]':>18}{row['p']:>9.{places}f}")
     changed = result["changed"]
     noun = "study has" if len(changed) == 1 else "studies have"
     lines += ["", f"{len(changed):,} {noun} a finding that only one of the two gets right."]
     if changed and num_changed:
         width = max(len(row["id"]) for row in changed[:num_changed])
+        lines.append("Correct: stated (positive or uncertain) exactly if the reference states it.")
+        lines.append("Hallucinated: the reference does not state it, and the system that is not correct does.")
         lines.append(f"{'':<{width}}{'MCCS A':>8}{'B':>6}   + correct in A only, - correct in B only")
         for row in changed[:num_changed]:
             findings = ", ".join([*(f"+{c}" for c in row["better"]), *(f"-{c}" for c in row["worse"])])
+            if wrong := row["hallucinated"]:
+                every = len(wrong) == len(row["better"]) + len(row["worse"])
+                findings += " (hallucinated)" if every else f" (hallucinated: {', '.join(wrong)})"
             lines.append(f"{row['id']:<{width}}{100 * row['mccs']:>8.0f}{100 * row['other_mccs']:>6.0f}   {findings}")
     return "\n".join(lines)

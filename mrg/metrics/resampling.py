@@ -107,7 +107,7 @@ class ReportSums:
             self.parts.append(torch.stack(values, 1).numpy())
         self.num_reports, self.min_cases = len(preds), min_cases
         sums = torch.from_numpy(self.total()[: 2 * 3 * NUM_CONDITIONS]).reshape(2, 3, NUM_CONDITIONS)
-        self.defined = dict(zip(_MAPPINGS, sums.sum(1) > 0, strict=True))
+        self.defined = dict(zip(_MAPPINGS, sums[:, [0, 2]].sum(1) > 0, strict=True))
         cases = (sums[1, 0] + sums[1, 2])[:13]  # of "positive"
         self.informative = (cases >= max(1, min_cases)) & (cases < len(preds))
 
@@ -129,8 +129,8 @@ class ReportSums:
 
         Args:
             sums: (T, K) column sums of `columns` over T samples of N reports.
-            resampled: Whether a condition that occurs in the reports but not in a sample is left out of the sample's
-                macro average; counted as 0/0 = 0, it would bias the intervals of rare conditions downwards.
+            resampled: Whether a condition that the references have but those of a sample lack is left out of the
+                sample's macro average; its F1 of 0 there would bias the intervals of rare conditions downwards.
 
         Returns:
             Name -> (T,) scores.
@@ -153,7 +153,8 @@ class ReportSums:
     def _informedness(self, counts: Tensor, resampled: bool) -> np.ndarray:
         """Macro informedness (T,) from (T, 3, 13) counts: recall + specificity - 1 (Youden, 1950).
 
-        A condition that all reports of a sample have, or none, is left out of that sample.
+        A condition that all references of a sample have, or none, is left out of that sample; a sample that is left
+        without any condition has the score of all reports, because 0 would be the score of a constant.
         """
         tp, fp, fn = counts.unbind(1)
         cases = tp + fn
@@ -161,8 +162,10 @@ class ReportSums:
         chosen = self.informative if resampled else cases >= self.min_cases
         chosen = chosen & (cases > 0) & (others > 0)
         values = tp / cases.clamp(min=1) + (others - fp) / others.clamp(min=1) - 1
-        mean: np.ndarray = ((values * chosen).sum(1) / chosen.sum(1).clamp(min=1)).numpy()
-        return mean
+        mean = (values * chosen).sum(1) / chosen.sum(1).clamp(min=1)
+        if resampled and (lacking := ~chosen.any(1)).any():
+            mean[lacking] = self.corpus()["informedness"]
+        return mean.numpy()
 
     def corpus(self) -> dict[str, float]:
         """Corpus scores of all reports, without resampling."""
@@ -199,14 +202,15 @@ def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
 
     Args:
         counts: True positives, false positives, false negatives.
-        defined: (14,) bool, conditions that are left out of a sample that has none of them; None keeps all.
+        defined: (14,) bool, conditions of the references, left out of a sample without a reference that has them; None
+            keeps all. It does not depend on the system, so that systems are compared on the same conditions.
     """
     chosen = torch.tensor([[float(c in conditions) for conditions in _SETS] for c in CONDITIONS], dtype=counts.dtype)
     values, support = ratio(counts), counts[0] + counts[2]
     weight = 1 / chosen.sum(0)
     if defined is not None:
-        # The mean over the conditions that the sample has, times the share of conditions that the reports have.
-        has = (counts.sum(0) > 0).to(counts.dtype) @ chosen
+        # The mean over the conditions that the sample has, times the share of conditions that the references have.
+        has = (support > 0).to(counts.dtype) @ chosen
         weight = (defined.to(counts.dtype) @ chosen) * weight / has.clamp(min=1)
     return {
         "micro": ratio(counts @ chosen),

@@ -180,7 +180,10 @@ class RoundModule(RewardedModule):
             self.reward, rewards, advantages, self.group_size, rollout.texts, completions, mask.shape[1],
             self.policy.processor.tokenizer,
         )  # fmt: skip
-        self.evidence_share = float(covered.sum() / mask.sum())
+        live = advantages.view(-1, self.group_size).any(1).repeat_interleave(self.group_size).cpu()
+        counts = (float(part.sum()) for part in (covered, mask[live]))
+        stated, total = (mean_over_ranks(count, self.trainer.world_size, self.device) for count in counts)
+        self.evidence_share = stated / max(total, 1)
         return credit
 
     def part_statistics(self, rewards: Rewards) -> dict[str, float]:
@@ -254,13 +257,19 @@ class RoundModule(RewardedModule):
             rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
         return rollout, rewards
 
-    def update_corpus(self, rewards: Rewards) -> None:
-        """Take the round into the corpus F1: what the policy has written, without reference reports in its place."""
+    def update_corpus(self, rewards: Rewards, importance: Tensor | None = None) -> None:
+        """Take the round into the corpus F1: what the policy has written, without reference reports in its place.
+
+        Args:
+            rewards: Rewards of the completions of this rank.
+            importance: (B,) importance of their studies.
+        """
         if self.corpus:
-            labels = zip(*gather(rewards.labels, self.trainer.world_size), strict=True)
-            preds, target = (torch.cat(rows) for rows in labels)
+            weights = torch.ones(len(rewards.total) // self.group_size) if importance is None else importance.cpu()
+            own = (*rewards.labels, weights.repeat_interleave(self.group_size))
+            rows = [torch.cat(parts) for parts in zip(*gather(own, self.trainer.world_size), strict=True)]
             for scorer in self.corpus.values():
-                scorer.update(preds, target)
+                scorer.update(*rows)
 
     @torch.no_grad()
     def uncertain_tokens(self, prompts: Prompts, rollout: Rollout) -> Tensor | None:

@@ -111,6 +111,31 @@ def test_compare(predictions, tmp_path, capsys):
     }
 
 
+def test_compare_counts_the_conditions_with_enough_cases(predictions, tmp_path, capsys):
+    other = write(tmp_path / "other.csv", rows(TARGET))
+    output = tmp_path / "out.json"
+    words = [str(predictions), "--compare", str(other), "--trials", "5", "--output", str(output), "--min_cases"]
+    for min_cases, has_informedness in (("10", False), ("1", True)):
+        main([*words, min_cases])
+        result = json.loads(output.read_text())
+        assert result["min_cases"] == int(min_cases)
+        assert ("informedness" in result["scores"]) == has_informedness
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bertscore", "encoder"], "--bertscore is for --scores: add bertscore or radcliq"),
+        (["--judge", "http://localhost:1", "m", "--scores", "ce"], "--judge is for --scores: add judge"),
+        (["--normalization", "r2gen-iu"], "--normalization requires --nlg"),
+        (["--rank_by", "MCCS"], "--rank_by ranks several files"),
+        (["--changed", "3"], "--changed is for the list of --compare"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_an_error(predictions, capsys, words, message):
+    assert message in fails(capsys, predictions, *words)
+
+
 def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert "There is no file" in fails(capsys, tmp_path / "none.jsonl")
     few = write(tmp_path / "few.jsonl", rows(PREDS)[:2])
@@ -344,6 +369,20 @@ def test_a_comparison_excludes_studies_without_a_reference(predictions, tmp_path
     text = capsys.readouterr().out
     assert text.count(f"Excluded: 1 of {len(rows)} studies have no reference: {rows[0]['id']}.") == 2
     assert text.count("hold a word such as nan") == 2
+
+
+def test_numbers_of_trials_by_default(tmp_path):
+    """1,000 for one file and for a leaderboard, 10,000 for a comparison."""
+    given = [{"id": i, "prediction": PREDS[i % 4], "target": TARGET[i % 3]} for i in range(29)]
+    first = write(tmp_path / "first.jsonl", given)
+    other = write(tmp_path / "other.csv", [{**row, "prediction": TARGET[i % 4]} for i, row in enumerate(given)])
+    for arguments, number in (([], 1000), ([str(other)], 1000), (["--compare", str(other)], 10_000)):
+        found = []
+        for trials in ([], ["--trials", str(number)], ["--trials", str(number + 1)]):
+            main([str(first), *arguments, *trials, "--output", str(tmp_path / "out.json")])
+            found.append(json.loads((tmp_path / "out.json").read_text()))
+        assert found[0] == found[1] != found[2]
+    assert found[0]["num_trials"] == 10_000
 
 
 def test_in_parts_and_as_a_whole_the_numbers_are_the_same(tmp_path, monkeypatch, capsys):

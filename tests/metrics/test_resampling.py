@@ -144,6 +144,37 @@ def test_the_interval_of_a_macro_score_holds_the_score_where_conditions_are_rare
     np.testing.assert_allclose(bootstrap([sums], 50)[0]["CE-F1 macro-13+"], 12 / 13)
 
 
+def test_a_condition_that_no_reference_has_does_not_widen_the_interval_of_a_macro_score():
+    """All references of Cardiomegaly are found, and Edema is hallucinated once: macro-13+ is 1/13 in every sample."""
+    target = torch.zeros(40, 14, dtype=torch.long)
+    target[:20, 1] = 1
+    preds = target.clone()
+    preds[0, 4] = 1
+    hallucinating, perfect = bootstrap([ReportSums(preds, target), ReportSums(target, target)], 200)
+    for name, value in (("CE-F1 macro-13+", 1 / 13), ("CE-F1 macro-14", 1 / 14), ("CE-F1 macro-5+", 1 / 5)):
+        np.testing.assert_allclose(hallucinating[name], value)
+        np.testing.assert_allclose(hallucinating[name], perfect[name])
+
+
+def test_systems_are_averaged_over_the_conditions_of_the_same_samples():
+    """Fracture, in one reference, has an F1 of 0 in both, although one of them hallucinates it elsewhere."""
+    target = torch.zeros(60, 14, dtype=torch.long)
+    target[:30, 1] = target[0, 11] = 1
+    silent, hallucinating = target.clone(), target.clone()
+    silent[0, 11] = 0
+    hallucinating[0, 11], hallucinating[30:40, 11] = 0, 1
+    a, b = bootstrap([ReportSums(silent, target), ReportSums(hallucinating, target)], 200)
+    np.testing.assert_allclose(a["CE-F1 macro-13+"], b["CE-F1 macro-13+"])
+
+
+def test_informedness_of_a_sample_without_cases_is_not_that_of_a_constant():
+    """One of two studies has the finding and both are right: half of the samples have both times the same study."""
+    target = torch.zeros(2, 14, dtype=torch.long)
+    target[0, 1] = 1
+    drawn = bootstrap([ReportSums(target, target, min_cases=1)], 100)[0]["informedness"]
+    assert set(drawn.tolist()) == {1.0}
+
+
 def test_blocks_of_reports_and_of_trials_change_nothing(monkeypatch):
     """Counts are held in bytes, and their sums are exact; a mean is a sum in another order."""
     better, other, target = systems(100)
