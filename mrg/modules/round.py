@@ -180,7 +180,10 @@ class RoundModule(RewardedModule):
             self.reward, rewards, advantages, self.group_size, rollout.texts, completions, mask.shape[1],
             self.policy.processor.tokenizer,
         )  # fmt: skip
-        self.evidence_share = float(covered.sum() / mask.sum())
+        live = advantages.view(-1, self.group_size).any(1).repeat_interleave(self.group_size).cpu()
+        counts = (float(part.sum()) for part in (covered, mask[live]))
+        stated, total = (mean_over_ranks(count, self.trainer.world_size, self.device) for count in counts)
+        self.evidence_share = stated / max(total, 1)
         return credit
 
     def part_statistics(self, rewards: Rewards) -> dict[str, float]:

@@ -1,10 +1,12 @@
 """Several steps in a round, sampling again, truncation, patience, memory, ranks."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
@@ -168,6 +170,25 @@ def test_rounds_whose_every_completion_is_masked_end_the_run(saved, studies):
     """Their rewards differ, but what is cut off sends no gradient."""
     with pytest.raises(RuntimeError, match=r"2 rounds in a row, or what differed was truncated.*max_new_tokens"):
         fitted(saved, studies, Shortness(), steps=5, kl_coef=0.0, patience=2, mask_truncated=True, max_new_tokens=2)
+
+
+class MaskedFrom(L.Callback):
+    """Masks truncated completions from a round on, and keeps the weights before it."""
+
+    def __init__(self, number):
+        self.number, self.before = number, None
+
+    def on_train_batch_start(self, run, module, batch, batch_idx):
+        if batch_idx == self.number:
+            self.before = weights(module)
+            module.loss_settings = dataclasses.replace(module.loss_settings, mask_truncated=True)
+
+
+def test_momentum_moves_nothing_where_every_completion_is_masked(saved, studies):
+    masked = MaskedFrom(1)
+    module, _ = fitted(saved, studies, Shortness(), steps=2, callbacks=[masked], kl_coef=0.0, max_new_tokens=2)
+    assert all(torch.equal(masked.before[name], weight) for name, weight in weights(module).items())
+    assert any(bool(weight.any()) for name, weight in masked.before.items() if "lora_B" in name)  # it has learned
 
 
 def test_more_steps_than_studies_are_refused_before_the_first_round(saved, studies):

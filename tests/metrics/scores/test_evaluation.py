@@ -1,11 +1,15 @@
 """The table of `--scores`."""
 
+import numpy as np
 import pytest
 
+from mrg.errors import RunError
 from mrg.metrics import RulesLabeler
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import evaluate_systems
-from mrg.metrics.scores.evaluation import format_scores, labeled_rows
+from mrg.metrics.scores.evaluation import format_scores, group_rows, labeled_rows
+from mrg.metrics.scores.group import Group, Row, mean
+from mrg.metrics.scores.kept import KeptValues
 
 TARGET = ["Cardiomegaly.", "Left effusion."]
 
@@ -82,3 +86,47 @@ def test_the_printed_table():
     assert "best constant" not in only[2]
     touching = format_scores({"F1": row(True, True, span(0.1, 0, 0.2))}, 2)
     assert "model does not beat base in F1" in touching
+
+
+def lengths(preds, target):
+    """Words of the report; none for a report that says nothing."""
+    return np.array([[float(len(pred.split())) or np.nan] for pred in preds])
+
+
+def test_rows_of_a_group(tmp_path):
+    """The reference has 1, 2 and 3 words; the third study has no value for the system and counts for no one."""
+    rows = [Row("words", "mean", mean(), percent=False, higher_is_better=False)]
+    best = {"words": np.array([[4.0], [4.0], [4.0]])}
+    group = Group("words", rows, lengths, {"score": "words"}, 0, lambda train, target: best)
+    systems = {"base": ["a", "a", "a"], "model": ["a b", "a b c d", ""]}
+    target = ["a", "a b", "a b c"]
+    found = group_rows(group, systems, target, KeptValues(tmp_path / "v.jsonl"), ["x"], 50, 0)["words"]
+    assert {name: row["value"] for name, row in found["systems"].items()} == {"base": 1, "model": 3}
+    assert found["no_value"] == {"model": [2]}
+    assert found["num_studies"] == 2
+    assert found["best_constant"] == {"value": 4, "low": 4, "high": 4}
+    assert [(gap["a"], gap["b"], gap["value"]) for gap in found["differences"]] == [
+        ("model", "base", 2), ("model", "best constant", -1),
+    ]  # fmt: skip
+    assert (found["differences"][0]["low"], found["differences"][0]["high"]) == (1, 3)
+    assert (found["convention"], found["percent"], found["higher_is_better"]) == ("mean", False, False)
+    without = group_rows(group, systems, target, KeptValues(tmp_path / "v.jsonl"), None, 5, 0)["words"]
+    assert without["best_constant"] is None
+    with pytest.raises(RunError, match="words: no study has a score for all of base, model"):
+        group_rows(group, {**systems, "model": ["", "", ""]}, target, KeptValues(tmp_path / "w.jsonl"), None, 5, 0)
+
+
+def test_equal_pairs_are_scored_once_and_values_of_a_corpus_by_their_place(tmp_path):
+    seen = []
+
+    def values(preds, target):
+        seen.append(list(preds))
+        return lengths(preds, target)
+
+    kept = KeptValues(tmp_path / "v.jsonl")
+    systems, target = {"model": ["a", "b c", "a"]}, ["x", "x", "x"]
+    rows = [Row("words", "mean", mean())]
+    for block, expected in ((2, [["a", "b c"]]), (0, [["a", "b c", "a"]])):
+        seen.clear()
+        group_rows(Group("words", rows, values, {"block": block}, block), systems, target, kept, None, 5, 0)
+        assert seen == expected

@@ -32,6 +32,10 @@ def test_rows_are_padded_to_blocks():
     assert block_mask(packed([LEAST], [[]])[0], None, LEAST, CPU).seq_lengths == (LEAST, LEAST)
 
 
+def test_the_mask_is_on_the_device_of_the_row():
+    assert block_mask(packed([4], [[2]])[0], None, 6, torch.device("meta")).kv_num_blocks.device.type == "meta"
+
+
 @pytest.fixture(autouse=True)
 def short_rows(monkeypatch):
     monkeypatch.setattr(module, "MULTIPLE", LEAST)
