@@ -102,10 +102,10 @@ def parts(folder: Path, small: bool) -> list[Part]:
     iu = ["--studies=8", "--group-size=8", "--completion=256", "--micro-batch-tokens=8192", "--checkpointing",
           "--height=728", "--width=728", "--steps=1"]  # fmt: skip
     chosen = [
-        Part("cuda_tests", 150, [*pytest, *tests(small)]),
+        Part("cuda_tests", 160, [*pytest, *tests(small)]),
         measured("grpo_step", "step_tiny_trl", 75, *(little if small else [])),
         measured("grpo_step", "step_3b", 70, *large("3b", *(little if small else ["--steps=2"]))),
-        measured("decoding", "decode_3b", 120, *large("3b", *(few if small else ["--repeats=2"]))),
+        measured("decoding", "decode_3b", 120, *large("3b", *(few if small else ["--completion=64", "--repeats=2"]))),
         measured("grpo_step", "step_7b", 110, *large("7b", *([*little, "--checkpointing"] if small else iu))),
         measured("attention", "attention", 75, *large("7b", *(few if small else []), keep=False)),
     ]
@@ -210,6 +210,13 @@ def machine() -> dict[str, Any]:
         return found | {"device": f"{type(error).__name__}: {error}"}
 
 
+def in_memory(folder: Path = Path("/dev/shm")) -> Path | None:
+    """Folder in memory for models and compiled code, if it has room for them and code may be loaded from it."""
+    if not folder.is_dir() or shutil.disk_usage(folder).free < MEMORY or os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return None
+    return folder
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as text: one line for each part, with the last lines of those that failed."""
     lines = [f"{'part':<16} {'state':<16} {'seconds':>8} {'limit':>6}"]
@@ -253,10 +260,9 @@ def main() -> None:
     folder = options.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     ends, results = time.monotonic() + options.patience * options.seconds, {}
-    shared = Path("/dev/shm")
-    fast = shared if shared.is_dir() and shutil.disk_usage(shared).free > MEMORY else None
     about = machine()
-    with tempfile.TemporaryDirectory(dir=None if options.rehearse else fast, ignore_cleanup_errors=True) as temporary:
+    place = None if options.rehearse else in_memory()
+    with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as temporary:
         logs = Path(temporary)
         try:
             for part in parts(logs, options.rehearse):

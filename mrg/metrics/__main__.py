@@ -79,7 +79,7 @@ def _compare(options: argparse.Namespace) -> None:
     output = output_file(options, f"vs.{other}.json")
     result = compare_systems(
         first.preds, second.preds, first.target, make_labeler(options), first.ids, options.margin,
-        options.trials or 10_000, options.seed, make_scorers(options),
+        options.trials or 10_000, options.seed, make_scorers(options), options.min_cases,
     )  # fmt: skip
     columns: dict[str, Any] = {"a_columns": first.columns, "b_columns": second.columns}
     columns |= {"no_reference": first.no_target, "a_no_prediction": first.no_preds, "b_no_prediction": second.no_preds}

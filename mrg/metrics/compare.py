@@ -13,7 +13,7 @@ from mrg.metrics.evaluation import is_share
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, Scorer, check_pairs, label_together, require_reports
 from mrg.metrics.mccs import mccs
-from mrg.metrics.resampling import ReportSums, bootstrap, percentile_interval, randomization_p
+from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval, randomization_p
 
 
 def compare_systems(
@@ -26,6 +26,7 @@ def compare_systems(
     num_trials: int = 10_000,
     seed: int = 0,
     scorers: Mapping[str, Scorer] | None = None,
+    min_cases: int = MIN_CASES,
 ) -> dict[str, Any]:
     """Compare two systems by every score.
 
@@ -39,13 +40,14 @@ def compare_systems(
         num_trials: Number of bootstrap samples, and of randomization trials.
         seed: Seed of both.
         scorers: Name -> further score per report.
+        min_cases: Fewest references with a condition that counts in informedness.
 
     Returns:
-        JSON-serializable dict: `num_studies`, `labeler`, `margin`, `num_trials`; `scores`, name -> `value`, `other`,
-        `difference`, its 95 % bootstrap interval `low` and `high`, and `p` by approximate randomization; and `changed`,
-        the studies with a finding that only one system gets right, those with most such findings first: `better` and
-        `worse`, right in the first and in the second system alone, and `hallucinated`, those of them that the reference
-        does not state, and the other system does.
+        JSON-serializable dict: `num_studies`, `labeler`, `margin`, `min_cases`, `num_trials`; `scores`, name ->
+        `value`, `other`, `difference`, its 95 % interval `low` and `high`, and `p` by approximate randomization; and
+        `changed`, the studies with a finding that only one system gets right, those with most such findings first:
+        `better` and `worse`, right in the first and in the second system alone, and `hallucinated`, those of them that
+        the reference does not state, and the other system does.
 
     Raises:
         UserError: If lengths differ or there is no study.
@@ -59,12 +61,14 @@ def compare_systems(
     a, b, reference = label_together(labeler, preds, other, target)
     require_reports(reference)
     sums = [
-        ReportSums.of(texts, labels, target, reference, margin, scorers) for texts, labels in ((preds, a), (other, b))
+        ReportSums.of(texts, labels, target, reference, margin, scorers, min_cases)
+        for texts, labels in ((preds, a), (other, b))
     ]
     return {
         "num_studies": len(target),
         "labeler": name_of(labeler),
         "margin": margin,
+        "min_cases": min_cases,
         "num_trials": num_trials,
         "scores": _paired(sums, num_trials, seed),
         "changed": _changed(a, b, reference, names, margin),

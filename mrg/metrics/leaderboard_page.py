@@ -64,16 +64,18 @@ def write_page(result: Mapping[str, Any], path: Path) -> None:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">
 <title>Leaderboard</title><link rel="icon" href="data:,"><style>{_STYLE}</style></head><body><main>
 <h1>Leaderboard</h1>
-<p>{result["num_studies"]:,} studies, labeler {escape(result["labeler"])}, ranked by {escape(ranking["by"])}. Scores in
-percent with 95 % bootstrap intervals over studies; <i>first</i> is the share of bootstrap samples in which no other
-system is better.</p>
+<p>{result["num_studies"]:,} studies, labeler {escape(result["labeler"])}, MCCS margin {result["margin"]:g}, ranked by
+{escape(ranking["by"])}. Scores in percent with 95 % bootstrap intervals over studies; <i>first</i> is the share of
+bootstrap samples in which no other system is better.</p>
 {_wide("Ranking", _table(head, rows))}
 <p>Compared with the {escape(describe_constant(result))}</p>
 <h2>F1 per condition</h2>
+<p>Uncertain counts as positive, in the F1 and in the number of references (in brackets).</p>
 {_wide("F1 per condition", _figure(result))}
 <h2>CE-F1 in every convention</h2>
 {_wide("CE-F1 in every convention", _table(["convention", *ranking["systems"]], every))}
-<p><small>Uncertain counts as positive where the name of a convention ends in +; 0/0 is 0.</small></p>
+<p><small>13 conditions are those without No Finding. Uncertain counts as positive
+where the name of a convention ends in +; 0/0 is 0.</small></p>
 </main><script>{_SCRIPT}</script></body></html>
 """
     path.write_text(page, encoding="utf-8")

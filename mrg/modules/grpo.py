@@ -198,9 +198,11 @@ class GRPOModule(RoundModule):
         # Micro-batches share the prompts' embeddings. If these are trained, their gradient is collected at leaves and
         # sent on once: backward passes through a graph only once.
         leaves = prompts.detached()
-        advantages = step.advantages.reshape(step.num_groups(self.group_size), -1)
+        counted = step.rollout.counted(self.loss_settings.mask_truncated)  # (N,)
+        teaches = step.advantages.reshape(len(counted), -1).any(1) & counted
+        teaches = teaches.view(step.num_groups(self.group_size), -1).any(1)
         every = bool(self.kl.coef) or self.policy.entropy_gradient
-        live = [group for group in step.groups if every or bool(advantages[group].any())]
+        live = [group for group in step.groups if every or bool(teaches[group])]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with local_gradients(self.trainer, self.parameters):
             for part in self.micro_batches(live, prompts, step.rollout):

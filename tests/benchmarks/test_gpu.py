@@ -5,6 +5,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,6 +112,21 @@ def test_a_run_that_is_ended_has_written_what_ran(tmp_path, monkeypatch):
     states = {name: row["state"] for name, row in json.loads((tmp_path / "gpu.json").read_text())["parts"].items()}
     assert states == {"one": "passed", "two": "running"}
     assert "==== one\n1\n" in (tmp_path / "logs.txt").read_text()
+
+
+def test_models_lie_in_memory_where_they_fit_and_code_may_be_loaded(tmp_path, monkeypatch):
+    """Containers often mount /dev/shm without the right to execute, so that compiled kernels cannot be loaded."""
+    monkeypatch.setattr(gpu, "MEMORY", 1)
+    assert gpu.in_memory(tmp_path) == tmp_path
+    assert gpu.in_memory(tmp_path / "none") is None
+    found = gpu.os.statvfs(tmp_path)
+    names = ("f_bavail", "f_bfree", "f_blocks", "f_frsize")
+    locked = SimpleNamespace(f_flag=found.f_flag | gpu.os.ST_NOEXEC, **{name: getattr(found, name) for name in names})
+    monkeypatch.setattr(gpu.os, "statvfs", lambda folder: locked)
+    assert gpu.in_memory(tmp_path) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(gpu, "MEMORY", 2**60)
+    assert gpu.in_memory(tmp_path) is None
 
 
 def test_some_parts_alone(tmp_path, monkeypatch, capsys):

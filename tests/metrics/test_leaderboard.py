@@ -54,6 +54,8 @@ def test_printed_form(result):
     lines = text.splitlines()
     assert "30 studies, labeler rules, ranked by CE-F1 micro-13+" in lines[0]
     assert lines[4].split()[:3] == ["copies", "1", "[1-1]"]
+    assert "MCCS margin 0.5." in text
+    assert "+: uncertain counts as positive" in lines[-1]
     assert any("copies" in line and line.endswith("beats it") and "not" not in line for line in lines)
     assert any("blind" in line and line.endswith("does not beat it") for line in lines)
     assert sum(line.startswith(("micro-", "macro-", "weighted-", "example-")) for line in lines) == 24
@@ -67,6 +69,7 @@ def test_page(result, tmp_path):
     assert "<b>" not in page
     assert page.count("<tr>") == 1 + 4 + 1 + 24
     assert page.count("<title>copies, ") == 13
+    assert "MCCS margin 0.5" in page
     assert "http" not in page
 
 

@@ -111,6 +111,31 @@ def test_compare(predictions, tmp_path, capsys):
     }
 
 
+def test_compare_counts_the_conditions_with_enough_cases(predictions, tmp_path, capsys):
+    other = write(tmp_path / "other.csv", rows(TARGET))
+    output = tmp_path / "out.json"
+    words = [str(predictions), "--compare", str(other), "--trials", "5", "--output", str(output), "--min_cases"]
+    for min_cases, has_informedness in (("10", False), ("1", True)):
+        main([*words, min_cases])
+        result = json.loads(output.read_text())
+        assert result["min_cases"] == int(min_cases)
+        assert ("informedness" in result["scores"]) == has_informedness
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--bertscore", "encoder"], "--bertscore is for --scores: add bertscore or radcliq"),
+        (["--judge", "http://localhost:1", "m", "--scores", "ce"], "--judge is for --scores: add judge"),
+        (["--normalization", "r2gen-iu"], "--normalization requires --nlg"),
+        (["--rank_by", "MCCS"], "--rank_by ranks several files"),
+        (["--changed", "3"], "--changed is for the list of --compare"),
+    ],
+)
+def test_an_option_that_would_be_ignored_is_an_error(predictions, capsys, words, message):
+    assert message in fails(capsys, predictions, *words)
+
+
 def test_mistakes_are_one_line(predictions, tmp_path, capsys):
     assert "There is no file" in fails(capsys, tmp_path / "none.jsonl")
     few = write(tmp_path / "few.jsonl", rows(PREDS)[:2])

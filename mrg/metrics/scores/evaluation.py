@@ -29,7 +29,8 @@ def labeled_rows(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, d
         shown |= {f"CE-F1 {name}": f"{how}; {labels}" for name in CE}
         if result["informative"]:
             number = len(result["informative"])
-            shown["informedness"] = f"recall + specificity - 1, mean of {number} conditions, {labels}"
+            which = f"{number} conditions with at least {result['min_cases']} cases"
+            shown["informedness"] = f"recall + specificity - 1, mean of {which}, {labels}"
     best = result["best_constant"] or {"scores": {}, "differences": []}
     none = {"informedness": dict.fromkeys(("value", "low", "high"), 0.0)} if best["scores"] else {}  # of any constant
     rows = {}

@@ -160,13 +160,18 @@ class CorpusF1Reward:
             stated, true = parts[:, :, self.counted].sum((1, 2)), parts[:, self.counted].sum((1, 2))
             self.counts = torch.stack([parts[:, self.counted][:, :, self.counted].sum((1, 2)), stated, true])
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The running counts."""
-        return {"counts": self.counts}
+    def state_dict(self) -> dict[str, Any]:
+        """The running counts, and what they count."""
+        return {"counts": self.counts, "counted": self._counted()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from the running counts of a checkpoint."""
-        self.counts = state["counts"].double()
+        """Resume from the running counts of a checkpoint, unless the settings say to count something else now."""
+        if state.get("counted", self._counted()) == self._counted():
+            self.counts = state["counts"].double()
+
+    def _counted(self) -> list[list[int]]:
+        """Columns and classes that are counted."""
+        return [list(self.columns), self.counted.nonzero()[:, 0].tolist()]
 
 
 def corpus_rewards(settings: CorpusF1 | None, names: Sequence[str]) -> dict[str, CorpusF1Reward]:
