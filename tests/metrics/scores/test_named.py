@@ -1,11 +1,13 @@
+import argparse
 import random
 
 import numpy as np
 import pytest
 
+from mrg.errors import UserError
 from mrg.metrics.nlg import nlg_scores
 from mrg.metrics.scores.group import Sums
-from mrg.metrics.scores.named import bleu_counts, nlg_group, parse_scores
+from mrg.metrics.scores.named import bleu_counts, learned_group, nlg_group, parse_scores
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +46,9 @@ def test_the_values_of_nlg_are_those_of_its_function(texts):
 
 def test_names_in_the_order_of_the_table():
     assert parse_scores("judge, CE,finding,ce") == ["ce", "finding", "judge"]
+
+
+def test_radcliq_needs_a_checkpoint_of_chexbert():
+    options = argparse.Namespace(bertscore=["a"], radgraph=["b"], ratescore=None, chexbert=None)
+    with pytest.raises(UserError, match="it needs --bertscore ENCODER, --radgraph CHECKPOINT"):
+        learned_group("radcliq", options, None, {})
