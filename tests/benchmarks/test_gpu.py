@@ -119,7 +119,10 @@ def test_models_lie_in_memory_where_they_fit_and_code_may_be_loaded(tmp_path, mo
     monkeypatch.setattr(gpu, "MEMORY", 1)
     assert gpu.in_memory(tmp_path) == tmp_path
     assert gpu.in_memory(tmp_path / "none") is None
-    monkeypatch.setattr(gpu.os, "statvfs", lambda folder: SimpleNamespace(f_flag=gpu.os.ST_NOEXEC | gpu.os.ST_NOSUID))
+    found = gpu.os.statvfs(tmp_path)
+    names = ("f_bavail", "f_bfree", "f_blocks", "f_frsize")
+    locked = SimpleNamespace(f_flag=found.f_flag | gpu.os.ST_NOEXEC, **{name: getattr(found, name) for name in names})
+    monkeypatch.setattr(gpu.os, "statvfs", lambda folder: locked)
     assert gpu.in_memory(tmp_path) is None
     monkeypatch.undo()
     monkeypatch.setattr(gpu, "MEMORY", 2**60)
