@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrg.commands import systems as shared
+from mrg.commands.arguments import OneLineParser
 from mrg.errors import UserError
 from mrg.run.folder import PAGE
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 def main(args: Sequence[str]) -> None:
     """Parse the options and write the page."""
-    parser = ArgumentParser(
-        "python -m mrg gallery",
-        description="Write the gallery: images, reference and generated report of each study, with each finding marked "
+    parser = OneLineParser(
+        "gallery",
+        "Write the gallery: images, reference and generated report of each study, with each finding marked "
         "as correct, missed or hallucinated. Several runs or files on the same studies are shown side by side.",
     )
     add = parser.add_argument

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.errors import UserError
 from mrg.modules.completion import encode_targets, target_text
+from mrg.modules.policy.load import policy_digest
 from mrg.modules.policy.logps import TokenLogps
-from mrg.modules.policy.ranks import gather, mean_over_ranks, most_of_ranks
+from mrg.modules.policy.ranks import full, gather, mean_over_ranks, most_of_ranks
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
 from mrg.modules.rl.advantage import equal_groups, group_advantages
@@ -42,6 +44,7 @@ class RoundModule(RewardedModule):
     reference_share: float
     rollout_settings: RolloutSettings
     weights_studies = True
+    reference_identity = ""
     engine: Engine | None = None
     ahead: Ahead | None = None
     """Rollouts of later rounds, if servers sample them already."""
@@ -56,18 +59,37 @@ class RoundModule(RewardedModule):
         self.intact = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save which engine sampled, as its sampling is not repeated bit for bit, and what it sampled ahead."""
+        """Also save which reference and engine there were, as neither is saved itself, and what was sampled ahead."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["engine"] = "" if self.engine is None else self.engine.version
+        checkpoint["reference"] = self._reference()
         if self.ahead is not None:
             checkpoint["ahead"] = gather(self.ahead.state_dict(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note if another engine samples from now on; what the earlier one sampled ahead is used."""
+        """Note if another engine samples from now on; what the earlier one sampled ahead is used.
+
+        Raises:
+            UserError: If the reference is a copy of other weights.
+        """
         super().on_load_checkpoint(checkpoint)
+        if (own := self._reference()) and checkpoint.get("reference", own) not in ("", own):
+            raise UserError(
+                f"The weights in {self.source} have changed since the run started from them: they are its reference "
+                "model (kl.reference copy). Restore them, or start a new run from its policy with "
+                "model.init_args.policy."
+            )
         note_engine(checkpoint.get("engine"), self.engine)
         if self.ahead is not None and "ahead" in checkpoint:
             self.ahead.load_state_dict(checkpoint["ahead"], self.global_rank)
+
+    def _reference(self) -> str:
+        """Fingerprint of a copied reference model, empty if there is none; if it is sharded, all ranks call this."""
+        weights = self.policy.reference_weights.items()
+        if weights and not self.reference_identity:
+            whole = ((name, full(value)) for name, value in weights)
+            self.reference_identity = policy_digest(whole, self.policy.processor.tokenizer)
+        return self.reference_identity
 
     def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
         """Sample a group of completions per study; a function of (seed, rank, round, attempt) and the policy.

@@ -17,6 +17,7 @@ from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rl.reward import Rewards
+from tests.callbacks.resuming import fit, newest
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
 from tests.nested import nested
 
@@ -101,6 +102,21 @@ def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
     assert all(torch.equal(before[n], w) for n, w in weights(module).items())
     with pytest.raises(ValueError, match="needs a reference"):
         fitted(saved, studies[:4], Shortness(), **settings)
+
+
+def test_a_run_is_not_resumed_with_another_reference(saved, tmp_path):
+    """A copy is made of the policy that the settings name, which may have been trained again in the meantime."""
+    settings = {"module": {"lora": None, "reference": "copy"}, "data": {"num_train": 4, "num_val": 2}}
+    options = {"max_epochs": -1, "val_check_interval": 1.0, "limit_val_batches": 1}
+    fit(tmp_path / "run", "grpo", saved, max_steps=1, **settings, **options)
+    resumed = fit(tmp_path / "run", "grpo", saved, newest(tmp_path / "run"), max_steps=2, **settings, **options)
+    assert resumed.trainer.global_step == 2
+    policy = load_policy(saved)
+    with torch.no_grad():
+        policy.base.lm_head.weight[0, 0] += 1
+    policy.save(saved)
+    with pytest.raises(ValueError, match=r"have changed since the run started .* its reference model"):
+        fit(tmp_path / "run", "grpo", saved, newest(tmp_path / "run"), max_steps=3, **settings, **options)
 
 
 def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):

@@ -18,6 +18,7 @@ SPELLINGS: dict[str, str] = {
     "bleb": "blebs",
     "blunting": "blunted blunt blunts blurring",
     "border": "borders margin margins",
+    "bronchogram": "bronchograms",
     "bulla": "bullae",
     "cannot": "cant",
     "cardiomediastinal": "cardiomediastinum cardiomediastinalcardiomediastinal cardiomedistinal cardiomediastial",
@@ -110,7 +111,8 @@ FINDINGS: dict[str, str] = {
         opacity, nodular opacity, infiltrate, airspace disease, air space disease, airspace process,
         air space process, alveolar disease, interstitial disease, interstitial lung disease, interstitial marking,
         interstitial prominence, interstitial change, interstitial pattern, interstitial thickening,
-        reticular pattern, reticular marking, reticulation, increased lung marking, increased pulmonary marking,
+        reticular pattern, reticulonodular pattern, miliary pattern, reticular marking, reticulation,
+        increased lung marking, increased pulmonary marking,
         increased bronchovascular marking, prominent lung marking, prominent pulmonary marking,
         prominent bronchovascular marking, coarse lung marking, coarse bronchovascular marking,
         coarsened lung marking, coarsened bronchovascular marking,
@@ -172,7 +174,7 @@ UNCERTAIN_FINDINGS: dict[str, str] = {
         increased pulmonary vasculature, pulmonary vasculature is increased, indistinct vascular margination,
         indistinct central vascular margination, prominent vascular marking, vascular marking are prominent,
         vascular marking are mildly prominent, vascular indistinctness, indistinct pulmonary vasculature,
-        cephalization, congestion of the pulmonary vasculature, congestion"""
+        cephalization, vascular redistribution, congestion of the pulmonary vasculature, congestion"""
 }
 """Phrases that only hint at a condition: uncertain where asserted, negative where denied (as the CheXpert labeler)."""
 

@@ -196,6 +196,9 @@ HEART_AND_MEDIASTINUM = [
     ("Heart: Normal in size. Lungs: Left basilar opacity.", {"Cardiomegaly": N, "Lung Opacity": P}),
 ]
 NAMES = [
+    *((f"{kind} pattern in both lungs.", {"Lung Opacity": P}) for kind in ("Reticulonodular", "Miliary", "Reticular")),
+    ("No reticulonodular pattern.", denied("Lung Opacity")),
+    ("Vascular redistribution.", {"Edema": U}),
     ("The lungs are clear.", NOTHING_FOUND),
     ("No acute osseous abnormality.", NOTHING_FOUND),
     ("Calcified granuloma in the left upper lobe.", NOTHING_FOUND),
@@ -355,13 +358,13 @@ CHEXBERT = [
         "Hyperinflated lungs", "Emphysema", "Hiatal hernia", "Osteophytes", "Prior sternotomy",
         "Atherosclerotic calcifications", "Atherosclerosis", "Coarse calcification", "Hyperinflation",
         "Vascular prominence", "The pulmonary arteries are prominent", "Crowded bronchovascular markings",
-        "Large calcified mediastinal and right hilar granulomas",
+        "Large calcified mediastinal and right hilar granulomas", "Air bronchograms at the left base", "Honeycombing",
     )),
     # CheXbert gives 23 of 25 training reports with low volumes and nothing else No Finding.
     *((f"{phrase}.", NOTHING_FOUND) for phrase in (
         "Low lung volumes", "The lung volumes are low", "No scoliosis",
         "History of emphysema", "No degenerative changes", "Granuloma is not seen",
-        "The aorta is normal",
+        "The aorta is normal", "No honeycombing", "No air bronchograms",
     )),
     ("Possible granuloma.", {}),
     # Heart and mediastinum.
