@@ -74,7 +74,7 @@ def compare(options: argparse.Namespace, window: int | None, images: bool) -> di
     mask_seconds = Clock.now() - begun
 
     def first(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return flex(q, k, v, mask, scale)
+        return flex(q, k, v, mask, scale, window)
 
     def second(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return concatenated(q, k, v, layout, masks, scale)

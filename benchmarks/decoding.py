@@ -5,7 +5,8 @@
 
 The three alternate in one process: each round runs one full-length rollout of each (no row ends early), timed from the
 first step after the prompts to the last. Weights are random and LoRA is on; compilation is timed separately. The bound
-is the time to read the weights and all keys and values once, at the speed of a large copy.
+is the time to read the weights and all keys and values once, at the speed of a large copy. It fails if steps are not
+compiled, or differ from the eager ones.
 """
 
 from __future__ import annotations
@@ -82,6 +83,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, Any]:
         first[side] = seconds_of(
             lambda side=side: rollouts.update({side: rollout(policy, prompts, options, decoders[side])})
         )
+        print(f"{side}: {first[side]:.2f} s for the first rollout", flush=True)  # seen if time runs out
     refused = decoders["compiled"].refused
     one = argparse.Namespace(**{**vars(options), "completion": 1})
     for _ in range(options.repeats):
@@ -149,6 +151,7 @@ def main() -> None:
     if options.output:
         settings = {k: v for k, v in vars(options).items() if k not in ("output", "keep")}
         options.output.write_text(json.dumps({**machine(options), "settings": settings, **result}, indent=1) + "\n")
+    raise SystemExit(bool(result["refused"]))
 
 
 if __name__ == "__main__":

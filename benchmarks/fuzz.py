@@ -1,4 +1,4 @@
-"""Every parser with 100,000 generated inputs: a value or an error of one line, and the properties of tests/fuzzing.py.
+"""Every parser with 100,000 generated inputs: a value or an error of one line, and the properties of tests/fuzzing.
 
     python benchmarks/fuzz.py --output benchmarks/results/fuzz-DATE [--examples 100000] [--seconds 600]
 

@@ -44,6 +44,20 @@ for more in ([], ["--config", "configs/memory/qlora.yaml"]):
 """Predicted memory of 7B with LoRA and with QLoRA."""
 MEMORY = 40 * 2**30
 """Bytes that the random models take as files, at most."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+"""Variables of every part: nothing waits for a network, and what was printed is in the log however a part ends."""
+GRACE = 3
+"""Seconds in which a part that is out of time may say where it was."""
+FEW_TESTS = (
+    "test_log_probabilities_and_gradients[qwen2_5_vl-torch.float32]",
+    "test_log_probabilities_and_gradients[gemma3-torch.bfloat16]",
+    "test_flex[gemma3-torch.float32]",
+    "test_greedy_tokens[shrinking]",
+    "test_sampled_tokens[torch.bfloat16-fixed]",
+    "test_rounds[bf16-mixed]",
+    "test_a_4_bit_base[torch.bfloat16]",
+)
+"""Tests of a rehearsal, one of each kind."""
 
 
 class Part(NamedTuple):
@@ -70,32 +84,30 @@ def parts(folder: Path, small: bool) -> list[Part]:
         small: Rehearsal on a CPU.
     """
     device = "cpu" if small else "cuda"
-    pytest = ["-m", "pytest", "-q", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider"]
-    only = ["-k", "qwen2_5_vl"]
+    pytest = ["-m", "pytest", "-v", "--tb=short", "-o", "addopts=", "-m", "not slow", "-p", "no:cacheprovider"]
 
     def measured(script: str, name: str, seconds: int, *options: str) -> Part:
         command = [f"benchmarks/{script}.py", f"--device={device}", *options, f"--output={folder / name}.json"]
         return Part(name, seconds, command, f"{name}.json")
 
-    little = ["--height=224", "--width=224", "--completion=8", "--group-size=2", "--steps=1"]
-    few, kept = ["--prompt=64", "--completion=8", "--repeats=1"], f"--keep={folder / 'tiny'}"
-    alone = [*little, "--alone", kept]
+    little = ["--height=112", "--width=112", "--completion=8", "--group-size=2", "--steps=1"]
+    few = ["--prompt=64", "--completion=8", "--repeats=1"]
 
     def large(size: str, *options: str, keep: bool = True) -> list[str]:
-        kept = [f"--keep={folder / size}"] if keep else []  # two parts take the same model
-        return [f"--geometry={size}", "--dtype=bfloat16", *kept, *options]
+        shape = ["--geometry=smallest"] if small else [f"--geometry={size}", "--dtype=bfloat16"]
+        kept = [f"--keep={folder / ('smallest' if small else size)}"] if keep else []  # parts take the same model
+        return [*shape, *kept, *options]
 
     # The shape of configs/iu.yaml, with one image for its two of half the size.
     iu = ["--studies=8", "--group-size=8", "--completion=256", "--micro-batch-tokens=8192", "--checkpointing",
           "--height=728", "--width=728", "--steps=1"]  # fmt: skip
     chosen = [
-        Part("cuda_tests", 140, [*pytest, "tests/modules/test_cuda.py", *(["--rehearse", *only] if small else [])]),
-        Part("second_device", 40, [*pytest, "tests/modules/test_second_device.py", *only]),
+        Part("cuda_tests", 160, [*pytest, *tests(small)]),
         measured("grpo_step", "step_tiny_trl", 75, *(little if small else [])),
-        measured("grpo_step", "step_3b", 70, *(alone if small else large("3b", "--steps=2"))),
-        measured("decoding", "decode_3b", 100, *([*few, kept] if small else large("3b", "--repeats=2"))),
-        measured("grpo_step", "step_7b", 100, *(alone if small else large("7b", *iu))),
-        measured("attention", "attention", 75, *(few if small else large("7b", keep=False))),
+        measured("grpo_step", "step_3b", 70, *large("3b", *(little if small else ["--steps=2"]))),
+        measured("decoding", "decode_3b", 120, *large("3b", *(few if small else ["--completion=64", "--repeats=2"]))),
+        measured("grpo_step", "step_7b", 110, *large("7b", *([*little, "--checkpointing"] if small else iu))),
+        measured("attention", "attention", 75, *large("7b", *(few if small else []), keep=False)),
     ]
     if not small:
         chosen.append(measured("grpo_step", "step_7b_4bit", 100, *large("7b", *iu, "--load-in-4bit")))
@@ -104,6 +116,18 @@ def parts(folder: Path, small: bool) -> list[Part]:
         Part("size_7b", 40, ["-c", SIZES]),
         Part("demo_quick", 90, ["-m", "mrg", "demo", "--quick", "--runs", str(folder / "demo")]),
     ]
+
+
+def tests(small: bool) -> list[str]:
+    """The tests for CUDA, and a round on the second device with this machine's packages; in a rehearsal a few of each.
+
+    Args:
+        small: Rehearsal on a CPU.
+    """
+    cuda, second = (f"tests/modules/test_{name}.py" for name in ("cuda", "second_device"))
+    if not small:
+        return [cuda, f"{second}::test_grpo_trains_there_as_on_the_cpu[qwen2_5_vl]"]
+    return ["--rehearse", *(f"{cuda}::{name}" for name in FEW_TESTS), f"{second}::test_fixed_shapes_decode_there[0.0]"]
 
 
 def run(part: Part, folder: Path, left: float) -> dict[str, Any]:
@@ -115,18 +139,22 @@ def run(part: Part, folder: Path, left: float) -> dict[str, Any]:
         left: Seconds that are left for all parts.
     """
     limit, began, log = min(part.seconds, left), time.monotonic(), folder / f"{part.name}.log"
-    if limit < 5:
+    if limit < GRACE + 2:
         return {**waiting(part), "state": "no time left"}
     with log.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
             [sys.executable, *part.command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**os.environ, "TMPDIR": str(folder)},
+            env={**os.environ, **OFFLINE, "TMPDIR": str(folder)},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         )  # fmt: skip
         try:
-            code = process.wait(limit)
+            code = process.wait(limit - GRACE)
             state = "passed" if code == 0 else f"failed with {code}"
         except subprocess.TimeoutExpired:
             state = "out of time"
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, signal.SIGINT)  # pytest then lists the failures, others print where they were
+                process.wait(GRACE)
         finally:  # with the processes that it started, which would hold the GPU
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -182,6 +210,13 @@ def machine() -> dict[str, Any]:
         return found | {"device": f"{type(error).__name__}: {error}"}
 
 
+def in_memory(folder: Path = Path("/dev/shm")) -> Path | None:
+    """Folder in memory for models and compiled code, if it has room for them and code may be loaded from it."""
+    if not folder.is_dir() or shutil.disk_usage(folder).free < MEMORY or os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return None
+    return folder
+
+
 def table(results: dict[str, Any]) -> str:
     """The results as text: one line for each part, with the last lines of those that failed."""
     lines = [f"{'part':<16} {'state':<16} {'seconds':>8} {'limit':>6}"]
@@ -215,23 +250,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder of the results")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, in small")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="some of the parts, by their names")
     parser.add_argument("--seconds", type=float, default=540, help="time for all parts")
     parser.add_argument("--patience", type=float, default=1, help="factor of all times, for a slow machine")
     options = parser.parse_args()
+    names = [part.name for part in parts(Path(), options.rehearse)]
+    if unknown := sorted({*(options.only or ())} - {*names}):
+        parser.error(f"Expected --only to be some of {', '.join(names)}, but got {', '.join(unknown)}.")
     folder = options.output.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     ends, results = time.monotonic() + options.patience * options.seconds, {}
-    shared = Path("/dev/shm")
-    fast = shared if shared.is_dir() and shutil.disk_usage(shared).free > MEMORY else None
     about = machine()
-    with tempfile.TemporaryDirectory(dir=None if options.rehearse else fast, ignore_cleanup_errors=True) as temporary:
+    place = None if options.rehearse else in_memory()
+    with tempfile.TemporaryDirectory(dir=place, ignore_cleanup_errors=True) as temporary:
         logs = Path(temporary)
-        for part in parts(logs, options.rehearse):
-            part = part._replace(seconds=round(options.patience * part.seconds))
-            print(f"[{part.name}] at most {part.seconds} s", flush=True)
-            results[part.name] = waiting(part)
-            write(folder, logs, about, results)
-            results[part.name] = run(part, logs, ends - time.monotonic())
+        try:
+            for part in parts(logs, options.rehearse):
+                if options.only and part.name not in options.only:
+                    continue
+                part = part._replace(seconds=round(options.patience * part.seconds))
+                print(f"[{part.name}] at most {part.seconds} s", flush=True)
+                results[part.name] = waiting(part)
+                write(folder, logs, about, results)
+                results[part.name] = run(part, logs, ends - time.monotonic())
+        finally:  # with the log of a part in which this run was ended
             write(folder, logs, about, results)
     print(table(results))
     raise SystemExit(any(row["state"] != "passed" for row in results.values()))

@@ -49,7 +49,8 @@ class Area:
 
     Args:
         name: Key of `AREAS`.
-        folder: Folder for the record of the lines. A test runs again after a change of its file or of a source.
+        folder: Folder for the record of the lines. A test runs again after a change of its file, of a source of which
+            it executes lines, or of one that holds data alone.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -58,18 +59,24 @@ class Area:
         self.record = folder / f"mutants-{name}.json"
         self.rows: dict[str, dict] = {}
 
-    def digest(self, file: str) -> str:
-        """Digest of a file with tests, and of the sources."""
-        parts = [(ROOT / name).read_bytes() for name in [*self.sources, file]]
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+    def digests(self, rows: dict[str, dict]) -> dict[str, str]:
+        """For each test, a digest of its file, of the sources that it executes and of those that no test executes."""
+        executed = {path for row in rows.values() for path in row["lines"]}
+        files = {*self.sources, *(name.partition("::")[0] for name in rows)}
+        known = {
+            name: hashlib.sha256((ROOT / name).read_bytes()).hexdigest() for name in files if (ROOT / name).exists()
+        }
+        data = [path for path in self.sources if path not in executed]
+        return {
+            name: " ".join(known.get(path, "")[:8] for path in [name.partition("::")[0], *data, *sorted(row["lines"])])
+            for name, row in rows.items()
+        }
 
     def recorded(self) -> dict[str, dict]:
         """Rows of the tests that have not changed since their lines were recorded."""
         rows = json.loads(self.record.read_text()) if self.record.exists() else {}
-        digests = {
-            file: self.digest(file) for file in {name.partition("::")[0] for name in rows} if (ROOT / file).exists()
-        }
-        return {name: row for name, row in rows.items() if digests.get(name.partition("::")[0]) == row["digest"]}
+        digests = self.digests(rows)
+        return {name: row for name, row in rows.items() if digests[name] == row["digest"]}
 
     def load(self) -> None:
         """Read the record, without slow tests and those that fail in it, such as those that start processes."""
@@ -144,7 +151,8 @@ class Collected:
         functions = [one for one in gc.get_objects() if isinstance(one, types.FunctionType)]
         self.functions = [one for one in functions if one.__code__.co_filename in files]
         gc.freeze()
-        libraries = [name for name in sys.modules if name.partition(".")[0] not in ("mrg", "tests", "__main__")]
+        files_of = {name: str(getattr(module, "__file__", "")) for name, module in sys.modules.items()}
+        libraries = [name for name, file in files_of.items() if not file.startswith(str(ROOT))]
         self.outcomes.with_name("libraries").write_text("\n".join(libraries))
         with self.outcomes.open("w") as out:
             for mutant in self.mutants:
@@ -203,8 +211,11 @@ class Collected:
             file, found = name.partition("::")[0], {}
             for path, line in sorted(row["lines"] | self.shared.get(file, set())):
                 found.setdefault(str(Path(path).relative_to(ROOT)), []).append(line)
-            row |= {"lines": found, "digest": self.area.digest(file)}
-        self.area.record.write_text(json.dumps(rows | new))
+            row |= {"lines": found}
+        rows |= new
+        for name, digest in self.area.digests(rows).items():
+            rows[name]["digest"] = digest
+        self.area.record.write_text(json.dumps(rows))
         return 0
 
 
@@ -239,6 +250,8 @@ def outcomes(area: Area, mutants: list[Mutant]) -> Iterator[str]:
         for name in first.with_name("libraries").read_text().split():  # so that forks import mrg alone
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+        if "mrg" in sys.modules:
+            raise SystemExit("Expected no library to import mrg, as no mutant of code that runs at import is noticed.")
         for mutant, outcome in zip(mutants, first.read_text().splitlines(), strict=True):
             if outcome == "at import":
                 named = area.named(mutant)

@@ -5,6 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 GEOMETRIES: dict[str, dict[str, dict[str, Any]]] = {
+    "smallest": {
+        "text": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
+                 "intermediate_size": 128, "vocab_size": 2048},
+        "vision": {"depth": 1, "hidden_size": 32, "num_heads": 2, "intermediate_size": 64,
+                   "fullatt_block_indexes": [0]},
+    },
     "tiny": {
         "text": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2,
                  "intermediate_size": 704, "vocab_size": 2048},

@@ -45,7 +45,7 @@ OWN = {
     "demo": "mrg.commands.demo",
     "compare": "mrg.commands.compare",
     "gallery": "mrg.commands.gallery",
-    "page": "mrg.pages.run",
+    "page": "mrg.commands.page",
     "ablate": "mrg.commands.ablate.command",
     "data": "mrg.commands.data",
     "audit": "mrg.commands.audit",

@@ -18,7 +18,7 @@ MODULES = house.modules()
 GRAPH = {name: house.imports(name, path, MODULES) for name, path in MODULES.items()}
 TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in MODULES.values()}
 
-MOST_LINES = 38_800
+MOST_LINES = 39_300
 MOST_FILE_LINES = 350
 MOST_FUNCTION_LINES = 60
 

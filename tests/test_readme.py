@@ -2,8 +2,10 @@
 
 import ast
 import importlib.util
+import json
 import pkgutil
 import re
+import statistics
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,21 @@ def test_lines_above_tables_are_as_printed(page):
         empty = float(re.search(r"([\d.]+) %\.\s*$", shown[0])[1]) / 100
         stated = {"num_studies": num_studies, "margin": margin, "support": support, "empty_references": empty}
         assert format_table({**results, **stated}).partition("\n\n")[0] == shown[0].rstrip("\n")
+
+
+def test_readme_and_speed_page_show_the_times_of_the_log():
+    log = json.loads((ROOT / "benchmarks" / "results" / "speed-2026-11-26" / "grpo_step.json").read_text())
+    sides = [log["results"][side] for side in ("trl", "mrg")]
+    trl, own = (statistics.median(side["seconds"]) for side in sides)
+    memory = [side["peak_mb"] - side["base_mb"] for side in sides]
+    row = (
+        f"| 1,294 (1,224), 200, 8 | no | {trl:.2f} s | {own:.2f} s | **{trl / own:.1f}x** | {log['ideal']:.1f}x | "
+        f"{memory[0]:,.0f} MB | {memory[1]:,.0f} MB |"
+    )
+    assert row in (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
+    short = f"A step takes {own:.1f} s, compared with {trl:.1f} s in TRL, and uses a quarter of the memory"
+    assert short in " ".join(PAGES[0].read_text(encoding="utf-8").split())
+    assert round(memory[1] / memory[0], 2) == 0.24
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mrg.commands.arguments import OneLineParser
 from mrg.errors import UserError
 from mrg.files import write_json
 
@@ -18,9 +18,9 @@ def main(args: Sequence[str]) -> None:
     Raises:
         UserError: If the configuration has no reward, or there are fewer than two training studies.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m mrg audit",
-        description=__doc__,
+    parser = OneLineParser(
+        "audit",
+        __doc__,
         epilog="All options of `fit` are accepted, for example --model.init_args.reward.mccs_weight 0.5.",
         allow_abbrev=False,
     )

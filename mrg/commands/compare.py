@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from mrg.commands import systems as shared
+from mrg.commands.arguments import OneLineParser
 from mrg.errors import UserError
 
 
 def main(args: Sequence[str]) -> None:
     """Parse the options and compare."""
-    parser = ArgumentParser(
-        "python -m mrg compare",
-        description="Compare two tested runs, or files of reports by any models, on the same studies: a paired table "
+    parser = OneLineParser(
+        "compare",
+        "Compare two tested runs, or files of reports by any models, on the same studies: a paired table "
         "of A - B, and a page with the findings that only one of them gets right, study by study, starting with the "
         "studies that have most of them.",
     )

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrg.commands.arguments import OneLineParser
 from mrg.errors import NotFoundError, UserError, nearest
 
 _CHECKOUT = Path(__file__).parents[2] / "configs"
@@ -84,13 +85,9 @@ def main(args: Sequence[str]) -> None:
     Raises:
         UserError: If a configuration does not exist, or a copy would replace a file.
     """
-    import argparse
-
-    parser = argparse.ArgumentParser(
-        prog="python -m mrg configs", description="Lists the configurations that come with mrg, and copies them."
-    )
+    parser = OneLineParser("configs", "List the configurations that come with mrg, or copy some of them.")
     parser.add_argument("--copy", nargs="+", metavar="NAME", help="copy these into the current folder, to edit them")
-    options = parser.parse_args(args)
+    options = parser.parse_args(list(args))
     if not options.copy:
         width = max(map(len, names()))
         for name in names():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mrg.commands import systems as shared
+from mrg.commands.arguments import OneLineParser
 from mrg.errors import UserError
 from mrg.run.folder import PAGE
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 def main(args: Sequence[str]) -> None:
     """Parse the options and write the page."""
-    parser = ArgumentParser(
-        "python -m mrg gallery",
-        description="Write the gallery: images, reference and generated report of each study, with each finding marked "
+    parser = OneLineParser(
+        "gallery",
+        "Write the gallery: images, reference and generated report of each study, with each finding marked "
         "as correct, missed or hallucinated. Several runs or files on the same studies are shown side by side.",
     )
     add = parser.add_argument
@@ -96,7 +97,7 @@ def _aligned(runs: Sequence[TestedRun], names: Sequence[str]) -> dict[str, list[
 
     without = [name for run, name in zip(runs, names, strict=True) if "target" not in run.rows[0]]
     if len(without) == len(runs):
-        ids = [str(row["id"]) for row in runs[0].rows]
+        ids: Sequence[str] = [str(row["id"]) for row in runs[0].rows]
         for run, name in zip(runs[1:], names[1:], strict=True):
             if other := sorted(set(ids) ^ {str(row["id"]) for row in run.rows}):
                 raise UserError(f"{names[0]} and {name} must have the same studies, but differ in {some(other, 5)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -13,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.errors import NotFoundError
+from mrg.commands.arguments import OneLineParser
+from mrg.errors import NotFoundError, UserError
 from mrg.run.find import all_runs, is_run
 from mrg.run.lock import is_locked
 
@@ -23,14 +23,16 @@ _CHANGING = ("run.json", "metrics.csv", "results.json", "config.yaml")
 
 def main(args: Sequence[str]) -> None:
     """Parse the options and print the table."""
-    parser = argparse.ArgumentParser(
-        "python -m mrg runs",
-        description="List the runs in a folder and its subfolders, the latest first: state, step, best score on the "
+    parser = OneLineParser(
+        "runs",
+        "List the runs in a folder and its subfolders, the latest first: state, step, best score on the "
         "validation split by --monitor, score on the test split, and time since the last change.",
     )
     parser.add_argument("folder", nargs="?", help="folder of runs (default: runs)")
     parser.add_argument("--runs", metavar="FOLDER", help="the same, as for the other commands")
     options = parser.parse_args(list(args))
+    if options.folder and options.runs:
+        raise UserError(f"{options.folder} and --runs {options.runs} both name the folder of runs: pass one of them.")
     folder = Path(options.folder or options.runs or "runs")
     if not folder.is_dir():
         raise NotFoundError(f"There is no folder {folder}: pass the folder of your runs, or run `fit` first.")

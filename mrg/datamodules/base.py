@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from mrg.datamodules.balance import check_balance
 from mrg.datamodules.collate import Batch, Skipped
-from mrg.datamodules.images.augment import Augmentation, augmented
+from mrg.datamodules.images.augment import Augmentation, augmented, check_readers
 from mrg.datamodules.loading import (
     AheadLoader,
     BatchDataset,
@@ -144,6 +144,7 @@ class ReportDataModule(TrainingOrder):
         if stage == "fit" and self.trainer:
             check_reward(self.select, self.trainer.lightning_module)
             self.check_importance()
+            check_readers(self.augment, self.trainer.lightning_module)
         if not self.splits:
             every = self.read()
             self._predicted = random_subset(every.get("test", ()), self.limits["test"])
@@ -234,13 +235,17 @@ class ReportDataModule(TrainingOrder):
             "generator": torch.Generator(),
         }
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Record the studies that a batch skipped, and log each once; Lightning calls this in the main process."""
+    def note_skipped(self, batch: Any) -> None:
+        """Record the studies that a batch skipped, and log each once."""
         for study in getattr(batch, "skipped", ()):
             known = self.skipped.setdefault(study.split, {})
             if study.id not in known:
                 known[study.id] = study
                 log.warning("Skipped in %s (%d so far): %s", study.split, len(known), study.reason)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Record the studies that a batch skipped, and weight the others; Lightning calls this in the main process."""
+        self.note_skipped(batch)
         if self.importance and self.trainer and self.trainer.training and isinstance(batch, Batch):
             batch.importance = self.importance_of(batch.study_id)
         return batch
@@ -260,15 +265,8 @@ class ReportDataModule(TrainingOrder):
         """Shuffled training batches.
 
         Raises:
-            UserError: If an epoch has fewer batches than `trainer.val_check_interval`, or images are augmented although
-                their embeddings are cached.
+            UserError: If an epoch has fewer batches than `trainer.val_check_interval`.
         """
-        module: Any = self.trainer.lightning_module if self.trainer else None
-        if self.augment is not None and getattr(module, "vision_cache", None):
-            raise UserError(
-                "vision_cache holds embeddings of unchanged images: set data.init_args.augment to null or "
-                "model.init_args.vision_cache to ''."
-            )
         loader = self._loader("train", self.splits["train"], self.batch_size, shuffle=True)
         self._check_validation(len(loader))
         return loader

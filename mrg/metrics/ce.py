@@ -51,7 +51,7 @@ def _blocks(preds: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def report_counts(preds: Tensor, target: Tensor, uncertain: str, dtype: torch.dtype = torch.int64) -> Tensor:
     """True positives, false positives and false negatives of each report and condition: (3, N, 14) integers."""
-    return outcomes(uncertain).to(preds.device, dtype)[:, target, preds]
+    return outcomes(uncertain).to(preds.device, dtype)[:, target.long(), preds.long()]
 
 
 def condition_counts(table: Tensor, uncertain: str) -> Tensor:
@@ -136,7 +136,7 @@ def ce_f1(
     p, t = as_labels(preds, target, labeler)
     require_reports(p)
     if average == "example":
-        scores = _report_scores(p, t, columns, uncertain, score, zero_division)
+        scores = report_scores(p, t, columns, uncertain, score, zero_division)
         return scores.nanmean() if zero_division == "skip" else scores.mean()
     counts = condition_counts(confusion(p, t), uncertain)[:, columns]
     return average_score(counts, average, score, zero_division)
@@ -285,12 +285,13 @@ class CEF1(Metric):
         return figure, axes
 
     def _report_scores(self, preds: Tensor, target: Tensor) -> Tensor:
-        return _report_scores(preds, target, self.columns, self.uncertain, self.score, self.zero_division)
+        return report_scores(preds, target, self.columns, self.uncertain, self.score, self.zero_division)
 
 
-def _report_scores(
+def report_scores(
     preds: Tensor, target: Tensor, columns: list[int], uncertain: str, score: str, zero_division: int | str
 ) -> Tensor:
+    """`ce_f1` of each report: (N,) float64."""
     counts = [report_counts(*block, uncertain)[:, :, columns].sum(2) for block in _blocks(preds, target)]
     return ratio(torch.cat(counts, 1), score, zero_division)
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.ce import average_score, ce_f1, condition_counts, confusion
+from mrg.metrics.ce import average_score, condition_counts, confusion, report_scores
 from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, THIRTEEN, condition_indices, stated
 from mrg.metrics.constants import BEST, BestConstants
 from mrg.metrics.imports import name_of
 from mrg.metrics.labels import Labeler, Scorer, label_distinct, require_reports
+from mrg.metrics.packed import distinct, pick
 from mrg.metrics.remarks import BASELINES, legend, remarks, wrapped
 from mrg.metrics.resampling import MIN_CASES, ReportSums, bootstrap, percentile_interval, ranks
 from mrg.metrics.tables import columns, condition_scores, format_ce, percent
@@ -43,9 +43,9 @@ def most_frequent_report(reports: Sequence[str]) -> str:
     """
     if not reports:
         raise UserError("Expected argument `reports` to hold at least one report, but got none.")
-    counts = Counter(reports)
-    most = max(counts.values())
-    return min(report for report, count in counts.items() if count == most)
+    (new,), (rows,) = distinct(reports)
+    counts = np.bincount(rows)
+    return min(pick(reports, new[counts == counts.max()]))
 
 
 def remark_on_frequency(reports: Sequence[str], row: str, what: str) -> str:
@@ -56,7 +56,7 @@ def remark_on_frequency(reports: Sequence[str], row: str, what: str) -> str:
         row: Name of the baseline's row in the table.
         what: Name of the reports: "reference".
     """
-    if len(reports) < 2 or len(set(reports)) < len(reports):
+    if len(reports) < 2 or len(distinct(reports)[0][0]) < len(reports):
         return ""
     return f"No {what} occurs more than once: the row {row!r} is the first in alphabetical order, an arbitrary choice."
 
@@ -98,8 +98,9 @@ def evaluate_systems(
         UserError: If a system does not have N reports, N is 0, or `best` is that of another margin.
     """
     _check(systems, target, margin, best)
-    reference, labels = _label(labeler, systems, target)
-    sums = {n: ReportSums.of(p, labels(n), target, reference, margin, scorers, min_cases) for n, p in systems.items()}
+    table, (of_target, *of_systems) = label_distinct(labeler, target, *systems.values())
+    reference, of, how = table[of_target], dict(zip(systems, of_systems, strict=True)), (margin, scorers, min_cases)
+    sums = {name: ReportSums.of(own, table[of[name]], target, reference, *how) for name, own in systems.items()}
     rows = list(dict.fromkeys(map(tuple, best.rows.values()))) if best else []
     constant = [ReportSums(reference.new_tensor(row).expand_as(reference), reference, margin) for row in rows]
     drawn = bootstrap([*sums.values(), *constant], num_resamples, seed)
@@ -113,22 +114,13 @@ def evaluate_systems(
         **_settings(reference, min_cases),
         "systems": {
             name: {"scores": _intervals(corpus[name], samples[name]), "format": (formats or {}).get(name)}
-            | {"distinct": len(set(preds)) / len(preds), **_shares(labels(name), reference)}
-            for name, preds in systems.items()
+            | {"distinct": len(of[name].unique()) / len(target), **_shares(table[of[name]], reference)}
+            for name in systems
         },
         "differences": _differences(corpus, samples, differences),
         "best_constant": None if best is None else dataclasses.asdict(best) | _constants(best, of_row, corpus, samples),
         **({} if rank_by is None else {"ranking": {"by": rank_by, "systems": ranks(corpus, samples, rank_by)}}),
     }
-
-
-def _label(
-    labeler: Labeler, systems: Mapping[str, Sequence[str]], target: Sequence[str]
-) -> tuple[Tensor, Callable[[str], Tensor]]:
-    """Labels of the references, and a function for those of a system, which keeps a byte per label instead of eight."""
-    table, (of_target, *of_systems) = label_distinct(labeler, target, *systems.values())
-    rows = dict(zip(systems, of_systems, strict=True))
-    return table[of_target].long(), lambda name: table[rows[name]].long()
 
 
 def _check(
@@ -199,7 +191,8 @@ def _interval(value: float, samples: np.ndarray) -> dict[str, float]:
 
 def _shares(preds: Tensor, target: Tensor) -> dict[str, Any]:
     """Precision and recall in every convention, and the scores of each of the 13 conditions with 0/0 = 0."""
-    rows, table = condition_scores(preds, target), confusion(preds, target)
+    table = confusion(preds, target)
+    rows = condition_scores(table)
 
     def shares(score: str) -> dict[str, float]:
         return {name: _share(preds, target, table, score, **setting) for name, setting in CONVENTIONS.items()}
@@ -218,7 +211,7 @@ def _share(
 ) -> float:
     """`ce_f1` of labels whose `confusion` is known, which is most of the work on many reports."""
     if average == "example":
-        return float(ce_f1(preds, target, average, conditions, uncertain, score=score))
+        return float(report_scores(preds, target, condition_indices(conditions), uncertain, score, 0).mean())
     counts = condition_counts(table, uncertain)[:, condition_indices(conditions)]
     return float(average_score(counts, average, score, 0))
 

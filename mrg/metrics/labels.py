@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Sized
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from mrg.errors import UserError, UserTypeError
 from mrg.log import log
 from mrg.metrics.conditions import NUM_CONDITIONS
+from mrg.metrics.packed import digest_text, distinct, pick
 
 
 class Labeler(ABC):
@@ -66,11 +67,6 @@ class CachingLabeler(Labeler):
         if name == "labeler":  # a copy that has no attributes yet
             raise AttributeError(name)
         return getattr(self.labeler, name)  # such as `evidence`
-
-
-def digest_text(text: str) -> bytes:
-    """A hash of 16 bytes."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 _AT_ONCE = 50_000
@@ -137,7 +133,7 @@ def label_distinct(labeler: Labeler, *sides: Sequence[str]) -> tuple[Tensor, lis
     """Label each distinct report of several lists once; more than `_AT_ONCE` in several calls of the labeler.
 
     Returns:
-        (U, 14) uint8 label classes of the distinct reports, and for each list, (N,) rows of its reports in them.
+        (U, 14) uint8 label classes of the distinct reports, and for each list, (N,) int32 rows of its reports in them.
 
     Raises:
         UserError: If the labeler does not return label classes.
@@ -145,14 +141,14 @@ def label_distinct(labeler: Labeler, *sides: Sequence[str]) -> tuple[Tensor, lis
     """
     for side in sides:
         check_texts(side, "reports")
-    place = {text: row for row, text in enumerate(dict.fromkeys(text for side in sides for text in side))}
-    texts = list(place)
+    new, rows = distinct(*sides)
+    total = sum(map(len, new))
+    texts = chain.from_iterable(pick(side, own) for side, own in zip(sides, new, strict=True))
     parts: list[Tensor] = []
-    for start in range(0, max(len(texts), 1), _AT_ONCE):
-        parts.append(_label(labeler, [texts[start : start + _AT_ONCE]])[0].to(torch.uint8))
-        if len(texts) > _AT_ONCE:
-            log.info(f"Labeled {min(start + _AT_ONCE, len(texts)):,} of {len(texts):,} distinct reports.")
-    rows = [np.fromiter((place[text] for text in side), np.int64, len(side)) for side in sides]
+    for start in range(0, max(total, 1), _AT_ONCE):
+        parts.append(_label(labeler, [list(islice(texts, _AT_ONCE))])[0].to(torch.uint8))
+        if total > _AT_ONCE:
+            log.info(f"Labeled {min(start + _AT_ONCE, total):,} of {total:,} distinct reports.")
     return torch.cat(parts), [torch.from_numpy(row) for row in rows]
 
 

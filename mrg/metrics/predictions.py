@@ -1,16 +1,18 @@
-"""Files of generated and reference reports: JSON lines, JSON (a list, or ReXrank's studies by id), CSV."""
+"""Files of generated and reference reports, read row by row into little memory."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mrg.errors import NotFoundError, UserError
-from mrg.files import csv_rows, identifier, is_missing, not_utf8, parse_json
+import numpy as np
+
+from mrg.errors import UserError
+from mrg.files import identifier, is_missing
+from mrg.log import log
+from mrg.metrics.packed import PackedTexts, distinct, pick
+from mrg.metrics.rows import Rows, is_report, quoted
 
 ID_COLUMNS = ("id", "study_id")
 PREDS_COLUMNS = (
@@ -24,7 +26,7 @@ TARGET_COLUMNS = (
 
 
 class Predictions(NamedTuple):
-    """The N studies of a file that have a reference, in the order of the file.
+    """The N studies of a file that have a reference, in the order of the file; many texts are packed (`PackedTexts`).
 
     Args:
         ids: Unique ids; the numbers of the rows if the file has no ids.
@@ -37,9 +39,9 @@ class Predictions(NamedTuple):
             generated report is empty.
     """
 
-    ids: list[str]
-    preds: list[str]
-    target: list[str]
+    ids: Sequence[str]
+    preds: Sequence[str]
+    target: Sequence[str]
     has_ids: bool
     columns: dict[str, str]
     no_target: tuple[str, ...] = ()
@@ -62,23 +64,37 @@ def read_predictions(
         UserError: If it cannot be read, has no rows, lacks a column, repeats an id, has no reference, or a report is
             not a text; the message names the file and the rows.
     """
-    rows = read_rows(path)
-    if not rows:
+    rows = Rows(path)
+    if next(iter(rows), None) is None:
         raise UserError(f"{path} holds no studies.")
-    preds_column = _column(path, rows, preds_column, PREDS_COLUMNS, "preds", "generated report")
-    if target_column is None and any("section_findings" in row and "model_prediction" in row for row in rows):
+    names = dict.fromkeys(column for row in rows for column in row)
+    preds_column = _column(path, names, preds_column, PREDS_COLUMNS, "preds", "generated report")
+    rexrank = ("section_findings", "model_prediction")
+    if target_column is None and names.keys() >= set(rexrank) and any(row.keys() >= set(rexrank) for row in rows):
         target_column = "section_findings"  # ReXrank's protocol: findings are scored, though the file has whole reports
-    target_column = _column(path, rows, target_column, TARGET_COLUMNS, "target", "reference report")
+    target_column = _column(path, names, target_column, TARGET_COLUMNS, "target", "reference report")
     if preds_column == target_column:
         raise UserError(f"{path}: {preds_column!r} cannot be both report and reference: set --preds and --target.")
     ids, id_column = read_ids(path, rows, id_column)
-    for column in (preds_column, target_column):
-        wrong = [name for name, row in zip(ids, rows, strict=True) if not is_report(row.get(column))]
-        if wrong:
-            raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {some(wrong)}.")
     columns = {"id": id_column or "row number", "preds": preds_column, "target": target_column}
-    rows_of = zip(ids, [row.get(preds_column) for row in rows], [row.get(target_column) for row in rows], strict=True)
-    return scored_pairs(rows_of, path, id_column is not None, columns)
+    pairs = _pairs(rows, ids, preds_column, target_column)
+    return scored_pairs(pairs, path, id_column is not None, columns)
+
+
+def _pairs(rows: Rows, ids: Sequence[str], *columns: str) -> Iterator[tuple[str, Any, Any]]:
+    """Id, report and reference of each row; at the end, whatever is not a text is an error."""
+    wrong: dict[str, list[str]] = {column: [] for column in columns}
+    for number, (name, row) in enumerate(zip(ids, rows, strict=True), 1):
+        preds, target = (row.get(column) for column in columns)
+        for column in columns:
+            if not is_report(row.get(column)):
+                wrong[column].append(name)
+        if number % 200_000 == 0:
+            log.info(f"Read {number:,} of {len(ids):,} studies.")
+        yield name, preds, target
+    for column, names in wrong.items():
+        if names:
+            raise UserError(f"{rows.path}: {column!r} is not a text in {len(names)} of {len(ids)} rows: {some(names)}.")
 
 
 def scored_pairs(
@@ -95,29 +111,30 @@ def scored_pairs(
     Raises:
         UserError: If no study has a reference.
     """
-    pairs = list(pairs)
-    scored = [(name, pred, target) for name, pred, target in pairs if not is_missing(target)]
-    if not scored:
+    ids, preds, references = texts = PackedTexts(), PackedTexts(), PackedTexts()
+    no_target, no_preds = [], []
+    for name, pred, target in pairs:
+        if is_missing(target):
+            no_target.append(name)
+            continue
+        if is_missing(pred) and str(pred).strip():
+            no_preds.append(name)
+        for own, text in zip(texts, (name, "" if is_missing(pred) else str(pred), str(target)), strict=True):
+            own.append(text)
+    if not ids:
         raise UserError(
-            f"{path} has no reference report: {columns['target']!r} has no text in any of its {len(pairs)} rows."
+            f"{path} has no reference report: {columns['target']!r} has no text in any of its {len(no_target)} rows."
         )
-    return Predictions(
-        ids=[name for name, _, _ in scored],
-        preds=["" if is_missing(pred) else str(pred) for _, pred, _ in scored],
-        target=[str(target) for _, _, target in scored],
-        has_ids=has_ids,
-        columns=columns,
-        no_target=tuple(name for name, _, target in pairs if is_missing(target)),
-        no_preds=tuple(name for name, pred, _ in scored if is_missing(pred) and str(pred).strip()),
-    )
+    lists = (ids.plain(), preds.plain(), references.plain())
+    return Predictions(*lists, has_ids, columns, tuple(no_target), tuple(no_preds))
 
 
-def read_ids(path: Path, rows: Sequence[dict[str, Any]], column: str | None = None) -> tuple[list[str], str | None]:
+def read_ids(path: Path, rows: Iterable[dict[str, Any]], column: str | None = None) -> tuple[Sequence[str], str | None]:
     """Read the ids of studies, and the column that they were read from.
 
     Args:
         path: File of the rows, for messages.
-        rows: Rows with named fields.
+        rows: Rows with named fields; they are read more than once.
         column: Column of the ids; the first of `ID_COLUMNS` by default, or else the ids are row numbers.
 
     Returns:
@@ -129,17 +146,21 @@ def read_ids(path: Path, rows: Sequence[dict[str, Any]], column: str | None = No
     if column is None:
         column = next((c for c in ID_COLUMNS if any(c in row for row in rows)), None)
     if column is None:
-        return [str(number) for number in range(1, len(rows) + 1)], None
-    without = [str(number) for number, row in enumerate(rows, 1) if is_missing(row.get(column))]
+        return PackedTexts(str(number) for number, _ in enumerate(rows, 1)).plain(), None
+    ids, without = PackedTexts(), []
+    for number, row in enumerate(rows, 1):
+        name = identifier(row.get(column))
+        ids.append(name)
+        if not name:
+            without.append(str(number))
     if without:
-        has = quoted(rows[0])
+        has = quoted(next(iter(rows)))
         raise UserError(f"{path} has no {column!r} in {len(without)} rows: {some(without)}; it has {has}.")
-    ids = [identifier(row[column]) for row in rows]
-    seen: set[str] = set()
-    repeated = [name for name in ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
-    if repeated:
+    (new,), _ = distinct(ids)
+    if len(new) < len(ids):
+        repeated = list(pick(ids, np.setdiff1d(np.arange(len(ids)), new)))
         raise UserError(f"{path} holds {len(repeated)} studies twice: {some(repeated)}; each must count once.")
-    return ids, column
+    return ids.plain(), column
 
 
 def column_names(path: Path) -> list[str]:
@@ -149,12 +170,7 @@ def column_names(path: Path) -> list[str]:
         NotFoundError: If the file does not exist.
         UserError: If it cannot be read.
     """
-    return list(dict.fromkeys(column for row in read_rows(path) for column in row))
-
-
-def is_report(value: Any) -> bool:
-    """Whether a value is text, or a missing one."""
-    return isinstance(value, str) or is_missing(value)
+    return list(dict.fromkeys(column for row in Rows(path) for column in row))
 
 
 def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Predictions:
@@ -170,7 +186,7 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
         raise UserError(f"A paired comparison needs the same studies, but {' and '.join(parts)}.")
     place = {name: row for row, name in enumerate(second.ids)}
     order = [place[name] for name in first.ids]
-    preds, target = ([texts[i] for i in order] for texts in (second.preds, second.target))
+    preds, target = ([texts[i] for i in order] for texts in map(list, (second.preds, second.target)))
     aligned = Predictions(first.ids, preds, target, *second[3:])
     other = [name for name, a, b in zip(first.ids, first.target, aligned.target, strict=True) if a.split() != b.split()]
     if other:
@@ -181,7 +197,7 @@ def align(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pr
     return aligned
 
 
-def read_reports(path: Path, column: str | None = None) -> list[str]:
+def read_reports(path: Path, column: str | None = None) -> Sequence[str]:
     """Read reports, such as training reports, from a file like that of `read_predictions`; missing ones are left out.
 
     Args:
@@ -192,110 +208,24 @@ def read_reports(path: Path, column: str | None = None) -> list[str]:
         NotFoundError: If the file does not exist.
         UserError: If it cannot be read, or has no reports.
     """
-    rows = read_rows(path, "train")
-    column = _column(path, rows, column, TARGET_COLUMNS, "target", "report")
-    wrong = [str(number) for number, row in enumerate(rows, 1) if not is_report(row.get(column))]
+    rows = Rows(path, "train")
+    names = dict.fromkeys(name for row in rows for name in row)
+    column = _column(path, names, column, TARGET_COLUMNS, "target", "report")
+    reports, wrong, number = PackedTexts(), [], 0
+    for number, row in enumerate(rows, 1):
+        text = row.get(column)
+        if not is_report(text):
+            wrong.append(str(number))
+        elif not is_missing(text):
+            reports.append(str(text))
     if wrong:
-        raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {len(rows)} rows: {some(wrong)}.")
-    reports = [row[column] for row in rows if not is_missing(row.get(column))]
+        raise UserError(f"{path}: {column!r} is not a text in {len(wrong)} of {number} rows: {some(wrong)}.")
     if not reports:
         raise UserError(f"{path} holds no reports in its column {column!r}.")
-    return reports
+    return reports.plain()
 
 
-def read_rows(path: Path, split: str = "") -> list[dict[str, Any]]:
-    """Read the rows of a file, each with named fields.
-
-    Args:
-        path: The file.
-        split: Split to read from an annotation.json; a file without splits is read completely.
-
-    Raises:
-        NotFoundError: If the file does not exist.
-        UserError: If it cannot be read.
-    """
-    readers: dict[str, Callable[[Path], Iterable[Any]]] = {
-        ".jsonl": _json_lines,
-        ".json": partial(_json, split=split),
-        ".csv": _table,
-        ".tsv": _table,
-    }
-    if path.suffix.lower() not in readers:
-        raise UserError(f"Expected a file that ends in {', '.join(readers)}, but got {path}.")
-    if not path.is_file():
-        raise NotFoundError(f"There is no file {path}.")
-    try:
-        rows = list(readers[path.suffix.lower()](path))
-    except UnicodeDecodeError as error:
-        raise UserError(not_utf8(path, error)) from error
-    except csv.Error as error:
-        raise UserError(f"{path} is not a readable table: {error}.") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UserError(f"{path}: row {number} is not an object with named fields, but {type(row).__name__}.")
-    return rows
-
-
-def _json_lines(path: Path) -> Iterable[Any]:
-    # Line by line, which takes a third of the memory of the whole text. Not splitlines(): reports may hold other line
-    # separators than the file's.
-    names: dict[str, str] = {}  # one text per name instead of one per row
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.strip():
-                    row = parse_json(line)
-                    is_row = isinstance(row, dict)
-                    yield {names.setdefault(name, name): value for name, value in row.items()} if is_row else row
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error.msg} at column {error.colno}.") from error
-            except UserError as error:
-                raise UserError(f"{path}, line {number}: {error}.") from None
-
-
-def _json(path: Path, split: str = "") -> Iterable[Any]:
-    try:
-        value = parse_json(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}.") from error
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
-        raise UserError(f"{path} cannot be read as JSON: {error}.") from error
-    if split and isinstance(value, dict) and isinstance(value.get(split), list):
-        return list(value[split])
-    if isinstance(value, list):
-        return [{"text": row} if isinstance(row, str) else row for row in value]
-    if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
-        return [{"study_id": name, **row} for name, row in value.items()]
-    if isinstance(value, dict) and value and all(is_report(_only(text)) for text in value.values()):
-        return [{"study_id": name, "text": _only(text)} for name, text in value.items()]
-    raise UserError(f"{path} is neither a list of studies nor an object of studies by id (ReXrank's form).")
-
-
-def _only(value: Any) -> Any:
-    """The only item of a list (R2GenGPT's files); any other value as it is."""
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _table(path: Path) -> Iterable[Any]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        rows = csv_rows(file, delimiter)
-        names = [name.strip() for name in next(rows, (1, []))[1]]
-        if len(names) == 1 and ";" in names[0]:
-            raise UserError(f"{path} separates its columns by semicolons: save it with commas, or as .tsv with tabs.")
-        repeated = {name for name in names if names.count(name) > 1}
-        if repeated:
-            raise UserError(f"{path} has more than one column {quoted(sorted(repeated))}.")
-        for line, row in rows:
-            if len(row) != len(names):
-                raise csv.Error(f"expected {len(names)} fields in line {line}, saw {len(row)}; check its quotes")
-            yield dict(zip(names, row, strict=True))
-
-
-def _column(
-    path: Path, rows: Sequence[dict[str, Any]], name: str | None, known: Sequence[str], option: str, what: str
-) -> str:
-    names = dict.fromkeys(column for row in rows for column in row)
+def _column(path: Path, names: Iterable[str], name: str | None, known: Sequence[str], option: str, what: str) -> str:
     chosen = name if name is not None else next((column for column in known if column in names), None)
     if chosen is None or chosen not in names:
         looked = repr(name) if name is not None else " or ".join(known)
@@ -305,11 +235,6 @@ def _column(
             f"--{option}{other}."
         )
     return chosen
-
-
-def quoted(names: Iterable[str]) -> str:
-    """Names in quotes, as text."""
-    return ", ".join(map(repr, names))
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

@@ -27,8 +27,9 @@ from mrg.metrics.ce import CEF1
 from mrg.metrics.labels import Labeler, Scorer, label_together
 from mrg.metrics.mccs import mccs
 from mrg.metrics.nlg import bleu, rouge_l
-from mrg.metrics.predictions import read_rows, some
+from mrg.metrics.predictions import some
 from mrg.metrics.resampling import percentile_interval
+from mrg.metrics.rows import read_rows
 
 REFERENCES, CANDIDATES = ("gt_report", "reference", "target", "ground_truth"), ("candidate", "prediction", "generated")
 STUDIES = ("study_number", "study_id", "id", "study")

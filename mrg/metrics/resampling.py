@@ -7,6 +7,7 @@ that matrix, which serves all scores, systems and trials at once; nothing is lab
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -15,18 +16,22 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
+from mrg.log import log
 from mrg.metrics.ce import ratio, report_counts
 from mrg.metrics.conditions import CONDITIONS, CONVENTIONS, NUM_CONDITIONS, SETS, condition_indices
 from mrg.metrics.labels import Scorer, has_text
 from mrg.metrics.mccs import mccs
+from mrg.metrics.packed import Gathered, Matrix
 
 # Number of resampled reports whose weights are held at a time, fewest trials that share them, and number of reports
-# whose numbers are held in float64 at a time: what is held for a report are 84 bytes of counts and a few means.
+# whose numbers are held in float64 at a time: what is held for each different pair of label rows are 84 bits of counts
+# and seven means.
 _BLOCK = 2_000_000
 _TRIALS = 32
 _ROWS = 16_384
 _MAPPINGS = ("negative", "positive")
 _SETS = list(SETS.values())
+_EXAMPLES = {f"CE-F1 {name}": own for name, own in CONVENTIONS.items() if own["average"] == "example"}
 MIN_CASES = 10
 """Fewest references with a condition that counts in the macro average of informedness."""
 
@@ -83,35 +88,41 @@ class ReportSums:
     ) -> None:
         if not len(preds):
             raise UserError("Expected at least one report to score, but got none.")
-        pairs = zip(preds.split(_ROWS), target.split(_ROWS), strict=True)
-        similarity = torch.cat([mccs(*pair, margin, reduction="none") for pair in pairs])
-        if is_written is not None:
-            similarity = similarity * is_written.to(similarity.device)
-        means = {"MCCS": similarity}
-        counts = {mapping: report_counts(preds, target, mapping, torch.uint8) for mapping in _MAPPINGS}  # (3, N, 14)
-        for name, setting in CONVENTIONS.items():
-            if setting["average"] == "example":
-                columns = condition_indices(setting["conditions"])
-                means[f"CE-F1 {name}"] = ratio(counts[setting["uncertain"]][:, :, columns].sum(2))
-        means.update(extras or {})
-        self.means = list(means)
-        flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1).cpu().numpy() for mapping in _MAPPINGS]
-        values = torch.stack([value.double().cpu().reshape(-1) for value in means.values()], 1).numpy()
-        self.parts: list[np.ndarray] = [*flat, values]
-        self.defined = {mapping: counts[mapping][[0, 2]].sum((0, 1)).cpu() > 0 for mapping in _MAPPINGS}
-        self.num_reports = len(preds)
-        cases = (counts["positive"][0] + counts["positive"][2]).sum(0).cpu()[:13]
-        self.min_cases = min_cases
+        first, place = _distinct_pairs(preds, target, is_written)
+        tables: list[np.ndarray] = []
+        for start in range(0, len(first), _ROWS):
+            rows = torch.from_numpy(first[start : start + _ROWS])
+            block = _numbers(preds[rows].long(), target[rows].long(), margin)
+            if is_written is not None:
+                block[-1][:, 0] *= is_written[rows].cpu().numpy()
+            widths = [part.shape[1] for part in block]
+            block[:-1] = [np.packbits(part, axis=1) for part in block[:-1]]
+            tables = tables or [np.empty((len(first), part.shape[1]), part.dtype) for part in block]
+            for table, part in zip(tables, block, strict=True):
+                table[start : start + len(part)] = part
+        self.means = ["MCCS", *_EXAMPLES, *(extras or {})]
+        self.parts: list[Matrix] = [Gathered(table, place, width) for table, width in zip(tables, widths, strict=True)]
+        if extras:
+            values = [value.double().cpu().reshape(-1) for value in extras.values()]
+            self.parts.append(torch.stack(values, 1).numpy())
+        self.num_reports, self.min_cases = len(preds), min_cases
+        sums = torch.from_numpy(self.total()[: 2 * 3 * NUM_CONDITIONS]).reshape(2, 3, NUM_CONDITIONS)
+        self.defined = dict(zip(_MAPPINGS, sums[:, [0, 2]].sum(1) > 0, strict=True))
+        cases = (sums[1, 0] + sums[1, 2])[:13]  # of "positive"
         self.informative = (cases >= max(1, min_cases)) & (cases < len(preds))
 
     @property
     def columns(self) -> np.ndarray:
         """(N, K) float64: the numbers of each report."""
-        return np.concatenate(self.parts, 1, dtype=np.float64)
+        return np.concatenate([part[:] for part in self.parts], 1, dtype=np.float64)
 
     def total(self) -> np.ndarray:
         """(K,) sums over all reports."""
-        return np.concatenate([part.sum(0, dtype=np.float64) for part in self.parts])
+        sums = np.zeros(sum(part.shape[1] for part in self.parts))
+        for row in range(0, self.num_reports, _ROWS):
+            numbers = np.concatenate([part[row : row + _ROWS] for part in self.parts], 1, dtype=np.float64)
+            sums = np.concatenate([sums[None], numbers]).sum(0)
+        return sums
 
     def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
         """Corpus scores by name.
@@ -161,6 +172,31 @@ class ReportSums:
         return {name: float(value[0]) for name, value in self.scores(self.total()[None]).items()}
 
 
+def _distinct_pairs(preds: Tensor, target: Tensor, is_written: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (D,) of the first reports with each pair of label rows, and (N,) the pair that each report has."""
+    shifts = 2 * torch.arange(NUM_CONDITIONS, device=preds.device)  # two bits per class, 56 of both sides
+    codes = [
+        ((p.long() << shifts).sum(1) << 2 * NUM_CONDITIONS) + (t.long() << shifts).sum(1)
+        for p, t in zip(preds.split(_ROWS), target.split(_ROWS), strict=True)
+    ]
+    code = torch.cat(codes).cpu()
+    if is_written is not None:
+        code = code << 1 | is_written.cpu()
+    _, first, place = np.unique(code.numpy(), return_index=True, return_inverse=True)
+    return first, place.reshape(-1).astype(np.int32)
+
+
+def _numbers(preds: Tensor, target: Tensor, margin: float) -> list[np.ndarray]:
+    """Numbers of each report: counts by mapping, (N, 42) uint8 each, and (N, 7) float64, MCCS and `_EXAMPLES`."""
+    counts = {mapping: report_counts(preds, target, mapping, torch.uint8) for mapping in _MAPPINGS}  # (3, N, 14)
+    values = [mccs(preds, target, margin, reduction="none")]
+    for setting in _EXAMPLES.values():
+        columns = condition_indices(setting["conditions"])
+        values.append(ratio(counts[setting["uncertain"]][:, :, columns].sum(2)))
+    flat = [counts[mapping].permute(1, 0, 2).reshape(len(preds), -1) for mapping in _MAPPINGS]
+    return [part.cpu().numpy() for part in (*flat, torch.stack(values, 1).double())]
+
+
 def _averages(counts: Tensor, defined: Tensor | None) -> dict[str, Tensor]:
     """`ce.average_score` of (3, T, 14) counts of T samples, for all sets of conditions at once: each (T, 3).
 
@@ -187,7 +223,7 @@ class Resampled(Protocol):
     """One system: matrices of its reports, and its scores from sums of their columns, such as `ReportSums`."""
 
     @property
-    def parts(self) -> Sequence[np.ndarray]:
+    def parts(self) -> Sequence[Matrix]:
         """Matrices (N, K) side by side."""
 
     def scores(self, sums: np.ndarray, resampled: bool = False) -> dict[str, np.ndarray]:
@@ -275,14 +311,17 @@ def randomization_p(a: ReportSums, b: ReportSums, num_trials: int = 10_000, seed
 
 
 def _sums(
-    systems: Sequence[Sequence[np.ndarray]], num_trials: int, draw: Callable[[int, int], np.ndarray]
+    systems: Sequence[Sequence[Matrix]], num_trials: int, draw: Callable[[int, int], np.ndarray]
 ) -> Iterator[np.ndarray]:
     """Weighted column sums (num_trials, K) of the matrices of each system, side by side, under the same weights."""
     num_reports = len(systems[0][0])
     matrices = [matrix for system in systems for matrix in system]
     block = max(1, min(num_trials, max(_BLOCK // num_reports, _TRIALS)))
-    parts = []
+    parts, told = [], time.monotonic()
     for start in range(0, num_trials, block):
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            log.info(f"Resampled {num_reports:,} reports {start:,} of {num_trials:,} times.")
         weights = torch.from_numpy(draw(min(block, num_trials - start), num_reports))
         sums = torch.zeros(len(weights), sum(matrix.shape[1] for matrix in matrices), dtype=torch.float64)
         for row in range(0, num_reports, _ROWS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from mrg.metrics.conditions import POSITIVE, UNCERTAIN
 from mrg.metrics.labelers.rules import RulesLabeler
@@ -81,9 +82,14 @@ def stress(scores: Scorer, reports: Sequence[str]) -> dict[str, tuple[int, int]]
     return result
 
 
+@cache
+def _labeler() -> RulesLabeler:
+    return RulesLabeler(convention="plain")
+
+
 def _stated(sentences: Sequence[str]) -> int | None:
     """Index of the first sentence that states one of the 13 conditions."""
-    labels = RulesLabeler(convention="plain")(list(sentences))[:, :13]
+    labels = _labeler()(list(sentences))[:, :13]
     rows = ((labels == POSITIVE) | (labels == UNCERTAIN)).any(1).nonzero().flatten().tolist()
     return rows[0] if rows else None
 

@@ -28,20 +28,19 @@ from mrg.metrics.conditions import (
 from mrg.metrics.labels import Labeler, Reports, as_labels, require_reports
 
 
-def condition_scores(preds: Tensor, target: Tensor) -> dict[str, dict[str, float]]:
+def condition_scores(table: Tensor) -> dict[str, dict[str, float]]:
     """Scores of each condition, with uncertain counted as positive.
 
     Args:
-        preds: (N, 14) label classes.
-        target: (N, 14) label classes.
+        table: (14, 4, 4) counts of `confusion`.
 
     Returns:
         Condition -> `f1`, `precision`, `recall` and `informedness` (nan for 0/0), `support` and `predicted` (numbers of
         reports).
     """
-    counts = condition_counts(confusion(preds, target), "positive")
+    counts = condition_counts(table, "positive")
     columns = {score: average_score(counts, "none", score, "nan").tolist() for score in SCORES}
-    columns["informedness"] = informedness(preds, target, 14).tolist()
+    columns["informedness"] = _informedness(counts, int(table[0].sum())).tolist()
     columns |= {"support": (counts[0] + counts[2]).tolist(), "predicted": (counts[0] + counts[1]).tolist()}
     return {name: {key: values[i] for key, values in columns.items()} for i, name in enumerate(CONDITIONS)}
 
@@ -107,7 +106,7 @@ def ce_table(
     for name, setting in settings.items():
         scores[name] = {score: float(ce_f1(p, t, **setting, score=score)) for score in SCORES}
         scores[name]["normal"] = float(ce_f1(normal.expand_as(t), t, **setting))
-    rows = condition_scores(p, t)
+    rows = condition_scores(confusion(p, t))
     return CETable(len(p), scores, {c: {k: row[k] for k in (*SCORES, "support")} for c, row in rows.items()})
 
 
@@ -177,8 +176,13 @@ def informedness(
     columns = condition_indices(conditions)
     p, t = as_labels(preds, target, labeler)
     require_reports(p)
-    tp, fp, fn = condition_counts(confusion(p, t), uncertain)[:, columns].double()
-    negative = len(p) - tp - fn
+    return _informedness(condition_counts(confusion(p, t), uncertain)[:, columns], len(p))
+
+
+def _informedness(counts: Tensor, num_reports: int) -> Tensor:
+    """Informedness (C,) from (3, C) counts of true positives, false positives and false negatives."""
+    tp, fp, fn = counts.double()
+    negative = num_reports - tp - fn
     value: Tensor = tp / (tp + fn) + (negative - fp) / negative - 1
     return value
 

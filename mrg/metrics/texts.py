@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,13 +15,11 @@ from mrg.metrics.predictions import (
     PREDS_COLUMNS,
     TARGET_COLUMNS,
     Predictions,
-    is_report,
-    quoted,
     read_ids,
-    read_rows,
     scored_pairs,
     some,
 )
+from mrg.metrics.rows import is_report, quoted, read_rows
 
 TEXT = "text"
 """Column of a file whose reports have no name."""
@@ -36,7 +35,7 @@ class Texts(NamedTuple):
         column: Column of the reports.
     """
 
-    ids: list[str] | None
+    ids: Sequence[str] | None
     texts: list[str]
     path: Path
     column: str

@@ -156,7 +156,7 @@ class GRPOModule(RoundModule):
         with self.monitor.phase("policy"):
             sums = self.update(prompts, rollout, self.credit(rollout, rewards, advantages), ref_logps, batch)
         self.log_round(own, rollout, rewards, advantages, sums, prompts)
-        self.update_corpus(own[1])
+        self.update_corpus(own[1], batch.importance)
         if self.sample_every and self.round_index % self.sample_every == 0:
             self.samples = first_group(*own, batch, self.group_size, self.round_index)
 
@@ -198,9 +198,11 @@ class GRPOModule(RoundModule):
         # Micro-batches share the prompts' embeddings. If these are trained, their gradient is collected at leaves and
         # sent on once: backward passes through a graph only once.
         leaves = prompts.detached()
-        advantages = step.advantages.reshape(step.num_groups(self.group_size), -1)
+        counted = step.rollout.counted(self.loss_settings.mask_truncated)  # (N,)
+        teaches = step.advantages.reshape(len(counted), -1).any(1) & counted
+        teaches = teaches.view(step.num_groups(self.group_size), -1).any(1)
         every = bool(self.kl.coef) or self.policy.entropy_gradient
-        live = [group for group in step.groups if every or bool(advantages[group].any())]
+        live = [group for group in step.groups if every or bool(teaches[group])]
         totals: dict[str, Tensor] = {"loss": torch.zeros((), device=self.device)}
         with local_gradients(self.trainer, self.parameters):
             for part in self.micro_batches(live, prompts, step.rollout):

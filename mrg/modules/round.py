@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mrg.datamodules.collate import Batch
+from mrg.errors import UserError
 from mrg.modules.completion import encode_targets, target_text
+from mrg.modules.policy.load import policy_digest
 from mrg.modules.policy.logps import TokenLogps
-from mrg.modules.policy.ranks import gather, mean_over_ranks, most_of_ranks
+from mrg.modules.policy.ranks import full, gather, mean_over_ranks, most_of_ranks
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
 from mrg.modules.rl.advantage import equal_groups, group_advantages
@@ -42,6 +44,7 @@ class RoundModule(RewardedModule):
     reference_share: float
     rollout_settings: RolloutSettings
     weights_studies = True
+    reference_identity = ""
     engine: Engine | None = None
     ahead: Ahead | None = None
     """Rollouts of later rounds, if servers sample them already."""
@@ -56,18 +59,37 @@ class RoundModule(RewardedModule):
         self.intact = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Also save which engine sampled, as its sampling is not repeated bit for bit, and what it sampled ahead."""
+        """Also save which reference and engine there were, as neither is saved itself, and what was sampled ahead."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["engine"] = "" if self.engine is None else self.engine.version
+        checkpoint["reference"] = self._reference()
         if self.ahead is not None:
             checkpoint["ahead"] = gather(self.ahead.state_dict(), self.trainer.world_size)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note if another engine samples from now on; what the earlier one sampled ahead is used."""
+        """Note if another engine samples from now on; what the earlier one sampled ahead is used.
+
+        Raises:
+            UserError: If the reference is a copy of other weights.
+        """
         super().on_load_checkpoint(checkpoint)
+        if (own := self._reference()) and checkpoint.get("reference", own) not in ("", own):
+            raise UserError(
+                f"The weights in {self.source} have changed since the run started from them: they are its reference "
+                "model (kl.reference copy). Restore them, or start a new run from its policy with "
+                "model.init_args.policy."
+            )
         note_engine(checkpoint.get("engine"), self.engine)
         if self.ahead is not None and "ahead" in checkpoint:
             self.ahead.load_state_dict(checkpoint["ahead"], self.global_rank)
+
+    def _reference(self) -> str:
+        """Fingerprint of a copied reference model, empty if there is none; if it is sharded, all ranks call this."""
+        weights = self.policy.reference_weights.items()
+        if weights and not self.reference_identity:
+            whole = ((name, full(value)) for name, value in weights)
+            self.reference_identity = policy_digest(whole, self.policy.processor.tokenizer)
+        return self.reference_identity
 
     def rollout(self, prompts: Prompts, batch: Batch, groups: Sequence[int] = (), attempt: int = 0) -> Rollout:
         """Sample a group of completions per study; a function of (seed, rank, round, attempt) and the policy.
@@ -180,7 +202,10 @@ class RoundModule(RewardedModule):
             self.reward, rewards, advantages, self.group_size, rollout.texts, completions, mask.shape[1],
             self.policy.processor.tokenizer,
         )  # fmt: skip
-        self.evidence_share = float(covered.sum() / mask.sum())
+        live = advantages.view(-1, self.group_size).any(1).repeat_interleave(self.group_size).cpu()
+        counts = (float(part.sum()) for part in (covered, mask[live]))
+        stated, total = (mean_over_ranks(count, self.trainer.world_size, self.device) for count in counts)
+        self.evidence_share = stated / max(total, 1)
         return credit
 
     def part_statistics(self, rewards: Rewards) -> dict[str, float]:
@@ -254,13 +279,19 @@ class RoundModule(RewardedModule):
             rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
         return rollout, rewards
 
-    def update_corpus(self, rewards: Rewards) -> None:
-        """Take the round into the corpus F1: what the policy has written, without reference reports in its place."""
+    def update_corpus(self, rewards: Rewards, importance: Tensor | None = None) -> None:
+        """Take the round into the corpus F1: what the policy has written, without reference reports in its place.
+
+        Args:
+            rewards: Rewards of the completions of this rank.
+            importance: (B,) importance of their studies.
+        """
         if self.corpus:
-            labels = zip(*gather(rewards.labels, self.trainer.world_size), strict=True)
-            preds, target = (torch.cat(rows) for rows in labels)
+            weights = torch.ones(len(rewards.total) // self.group_size) if importance is None else importance.cpu()
+            own = (*rewards.labels, weights.repeat_interleave(self.group_size))
+            rows = [torch.cat(parts) for parts in zip(*gather(own, self.trainer.world_size), strict=True)]
             for scorer in self.corpus.values():
-                scorer.update(preds, target)
+                scorer.update(*rows)
 
     @torch.no_grad()
     def uncertain_tokens(self, prompts: Prompts, rollout: Rollout) -> Tensor | None:

@@ -90,7 +90,7 @@ def measure(module: RoundModule, select: Selection, epoch: int) -> Measured:
                     if step < len(own):
                         seed = hash((module.rollout_settings.seed, epoch, own[step])) % 2**63
                         batch = trainer.precision_plugin.convert_input(next(loader))
-                        data.on_before_batch_transfer(batch, 0)
+                        data.note_skipped(batch)
                         new = {names[index]: (None, 0.0) for index in batches[own[step]]}  # unless it can be read
                         if batch.counts:
                             with trainer.precision_plugin.forward_context():

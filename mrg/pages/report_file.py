@@ -15,9 +15,9 @@ from mrg.metrics.predictions import (
     column_names,
     read_ids,
     read_predictions,
-    read_rows,
     some,
 )
+from mrg.metrics.rows import read_rows
 from mrg.metrics.texts import join, read_texts
 from mrg.pages.tested_run import TestedRun
 

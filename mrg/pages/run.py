@@ -20,7 +20,6 @@ from mrg.pages.page import read_template, render, write_page
 from mrg.pages.run_charts import SMOOTHED, latest, run_charts
 from mrg.pages.training_log import STATE, TrainingLog, reading
 from mrg.run.checkpoint_file import is_outdated
-from mrg.run.find import path_or_run
 
 PAGE = "index.html"
 FILES = {
@@ -209,15 +208,3 @@ def _table(results: dict[str, Any]) -> dict[str, Any] | None:
     remarked = [*remarks(results), *what_is_best(results)] if "best_constant" in results else []
     numbers = {key: results.get(key) for key in ("num_studies", "margin")}
     return {"head": [*scores, "distinct"], "rows": rows, "remarks": remarked, **numbers}
-
-
-def main(args: Sequence[str]) -> None:
-    """`python -m mrg page runs/NAME ...`."""
-    if not args or args[0] in ("-h", "--help"):
-        print(
-            "usage: python -m mrg page RUN [RUN ...]\n\nWrite index.html from the files of a run's folder. RUN is the "
-            "name of a run in runs/, or its folder."
-        )
-        raise SystemExit(0 if args else 2)
-    for folder in args:
-        print(write_run_page(path_or_run(folder, Path("runs"))))

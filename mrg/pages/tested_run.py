@@ -13,7 +13,8 @@ from mrg.files import check_yaml
 from mrg.log import log
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.labels import Labeler
-from mrg.metrics.predictions import Predictions, read_predictions, read_rows
+from mrg.metrics.predictions import Predictions, read_predictions
+from mrg.metrics.rows import read_rows
 from mrg.pages.training_log import read_object, reading
 from mrg.run.checkpoint_file import is_outdated
 

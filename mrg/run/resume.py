@@ -22,7 +22,8 @@ from mrg.run.checkpoints import BEST, UNVALIDATED, CheckpointFolder, checkpoint_
 NO_EFFECT = {
     "data.init_args": ("num_workers",),
     "model.init_args": (
-        "vision_cache", "pixel_cache", "rollout.servers", "rollout.colocate.eager", "rollout.colocate.max_length",
+        "vision_cache", "pixel_cache", "rollout.servers.adapters", "rollout.servers.attempts",
+        "rollout.servers.timeout", "rollout.servers.urls", "rollout.colocate.eager", "rollout.colocate.max_length",
         "rollout.colocate.memory",
     ),
     "trainer": (
@@ -33,6 +34,9 @@ NO_EFFECT = {
     ),
 }  # fmt: skip
 """Settings that may change: caches hold what would be computed, and completions of servers are not repeatable."""
+
+WHOLE = ("data.init_args.balance", "model.init_args.reward.normal_bias.condition_weights")
+"""Settings whose keys are the user's: one that is added or removed is a change."""
 
 KEPT = ("seed_everything", "model.init_args.optimizer.learning_rate", "model.init_args.optimizer.weight_decay")
 """Settings taken from the checkpoint, which contains the generators, the order of studies and the optimizer."""
@@ -78,18 +82,22 @@ def changed_settings(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict
 
     Returns:
         Key -> saved and given value. Keys that only one of them has, which another version of mrg may have added or
-        removed, are left out.
+        removed, are left out, and so is an adapter that only one of them has: the checkpoint does not fit.
     """
-    old, new = dict(_flat(saved)), dict(_flat(given))
-    return {key: (old[key], new[key]) for key in old if key in new and old[key] != new[key] and _has_effect(key)}
+    changed = {key: (old, new) for key, old, new in _pairs(saved, given) if old != new and _has_effect(key)}
+    changed.pop("model.init_args.lora", None)
+    return changed
 
 
-def _flat(config: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{name}{key}.")
-        else:
-            yield f"{name}{key}", value
+def _pairs(saved: Mapping[str, Any], given: Mapping[str, Any], name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Key and both values of the settings that both have; a group is one setting if only one of them has it as such."""
+    for key, old in saved.items():
+        if key in given:
+            new, path = given[key], f"{name}{key}"
+            if isinstance(old, Mapping) and isinstance(new, Mapping) and path not in WHOLE:
+                yield from _pairs(old, new, f"{path}.")
+            else:
+                yield path, old, new
 
 
 def _has_effect(key: str) -> bool:

@@ -10,7 +10,7 @@ from mrg.errors import UserError
 from mrg.files import read_config
 from mrg.run.find import find_run
 
-INPUTS = ("prompt", "think", "max_pixels", "max_views", "use_indication", "use_prior")
+INPUTS = ("prompt", "think", "max_pixels", "max_study_pixels", "max_views", "use_indication", "use_prior")
 """Settings in `model.init_args` that a policy has learned to expect."""
 
 

@@ -1,12 +1,14 @@
 """The mutants of small sources, by hand."""
 
 import ast
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import mutant_tests
 import mutation
 
 
@@ -59,3 +61,22 @@ def test_a_long_change_is_shortened_to_its_surroundings():
     before = "x" * 100
     text = mutation.difference(f"{before} + y", f"{before} - y")
     assert text == f"…{'x' * 39} + y  ->  …{'x' * 39} - y"
+
+
+def test_a_test_runs_again_after_a_change_of_what_it_executes(tmp_path, monkeypatch):
+    """Of three sources one is executed by each test, and one holds data alone."""
+    monkeypatch.setattr(mutant_tests, "ROOT", tmp_path)
+    monkeypatch.setitem(mutant_tests.AREAS, "some", (["*.py"], "tests"))
+    (tmp_path / "tests").mkdir()
+    for name in ("a.py", "b.py", "data.py", "tests/test_a.py", "tests/test_b.py"):
+        (tmp_path / name).write_text(name)
+    area = mutant_tests.Area("some", tmp_path)
+    rows = {f"tests/test_{name}.py::test": {"lines": {f"{name}.py": [1]}} for name in "ab"}
+    for name, digest in area.digests(rows).items():
+        rows[name]["digest"] = digest
+    area.record.write_text(json.dumps(rows))
+    assert area.recorded() == rows
+    for changed, kept in (("a.py", "b"), ("tests/test_b.py", "a"), ("data.py", "")):
+        (tmp_path / changed).write_text("changed")
+        assert list(area.recorded()) == [f"tests/test_{name}.py::test" for name in kept]
+        (tmp_path / changed).write_text(changed)

@@ -39,7 +39,7 @@ def check(text):
     assert [name for name, what in options(text).items() if not what] == []
 
 
-@pytest.mark.parametrize("command", ["fit", "predict", *sorted({*OWN} - {"data", "page"})])
+@pytest.mark.parametrize("command", ["fit", "predict", *sorted({*OWN} - {"data"})])
 def test_every_option_has_a_text_that_stands_alone(capsys, command):
     check(printed(capsys, command, "--help"))
 

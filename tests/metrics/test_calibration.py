@@ -8,6 +8,7 @@ from mrg.errors import UserError
 from mrg.metrics.calibration import (
     METHODS,
     Calibration,
+    best_threshold,
     brier,
     calibration_error,
     choose_threshold,
@@ -127,3 +128,79 @@ def test_risk_and_coverage_by_hand():
 def test_an_unknown_method():
     with pytest.raises(UserError, match="Expected --calibration to be platt, temperature, isotonic or none"):
         Calibration.fit(SHARES[:, None], FOUND[:, None], 4, "beta")
+
+
+def test_bins_hold_their_upper_edges():
+    """Ten bins by default: 0 and .1 are in the first, .11 and .2 in the second, 1 in the last."""
+    probabilities = torch.tensor([[0.0, 0.1], [0.11, 0.2], [1.0, 0.95]], dtype=torch.float64)
+    found = torch.tensor([[False, True], [True, True], [True, False]])
+    bins = reliability(probabilities, found)
+    assert [(own["count"], own["frequency"]) for own in bins] == [(2, 0.5), (2, 1), (2, 0.5)]
+    assert [own["probability"] for own in bins] == pytest.approx([0.05, 0.155, 0.975])
+    # Gaps .45, .845 and .475, in one bin .3933 against 4/6.
+    assert calibration_error(probabilities, found) == pytest.approx((0.45 + 0.845 + 0.475) / 3)
+    assert calibration_error(probabilities, found, 1) == pytest.approx(4 / 6 - 2.36 / 6)
+    assert calibration_error(probabilities[:0], found[:0]) == 0
+
+
+def test_the_best_threshold_by_hand():
+    """Stated 1, 2 and 4 findings, .5 only together: F1 2/3, then 1/2 with .6, then 4/6 with all; the first is taken."""
+    found = torch.tensor([True, False, True, False])
+    assert best_threshold(torch.tensor([0.9, 0.6, 0.5, 0.5]), found) == (pytest.approx(0.75), pytest.approx(2 / 3))
+    assert best_threshold(torch.tensor([0.4, 0.8]), torch.tensor([True, True])) == (pytest.approx(0.2), 1)
+    assert best_threshold(torch.tensor([0.4, 0.8]), torch.tensor([False, False])) == (1, 0)
+    assert best_threshold(torch.tensor([0.2, 0.8]), torch.tensor([False, True])) == (pytest.approx(0.5), 1)
+
+
+def test_operating_points():
+    assert parse_operating_point("f1") == ("f1", 0)
+    assert parse_operating_point("precision=1") == ("precision", 1)
+    assert parse_operating_point("recall=.25") == ("recall", 0.25)
+    assert precision_recall(torch.tensor([0.5]), torch.tensor([False])) == [
+        {"threshold": 0.5, "precision": 0, "recall": 0}
+    ]
+    # Two equal probabilities: the threshold is half of the lowest one, where nothing is below it.
+    assert choose_threshold(torch.tensor([0.6, 0.6]), torch.tensor([True, True]), "precision=1") == pytest.approx(0.3)
+    assert choose_threshold(SHARES, ~FOUND, "precision=1") == choose_threshold(SHARES, FOUND & False, "f1") == 1.01
+
+
+def test_a_calibration_by_hand():
+    """Logits of (k + 1/2) / (N + 1) for N = 2: 1/6, 1/2 and 5/6, that is, -ln 5, 0 and ln 5."""
+    shares = torch.tensor([[0.0], [0.5], [1.0]])
+    assert Calibration("platt", 2, [[1.0, 0.0]])(shares).flatten().tolist() == pytest.approx([1 / 6, 1 / 2, 5 / 6])
+    expected = [1 / 26, 1 / 2, 25 / 26]  # odds to the power of 2
+    assert Calibration("temperature", 2, [[2.0, 0.0]])(shares).flatten().tolist() == pytest.approx(expected)
+    assert Calibration("platt", 2, [[0.0, 1.0]])(shares)[0].item() == pytest.approx(1 / (1 + np.exp(-1)))
+
+
+def test_smoothed_targets_of_platt():
+    """Equal shares: the slope stays 1 and the bias gives the mean of the targets, (n + 1) / (n + 2) and 1 / (m + 2)."""
+    shares, found = torch.full((5, 1), 0.5), torch.tensor([[True], [False], [False], [True], [False]])
+    (slope, bias), target = Calibration.fit(shares, found, 2).parameters[0], (2 * 3 / 4 + 3 * 1 / 5) / 5
+    assert (slope, bias) == (pytest.approx(1), pytest.approx(np.log(target / (1 - target)), abs=1e-4))
+    assert Calibration.fit(shares, found, 2, "temperature").parameters == [[pytest.approx(1), 0]]
+    with torch.inference_mode():
+        assert Calibration.fit(shares, found, 2).parameters[0] == pytest.approx([slope, bias])
+
+
+def test_the_parts_of_cross_fitting():
+    """Study i is in part i % 5: the values of part 0 are those of a fit to the other four parts."""
+    shares, found = drawn(23)
+    got = cross_fitted(shares, found, 8, "platt")
+    for part in range(5):
+        rest = torch.arange(23) % 5 != part
+        expected = Calibration.fit(shares[rest], found[rest], 8)(shares[~rest])
+        assert got[~rest].flatten().tolist() == pytest.approx(expected.flatten().tolist())
+    two = cross_fitted(shares[:2], found[:2], 8, "isotonic")
+    assert two.flatten().tolist() == found[:2].flip(0).flatten().double().tolist()
+    one = cross_fitted(shares[:1].float(), found[:1], 8, "platt")
+    assert (one.dtype, one.item()) == (torch.float64, shares[0].item())
+
+
+def test_risk_by_an_order_that_is_wrong():
+    """The worst report is the most confident: 1, (1 + .25) / 2 and so on; the oracle keeps 0, 0, .5 and 1 in order."""
+    curve = risk_coverage(torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([1.0, 0.0, 0.5, 0.0]))
+    assert curve["risk"] == pytest.approx([1, 1.25 / 2, 1.5 / 3, 1.5 / 4])
+    assert curve["area"] == pytest.approx((1 + 0.625 + 0.5 + 0.375) / 4)
+    assert curve["random"] == pytest.approx(1.5 / 4)
+    assert curve["oracle"] == pytest.approx((0 + 0 + 0.5 / 3 + 1.5 / 4) / 4)

@@ -104,3 +104,56 @@ def test_bad_input():
         compare_systems(PREDS, OTHER, TARGET, RulesLabeler(), ["a", "b", "c"])
     with pytest.raises(ValueError, match="at least one report"):
         compare_systems([], [], [], RulesLabeler())
+
+
+def test_the_printed_comparison():
+    row = {"value": 0.5, "other": 0.25, "difference": 0.25, "low": 0.1, "high": 0.4, "p": 0.0123}
+    changed = [
+        {
+            "id": "s1",
+            "mccs": 1.0,
+            "other_mccs": 0.5,
+            "better": ["Edema"],
+            "worse": ["Fracture"],
+            "hallucinated": ["Fracture"],
+        },
+        {"id": "study2", "mccs": 0.0, "other_mccs": 0.25, "better": [], "worse": ["Edema"], "hallucinated": []},
+    ]
+    result = {"num_studies": 1234, "labeler": "rules", "margin": 0.3, "num_trials": 1000, "changed": changed}
+    result["scores"] = {"MCCS": row, "words": {**row, "value": 2.0}}
+    text = """A: one
+B: two
+1,234 studies, labeler rules, MCCS margin 0.3. In percent, paired by study.
+95 % bootstrap intervals of A - B; two-sided p by approximate randomization; 1,000 trials each.
+p-values are not corrected for multiple comparisons.
+
+                            A      B   A - B     95 % interval        p
+MCCS                     50.0   25.0   +25.0    [+10.0, +40.0]   0.0123
+words                   2.000  0.250  +0.250  [+0.100, +0.400]   0.0123
+
+2 studies have a finding that only one of the two gets right.
+Correct: stated (positive or uncertain) exactly if the reference states it.
+Hallucinated: the reference does not state it, and the system that is not correct does.
+        MCCS A     B   + correct in A only, - correct in B only
+s1         100    50   +Edema, -Fracture (hallucinated: Fracture)
+study2       0    25   -Edema"""
+    assert format_comparison(result, ("one", "two")) == text
+    one = format_comparison({**result, "changed": changed[:1]}, ("one", "two"))
+    assert one.endswith("1 study has a finding that only one of the two gets right.\n" + "\n".join([
+        *text.splitlines()[-5:-3], "    MCCS A     B   + correct in A only, - correct in B only",
+        "s1     100    50   +Edema, -Fracture (hallucinated: Fracture)",
+    ]))  # fmt: skip
+    assert format_comparison(result, ("one", "two"), 0) == text[: text.index("\nCorrect: ")]
+
+
+def test_equal_numbers_of_findings_are_ordered_by_the_change_of_mccs_and_then_by_name():
+    target = ["Edema. Pneumonia.", "Edema.", "Edema.", "Edema. Pneumonia."]
+    preds = ["Edema.", "Edema.", "Edema.", "Edema. Pneumonia."]
+    result = compare_systems(preds, ["Pneumonia.", "", "", "Edema."], target, RulesLabeler(), ["d", "c", "b", "a"], 0.0,
+                             num_trials=2)  # fmt: skip
+    assert [row["id"] for row in result["changed"]] == ["d", "b", "c", "a"]
+    assert [row["better"] for row in result["changed"]] == [["Edema"], ["Edema"], ["Edema"], ["Pneumonia"]]
+    assert result["changed"][0]["worse"] == ["Pneumonia"]
+    assert result["num_trials"] == 2
+    assert result["margin"] == 0
+    assert compare_systems(preds, preds, target, RulesLabeler(), num_trials=2)["margin"] == 0.5

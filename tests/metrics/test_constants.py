@@ -10,7 +10,7 @@ import torch
 import mrg.metrics.constants
 from mrg.metrics import CONVENTIONS, FIVE, POSITIVE, RulesLabeler, ce_f1, mccs
 from mrg.metrics.conditions import CONDITIONS
-from mrg.metrics.constants import BestConstants, best_row
+from mrg.metrics.constants import BestConstants, best_row, evenly_spaced
 from mrg.metrics.evaluation import CONSTANT_NORMAL, evaluate_systems, format_table
 from tests.metrics.test_ce import random_labels
 
@@ -112,3 +112,29 @@ def test_the_table_says_what_a_constant_is_worth(iu):
         "sentence finds nothing: none of its reports states one of the 13 conditions.",
         "sentence writes 1 of 590 distinct reports, fewer than 1 %.",
     ]
+
+
+def test_an_average_that_has_no_best_row():
+    with pytest.raises(ValueError, match="`average` to be micro, macro, weighted or example, but got 'none'"):
+        best_row(torch.zeros(1, 14, dtype=torch.long), "none", FIVE, "positive")
+
+
+def test_how_a_best_constant_is_named():
+    def named(*stated):
+        row = [int(name in stated) for name in CONDITIONS]
+        return BestConstants(1, 1, "rules", 0.5, {"MCCS": row, "F1": row}, {"MCCS": "Clear."})
+
+    assert named("Edema").describe("MCCS") == '"Clear."'
+    assert named().describe("F1") == "nothing"
+    assert named("Edema", "Fracture").describe("F1") == "Edema + Fracture"
+    assert named(*CONDITIONS[:13]).describe("F1") == "all 13 conditions"
+    assert named(*CONDITIONS).describe("F1") == "all 14 conditions"
+    assert named(*CONDITIONS[:12]).describe("F1") == " + ".join(CONDITIONS[:12])
+
+
+def test_evenly_spaced_reports():
+    numbers = list(range(20_001))
+    assert evenly_spaced(numbers[:10_000]) == numbers[:10_000]
+    assert evenly_spaced(numbers[:10_001]) == numbers[:10_001:2]
+    assert evenly_spaced(numbers) == numbers[::3]
+    assert evenly_spaced([]) == []

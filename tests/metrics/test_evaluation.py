@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from mrg.metrics import CONVENTIONS, MCCS, RulesLabeler, ce_f1, ce_table
+from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import (
     CONSTANT_NORMAL,
     evaluate_systems,
+    format_conventions,
+    format_nlg,
     format_table,
     most_frequent_report,
     remark_on_frequency,
@@ -117,3 +120,74 @@ def test_chosen_conventions_and_strings():
     assert table.scores["micro-13+"]["f1"] == 1
     with pytest.raises(ValueError, match="but got 'chexpert'"):
         ce_table(LABELS, REFERENCE, conventions="chexpert")
+
+
+def test_the_conventions_of_one_system_as_a_table():
+    target = ["Cardiomegaly.", "Left effusion."]
+    best = BestConstants.of(target, RulesLabeler())
+    systems = {"constant normal": ["Clear lungs."] * 2, "model": target}
+    results = evaluate_systems(systems, target, RulesLabeler(), num_resamples=4, best=best, min_cases=1)
+    lines = format_conventions(results, "model").splitlines()
+    assert lines[:2] == [
+        "CE of model in every convention, in percent, followed by the F1 of the other rows.",
+        "convention    precision  recall    F1 [95 % interval]  constant normal  best constant   reported by",
+    ]
+    assert lines[11] == (
+        "macro-14+          14.3    14.3     14.3 [14.3, 14.3]              0.0            9.5   f1chexbert, llava-rad"
+    )
+    assert lines[26:29] == [
+        "",
+        "condition (+)               precision  recall     F1  informedness  support  predicted",
+        "Enlarged Cardiomediastinum          -       -      -             -        0          0",
+    ]
+    assert lines[29] == "Cardiomegaly                    100.0   100.0  100.0         100.0        1          1"
+    assert len(lines) == 41
+    without = evaluate_systems(systems, target, RulesLabeler(), num_resamples=4)
+    assert "best constant" not in format_conventions(without, "model")
+    per_condition = without["systems"]["model"]["per_condition"]
+    assert per_condition["Fracture"] == {
+        "f1": 0, "precision": 0, "recall": 0, "informedness": None, "support": 0, "predicted": 0,
+    }  # fmt: skip
+    assert per_condition["Cardiomegaly"]["informedness"] == 1
+
+
+def test_the_table_of_systems():
+    target = ["Cardiomegaly.", "Left effusion."]
+    best = BestConstants.of(target, RulesLabeler())
+    systems = {"constant normal": ["Clear lungs."] * 2, "model": target}
+    results = evaluate_systems(
+        systems, target, RulesLabeler(), num_resamples=4, best=best, min_cases=1, formats={"model": 0.5},
+        differences=[("model", "constant normal")], scorers={"words": lambda preds, target: [0.5, 1.0]},
+    )  # fmt: skip
+    lines = format_table(results).splitlines()
+    assert lines[:2] == [
+        "2 studies, labeler rules, MCCS margin 0.5; 95 % bootstrap intervals over studies.",
+        "In percent. CE-F1 over 13 conditions (without No Finding); +: uncertain counts as positive; 0/0 = 0.",
+    ]
+    assert " ".join(lines[2:6]) == (
+        "Support (positive or uncertain), 2 findings: Enlarged Cardiomediastinum 0, Cardiomegaly 1, Lung Opacity 0, "
+        "Lung Lesion 0, Edema 0, Consolidation 0, Pneumonia 0, Atelectasis 0, Pneumothorax 0, Pleural Effusion 1, "
+        "Pleural Other 0, Fracture 0, Support Devices 0, No Finding 0. References that mention none of the 13 "
+        "conditions: 0.0 %. "
+    )
+    assert lines[6].split() == [
+        "MCCS", "micro-13+", "macro-13+", "informedness", "words", "distinct", "format",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[7:10]] == ["constant", "best", "model"]
+    assert lines[7].split()[-5] == "0.750"
+    assert lines[7].split()[-3:] == ["50", "%", "-"]
+    assert lines[8].split()[-5:] == ["0.0", "[0.0,0.0]", "-", "-", "-"]
+    assert lines[9].split()[-4:] == ["100", "%", "50", "%"]
+    assert lines[10:12] == [
+        "model - constant normal, MCCS: +100.0 [+100.0, +100.0]",
+        "model - constant normal, CE-F1 micro-13+: +100.0 [+100.0, +100.0]",
+    ]
+    assert lines[13] == "model - best constant, CE-F1 micro-13+: +33.3 [+33.3, +33.3]"
+
+
+def test_the_table_of_wording():
+    scores = {"normalization": "none", "a": {"BLEU-1": 0.5, "CIDEr": 1.25}, "bb": {"BLEU-1": 0.25, "CIDEr": 0.5}}
+    assert format_nlg(scores) == (
+        "NLG with normalization none, in percent (CIDEr: 0 to 10): similarity of wording, not of findings; not "
+        "clinical evidence.\n    BLEU-1  CIDEr\na     50.0  1.250\nbb    25.0  0.500"
+    )

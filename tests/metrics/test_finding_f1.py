@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mrg.metrics import MCCS, AttributeAccuracy, ChangeF1, FindingF1, RulesLabeler, as_reward, ce_f1
-from mrg.metrics.labelers.attributes import ATTRIBUTES
+from mrg.metrics.finding_f1 import report_findings
+from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding
 from mrg.metrics.stress import CORRUPTIONS, stress
 
 TARGET = [
@@ -106,3 +107,31 @@ def test_bad_input():
         FindingF1(labeler=lambda texts: None)
     with pytest.raises(ValueError, match="same length, but got 1 and 2"):
         FindingF1()(["a"], ["a", "b"])
+
+
+def test_statements_of_a_report():
+    """Left and right make bilateral; what is no condition of the 13, or denied, is not stated."""
+    stated, changes = report_findings(
+        RulesLabeler(), "Small left effusion. New right effusion. The edema has resolved."
+    )
+    assert set(stated) == {"Pleural Effusion"}
+    own = stated["Pleural Effusion"]
+    assert own == {"side": {"bilateral"}, "place": set(), "severity": {"small"}, "change": {"new"}}
+    assert changes == {("Pleural Effusion", "new"), ("Edema", "resolved")}
+    assert FindingF1().scores(["Left effusion. Right effusion."], ["Bilateral effusions."]).tolist() == [1]
+    found = Finding("No Finding", 1, None, None, None, "new", 0, 1, ())
+
+    class Reader:
+        def findings(self, text):
+            return [found]
+
+    assert report_findings(Reader(), "") == ({}, set())
+
+
+def test_nothing_found_on_either_side():
+    assert FindingF1().scores(["Clear.", "Edema."], ["Clear.", "Clear."]).tolist() == [1, 0]
+    assert float(FindingF1()(["Clear."], ["Clear."])) == float(ChangeF1()(["Clear."], ["Clear."])) == 0
+    assert float(ChangeF1()(["New edema."], ["New edema. Stable effusion."])) == pytest.approx(2 / 3)
+    assert float(AttributeAccuracy("place")(["Left basal edema."], ["Right basal edema."])) == 1
+    assert FindingF1.higher_is_better is ChangeF1.higher_is_better is True
+    assert FindingF1.full_state_update is FindingF1.is_differentiable is False

@@ -108,3 +108,8 @@ def test_work_is_linear(think, prefix, suffix):
 def test_a_report_has_no_tags(think):
     assert parse_completion("<report><think>A</think>Edema.</report>", think) == ("", "A Edema.", False)
     assert parse_completion("<report><think></think></report>", think) == ("", "", False)
+
+
+def test_tags_in_the_wrong_order_have_no_report():
+    assert parse_completion("</report>b<report>") == ("", "", False)
+    assert parse_completion("<report>nan</report>", "absent") == ("", "", False)

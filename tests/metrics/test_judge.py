@@ -3,11 +3,12 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from mrg.errors import RunError, UserError
-from mrg.metrics.judge import COUNTS, Judge, matched_share
+from mrg.metrics.judge import COUNTS, Judge, matched_share, repeats, without_answer
 
 VALID = {"matched": 3, "significant": 1, "insignificant": 2}
 
@@ -168,3 +169,83 @@ def test_settings_that_do_not_fit():
         Judge("http://x", "tiny", prompt="{reference}")
     with pytest.raises(UserError, match="`attempts` to be at least 1, but got 0"):
         Judge("http://x", "tiny", attempts=0)
+
+
+def test_a_server_that_lists_its_models(monkeypatch):
+    asked = []
+
+    def get(url, headers, timeout):
+        asked.append((url, headers, timeout))
+        return answer
+
+    monkeypatch.setattr("requests.get", get)
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    answer = SimpleNamespace(status_code=200, json=lambda: {"data": [{"id": "tiny"}, {"id": "large"}]})
+    Judge("http://x/", "large", timeout=120).check()
+    Judge("http://x", "large", timeout=5).check()
+    headers = {"Authorization": "Bearer secret"}
+    assert asked == [("http://x/v1/models", headers, 10), ("http://x/v1/models", headers, 5)]
+    with pytest.raises(RunError, match="Expected http://x to serve 'huge', but it serves tiny, large"):
+        Judge("http://x", "huge").check()
+    for content in ([], {"data": [{}]}, {"data": 3}, {"data": []}):
+        answer = SimpleNamespace(status_code=200, json=lambda content=content: content)
+        Judge("http://x", "huge").check()
+    answer = SimpleNamespace(status_code=500, json=lambda: {"data": [{"id": "tiny"}]})
+    Judge("http://x", "huge").check()
+
+
+def test_the_request_as_a_whole(server, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = Judge(server.url, "tiny", counts={"a": "first", "b": "second"}, score=lambda counts: counts["a"])
+    server.answers = lambda request: (200, '{"a": 99, "b": 0}')
+    assert judge(["x"], ["y"]) == [99]
+    _, request, key = server.requests[0]
+    assert key is None
+    assert request == {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": (
+            "Compare a candidate radiology report with the reference of a radiologist. Judge findings alone, not "
+            "style. Count:\n- a: first\n- b: second\nAnswer in JSON.\n\nReference:\ny\n\nCandidate:\nx"
+        )}],
+        "temperature": 0.0,
+        "seed": 0,
+        "max_tokens": 200,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "counts", "schema": {
+            "type": "object",
+            "properties": {name: {"type": "integer", "minimum": 0, "maximum": 99} for name in "ab"},
+            "required": ["a", "b"],
+            "additionalProperties": False,
+        }}},
+    }  # fmt: skip
+    assert judge.usage == {"cached": 0, "asked": 1, "prompt_tokens": 7, "completion_tokens": 5, "failed": 0}
+    server.answers = lambda request: (200, '{"a": 100, "b": 0}')
+    with pytest.raises(RunError, match="expected a to be an integer from 0 to 99"):
+        judge(["z"], ["y"])
+    assert judge.usage["asked"] == 1 + 3
+    assert judge.usage["retried"] == 2
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 400])
+def test_which_answers_are_asked_for_again(server, monkeypatch, status):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    server.answers = lambda request: (status, "busy")
+    with pytest.raises(RunError, match=f"status {status}"):
+        Judge(server.url, "tiny", attempts=8)(["a"], ["b"])
+    expected = [] if status == 400 else [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert [wait for wait in waits if wait in (0.2, 0.4, 0.8, 1.6, 3.2, 5.0)] == pytest.approx(expected)
+    assert len(server.requests) == 1 + len(expected)
+
+
+def test_reasons_without_what_the_model_wrote():
+    for reason, said in (
+        ("the server answers with status 500: 'x'.", "the server answers with status 500: 'x'."),
+        ("the answer is not JSON: 'Edema'.", "the answer is not JSON."),
+        ('the answer is not JSON: "Edema".', "the answer is not JSON."),
+        ("expected a to be an integer, but got 'Edema'.", "expected a to be an integer."),
+    ):
+        assert without_answer(reason) == said
+    assert repeats("error in no left effusion here", "report: no left effusion.")
+    assert repeats("no left effusion", "no left effusion")
+    assert not repeats("no left", "no left effusion")
+    assert not repeats("no right effusion", "no left effusion")

@@ -1,5 +1,8 @@
 """What may be passed as reports, and what is said of the rest."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +173,17 @@ def test_many_reports_are_labeled_in_blocks_with_progress(monkeypatch, caplog):
     ]
     label_together(labeler, ["a", "bb"])
     assert len(caplog.records) == 2
+
+
+def test_a_caching_labeler_is_its_labeler_and_can_be_copied():
+    labeler = CachingLabeler(RulesLabeler(), {"Edema.": torch.full((14,), 3)})
+    assert labeler.name == "rules"
+    assert labeler(["Edema."]).tolist() == [[3] * 14]
+    assert labeler(["Edema."]).dtype == torch.int64
+    assert labeler([]).shape == (0, 14)
+    assert [one.condition for one in labeler.evidence("Edema.")] == ["Edema"]
+    for copied in (copy.deepcopy(labeler), pickle.loads(pickle.dumps(labeler))):
+        assert copied(["Edema.", "No edema."])[:, 4].tolist() == [3, 2]
+    assert CachingLabeler(lambda texts: torch.zeros(len(texts), 14, dtype=torch.int64)).name == "function"
+    with pytest.raises(AttributeError):
+        labeler.no_such_attribute  # noqa: B018

@@ -109,3 +109,72 @@ def test_progress_of_many_reports(caplog):
     caplog.clear()
     labeler(texts[:10])
     assert caplog.messages == []
+
+
+def test_the_printed_leaderboard():
+    def words(preds, target):
+        return [float(len(pred.split())) for pred in preds]
+
+    target = ["Cardiomegaly.", "Left effusion."]
+    systems = {"copies": target, "blind": ["Rib fracture."] * 2}
+    best = BestConstants.of(target, LABELER)
+    result = leaderboard(systems, target, LABELER, num_resamples=4, scorers={"words": words}, best=best)
+    text = """2 studies, labeler rules, ranked by CE-F1 micro-13+, in percent, with 95 % bootstrap intervals over studies.
+rank: with the 95 % interval over the samples. first: share of the samples in which no other is better.
+
+                    rank            micro-13+  macro-13+  micro-14+  micro-5+  example-14   MCCS   words  first  distinct
+copies           1 [1-1]  100.0 [100.0,100.0]       15.4      100.0     100.0       100.0  100.0   1.500  100 %     100 %
+"""  # noqa: E501
+    assert format_leaderboard(result).startswith(text)
+    lines = format_leaderboard(result).splitlines()
+    assert [line.split()[:2] for line in lines[5:8]] == [["best", "reference"], ["blind", "3"], ["constant", "normal"]]
+    assert lines[8].split()[-8:] == ["10.3", "66.7", "66.7", "66.7", "50.0", "-", "-", "-"]
+    assert lines[9:14] == [
+        "",
+        "Differences from the best constant of CE-F1 micro-13+ on 2 training reports: Cardiomegaly + Pleural Effusion",
+        "  copies  +33.3 [+33.3, +33.3]: beats it",
+        "  blind   -66.7 [-66.7, -66.7]: does not beat it",
+        "",
+    ]
+    assert lines[14] == "CE-F1         copies  best reference  blind  constant normal  best constant"
+    assert lines[16] == "macro-13+       15.4             5.1    0.0              0.0           10.3"
+    by_mccs = leaderboard(systems, target, LABELER, num_resamples=4, rank_by="MCCS")
+    assert by_mccs["beats"]["copies"]["value"] == 0.5  # the best reference is right in one of two studies
+    head = format_leaderboard(by_mccs).splitlines()[3].split()
+    assert head == [
+        "rank",
+        "MCCS",
+        "micro-13+",
+        "macro-13+",
+        "micro-14+",
+        "micro-5+",
+        "example-14",
+        "first",
+        "distinct",
+    ]
+    assert (by_mccs["margin"], by_mccs["min_cases"], by_mccs["against"]) == (0.5, 10, REFERENCE)
+
+
+def test_the_page_of_a_leaderboard(tmp_path):
+    target = ["Cardiomegaly.", "Left effusion."]
+    best = BestConstants.of(target, LABELER)
+    result = leaderboard({"a&b": target, "blind": ["Fracture."] * 2}, target, LABELER, num_resamples=4, best=best)
+    write_page(result, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<tr><td>a&amp;b</td><td data-value="1">1 [1-1]</td><td data-value="1.0">100.0 [100.0, 100.0]</td>' in page
+    assert '<td data-value="1.0">100 %</td><td data-value="1.0">100 %</td><td>yes</td></tr>' in page
+    assert "<td>no</td></tr>" in page
+    assert "<tr><td>best constant</td><td>-</td><td " in page
+    assert page.count("<td>-</td><td>-</td><td>-</td></tr>") == 1
+    assert '<th scope="col"><button>beats the best constant</button></th></tr></thead>' in page
+    assert '<tr><td>micro-13+</td><td data-value="100.0">100.0</td>' in page
+    # Four systems: a square each, then groups of 4 * 9 + 14 pixels from 4 * 18 + 18; bars of 420 at least 1 pixel wide.
+    assert '<rect x="0" y="21" width="11" height="11" fill="#bf3989"/><text x="18" y="30">' in page
+    assert f'<text x="0" y="{90 + 50 + 25.0}">Cardiomegaly (1)</text>' in page
+    assert (
+        '<rect x="230" y="140" width="420.0" height="7" fill="#0969da"><title>a&amp;b, Cardiomegaly: 100.0</title>'
+        in page
+    )
+    assert '<rect x="230" y="149" width="' in page
+    assert '<rect x="230" y="90" width="1.0" height="7" fill="#0969da">' in page
+    assert f'width="670" height="{90 + 13 * 50}" font-size="13"' in page

@@ -262,3 +262,7 @@ def test_rouge_is_that_of_pycocoevalcap_with_double_blanks():
     single = nlg_scores([" ".join(text.split()) for text in preds], target, meteor=False)
     assert single.per_report["BLEU-4"].tolist() == scores.per_report["BLEU-4"].tolist()
     assert single.per_report["ROUGE-L"][0] != scores.per_report["ROUGE-L"][0]
+
+
+def test_half_of_a_surrogate_pair_is_a_question_mark():
+    assert normalize_reports(["a \ud800 b"], "none") == ["a ? b"]

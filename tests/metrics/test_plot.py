@@ -15,6 +15,7 @@ def test_bars_are_the_scores():
         metric.update(PREDS, TARGET)
         figure, axes = metric.plot()
         assert [bar.get_width() for bar in axes.patches] == [1.0, 0.0, 0.0]
+        assert {bar.get_height() for bar in axes.patches} == {0.65}  # bars with gaps
         assert [label.get_text() for label in axes.get_yticklabels()] == [
             "Cardiomegaly (1)",
             "Pleural Effusion (1)",

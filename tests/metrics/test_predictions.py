@@ -3,7 +3,9 @@ import json
 
 import pytest
 
-from mrg.metrics.predictions import Predictions, align, read_predictions
+from mrg.errors import UserError
+from mrg.metrics import packed
+from mrg.metrics.predictions import Predictions, align, read_predictions, read_reports
 
 ROWS = [
     {"id": "a", "prediction": "No edema.\u2028Heart normal.", "target": 'Edema, "mild".'},
@@ -192,3 +194,25 @@ def test_findings_are_the_references_of_rexrank(tmp_path):
     assert read_predictions(path, target_column="report").target == [entry["report"]]
     path.write_text(json.dumps({"a": {"report": findings, "model_prediction": findings}}))
     assert read_predictions(path).columns["target"] == "report"
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.csv"])
+def test_many_studies_are_packed(tmp_path, monkeypatch, name):
+    rows = [{"id": f"s{i}", "prediction": f"Report {i % 5}.", "target": f"Target {i % 9}."} for i in range(40)]
+    rows[3]["target"], rows[17]["target"], rows[30]["prediction"] = "nan", "", "None"
+    path = write(tmp_path / name, rows)
+    expected = read_predictions(path)
+    monkeypatch.setattr(packed, "_BLOCK", 3)
+    found = read_predictions(path)
+    assert [type(part) for part in found[:3]] == [packed.PackedTexts] * 3
+    assert Predictions(*map(list, found[:3]), *found[3:]) == expected
+    assert (len(found.ids), found.no_target, found.no_preds) == (38, ("s3", "s17"), ("s30",))
+    assert align(found, expected, ("a", "b")).preds == expected.preds
+    assert list(read_reports(path)) == expected.target
+
+    rows[37]["id"] = rows[17]["id"]  # in another block, one of them without a reference
+    with pytest.raises(UserError, match=r"holds 1 studies twice: s17; each must count once\.$"):
+        read_predictions(write(path, rows))
+    rows[37]["id"] = " "
+    with pytest.raises(UserError, match=r"has no 'id' in 1 rows: 38; it has 'id', 'prediction', 'target'\.$"):
+        read_predictions(write(path, rows))

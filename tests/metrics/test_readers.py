@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -96,3 +97,64 @@ def test_files_that_do_not_fit(tmp_path, capsys, rows, message):
         main([str(write(tmp_path / "pairs.csv", rows))])
     error = capsys.readouterr().err
     assert (stop.value.code, message in error, error.count("\n")) == (2, True, 1), error
+
+
+def test_files_of_readers_that_do_not_fit(tmp_path, rexval):
+    pairs, errors = rexval
+    rows = [{"reference": REFERENCE, "candidate": FAIR, "num_errors": i} for i in (0, 2)]
+    plain = write(tmp_path / "plain.csv", rows)
+    assert read_pairs(plain, None, "num_errors") == [ReadPair(str(i), FAIR, REFERENCE, 2 * i) for i in (0, 1)]
+    with pytest.raises(ValueError, match="--significant needs --errors"):
+        read_pairs(plain, None, "num_errors", True)
+    with pytest.raises(ValueError, match=r"counts errors of bleu, s_emb, radgraph, but .*plain\.csv has no such"):
+        read_pairs(plain, errors, "num_errors")
+    counted = {"candidate_type": "bleu", "rater_index": 0, "num_errors": 1}
+    more = write(tmp_path / "more.csv", [{"study_id": i, **counted} for i in (50, 51, 99)])
+    with pytest.raises(ValueError, match=r"counts errors of 3 reports, but .*pairs.csv has only 0 of them"):
+        read_pairs(pairs, more, "num_errors")
+    some = write(tmp_path / "some.csv", [{"study_id": i, **counted} for i in (50, 52)])
+    assert [(pair.study, pair.errors) for pair in read_pairs(pairs, some, "num_errors")] == [("50", 1), ("52", 1)]
+    unnamed = write(tmp_path / "unnamed.csv", [counted, counted, counted])
+    assert [pair.study for pair in read_pairs(pairs, unnamed, "num_errors")] == ["0", "1", "2"]
+    with pytest.raises(ValueError, match=r"to have a column clinically_significant \(errors\)"):
+        read_pairs(pairs, some, "num_errors", True)
+    for words in ("True", "1", "1.0", "yes", "no"):
+        kind = write(tmp_path / "kind.csv", [{"study_id": 50, **counted, "clinically_significant": words}])
+        assert read_pairs(pairs, kind, "num_errors", True)[0].errors == (words != "no")
+    for number in ("-1", "inf", "nan", ""):
+        bad = write(tmp_path / "bad.csv", [{**rows[0], "num_errors": 0}, {**rows[0], "num_errors": number}])
+        with pytest.raises(ValueError, match=f"row 2: expected num_errors to be a number of errors, got '{number}'"):
+            read_pairs(bad, None, "num_errors")
+
+
+def test_names_of_columns_of_readers(tmp_path):
+    for reference in ("gt_report", "reference", "target", "ground_truth"):
+        for candidate in ("candidate", "prediction", "generated"):
+            for study in ("study_number", "study_id", "id", "study"):
+                row = {study: "s", reference: REFERENCE, candidate: FAIR, "num_errors": 1}
+                found = read_pairs(write(tmp_path / "p.csv", [row]), None, "num_errors")
+                assert found == [ReadPair("s", FAIR, REFERENCE, 1)]
+
+
+def test_what_the_readers_command_prints(tmp_path, capsys):
+    """Tau of words is -1: the better report is the shorter one; equal scores have none, and come last."""
+    rows = [
+        {"id": i, "reference": "No edema.", "prediction": text, "total": errors}
+        for i in range(3)
+        for text, errors in (("No edema.", 0), ("Edema. Fracture of a rib.", 2))
+    ]
+    path = str(write(tmp_path / "p.csv", rows))
+    scorers = ["--scorer", "tests.metrics.test_scorer:length", "--scorer", "tests.metrics.test_readers:one"]
+    main([path, "--column", "total", *scorers, "--output", str(tmp_path / "o.json"), "--margin", "0.25"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "6 reports of 3 studies. Kendall's tau-b, 95 % bootstrap intervals over studies."
+    assert lines[1] == "MCCS                      1.000  [+1.000, +1.000]"
+    assert lines[-2] == "tests.metrics.test_scorer:length -1.000  [-1.000, -1.000]"
+    assert lines[-1].split() == ["tests.metrics.test_readers:one", "nan", "[+nan,", "+nan]"]
+    saved = json.loads((tmp_path / "o.json").read_text())
+    assert (saved["num_reports"], saved["margin"]) == (6, 0.25)
+    assert saved["correlations"]["MCCS"] == {"value": 1, "low": 1, "high": 1}
+
+
+def one(preds, target):
+    return [1.0] * len(preds)

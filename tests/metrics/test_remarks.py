@@ -1,7 +1,10 @@
+import dataclasses
+
 from mrg.metrics import RulesLabeler
+from mrg.metrics.conditions import THIRTEEN
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import evaluate_systems, format_table
-from mrg.metrics.remarks import against_best, legend, remarks
+from mrg.metrics.remarks import against_best, collapses, legend, remarks, wrapped
 from mrg.metrics.tables import macro_informedness
 
 TARGET = ["The heart is enlarged.", "Small left pleural effusion.", "The lungs are clear.", "No edema."] * 100
@@ -64,3 +67,65 @@ def test_lines_of_a_comparison():
     assert len([line for line in lines if " - best constant, " in line]) == 4
     without = evaluate_systems({"one": TARGET}, TARGET, LABELER, num_resamples=5)
     assert against_best(without)[0].startswith("The best constant report is not known: test the first run again")
+
+
+def collapsed(distinct, number, predicted=1, support=1, micro=0.5):
+    own = {"per_condition": {"Edema": {"predicted": predicted}}, "distinct": distinct / number}
+    own["scores"] = {"CE-F1 micro-13+": {"value": micro}}
+    results = {"num_studies": number, "support": dict.fromkeys(THIRTEEN, support), "systems": {"m": own}}
+    return collapses(results, "m")
+
+
+def test_reports_that_repeat_each_other():
+    assert collapsed(1, 100) == ["m writes 1 of 100 distinct reports."]
+    assert collapsed(1, 101) == ["m writes 1 of 101 distinct reports, fewer than 1 %."]
+    assert collapsed(19, 2000) == ["m writes 19 of 2,000 distinct reports, fewer than 1 %."]
+    assert collapsed(20, 2000) == collapsed(2, 100) == collapsed(1, 1) == []
+
+
+def test_findings_that_are_not_there():
+    assert collapsed(50, 100, predicted=0) == ["m finds nothing: none of its reports states one of the 13 conditions."]
+    assert collapsed(50, 100, micro=0.0) == [
+        "m finds nothing that is there: none of the findings that it states is correct."
+    ]
+    assert collapsed(50, 100, micro=0.0, support=0) == []
+
+
+def judged_by(low, informed, name="m"):
+    scores = {"informedness": {"low": informed}, "CE-F1 micro-13+": {"value": 1.0}}
+    own = {"per_condition": {"Edema": {"predicted": 1}}, "distinct": 1.0, "scores": scores}
+    gaps = [{"a": a, "b": "best constant", "score": score, "low": low, "value": 0.5, "high": 1.0}
+            for a in (name, "other") for score in ("MCCS", "CE-F1 macro-13+", "CE-F1 micro-14")]  # fmt: skip
+    return {"num_studies": 10, "support": dict.fromkeys(THIRTEEN, 1), "systems": {name: own},
+            "best_constant": {"differences": gaps}}  # fmt: skip
+
+
+def test_bounds_of_differences_and_of_informedness():
+    lost = "m does not beat the best constant report in MCCS, CE-F1 macro-13+ (95 % intervals of the difference)."
+    blind = "m does not show that its findings depend on the image: informedness is not above 0."
+    assert remarks(judged_by(0.0, 0.0)) == [lost, blind]
+    assert remarks(judged_by(1e-9, 1e-9)) == []
+    assert remarks({**judged_by(0.0, 0.1), "best_constant": None}) == []
+    for name in ("constant normal", "most frequent report", "most frequent reference", "best reference"):
+        assert remarks(judged_by(0.0, 0.0, name)) == []
+
+
+def test_what_a_legend_says():
+    best = BestConstants(2, 5, "rules", 0.5, {"MCCS": [0] * 14, "CE-F1 micro-13+": [1] * 14,
+                         "CE-F1 macro-13+": [0] * 14}, {"MCCS": "Clear."})  # fmt: skip
+    results = {"min_cases": 3, "informative": ["Edema"], "best_constant": dataclasses.asdict(best)}
+    assert " ".join(legend(results)) == (
+        "informedness: recall + specificity - 1, mean of the 1 condition with at least 3 cases; 0 for any constant. "
+        "best constant: for each score, the constant with the highest score on 2 training reports (of 5, evenly "
+        'spaced). MCCS: "Clear."; CE-F1 micro-13+: all 14 conditions; CE-F1 macro-13+: nothing.'
+    )
+    assert max(map(len, legend(results))) <= 112
+    assert wrapped(["a " * 40, "b"], 10)[-1] == "b"
+    assert max(map(len, wrapped(["a " * 40], 10))) <= 10
+    results = {**judged_by(0.1, 0.1), "min_cases": 1, "informative": []}
+    results["best_constant"] = {**dataclasses.asdict(best), **results["best_constant"], "num_reports": 5}
+    lines = against_best(results)
+    assert lines[0] == "m - best constant, MCCS: +50.0 [+10.0, +100.0]"
+    assert lines[1] == "other - best constant, MCCS: +50.0 [+10.0, +100.0]"
+    assert lines[2] == "informedness is undefined: no condition has at least 1 cases in the references."
+    assert "on 5 training reports. MCCS" in " ".join(lines)

@@ -1,3 +1,6 @@
+import itertools
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -187,3 +190,28 @@ def test_blocks_of_reports_and_of_trials_change_nothing(monkeypatch):
             np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-14)
     assert pair[0].corpus() == blocks[0].corpus()
     assert set(randomization_p(*blocks, 50, seed=3)) == set(p)
+
+
+def test_equal_pairs_are_held_once():
+    preds, _, target = systems(20)
+    index = torch.randint(20, (500,), generator=torch.Generator().manual_seed(1))
+    is_written = torch.arange(500) % 9 > 0
+    extra = {"length": torch.arange(500)}
+    sums = ReportSums(preds[index], target[index], 0.3, is_written, extra)
+    assert max(len(part.table) for part in sums.parts[:3]) <= 40
+    single = ReportSums(preds, target, 0.3).columns[index.numpy()]
+    single[:, 2 * 3 * 14] *= is_written.numpy()  # MCCS
+    np.testing.assert_array_equal(sums.columns[:, :-1], single)
+    np.testing.assert_array_equal(sums.columns[:, -1], np.arange(500))
+    np.testing.assert_allclose(sums.total(), sums.columns.sum(0), rtol=1e-14)
+    small = ReportSums(preds[index].to(torch.uint8), target[index].to(torch.uint8), 0.3, is_written, extra)
+    np.testing.assert_array_equal(small.columns, sums.columns)
+
+
+def test_a_long_bootstrap_says_how_far_it_is(monkeypatch, caplog):
+    better, _, target = systems(30)
+    monkeypatch.setattr("mrg.metrics.resampling._BLOCK", 1)
+    monkeypatch.setattr("mrg.metrics.resampling.time.monotonic", itertools.count(0, 6).__next__)
+    with caplog.at_level(logging.INFO, "mrg"):
+        bootstrap([ReportSums(better, target)], 128)
+    assert "Resampled 30 reports 32 of 128 times." in caplog.text

@@ -77,3 +77,9 @@ def test_bad_input(tmp_path):
         read_texts(write(tmp_path / "empty.json", []), "preds")
     with pytest.raises(FileNotFoundError):
         read_texts(tmp_path / "none.csv", "preds")
+
+
+def test_line_ends_in_a_report_stay_as_they_are(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'"a\r\nb"\r\nc\r\n')
+    assert read_texts(path, "preds").texts == ["a\r\nb", "c"]

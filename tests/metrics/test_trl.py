@@ -299,3 +299,31 @@ def test_a_step_of_trl(tmp_path, monkeypatch, conversational):
     assert torch.isfinite(torch.tensor([log["loss"], log["grad_norm"]])).all()
     assert log["grad_norm"] > 0
     assert any(not torch.equal(old, new) for old, new in zip(before, trainer.model.parameters(), strict=True))
+
+
+def test_what_trl_passes_is_no_column_of_the_dataset():
+    names = ("prompts", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+    given = {name: ["?"] for name in names}
+    with pytest.raises(ValueError, match=r"besides the prompt are: none\. Rename"):
+        as_reward(overlap)(completions=["x"], **given)
+    with pytest.raises(ValueError, match=r"besides the prompt are: prompt\. Rename"):
+        as_reward(overlap)(completions=["x"], prompt=["?"])
+
+
+def test_the_study_of_a_completion_is_that_of_its_id():
+    def fails(preds, target):
+        raise KeyError("boom")
+
+    for columns, place in (({}, "completion 0"), ({"id": [7]}, r"completion 0 \(study 7\)"),
+                           ({"id": [7], "study_id": ["a"]}, r"completion 0 \(study a\)")):  # fmt: skip
+        with pytest.raises(RewardError, match=rf"Reward `fails` failed on {place}: KeyError: 'boom' \("):
+            as_reward(fails)(completions=["x"], target=["y"], **columns)
+
+
+def test_messages_without_a_reply_have_no_text():
+    assert completion_text([]) == completion_text([{"role": "user", "content": "x"}]) == ""
+    assert completion_text([{"content": "x"}]) == "x"
+    assert completion_text([{"role": "assistant", "content": None}]) == ""
+    for wrong in (3, [3], [{"role": "assistant", "content": 3}], [{"content": [{"type": "text"}]}]):
+        with pytest.raises(TypeError, match="Expected"):
+            completion_text(wrong)

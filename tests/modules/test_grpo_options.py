@@ -1,10 +1,12 @@
 """Several steps in a round, sampling again, truncation, patience, memory, ranks."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rl.reward import Rewards
+from tests.callbacks.resuming import fit, newest
 from tests.modules.test_grpo import SETTINGS, FixedData, Shortness, module_on, trainer, weights
 from tests.nested import nested
 
@@ -101,6 +104,21 @@ def test_a_copy_is_the_reference_where_all_weights_are_trained(saved, studies):
         fitted(saved, studies[:4], Shortness(), **settings)
 
 
+def test_a_run_is_not_resumed_with_another_reference(saved, tmp_path):
+    """A copy is made of the policy that the settings name, which may have been trained again in the meantime."""
+    settings = {"module": {"lora": None, "reference": "copy"}, "data": {"num_train": 4, "num_val": 2}}
+    options = {"max_epochs": -1, "val_check_interval": 1.0, "limit_val_batches": 1}
+    fit(tmp_path / "run", "grpo", saved, max_steps=1, **settings, **options)
+    resumed = fit(tmp_path / "run", "grpo", saved, newest(tmp_path / "run"), max_steps=2, **settings, **options)
+    assert resumed.trainer.global_step == 2
+    policy = load_policy(saved)
+    with torch.no_grad():
+        policy.base.lm_head.weight[0, 0] += 1
+    policy.save(saved)
+    with pytest.raises(ValueError, match=r"have changed since the run started .* its reference model"):
+        fit(tmp_path / "run", "grpo", saved, newest(tmp_path / "run"), max_steps=3, **settings, **options)
+
+
 def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
     """Beside a policy that was copied by hand at the start, and reads the images by its own tower."""
     settings = {"lora": None, "learning_rate": 1e-2, "kl_coef": 0.5, "train_vision": True, "reference": "copy"}
@@ -168,6 +186,25 @@ def test_rounds_whose_every_completion_is_masked_end_the_run(saved, studies):
     """Their rewards differ, but what is cut off sends no gradient."""
     with pytest.raises(RuntimeError, match=r"2 rounds in a row, or what differed was truncated.*max_new_tokens"):
         fitted(saved, studies, Shortness(), steps=5, kl_coef=0.0, patience=2, mask_truncated=True, max_new_tokens=2)
+
+
+class MaskedFrom(L.Callback):
+    """Masks truncated completions from a round on, and keeps the weights before it."""
+
+    def __init__(self, number):
+        self.number, self.before = number, None
+
+    def on_train_batch_start(self, run, module, batch, batch_idx):
+        if batch_idx == self.number:
+            self.before = weights(module)
+            module.loss_settings = dataclasses.replace(module.loss_settings, mask_truncated=True)
+
+
+def test_momentum_moves_nothing_where_every_completion_is_masked(saved, studies):
+    masked = MaskedFrom(1)
+    module, _ = fitted(saved, studies, Shortness(), steps=2, callbacks=[masked], kl_coef=0.0, max_new_tokens=2)
+    assert all(torch.equal(masked.before[name], weight) for name, weight in weights(module).items())
+    assert any(bool(weight.any()) for name, weight in masked.before.items() if "lora_B" in name)  # it has learned
 
 
 def test_more_steps_than_studies_are_refused_before_the_first_round(saved, studies):

@@ -5,7 +5,7 @@ import torch
 
 from mrg.metrics import RulesLabeler
 from mrg.modules.rl.entropy import EntropySettings
-from mrg.modules.rl.reward import Rewards
+from mrg.modules.rl.reward import Rewards, join_rewards
 from mrg.modules.rollout.sampling import Rollout
 from tests.modules.test_grpo import module_on, saved, weights  # noqa: F401
 from tests.modules.test_grpo_options import Shortness, fitted
@@ -78,6 +78,13 @@ def test_credit_without_evidence_is_that_of_the_completion(saved, studies):  # n
     rollout = Rollout(padded, mask, torch.zeros(mask.shape), decoded, torch.zeros(4, dtype=torch.bool))
     advantages = module.advantages(rewards)
     credit = module.credit(rollout, rewards, advantages)
+    share, num_tokens = module.evidence_share, int(mask.sum())
+    assert 0 < share < 1
+    twice = Rollout(*(torch.cat([x, x]) for x in (padded, mask, rollout.old_logps)), decoded * 2, torch.zeros(8) > 0)
+    dead = join_rewards([rewards, rewards.take(torch.zeros(4, dtype=torch.long))])  # nobody looks for evidence there
+    assert module.credit(twice, dead, module.advantages(dead)).sum(1).tolist()[4:] == [0] * 4
+    assert module.evidence_share == pytest.approx(share)
+    assert int(share * num_tokens + 0.5) == pytest.approx(share * num_tokens)
     assert credit.shape == mask.shape
     assert torch.allclose(credit.sum(1), mask.sum(1) * advantages, atol=1e-6)
     assert torch.allclose(credit[1][mask[1]], advantages[1].expand(len(ids[1])))

@@ -57,6 +57,31 @@ def test_what_decides_a_run(changes, expected):
     assert changed_settings(ONE, other(**changes)) == expected
 
 
+SERVERS = {"urls": ["http://a"], "correction": "truncate"}
+
+
+@pytest.mark.parametrize(
+    ("path", "old", "new", "changed"),
+    [
+        ("data.init_args.augment", None, {"rotation": 10.0}, ""),
+        ("data.init_args.select", {"samples": 8}, "variance", ""),
+        ("data.init_args.balance", "inverse_prevalence", {"Edema": 2}, ""),
+        ("data.init_args.balance", {"Edema": 2}, {"Edema": 2, "Fracture": 3}, ""),
+        ("data.init_args.balance", {"Edema": 2}, {"Edema": 2.0}, None),
+        ("model.init_args.rollout.servers", SERVERS, {**SERVERS, "urls": ["http://b"]}, None),
+        ("model.init_args.rollout.servers", SERVERS, {**SERVERS, "correction": "mask"}, ".correction"),
+        ("model.init_args.kl", {"coef": 1}, {"coef": 1, "new": 2}, None),
+    ],
+)
+def test_a_group_that_is_turned_on_or_off_is_a_change(path, old, new, changed):
+    def config(value):
+        for part in reversed(path.split(".")):
+            value = {part: value}
+        return value
+
+    assert list(changed_settings(config(old), config(new))) == ([] if changed is None else [path + changed])
+
+
 def test_many_changes_are_one_line(tmp_path):
     changed = {f"model.init_args.a{number}": (0, 1) for number in range(11)}
     (line,) = describe_changes(changed, tmp_path / "config.yaml")

@@ -13,7 +13,8 @@ import numpy as np
 
 from mrg.datamodules.study import Study, View, fold
 from mrg.metrics.conditions import NUM_CONDITIONS
-from mrg.metrics.labels import Labeler, digest_text, run_labeler
+from mrg.metrics.labels import Labeler, run_labeler
+from mrg.metrics.packed import digest_text
 
 _BATCH = 4096
 _LETTERS = {"frontal": "F", "lateral": "L"}

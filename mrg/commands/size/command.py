@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mrg.commands.arguments import OneLineParser
 from mrg.commands.size.activations import Training
 from mrg.commands.size.geometry import PUBLISHED, Geometry, read_geometry
 from mrg.commands.size.memory import Memory, Plan, memory
@@ -27,9 +28,9 @@ TEMPLATE_TOKENS, INDICATION_TOKENS, PRIOR_TOKENS, CHARACTERS_PER_TOKEN = 30, 40,
 
 def main(args: Sequence[str]) -> None:
     """Print the table; exit with 1 if no column fits."""
-    parser = argparse.ArgumentParser(
-        prog="python -m mrg size",
-        description=__doc__,
+    parser = OneLineParser(
+        "size",
+        __doc__,
         epilog="All options of `fit` are accepted, for example --model.init_args.micro_batch_tokens 4096.",
         allow_abbrev=False,
     )

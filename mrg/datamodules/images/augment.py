@@ -75,6 +75,26 @@ class Augmentation:
         return changed.expand(-1, channels, -1, -1)
 
 
+def check_readers(augmentation: Augmentation | None, module: Any) -> None:
+    """Check that whatever reads the images of a training batch reads the changed ones.
+
+    Raises:
+        UserError: If embeddings are cached, or an engine samples, which reads the images from their files.
+    """
+    if augmentation is None:
+        return
+    if getattr(module, "vision_cache", None):
+        raise UserError(
+            "vision_cache holds embeddings of unchanged images: set data.init_args.augment to null or "
+            "model.init_args.vision_cache to ''."
+        )
+    if getattr(getattr(module, "rollout_settings", None), "engine", None) is not None:
+        raise UserError(
+            "rollout.servers and rollout.colocate sample for unchanged images: set data.init_args.augment to null, or "
+            "let the policy sample itself."
+        )
+
+
 def augmented(batch: Batch, augmentation: Augmentation, image_processor: Any, generator: torch.Generator) -> Batch:
     """A batch with changed images.
 
@@ -83,13 +103,16 @@ def augmented(batch: Batch, augmentation: Augmentation, image_processor: Any, ge
         augmentation: How far they are changed.
         image_processor: Image processor that made the pixels.
         generator: Generator on the CPU.
+
+    Raises:
+        UserError: If images are cut into tiles, which would be moved apart.
     """
     if not len(batch.pixel_values):
         return batch
     channels = [image_processor.image_mean, image_processor.image_std]
     mean, std = (torch.tensor(x, device=batch.pixel_values.device).view(1, 3, 1, 1) for x in channels)
     if batch.image_grid_thw is None:
-        if batch.pixel_values.ndim != 4:
+        if batch.pixel_values.ndim != 4 or len(batch.pixel_values) != sum(map(len, batch.views)):
             raise UserError("This policy's images are cut into tiles: set data.init_args.augment to null.")
         pixels = augmentation.images(batch.pixel_values * std + mean, generator)
         return dataclasses.replace(batch, pixel_values=((pixels - mean) / std).to(batch.pixel_values.dtype))

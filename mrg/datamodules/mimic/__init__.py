@@ -111,7 +111,7 @@ class MIMICDataModule(ReportDataModule):
         self.min_words, self.prior, self.missing = min_words, prior, missing
         self.sections_found: dict[str, int] = {}
         self.listed: dict[str, int] = {}
-        self.most_images = 0
+        self.most_images = self.cut = 0
         self._opened: tuple[Dataset, Path] | None = None
 
     def prepare_data(self) -> None:
@@ -140,6 +140,13 @@ class MIMICDataModule(ReportDataModule):
             self._check_missing(found, images)
             self.dropped["missing skip"] = list(found.missing)
         self.listed, self.most_images = {split: found.listed[split] for split in SPLITS}, found.most_images
+        self.cut = found.cut
+        if self.cut:
+            log.warning(
+                f"MIMIC-CXR: {self.cut:,} reports have neither findings nor impression, but several sections under "
+                "other headers, such as LUNGS: only the last of them is used, as by the published parser. "
+                "data.init_args.headerless drop leaves such reports out."
+            )
         self.removed = dict(sum(found.removed.values(), Counter[str]()).most_common())
         known = (*SOURCES, NO_FILE, *RULES, NOT_UTF8)
         self.sections_found = {name: found.sections[name] for name in known if found.sections[name]}
@@ -172,6 +179,8 @@ class MIMICDataModule(ReportDataModule):
             *(["with prior studies"] if self.prior else []),
         ]
         text = f"MIMIC-CXR, official split, {', '.join(filters)}: {counts}"
+        if self.cut:
+            text += f"; only the last section of {self.cut:,} reports under unknown headers"
         if self.removed:
             text += f"; left out: {', '.join(f'{name} {count:,}' for name, count in self.removed.items())}"
         return text if self.listed == OFFICIAL_COUNTS else f"{text}; {_deviation(self.listed, OFFICIAL_COUNTS)}"

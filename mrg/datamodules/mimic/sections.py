@@ -3,7 +3,9 @@
 In two steps: split the text at its headers, then choose the findings, impression and indication. Follows the parser
 published with the data set (github.com/MIT-LCP/mimic-cxr, Johnson et al., 2019) in what counts as a header, in using
 the last of several sections with one name, in treating a joint section as the impression, and in falling back to the
-last paragraphs. It differs where that parser loses text; each difference is a rule in `RULES`, so that it is counted:
+last section, or its last paragraphs: of a report under unknown headers alone ("LUNGS:", "HEART:"), the other sections
+are lost, which is counted. It differs where that parser loses other text; each difference is a rule in `RULES`, so that
+it is counted, too:
 
 - a header may be misspelled, in lower case, without a colon, or in the middle of a line;
 - an unknown header within findings or impression ("LINES AND TUBES:") is part of their text;
@@ -42,6 +44,7 @@ RULES = (
     "repeated section",
     "wet read",
     "addendum",
+    "several unknown headers",
 )
 """Rules that were applied to a report; each may have none or several."""
 
@@ -140,7 +143,9 @@ def parse_sections(report: str) -> Sections:
     elif impression:
         source = "joint section" if joint else "impression alone"
     else:
-        body, source = _body(parts)
+        last, body, source = _body(parts)
+        if any(part.text and part.how == "unknown header" and part is not last for part in parts):
+            rules.add("several unknown headers")
     return Sections(
         findings=_fold(findings),
         impression=_fold(impression),
@@ -257,19 +262,20 @@ def _last(parts: list[_Part], name: str) -> str:
     return next((part.text for part in reversed(parts) if part.name == name and part.text), "")
 
 
-def _body(parts: list[_Part]) -> tuple[str, str]:
-    """The text of a report with neither findings nor impression, and its source."""
+def _body(parts: list[_Part]) -> tuple[_Part | None, str, str]:
+    """The part that is used of a report with neither findings nor impression, its text, and its source."""
     filled = [part for part in parts if part.text]
     last = next((part for part in reversed(filled) if part.name not in _ENDING), filled[-1] if filled else None)
     if last is None:
-        return "", "empty"
+        return None, "", "empty"
     paragraphs = [paragraph.strip() for paragraph in re.split(r"\n[ \t]*\n", last.text) if paragraph.strip()]
     if last.how or last.name:
-        return ("\n".join(paragraphs[1:]), "last paragraphs") if len(paragraphs) > 1 else (last.text, "last section")
+        rest = "\n".join(paragraphs[1:])
+        return (last, rest, "last paragraphs") if rest else (last, last.text, "last section")
     # Without a header the first paragraph may be a title ("CHEST RADIOGRAPH") or already the report.
     if len(paragraphs) > 1 and not paragraphs[0].endswith((".", "?", "!")):
-        return "\n".join(paragraphs[1:]), "last paragraphs"
-    return last.text, "whole report"
+        return last, "\n".join(paragraphs[1:]), "last paragraphs"
+    return last, last.text, "whole report"
 
 
 def _fold(text: str) -> str:

@@ -106,6 +106,7 @@ class Selection:
         missing: Required files that do not exist, relative to their folder.
         sections: Number of reports by source and rule of `mrg.datamodules.mimic.sections`.
         most_images: Largest number of images of a row.
+        cut: Number of selected studies of whose report only the last of several sections under unknown headers is used.
     """
 
     rows: dict[str, np.ndarray]
@@ -115,6 +116,7 @@ class Selection:
     missing: list[str]
     sections: Counter[str]
     most_images: int
+    cut: int
 
 
 def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence[str]) -> Selection:
@@ -123,7 +125,7 @@ def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence
     priors: dict[str, list[int]] = {split: [] for split in splits}
     removed: dict[str, Counter[str]] = {split: Counter() for split in splits}
     listed, sections, missing = Counter[str](), Counter[str](), list[str]()
-    most_images = 0
+    most_images = cut = 0
     patient, earlier = "", list[tuple[str, int]]()
     for number, row in enumerate(_rows(table)):
         split = row["split"]
@@ -137,12 +139,13 @@ def select(table: Dataset, reader: MIMICReader, min_words: int, splits: Sequence
         if reason:
             removed[split][reason] += 1
         else:
+            cut += "several unknown headers" in row["rules"]
             rows[split].append(number)
             priors[split].append(next((place for time, place in reversed(earlier) if time < row["datetime"]), -1))
         if row["datetime"] and reader.has_frontal(row):
             earlier.append((row["datetime"], number))
     rows_of, priors_of = ({s: np.array(n, dtype=np.int64) for s, n in part.items()} for part in (rows, priors))
-    return Selection(rows_of, priors_of, listed, removed, missing, sections, most_images)
+    return Selection(rows_of, priors_of, listed, removed, missing, sections, most_images, cut)
 
 
 def _rows(table: Dataset) -> Iterator[dict[str, Any]]:

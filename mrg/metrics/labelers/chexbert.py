@@ -26,7 +26,8 @@ from mrg.errors import UserError
 from mrg.metrics.conditions import BLANK, NUM_CONDITIONS
 from mrg.metrics.labelers.chexbert_checkpoint import REPOSITORY, find_checkpoint, read_checkpoint, read_tokenizer
 from mrg.metrics.labelers.chexbert_network import CheXbertNetwork
-from mrg.metrics.labels import Labeler, check_texts, digest_text
+from mrg.metrics.labels import Labeler, check_texts
+from mrg.metrics.packed import digest_text
 from mrg.metrics.shared import SharesWeights, batches
 
 MAX_TOKENS = 512

@@ -19,7 +19,7 @@ said:
   negative; "no new" is negative (CheXpert: uncertain). "Effusion: none" is negative.
 - "Evaluate for", "history of", "if there is concern for", "to exclude", "symptoms of", "sensitive in detecting" and
   "may not be demonstrated" state nothing, and sections such as Indication and Comparison are skipped.
-- No Finding is 1 where the text has a word and nothing abnormal is positive or uncertain.
+- No Finding is 1 where the text has a word (a number alone is none) and nothing abnormal is positive or uncertain.
 
 Where the conventions differ (`chexbert_phrases.py` has every phrase):
 
@@ -200,7 +200,7 @@ class RulesLabeler(Labeler):
         for mention in Reader(words, self._lexicon).read(self._lexicon.find(words)):
             if _STRENGTH[mention.label] > _STRENGTH[row[mention.condition]]:
                 row[mention.condition] = mention.label
-        has_words = any(word[0].isalnum() for word in words)
+        has_words = any(letter.isalpha() for word in words for letter in word)
         if has_words and not any(row[index] in (POSITIVE, UNCERTAIN) for index in _ABNORMAL):
             row[_NO_FINDING] = POSITIVE
         return bytes(row[:NUM_CONDITIONS])

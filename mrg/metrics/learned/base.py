@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mrg.errors import RunError
-from mrg.metrics.labels import check_pairs, digest_text
+from mrg.metrics.labels import check_pairs
+from mrg.metrics.packed import digest_text
 from mrg.metrics.shared import SharesWeights
 
 Pair = tuple[str, str]

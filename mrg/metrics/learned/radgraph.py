@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 
 from mrg.errors import UserError
-from mrg.metrics.labels import check_texts, digest_text
+from mrg.metrics.labels import check_texts
 from mrg.metrics.learned.base import LearnedScore, Pair, encodable
 from mrg.metrics.learned.radgraph_checkpoint import Checkpoint, read_checkpoint
 from mrg.metrics.learned.radgraph_network import Entity, RadGraphNetwork
+from mrg.metrics.packed import digest_text
 from mrg.metrics.shared import exact_inference
 
 Graph = Sequence[Entity]

@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mrg.errors import MissingPackageError, UserError, install
-from mrg.metrics.labels import check_texts, digest_text
+from mrg.metrics.labels import check_texts
 from mrg.metrics.learned.base import LearnedScore, Pair, encodable
 from mrg.metrics.learned.encoder import Encoder, read_encoder
+from mrg.metrics.packed import digest_text
 from mrg.metrics.shared import exact_inference
 
 REMEDY = (

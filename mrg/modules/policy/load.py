@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from mrg.errors import UserError
 from mrg.log import log
@@ -233,7 +233,7 @@ def _readable(path: str) -> Iterator[None]:
         raise UserError(f"Policy {path!r} cannot be loaded ({reason}). Check model.init_args.policy.") from None
 
 
-def policy_digest(parameters: Iterable[tuple[str, nn.Parameter]], tokenizer: Any) -> str:
+def policy_digest(parameters: Iterable[tuple[str, Tensor]], tokenizer: Any) -> str:
     """Digest of what a run's checkpoint depends on but does not contain: the tokenizer and the frozen weights.
 
     Args:

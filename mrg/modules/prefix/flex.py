@@ -3,13 +3,15 @@
 `concatenated` copies the keys of a prompt for each of its completions. Here one compiled kernel reads the whole row and
 skips the blocks in which no token attends to another: a completion reads the one copy of its prompt's keys.
 
-FlexAttention has no backward pass on a CPU. It has not been run on a GPU yet, so at its first use for each sliding
-window and type, output and gradients are compared with those of `concatenated`, which takes over if they differ.
+Recent PyTorch has no backward pass of FlexAttention on a CPU. It has not been run on a GPU yet, so at its first use for
+each sliding window and type, output and gradients are compared with those of `concatenated`, which takes over if they
+differ.
 """
 
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -75,14 +77,23 @@ def row_mask(layout: Layout, window: int | None, size: int, device: torch.device
     return attends
 
 
-@functools.cache
-def _kernel(compiled: bool) -> Any:
+def _attention(*args: Any, **kwargs: Any) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention) if compiled else flex_attention
+    return flex_attention(*args, **kwargs)
 
 
-def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float) -> Tensor:
+@functools.cache
+def _kernel(compiled: bool, window: int | None) -> Any:
+    if not compiled:
+        return _attention
+    # PyTorch keeps at most 8 compiled forms of a code object and runs others uncompiled, which takes far more memory.
+    # A window has four: with and without gradients, of one length and of any.
+    code = _attention.__code__.replace(co_name=f"attention_{window}")
+    return torch.compile(types.FunctionType(code, _attention.__globals__))
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: float, window: int | None = None) -> Tensor:
     """Attention over a packed row.
 
     Args:
@@ -91,6 +102,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: floa
         value: (1, K, L, d).
         block_mask: Result of `block_mask`.
         scale: Factor of the products of queries and keys.
+        window: Sliding window of the mask; a kernel is compiled for each.
 
     Returns:
         (1, H, L, d).
@@ -98,7 +110,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, block_mask: Any, scale: floa
     length = query.shape[2]
     padding = block_mask.seq_lengths[0] - length
     query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
-    output: Tensor = _kernel(query.device.type == "cuda")(
+    output: Tensor = _kernel(query.device.type == "cuda", window)(
         query, key, value, block_mask=block_mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return output[:, :, :length]
@@ -194,7 +206,7 @@ class FlexPrompts(PackedPrompts):
         block, masks = self.block_masks[window], self.masks[window]
 
         def own(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            return flex(query, key, value, block, scale)
+            return flex(query, key, value, block, scale, window)
 
         def copied(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             return concatenated(query, key, value, self.layout, masks, scale)

@@ -32,7 +32,6 @@ import torch
 from torch import Tensor
 
 from mrg.errors import UserError
-from mrg.metrics.ce import confusion
 from mrg.metrics.conditions import NEGATIVE, POSITIVE, UNCERTAIN, condition_indices
 
 MAX_WEIGHT = 10.0
@@ -135,16 +134,20 @@ class CorpusF1Reward:
         f1 = self.f1
         return ((stated * (2 * true - f1) + f1) * self.weights).sum(1)
 
-    def update(self, preds: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor, importance: Tensor | None = None) -> None:
         """Take in a round.
 
         Args:
             preds: (N, 14) label classes of the completions of all processes.
             target: (N, 14) label classes of their references.
+            importance: (N,) weights of their studies, if these are not drawn equally often; 1 by default.
         """
-        if self.settings.source == "rounds" and len(preds):
-            decay = self.settings.decay
-            self.counts = decay * self.counts + (1 - decay) * self._counts(confusion(preds.cpu(), target.cpu()))
+        weights = torch.ones(len(preds)) if importance is None else importance.cpu()
+        if self.settings.source == "rounds" and bool(weights.any()):
+            stated, true = (self.counted[labels.cpu()][:, self.columns].double() for labels in (preds, target))
+            share = (weights.double() / weights.double().sum())[:, None]
+            counts = torch.stack([(share * part).sum(0) for part in (stated * true, stated, true)])
+            self.counts = self.settings.decay * self.counts + (1 - self.settings.decay) * counts
 
     def validated(self, table: Tensor) -> None:
         """Take in a validation.
@@ -153,21 +156,22 @@ class CorpusF1Reward:
             table: (14, 4, 4) counts, see `mrg.metrics.ce.confusion`, of all processes.
         """
         if self.settings.source == "validation" and int(table.sum()):
-            self.counts = self._counts(table.cpu())
+            parts = table.cpu()[self.columns].double() / int(table[0].sum())
+            stated, true = parts[:, :, self.counted].sum((1, 2)), parts[:, self.counted].sum((1, 2))
+            self.counts = torch.stack([parts[:, self.counted][:, :, self.counted].sum((1, 2)), stated, true])
 
-    def _counts(self, table: Tensor) -> Tensor:
-        """(3, C) counts per report."""
-        table = table[self.columns].double() / table[0].sum()
-        stated, true = table[:, :, self.counted].sum((1, 2)), table[:, self.counted].sum((1, 2))
-        return torch.stack([table[:, self.counted][:, :, self.counted].sum((1, 2)), stated, true])
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The running counts."""
-        return {"counts": self.counts}
+    def state_dict(self) -> dict[str, Any]:
+        """The running counts, and what they count."""
+        return {"counts": self.counts, "counted": self._counted()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from the running counts of a checkpoint."""
-        self.counts = state["counts"].double()
+        """Resume from the running counts of a checkpoint, unless the settings say to count something else now."""
+        if state.get("counted", self._counted()) == self._counted():
+            self.counts = state["counts"].double()
+
+    def _counted(self) -> list[list[int]]:
+        """Columns and classes that are counted."""
+        return [list(self.columns), self.counted.nonzero()[:, 0].tolist()]
 
 
 def corpus_rewards(settings: CorpusF1 | None, names: Sequence[str]) -> dict[str, CorpusF1Reward]:

@@ -190,9 +190,9 @@ class Monitor:
         if outcome.advantages is not None:
             values |= _advantages(outcome.advantages, *(stated(x[:, :13]) for x in learned.labels))
         values |= {f"train/{name}": value for name, value in _means(outcome.sums).items()}
-        total = sum(self.seconds.values())
-        if total:
-            values |= {f"seconds/{name}": value for name, value in self.seconds.items()}
+        values |= {f"seconds/{name}": value for name, value in self.seconds.items()}
+        # A measurement before the round has tokens of its own.
+        if total := sum(value for name, value in self.seconds.items() if name != "selection"):
             values["train/tokens_per_second"] = outcome.num_tokens / total
         self.seconds = {}
         return values

@@ -139,8 +139,9 @@ class NormalBiasReward:
         return {} if self.learned is None else {"learned": self.learned}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume with what a checkpoint holds."""
-        self.learned = state.get("learned", self.learned)
+        """Take what a checkpoint holds, unless `learn` was called, perhaps with settings that have changed since."""
+        if self.learned is None:
+            self.learned = state.get("learned")
 
 
 def condition_weights(labels: Tensor, chosen: Mapping[str, float] | str) -> Tensor:

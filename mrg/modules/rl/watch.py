@@ -35,6 +35,7 @@ class Watch:
     """
 
     def __init__(self, weights: Mapping[str, float]) -> None:
+        self.weights = {name: weight for name, weight in weights.items() if weight}
         self.score = watched_score(weights)
         self.rewards: list[float] = []
         """Mean rewards of the rounds since the last validation, over all ranks."""
@@ -67,8 +68,9 @@ class Watch:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        return {"rewards": self.rewards, "history": self.history}
+        return {"rewards": self.rewards, "history": self.history, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from a checkpoint."""
-        self.rewards, self.history = list(state["rewards"]), [list(pair) for pair in state["history"]]
+        """Resume from a checkpoint, unless it is of another reward, with which none can be compared."""
+        if state.get("weights", self.weights) == self.weights:
+            self.rewards, self.history = list(state["rewards"]), [list(pair) for pair in state["history"]]

@@ -48,8 +48,8 @@ class Servers:
         adapters: Folder for adapters, which all servers must see under the same path.
         sync_every: Rounds between two adapters.
         correction: Correction for the gap between policy and sampler: `"truncate"` weights a token by the ratio of
-            policy to server probability, at most `ratio_limit`; `"mask"` leaves out tokens above it, `"sequence_mask"`
-            whole completions; `"none"` does nothing.
+            policy to server probability, at most `ratio_limit`; `"mask"` leaves out tokens whose ratio is above it or
+            below its inverse, `"sequence_mask"` completions whose product of ratios is; `"none"` does nothing.
         ratio_limit: Limit of the ratio in the correction.
         timeout: Time limit for the group of a study, in seconds.
         attempts: Attempts per study, on any server that is up, before the run stops.

@@ -3,14 +3,21 @@
 import dataclasses
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.datamodules.images.augment import Augmentation, augmented, from_patches, to_patches
+from mrg.datamodules.study import Study, View
+from mrg.modules.grpo import GRPOModule
+from mrg.modules.policy.load import load_policy
+from mrg.modules.policy.lora import LoRA
+from mrg.modules.rollout.vllm_servers import Servers
 from mrg.modules.sft import SFTModule
 from tests.callbacks.resuming import Stop, differences, fit, newest
-from tests.modules.test_grpo import SETTINGS, FixedData
+from tests.family_checkpoints import save_checkpoint
+from tests.modules.test_grpo import SETTINGS, FixedData, trainer
 from tests.nested import nested
 
 NOTHING = {"rotation": 0.0, "scale": 0.0, "shift": 0.0, "brightness": 0.0, "contrast": 0.0}
@@ -139,6 +146,25 @@ def test_no_augmentation_with_cached_embeddings(policy_folder, studies, tmp_path
     trainer = L.Trainer(max_epochs=1, accelerator="cpu", enable_model_summary=False, **options)
     with pytest.raises(ValueError, match=r"augment to null or model\.init_args\.vision_cache to ''"):
         trainer.fit(module, data)
+
+
+def test_no_augmentation_where_an_engine_reads_the_files(policy_folder, studies):
+    """It would write reports of other images than those by which their probability is computed."""
+    servers = Servers(["http://127.0.0.1:9"])  # refused before anything is asked
+    module = GRPOModule(**nested(policy=policy_folder, lora=LoRA(4), servers=servers, **SETTINGS))
+    with pytest.raises(ValueError, match=r"sample for unchanged images: set data\.init_args\.augment to null"):
+        trainer(1).fit(module, FixedData(studies[:4], augment=Augmentation()))
+
+
+def test_tiles_of_an_image_are_not_moved_apart(tmp_path):
+    processor = load_policy(save_checkpoint("internvl", tmp_path)).processor
+    views = [View(np.zeros(shape, np.uint8)) for shape in ((56, 112), (56, 56))]
+    wide, square = (StudyCollator(processor, "Report:")([Study("1", (view,), "")]) for view in views)
+    assert (wide.pixel_values.ndim, len(wide.pixel_values), len(square.pixel_values)) == (4, 3, 1)
+    options = Augmentation(), processor.image_processor, torch.Generator()
+    with pytest.raises(ValueError, match=r"cut into tiles: set data\.init_args\.augment to null"):
+        augmented(wide, *options)
+    assert augmented(square, *options).pixel_values.shape == square.pixel_values.shape
 
 
 @pytest.mark.parametrize("setting", [field.name for field in dataclasses.fields(Augmentation)])

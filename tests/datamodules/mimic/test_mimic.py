@@ -68,6 +68,18 @@ def test_every_report_has_a_source_that_is_counted(roots):
     }
 
 
+def test_reports_of_which_only_the_last_section_is_used_are_counted(roots, tmp_path, caplog):
+    file = next((tmp_path / "mimic-cxr").rglob("s50000006.txt"))
+    file.write_text(" LUNGS: The lungs are clear.\n HEART: The heart is enlarged.\n")
+    data = read(roots, headerless="use")
+    assert data.splits["train"][2].report == "HEART: The heart is enlarged."
+    assert data.sections_found["several unknown headers"] == 1
+    assert "1 reports have neither findings nor impression, but several sections under other headers" in caplog.text
+    assert "; only the last section of 1 reports under unknown headers; left out: " in data.describe()
+    caplog.clear()
+    assert "unknown headers" not in read(roots).describe() + caplog.text
+
+
 def test_describe_names_the_protocol_and_what_deviates(roots, monkeypatch):
     text = read(roots).describe()
     assert text.startswith(

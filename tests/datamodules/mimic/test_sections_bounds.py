@@ -237,3 +237,15 @@ def test_two_headers_of_views_are_a_repeated_section():
 def test_an_unknown_header_is_part_of_the_text():
     sections = parse_sections(report("PROCEDURE: The lungs are clear."))
     assert (sections.body, sections.source) == ("PROCEDURE: The lungs are clear.", "last section")
+
+
+def test_sections_under_unknown_headers_are_used_as_by_the_published_parser_and_counted():
+    parts = ("LUNGS: Clear.", "HEART: Enlarged.", "BONES: Intact.")
+    sections = parse_sections(report("INDICATION: Fever.", *parts))
+    assert (sections.body, sections.source) == ("BONES: Intact.", "last section")
+    assert sections.rules == ("several unknown headers",)
+    # A known header at the end hides all of them, one that ends a report does not.
+    assert parse_sections(report(parts[0], "COMPARISON: None.")).rules == ("several unknown headers",)
+    assert parse_sections(report(parts[0], "NOTIFICATION: By phone.")).rules == ()
+    assert parse_sections(report(*parts, "IMPRESSION: Cardiomegaly.")).rules == ()
+    assert parse_sections(report("INDICATION: Fever.", "LUNGS: Clear.")).rules == ()

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
-from mrg.metrics.labelers.chexbert_checkpoint import convert_checkpoint, find_checkpoint
+from mrg.metrics.labelers.chexbert_checkpoint import _first, convert_checkpoint, find_checkpoint
 from tests.metrics.labelers.chexbert_lookalike import (
     ODD,
     VOCABULARY,
@@ -235,3 +235,19 @@ def test_conversion_needs_a_target_that_can_be_written(folder, tmp_path):
         convert_checkpoint(folder, tmp_path / "weights.bin")
     with pytest.raises(FileNotFoundError, match="for `target` does not exist"):
         convert_checkpoint(folder, tmp_path / "no" / "chexbert.safetensors")
+
+
+def test_views_into_one_storage_are_converted(tmp_path):
+    """As in a checkpoint of tied or sliced weights, which safetensors refuses."""
+    state = random_weights()
+    both = torch.cat([state["linear_heads.0.weight"], state["linear_heads.1.weight"]]).T.contiguous().T
+    state |= {"linear_heads.0.weight": both[:4], "linear_heads.1.weight": both[4:]}
+    torch.save({"model_state_dict": state}, tmp_path / "tied.pth")
+    written = convert_checkpoint(tmp_path / "tied.pth", tmp_path)
+    found = load_file(written)
+    assert all(torch.equal(found[name], value) for name, value in state.items() if name in found)
+    assert "linear_heads.1.weight" in found
+
+
+def test_at_most_three_names_are_listed():
+    assert (_first(["a"]), _first(["a", "b", "c"]), _first(list("abcd"))) == ("a", "a, b, c", "a, b, c and 1 more")

@@ -176,3 +176,23 @@ def test_other_checkpoints_are_refused(make, folders, tmp_path, bert):
         make(namespace="other")
     with pytest.raises(UserError, match="Expected argument `level` to be one of simple, partial, complete, combined"):
         make(level="all")
+
+
+def test_a_checkpoint_without_heads_or_with_several(make, folders, tmp_path):
+    changed = copied(folders, tmp_path)
+    (changed / "vocabulary" / "radgraph-xl__relation_labels.txt").rename(changed / "vocabulary" / "b__ner_labels.txt")
+    with pytest.raises(UserError, match=r"one of the heads of .* \(none\), but got None\."):
+        make(changed)
+    for name in ("radgraph-xl", "b"):
+        (changed / "vocabulary" / f"{name}__relation_labels.txt").write_text("modify\n")
+    with pytest.raises(UserError, match=r"one of the heads of .* \(b, radgraph-xl\), but got several: set it\."):
+        make(changed)
+    (tmp_path / "x.tar.gz").write_bytes(b"\x1f\x8b damaged")
+    with pytest.raises(UserError, match=r"x\.tar\.gz cannot be read as an archive: "):
+        make(tmp_path / "x.tar.gz")
+
+
+def test_words_of_what_earlier_steps_have_escaped():
+    text = "a\\nb\\fc\\u2122d\ne \\\"f x). y%. z.' w%, v%)"
+    assert " ".join(split_words(text, "radgraph-xl")) == "a b c d e `` f x ) . y % . z . ' w % , v % )"
+    assert " ".join(split_words("a/b,c:d.e!f?g(h)", "radgraph")) == "a / b , c : d . e ! f ? g ( h )"

@@ -144,3 +144,20 @@ def test_other_types_of_entities_are_refused(make, ner, tmp_path):
         )
     with pytest.raises(UserError, match=r"Expected the types of entities in .* to be ABNORMALITY, .*but got .*ORGAN"):
         make(ner=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("weights", "rows", "columns"),
+    [
+        ("long", (1.868311957495, 1.514718150106, 4.041710022346, 0.997204684839, 1.43984506624),
+         (2.957455021104, 2.107311963894, 2.128845458724, 1.585681978198, 1.082495459106)),
+        ("short", (2.572384094472, 2.429043042678, 3.677950740361, 1.47657212626, 2.07208487823),
+         (3.000899624175, 3.009725009599, 1.081971154416, 2.496111746676, 2.639327347135)),
+    ],
+)  # fmt: skip
+def test_the_weights_are_those_of_the_package(weights, rows, columns):
+    """A checksum by rows and by columns, which no change of one number leaves as it is."""
+    table = torch.tensor(WEIGHTS[weights].affinity, dtype=torch.float64)
+    assert table.sum(1).tolist() == pytest.approx(rows, abs=1e-11)
+    assert table.sum(0).tolist() == pytest.approx(columns, abs=1e-11)
+    assert WEIGHTS[weights].negation == {"long": 0.871655396649, "short": 0.361157785435}[weights]

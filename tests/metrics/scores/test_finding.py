@@ -67,3 +67,7 @@ def test_rules_read_what_another_labeler_does_not():
 
     assert "read by rules" in finding_group(Other()).rows[0].convention
     assert finding_group(Other()).settings["reader"] == "rules"
+
+
+def test_counts_without_references_keep_their_columns():
+    assert constant_counts({"Edema": ()}, [], _finding_items(())).shape == (0, 3)

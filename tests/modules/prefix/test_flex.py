@@ -1,5 +1,6 @@
 """FlexAttention over a packed row: its forward pass on the CPU, where it has no backward pass."""
 
+import functools
 import logging
 
 import pytest
@@ -8,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.policy.families import FAMILIES
-from mrg.modules.policy.policy import Policy
+from mrg.modules.policy.lora import LoRA
 from mrg.modules.prefix import flex as module
 from mrg.modules.prefix.attention import concatenated
 from mrg.modules.prefix.flex import MULTIPLE, Flex, FlexPrompts, block_mask, flex, flex_state, largest_error, row_mask
@@ -29,6 +30,10 @@ def test_rows_are_padded_to_blocks():
     layout, _ = packed([100, 29], [[], []])
     assert block_mask(layout, None, 129, CPU).seq_lengths == (2 * LEAST, 2 * LEAST)
     assert block_mask(packed([LEAST], [[]])[0], None, LEAST, CPU).seq_lengths == (LEAST, LEAST)
+
+
+def test_the_mask_is_on_the_device_of_the_row():
+    assert block_mask(packed([4], [[2]])[0], None, 6, torch.device("meta")).kv_num_blocks.device.type == "meta"
 
 
 @pytest.fixture(autouse=True)
@@ -86,33 +91,54 @@ def test_output_equals_that_of_concatenated(case, num_keys, window):
     assert error < 1e-12
 
 
-def assert_same_logps(policy: Policy, batch, ids, mask):
-    prompts = policy.embed(batch)
-    with torch.no_grad():
-        expected = policy.logps(prompts, ids, mask).logps
-        policy.flex = Flex()
-        policy.flex.works = lambda *args: True  # it compares gradients, too
-        found = policy.logps(prompts, ids, mask).logps
-    assert (found - expected)[mask].abs().max() < 1e-9
-    assert expected[mask].abs().max() > 0.1
-
-
 @pytest.mark.parametrize("kind", [*QWEN, *sorted(BUILDERS)])
 def test_log_probabilities_of_every_family(kind, checkpoints):
+    """By the merged attention of CPUs, by `concatenated` with its gradients, and by FlexAttention."""
     assert {kind.partition("-")[0] for kind in (*QWEN, *BUILDERS)} == set(FAMILIES)
-    policy = family_policy(kind).eval() if kind in QWEN else exact(checkpoints(kind))
+    policy = family_policy(kind, LoRA(4)).eval() if kind in QWEN else exact(checkpoints(kind))
     batch = StudyCollator(policy.processor, "Findings:")(unequal_studies())
     batch.pixel_values = batch.pixel_values.double()
     rows = 2 * len(batch)
     ids, mask = completions(policy, rows, torch.arange(rows) % 7 + 1)
-    assert_same_logps(policy, batch, ids, mask)
+    prompts = policy.embed(batch)
+    weights = torch.linspace(-1, 1, mask.sum().item(), dtype=torch.float64)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+    def by(state):
+        policy.flex = state
+        logps = policy.logps(prompts, ids, mask).logps[mask]
+        return logps, torch.autograd.grad((logps * weights).sum(), trained)
+
+    merged, expected = by(None)
+    copied, found = by(Flex())  # FlexAttention has no gradients on a CPU: `concatenated` takes over
+    assert set(policy.flex.agrees.values()) == {False}
+    assert (copied - merged).abs().max() < 1e-9
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+    policy.flex.works = lambda *args: True
+    with torch.no_grad():
+        assert (policy.logps(prompts, ids, mask).logps[mask] - copied).abs().max() < 1e-9
+    assert merged.abs().max() > 0.1
+    assert max(grad.abs().max() for grad in expected) > 1e-3
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, output):
+        return output.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise NotImplementedError("no backward pass")
 
 
 def test_the_first_use_is_checked_and_what_differs_is_not_used(caplog, monkeypatch):
     layout, tensors = packed(*CASES["unequal prompts and completions"])
     masks = Masks.of(layout, None, tensors[0])
     expected = concatenated(*tensors, layout, masks, 0.3)
-    # On the CPU there is no backward pass: the check fails, and the result is right nevertheless.
+    # Without a backward pass, which not all releases of PyTorch have on a CPU, the check fails; the result is right.
+    forward = module.flex
+    monkeypatch.setattr(module, "flex", lambda *tensors: NoBackward.apply(forward(*tensors)))
     prompts = FlexPrompts(layout, state := Flex())
     with caplog.at_level(logging.WARNING, "mrg"):
         torch.testing.assert_close(prompts.attend(0, *tensors, 0.3), expected)
@@ -121,7 +147,9 @@ def test_the_first_use_is_checked_and_what_differs_is_not_used(caplog, monkeypat
     assert caplog.text.count("FlexAttention is not used, but attention over copied keys: ") == 1
 
     caplog.clear()
-    monkeypatch.setattr(module, "flex", lambda q, k, v, mask, scale: 1.01 * concatenated(q, k, v, layout, masks, scale))
+    monkeypatch.setattr(
+        module, "flex", lambda q, k, v, mask, scale, window: 1.01 * concatenated(q, k, v, layout, masks, scale)
+    )
     with caplog.at_level(logging.WARNING, "mrg"):
         torch.testing.assert_close(FlexPrompts(layout, Flex()).attend(0, *tensors, 0.3), expected)
     assert "it differs by 1 %" in caplog.text
@@ -132,7 +160,9 @@ def test_the_check_does_not_disturb_a_layer_that_is_recomputed(caplog, monkeypat
     layout, tensors = packed(*CASES["unequal prompts and completions"])
     masks = Masks.of(layout, None, tensors[0])
     expected = torch.autograd.grad(concatenated(*tensors, layout, masks, 0.3).square().sum(), tensors)
-    monkeypatch.setattr(module, "flex", lambda q, k, v, mask, scale: concatenated(q, k, v, layout, masks, scale))
+    monkeypatch.setattr(
+        module, "flex", lambda q, k, v, mask, scale, window: concatenated(q, k, v, layout, masks, scale)
+    )
     prompts = FlexPrompts(layout, state := Flex())
     output = checkpoint(lambda *x: prompts.attend(0, *x, 0.3), *tensors, use_reentrant=False)
     found = torch.autograd.grad(output.square().sum(), tensors)
@@ -196,11 +226,28 @@ def test_how_far_it_may_differ(dtype, fits, differs):
         assert Flex().works(None, (x,), lambda a, e=error: a * (1 + e), lambda a: a.clone()) is agrees
 
 
-def test_the_kernel_is_compiled_for_gpus_alone():
-    from torch.nn.attention.flex_attention import flex_attention
+def test_every_window_has_compiled_kernels_of_its_own(monkeypatch):
+    """With one code object for all windows, PyTorch would keep the first two kernels, and run others uncompiled."""
+    graphs = []
 
-    assert module._kernel(False) is flex_attention
-    assert module._kernel(True) is not flex_attention
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    uncompiled = module._kernel
+    module._kernel.cache_clear()
+    monkeypatch.setattr(module, "_kernel", lambda compiled, window: uncompiled(True, window))
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=2):
+        for window in (None, 9):
+            for length in (100, 200, 300):  # the first, another, any
+                layout, tensors = packed([length], [[4, 8]])
+                mask, masks = block_mask(layout, window, length + 12, CPU), Masks.of(layout, window, tensors[0])
+                found = flex(*tensors, mask, 0.3, window)
+                torch.testing.assert_close(found, concatenated(*tensors, layout, masks, 0.3), rtol=0, atol=1e-12)
+    uncompiled.cache_clear()
+    assert len(graphs) == 4
+    assert uncompiled(False, None) is uncompiled(False, 9)  # which is not compiled
 
 
 def test_the_setting():

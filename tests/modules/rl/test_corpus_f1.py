@@ -197,3 +197,16 @@ def test_state_goes_on():
         resumed.update(preds, target)
     assert torch.equal(whole.counts, resumed.counts)
     assert torch.equal(whole.scores(*rounds[0]), resumed.scores(*rounds[0]))
+
+
+@pytest.mark.parametrize("settings", [{"conditions": ["Edema"]}, {"conditions": 5}, {"uncertain": "negative"}])
+def test_counts_of_other_conditions_are_not_resumed(settings):
+    """One column would be compared with the F1 of each of the thirteen."""
+    state = CorpusF1Reward(CorpusF1(start=0.6)).state_dict()
+    changed = CorpusF1Reward(CorpusF1(**settings))
+    changed.load_state_dict(state)
+    silent = torch.zeros(1, 14, dtype=torch.long)
+    assert float(changed.scores(silent, silent)) == pytest.approx(0.2 * len(changed.columns))
+    same = CorpusF1Reward(CorpusF1())
+    same.load_state_dict(state)
+    assert float(same.scores(silent, silent)) == pytest.approx(0.6 * 13)

@@ -78,6 +78,9 @@ def test_phases_add_up_and_are_forgotten():
         100 / (values["seconds/rollout"] + values["seconds/policy"])
     )
     assert not any(name.startswith("seconds/") for name in monitor.round(outcome(*a_round())))
+    monitor.seconds = {"selection": 60.0, "rollout": 2.0}  # whose completions are not those of the round
+    values = monitor.round(outcome(*a_round()))
+    assert (values["seconds/selection"], values["train/tokens_per_second"]) == (60.0, 50.0)
 
 
 def test_missing_rewards_are_counted_and_left_out_of_means():

@@ -161,3 +161,13 @@ def test_what_was_learned_is_part_of_the_checkpoint(saved, studies):  # noqa: F8
     again = NormalBiasReward("rare_mccs", NormalBias())
     again.load_state_dict(checkpoint["normal_bias"]["rare_mccs"])
     assert torch.equal(again.learned, expected)
+
+
+def test_weights_that_change_when_a_run_is_resumed_are_used():
+    reports = ["Edema."] * 2
+    found = RulesLabeler()(reports)
+    first, resumed = (NormalBiasReward("rare_mccs", NormalBias(condition_weights={"Edema": x})) for x in (2.0, 5.0))
+    for reward in (first, resumed):
+        reward.learn(reports, found)
+    resumed.load_state_dict(first.state_dict())
+    assert float(resumed.learned[CONDITIONS.index("Edema")]) == 5.0

@@ -56,6 +56,14 @@ def test_a_resumed_watch_says_the_same():
     assert "val/ce_f1 falls (50.0 % to 30.0 %)" in again.describe()
 
 
+def test_another_reward_is_not_compared_with_the_one_before():
+    first, again = Watch({"mccs": 1.0, "format": 0.0}), Watch({"mccs": 3.0})
+    play(first, [(0.1, 0.5), (0.2, 0.4)])
+    again.load_state_dict(first.state_dict())
+    again.rewards.append(0.9)
+    assert again.validated(0.3) is None
+
+
 def diverge(watch, score):
     """Find the same at each validation but the first."""
     watch.history = [*watch.history, [len(watch.history), score]]

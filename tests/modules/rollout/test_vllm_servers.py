@@ -202,6 +202,20 @@ def test_a_server_that_dies_in_a_load_leaves_its_studies_to_the_others(start):
     assert pool.loaded == {a.url: "a-1", b.url: "a-1"}
 
 
+def test_the_only_server_that_dies_in_a_load_is_one_line_that_says_how_to_continue(start, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    server = start(**{"v1/load_lora_adapter": [(200, {})]}, health=[(503, {})])
+    server.hang_up = True
+    pool = ServerPool(Servers([server.url], attempts=3))
+    with pytest.raises(
+        ServerError, match=r"study s7 in 3 attempts \(last: .*ConnectionError\): start http.* again"
+    ) as caught:
+        pool.ask(lambda url: pool.load(url, "a-1", Path("/adapters/a-1")), "study s7")
+    assert "\n" not in str(caught.value)
+    assert pool.loaded == {}
+    assert [path for path, _ in server.seen].count("/v1/load_lora_adapter") == 1  # what is down is asked for its health
+
+
 def test_a_lost_adapter_is_forgotten_unless_it_was_loaded_again(start):
     pool = ServerPool(Servers(["http://a"]))
     pool.loaded = {"http://a": "a-2"}
