@@ -374,6 +374,10 @@ CHEXBERT = [
     ("The cardiomediastinal silhouette is unchanged.", {"Enlarged Cardiomediastinum": U}),
     ("Heart size is stable.", {"Cardiomegaly": U}),
     ("Heart size is stable and normal.", denied("Cardiomegaly")),
+    *((f"The heart is stable and {state} and contour.", denied("Cardiomegaly"))
+      for state in ("normal in size", "unremarkable in size", "within normal limits for size")),
+    ("The mediastinum is stable and normal in size and shape.", denied("Enlarged Cardiomediastinum")),
+    ("The heart is stable in size and contour.", {"Cardiomegaly": U}),
     ("The heart is enlarged but stable.", {"Cardiomegaly": P}),
     ("Stable cardiomegaly.", {"Cardiomegaly": P}),
     ("Heart size is normal. The mediastinum is stable.", {"Cardiomegaly": N, "Enlarged Cardiomediastinum": U}),
