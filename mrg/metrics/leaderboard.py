@@ -141,7 +141,8 @@ def format_leaderboard(result: Mapping[str, Any]) -> str:
     if best is not None:
         known[BEST] = best["scores"]
     every = [[c, *(percent(own[f"CE-F1 {c}"]["value"]) for own in known.values())] for c in CONVENTIONS]
-    names = f"MCCS margin {result['margin']:g}. 13: without No Finding; +: uncertain counts as positive, otherwise as negative; 0/0 = 0."
+    names = "13: without No Finding; +: uncertain counts as positive, otherwise as negative; 0/0 = 0."
+    names = f"MCCS margin {result['margin']:g}. {names}"
     return "\n".join([*lines, "", *columns([["CE-F1", *known], *every]), names])
 
 
