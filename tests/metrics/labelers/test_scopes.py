@@ -102,3 +102,8 @@ def test_a_long_list_is_not_revisited(labeler):
 def test_a_cue_after_denied_findings_denies_what_follows(labeler):
     assert labels(labeler, "No effusion resolved edema.") == denied("Pleural Effusion", "Edema")
     assert labels(labeler, "Effusion resolved edema.") == {"Pleural Effusion": N, "Edema": P}
+
+
+def test_versus_doubts_the_last_finding_before_it_alone(labeler):
+    found = labels(labeler, "Effusion with atelectasis versus pneumonia.")
+    assert found == {"Pleural Effusion": P, "Atelectasis": U, "Pneumonia": U}
