@@ -125,8 +125,7 @@ def format_leaderboard(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['num_studies']:,} studies, labeler {result['labeler']}, ranked by {by}, in percent, with "
         "95 % bootstrap intervals over studies.",
-        "rank: with the 95 % interval over the samples. first: share of the samples in which no other is better. "
-        f"MCCS margin {result['margin']:g}.",
+        "rank: with the 95 % interval over the samples. first: share of the samples in which no other is better.",
         "",
         *columns(table),
         "",
@@ -143,6 +142,7 @@ def format_leaderboard(result: Mapping[str, Any]) -> str:
         known[BEST] = best["scores"]
     every = [[c, *(percent(own[f"CE-F1 {c}"]["value"]) for own in known.values())] for c in CONVENTIONS]
     names = "13: without No Finding; +: uncertain counts as positive, otherwise as negative; 0/0 = 0."
+    names = f"MCCS margin {result['margin']:g}. {names}"
     return "\n".join([*lines, "", *columns([["CE-F1", *known], *every]), names])
 
 

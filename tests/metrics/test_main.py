@@ -128,8 +128,6 @@ def test_compare_counts_the_conditions_with_enough_cases(predictions, tmp_path, 
         (["--bertscore", "encoder"], "--bertscore is for --scores: add bertscore or radcliq"),
         (["--judge", "http://localhost:1", "m", "--scores", "ce"], "--judge is for --scores: add judge"),
         (["--normalization", "r2gen-iu"], "--normalization requires --nlg"),
-        (["--rank_by", "MCCS"], "--rank_by ranks several files"),
-        (["--changed", "3"], "--changed is for the list of --compare"),
     ],
 )
 def test_an_option_that_would_be_ignored_is_an_error(predictions, capsys, words, message):
