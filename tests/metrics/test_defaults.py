@@ -24,7 +24,7 @@ DEFAULTS = {
     "resampling:randomization_p": {"num_trials": 10_000, "seed": 0},
     "evaluation:evaluate_systems": {**RESAMPLED, "differences": ()},
     "evaluation:format_span": {"scale": 100, "digits": 1, "sign": ""},
-    "compare:compare_systems": {"margin": 0.5, "num_trials": 10_000, "seed": 0},
+    "compare:compare_systems": {"margin": 0.5, "num_trials": 10_000, "seed": 0, "min_cases": 10},
     "compare:format_comparison": {"num_changed": 10},
     "leaderboard:leaderboard": {**RESAMPLED, "rank_by": "CE-F1 micro-13+"},
     "constants:BestConstants.of": {"margin": 0.5}, "consensus:agreement": {"margin": 0.5},

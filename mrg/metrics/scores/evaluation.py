@@ -29,7 +29,8 @@ def labeled_rows(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, d
         shown |= {f"CE-F1 {name}": f"{how}; {labels}" for name in CE}
         if result["informative"]:
             number = len(result["informative"])
-            which = f"{number} conditions with at least {result['min_cases']} cases"
+            cases = f"at least {result['min_cases']} cases" if result["min_cases"] > 1 else "a case"
+            which = f"{number} conditions with {cases}"
             shown["informedness"] = f"recall + specificity - 1, mean of {which}, {labels}"
     best = result["best_constant"] or {"scores": {}, "differences": []}
     none = {"informedness": dict.fromkeys(("value", "low", "high"), 0.0)} if best["scores"] else {}  # of any constant
