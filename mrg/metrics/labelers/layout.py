@@ -58,11 +58,12 @@ _CHARACTERS = _Characters()
 _BREAK_TAG = re.compile(r"</?(?:br|p|div|li|ul|ol|tr|table|h[1-6])\b[^<>]{0,200}>", re.IGNORECASE)
 _OTHER_TAG = re.compile(r"</?[a-zA-Z][^<>]{0,200}>")
 _HYPHENATED = re.compile(r"(?<![^\W\d_])([^\W\d_]{1,30})-[ ]{0,8}\n[ ]{0,40}([^\W\d_]{1,30})")
+_ITEM = r"[^a-zA-Z\n]{0,40}[a-zA-Z]"
 _LINE_MARK = re.compile(
-    r"(?:^|(?<=[\n\x1e]))[ >]{0,40}(?:#{1,6}(?=[ \w])|[-*+](?=[ *_]|[^\W\d])|o(?= {1,40}\S)"
-    r"|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{2,4})[.)](?=[*_A-Z]| {1,40}\S)|[-=*]{3,80}(?=[ ]{0,40}(?:\n|\Z)))"
+    rf"(?:^|(?<=[\n\x1e]))[ >]{{0,40}}(?:#{{1,6}}(?=[ \w])|[-*+](?=[ *_]|[^\W\d])|o(?= {_ITEM})"
+    rf"|\(?(?:\d{{1,2}}|[a-zA-Z]|[ivx]{{2,4}})[.)](?=[A-Z]|[ *_]{_ITEM})|[-=*]{{3,80}}(?=[ ]{{0,40}}(?:\n|\Z)))"
 )
-_INLINE_MARK = re.compile(r"(?<= )\(?(?:\d{1,2}|[a-hA-H])\)(?= )")
+_INLINE_MARK = re.compile(rf"(?<= )\(?(?:\d{{1,2}}|[a-hA-H])\)(?= {_ITEM})")
 _EMPTY_LINES = re.compile(r"\n(?=[ ]{0,200}\n)")
 _SPACED = re.compile(r"(?<= )(?:-{1,3}|/|\+)(?= +(\w?))")
 _MARKUP = str.maketrans("*_`~#", "     ")

@@ -103,7 +103,10 @@ class Reader:
             stated = self.named_since_cue or start - cue[1] >= 2
         else:
             stated = bool(self.open) or (self.state is not None and start - self.state[1][1] >= 2)
-        stated = stated or self.group_has_state or any(mention.label != BLANK for mention in self.group[-_REACH:])
+        changed = self.verb_since_structure and self.words[start - 1].endswith("ed")  # "heart size has decreased"
+        stated = (
+            stated or changed or self.group_has_state or any(mention.label != BLANK for mention in self.group[-_REACH:])
+        )
         return stated and self.words[start - 1] not in _OPENS and self.words[start + 1] not in _CONTINUES
 
     def _doubted(self, start: int) -> bool:

@@ -146,13 +146,19 @@ def test_marks_of_lists_and_of_markup(text, expected):
     assert plain(text)[0] == expected
 
 
-@pytest.mark.parametrize("text", ["1.", "2)", "(3) ", "a. ", "ii. ", "o ", "12", "- ", ". "])
+@pytest.mark.parametrize("text", ["1.", "2)", "(3) ", "a. ", "ii. ", "o ", "A. , ", "b) 1", "o 2,", "12", "- ", ". "])
 def test_a_mark_without_an_item_is_read_alike_with_blanks_around_it(labeler, text):
     """A number is no report without findings, and a letter is no mark where nothing follows."""
     alone = labels(labeler, text)
     assert alone == ({"No Finding": P} if text[0].isalpha() else {})
     for around in (f" {text}\n", f"\n  {text} ", f"{text}\n\n"):
         assert labels(labeler, around) == alone
+
+
+def test_a_state_after_a_line_break_is_not_that_of_a_structure_that_has_changed(labeler):
+    for text in ("Heart size has decreased\nNormal chest", "HEART SIZE HAS DECREASED\nNORMAL CHEST"):
+        assert labels(labeler, text) == {"No Finding": P}
+    assert labels(labeler, "The heart size has\nNormal limits") == labels(labeler, "The heart size has normal limits")
 
 
 def test_line_breaks_of_one_case_depend_on_the_width():
