@@ -14,7 +14,7 @@ from mrg.files import csv_rows, is_missing, not_utf8, parse_json
 
 
 class Rows(Iterable[dict[str, Any]]):
-    """The rows of a file, each with named fields, read one by one and anew at each iteration.
+    """The rows of a file, each with named fields. Every iteration reads the file again, row by row.
 
     A .json file is one value: it is read as a whole, once, and stays in memory.
 

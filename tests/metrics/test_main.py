@@ -1,7 +1,6 @@
 """`python -m mrg.metrics`."""
 
 import json
-import random
 import subprocess
 import sys
 
@@ -381,41 +380,3 @@ def test_numbers_of_trials_by_default(tmp_path):
             found.append(json.loads((tmp_path / "out.json").read_text()))
         assert found[0] == found[1] != found[2]
     assert found[0]["num_trials"] == 10_000
-
-
-def test_in_parts_and_as_a_whole_the_numbers_are_the_same(tmp_path, monkeypatch, capsys):
-    """Texts packed in blocks of 3, labelled 7 at a time and summed 5 at a time, or all at once."""
-    draw = random.Random(0)
-    studies = [
-        {
-            "id": str(number),
-            "prediction": draw.choice([*PREDS, "", "nan", f"Edema {number}."]),
-            "target": draw.choice([*TARGET, "nan", f"Left effusion {number}."]),
-        }
-        for number in range(60)
-    ]
-    options = [str(write(tmp_path / "p.jsonl", studies)), "--trials=50", "--min_cases=1"]
-    main(options)
-    whole, file = capsys.readouterr(), tmp_path / "p.jsonl.scores.json"
-    expected = json.loads(file.read_text())
-    assert 0 < len(expected["no_reference"]) < 30
-    for name, size in {"packed._BLOCK": 3, "labels._AT_ONCE": 7, "resampling._ROWS": 5, "ce._ROWS": 5}.items():
-        monkeypatch.setattr(f"mrg.metrics.{name}", size)
-    main(options)
-    assert json.loads(file.read_text()) == close(expected)
-    assert capsys.readouterr().out == whole.out
-
-    main([str(write(tmp_path / "p.jsonl", studies[::-1])), *options[1:]])
-    turned = json.loads(file.read_text())["systems"]["p"]
-    for name, score in expected["systems"]["p"]["scores"].items():
-        assert turned["scores"][name]["value"] == pytest.approx(score["value"], abs=1e-12)
-    assert turned["distinct"] == expected["systems"]["p"]["distinct"]
-
-
-def close(value):
-    """Equal up to the order of sums, at any depth."""
-    if isinstance(value, dict):
-        return {key: close(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [close(part) for part in value]
-    return pytest.approx(value, abs=1e-12) if isinstance(value, float) else value

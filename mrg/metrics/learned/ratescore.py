@@ -227,7 +227,7 @@ def join_tokens(tokens: Sequence[str], labels: Sequence[str]) -> list[tuple[int,
     spans: list[tuple[int, int, str]] = []
     start: int | None = None
     ended, kind = False, ""
-    for i, (token, label, after) in enumerate(zip(tokens, labels, labels[1:], strict=False)):
+    for i, (token, label, after) in enumerate(zip(tokens[:-1], labels[:-1], labels[1:], strict=True)):
         if token in ("[CLS]", "[SEP]") or label == "O":
             continue
         begins = label.startswith("B-")
