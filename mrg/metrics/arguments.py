@@ -135,7 +135,7 @@ def check(options: argparse.Namespace) -> None:
             raise UserError("--scores is the table of one file: leave out --compare and further files.")
         if options.nlg:
             raise UserError("With --scores, write nlg among its names instead of --nlg.")
-    _check_use(options)
+    _check_use(options, several)
     if options.compare is not None and options.nlg:
         raise UserError("--nlg scores one file: corpus BLEU and CIDEr have no paired difference. Leave out --compare.")
     if options.compare is not None and options.train is not None:
@@ -146,8 +146,8 @@ def check(options: argparse.Namespace) -> None:
         raise UserError("--tokenizer requires --chexbert.")
 
 
-def _check_use(options: argparse.Namespace) -> None:
-    """Check that no option of a score is given that would be ignored."""
+def _check_use(options: argparse.Namespace, several: bool) -> None:
+    """Check that no option is given that would be ignored."""
     scores = options.scores or []
     for name in ("bertscore", "radgraph", "ratescore", "judge"):
         users = [name, "radcliq"] if name in ("bertscore", "radgraph") else [name]
@@ -155,6 +155,10 @@ def _check_use(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} is for --scores: add {' or '.join(users)} to the names of --scores.")
     if options.normalization != "none" and not (options.nlg or "nlg" in scores):
         raise UserError("--normalization requires --nlg, or nlg among the names of --scores.")
+    if options.rank_by != COLUMNS[0] and not several:
+        raise UserError("--rank_by ranks several files: pass at least two files of predictions.")
+    if options.changed != 10 and options.compare is None:
+        raise UserError("--changed is for the list of --compare, which is missing.")
 
 
 def output_file(options: argparse.Namespace, ending: str) -> Path:

@@ -74,6 +74,8 @@ def test_the_usage_names_what_an_option_takes():
         ("a --nearest_image n --compare c", "--compare pairs two files"),
         ("a --page p", "--page is the page of a leaderboard"),
         ("a --rank_by BLEU", "--rank_by to be one of MCCS, .*but got 'BLEU'"),
+        ("a --rank_by MCCS", "--rank_by ranks several files"),
+        ("a --changed 3", "--changed is for the list of --compare"),
         ("a --trials 0", "--trials to be at least 1, but got 0"),
         ("a --seed -1", "--seed to be at least 0, but got -1"),
         ("a --changed -1", "--changed to be at least 0, but got -1"),
@@ -96,7 +98,7 @@ def test_what_does_not_go_together(words, message):
     "words",
     [
         "a", "a b --page p", "a --nearest_image n --page p", "a --references r --by_row", "a --compare c",
-        "a --trials 1 --seed 0 --changed 0 --min_cases 1", "a b --nlg --train t", "a --rank_by MCCS",
+        "a --trials 1 --seed 0 --min_cases 1", "a b --nlg --train t", "a b --rank_by MCCS", "a --compare c --changed 0",
         "a --scores ce,nlg --train t", "a --chexbert c --tokenizer t", "a --labeler l",
     ],
 )  # fmt: skip
