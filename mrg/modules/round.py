@@ -169,11 +169,11 @@ class RoundModule(RewardedModule):
             return rewards
         return with_overlong(rewards, length, self.max_new_tokens, settings.overlong_cache, settings.overlong_weight)
 
-    def signal(self, rewards: Rewards) -> Tensor:
-        """(N,) what completions of a group are compared by: the reward, or the sum of its normalized parts."""
+    def signal(self, rewards: Rewards, size: int = 0) -> Tensor:
+        """(N,) what completions of groups of `size` are compared by: the reward, or the sum of its normalized parts."""
         if not self.decoupled:
             return rewards.total
-        terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
+        terms = decoupled_terms(rewards.parts, self.part_weights, size or self.group_size, rewards.present)
         return torch.stack(list(terms.values())).sum(0)
 
     def advantages(self, rewards: Rewards, importance: Tensor | None = None) -> Tensor:
@@ -257,27 +257,32 @@ class RoundModule(RewardedModule):
         """Let reference reports take the place of completions, see `mrg.modules.rl.reference`; all ranks call this."""
         if not self.adds_references:
             return rollout, rewards
-        size, policy = self.group_size, self.policy
-        labels = rewards.labels[1][::size]  # (B, 14)
+        size = self.group_size
+        groups, ids, texts, own = self.references(batch, rewards, size)
+        self.reference_share = mean_over_ranks(len(groups) / len(batch), self.trainer.world_size, self.device)
+        if groups:
+            rollout = with_references(rollout, groups, ids, texts, size, self.policy.pad_id)
+            rewards = replace_rewards(rewards, own, torch.tensor(groups) * size)
+        if self.reference_share:
+            first = torch.tensor(groups, dtype=torch.long, device=rollout.old_logps.device) * size
+            rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
+        return rollout, rewards
+
+    def references(
+        self, batch: Batch, rewards: Rewards, size: int
+    ) -> tuple[list[int], list[list[int]], list[str], Rewards]:
+        """Groups of `size` completions that take their reference, and its token ids, text and rewards for each."""
+        labels, policy = rewards.labels[1][::size], self.policy  # (B, 14)
         targets = [target_text(text, row, self.think) for text, row in zip(batch.target, labels, strict=True)]
         ids = encode_targets(policy, targets)
         banned, tokenizer = set(policy.banned_ids), policy.processor.tokenizer
         fits = torch.tensor([len(row) <= self.max_new_tokens and banned.isdisjoint(row) for row in ids])
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
         own = self.rewards_of(texts, torch.tensor([len(row) for row in ids]), batch, range(len(batch)))
-        dead = equal_groups(self.signal(rewards), size, rewards.scored)
+        dead = equal_groups(self.signal(rewards, size), size, rewards.scored)
         groups = bad_groups(rewards.total, own.total, size, dead & fits)
-        self.reference_share = mean_over_ranks(len(groups) / len(batch), self.trainer.world_size, self.device)
-        if groups:
-            rollout = with_references(
-                rollout, groups, [ids[k] for k in groups], [texts[k] for k in groups], size, policy.pad_id
-            )
-            rows = torch.tensor(groups)
-            rewards = replace_rewards(rewards, own.take(rows), rows * size)
-        if self.reference_share:
-            first = torch.tensor(groups, dtype=torch.long, device=rollout.old_logps.device) * size
-            rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
-        return rollout, rewards
+        taken = own.take(torch.tensor(groups, dtype=torch.long))
+        return groups, [ids[k] for k in groups], [texts[k] for k in groups], taken
 
     def update_corpus(self, rewards: Rewards, importance: Tensor | None = None) -> None:
         """Take the round into the corpus F1: what the policy has written, without reference reports in its place.
