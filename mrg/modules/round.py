@@ -108,6 +108,8 @@ class RoundModule(RewardedModule):
             if self.ahead is not None:
                 written = self.ahead.take(self.round_index, batch, self.device)
                 if written is not None:
+                    if self.ahead.client.adapter is None:  # after a resume; groups may be sampled again
+                        self.engine.synchronize(self.round_index, self.trainer)
                     return written
             self.engine.synchronize(self.round_index, self.trainer)
         return self.engine.sample(batch, self._seeds(seed, groups or range(len(batch))), *options)
@@ -227,12 +229,18 @@ class RoundModule(RewardedModule):
 
     @torch.no_grad()
     def round_values(self, prompts: Prompts, rollout: Rollout, groups: Sequence[int] | None = None) -> TokenLogps:
-        """(N, C) log-probabilities and entropies of the policy as it is, of some groups; 0 where there is no token."""
+        """(N, C) log-probabilities and entropies of the policy as it samples, without dropout, of some groups.
+
+        They are 0 where there is no token.
+        """
+        was_training = self.policy.training
+        self.policy.eval()
         found = TokenLogps(*(torch.zeros_like(rollout.old_logps) for _ in range(2)))  # (N, C) each
         for part in self.micro_batches(range(len(prompts.mask)) if groups is None else groups, prompts, rollout):
             tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
             for whole, values in zip(found, tokens, strict=True):
                 whole[part.rows, : part.mask.shape[1]] = values.to(whole.dtype)  # (n, c)
+        self.policy.train(was_training)
         return found
 
     def micro_batches(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[MicroBatch]:
