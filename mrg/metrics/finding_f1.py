@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NEGATIVE, THIRTEEN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import check_pairs
+from mrg.metrics.metric import ReportMetric
 
 Attributes = dict[str, frozenset[str]]
 AVERAGES = ("micro", "example")
@@ -56,10 +56,9 @@ def report_findings(reader: FindingsReader, text: str) -> tuple[dict[str, Attrib
     return stated, changes
 
 
-class _PairMetric(Metric):
+class _PairMetric(ReportMetric):
     """Counts per pair of reports, summed over batches and processes."""
 
-    full_state_update = False
     higher_is_better = True
     is_differentiable = False
     counts: Tensor
