@@ -32,7 +32,7 @@ from mrg.modules.arguments import plain_arguments
 from mrg.modules.base import ReportModule
 from mrg.modules.completion import count_unfinished, warn_unfinished
 from mrg.modules.policy.ranks import failing_together, gather
-from mrg.run.checkpoint_file import fingerprint
+from mrg.run.checkpoint_file import fingerprint, policy_fingerprint
 from mrg.run.checkpoints import CheckpointFolder
 from mrg.run.part_files import PartFiles
 from mrg.strategy import FSDP2
@@ -70,12 +70,12 @@ class ResultWriter(L.Callback):
             return
         assert isinstance(pl_module, ReportModule)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        identity = _identity(trainer, pl_module, self.checkpoint)
+        studies = data.splits["test"] if stage == "test" else data.to_predict()
+        identity = _identity(trainer, pl_module, self.checkpoint, studies)
         self.parts = PartFiles(self.folder, PARTS[stage], identity, trainer.global_rank)
         self.finished = []
         with failing_together(trainer.world_size, lambda: None):
             if trainer.is_global_zero and self.resume:
-                studies = data.splits["test"] if stage == "test" else data.to_predict()
                 self.finished = _as_written(self.parts.resume(), studies)
                 log.info(f"{len(self.finished):,} of {len(studies):,} reports are finished already.")
             elif trainer.is_global_zero:
@@ -278,18 +278,26 @@ class ResultWriter(L.Callback):
             trainer.datamodule.write_partial_predictions(self.predicted, self.folder)  # type: ignore[attr-defined]
 
 
-def _identity(trainer: L.Trainer, module: ReportModule, checkpoint: str) -> dict[str, Any]:
+def _identity(trainer: L.Trainer, module: ReportModule, checkpoint: str, studies: Sequence[Study]) -> dict[str, Any]:
     """Everything on which reports depend, for messages in parts."""
-    settings = json.dumps(plain_arguments(module.hparams), sort_keys=True)
+    folder, prompts = Path(module.source), [[s.id, s.indication, s.prior.report if s.prior else ""] for s in studies]
     return {
         "version of mrg": mrg.__version__,
         "policy": module.source,
+        # The weights of a run are in its checkpoint, or compared with it when it is loaded.
+        "content of the policy": policy_fingerprint(folder, weights=not checkpoint) if folder.is_dir() else "",
         "checkpoint": fingerprint(Path(checkpoint)) if checkpoint else "",
+        "seed": torch.initial_seed() if module.source == "tiny" and not checkpoint else "",  # of random weights
         "samples": "" if module.consensus is None else module.consensus.describe(),
-        "settings of the model": hashlib.sha256(settings.encode()).hexdigest()[:16],
+        "trainer.precision": str(trainer.precision),
+        "settings of the model": _digest(plain_arguments(module.hparams)),
         "labeler": str(getattr(module.labeler, "name", type(module.labeler).__name__)),
-        "data": trainer.datamodule.describe(),  # type: ignore[attr-defined]
+        "data": [trainer.datamodule.describe(), _digest(prompts)],  # type: ignore[attr-defined]
     }
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _as_written(rows: Sequence[dict[str, Any]], studies: Sequence[Study]) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ class TrainingOrder(L.LightningDataModule):
         assert self.select is not None
         assert self.trainer is not None
         module: Any = self.trainer.lightning_module
-        if self.measured is None or self.measured.is_due(self.select, epoch):
+        # A resumed run may have nothing left to do.
+        if self.measured is None or (self.measured.is_due(self.select, epoch) and not self.trainer.fit_loop.done):
             self.measured = module.measure(self.select, epoch)
             found = stated(run_labeler(module.labeler, self.train_reports()).cpu())
             log.info(describe_selection(self.select, self.measured, found))

@@ -25,7 +25,7 @@ from mrg.metrics.leaderboard import COLUMNS, SCORES
 from mrg.metrics.nlg import NORMALIZATIONS
 from mrg.metrics.predictions import ID_COLUMNS, PREDS_COLUMNS, TARGET_COLUMNS
 from mrg.metrics.resampling import MIN_CASES
-from mrg.metrics.scorer import ReportScore, load_scorer
+from mrg.metrics.scorer import ReportScore, is_upward, load_scorer
 from mrg.metrics.scores.named import NAMES, parse_scores
 
 DESCRIPTION = """Score generated reports against references: MCCS and CE-F1 in every convention in use, with 95 %
@@ -189,7 +189,8 @@ def make_scorers(options: argparse.Namespace) -> dict[str, Scorer]:
 
 
 def _scorer(spec: str) -> Scorer:
-    metric = ReportScore(load_scorer(spec))
+    scorer = load_scorer(spec)
+    metric = ReportScore(scorer)
 
     def score(preds: Sequence[str], target: Sequence[str]) -> Any:
         try:
@@ -199,6 +200,7 @@ def _scorer(spec: str) -> Scorer:
         except Exception as error:
             raise ExtensionError(f"The scorer {spec} failed: {where_raised(error)}") from error
 
+    score.higher_is_better = is_upward(scorer)  # type: ignore[attr-defined]
     return score
 
 

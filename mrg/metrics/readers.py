@@ -6,15 +6,16 @@ Two layouts are read. In that of ReXVal (Yu et al., 2023), a row of the pairs ho
 report per kind of candidate, and the errors are a second file with one row per study, candidate, reader and category.
 In the other one, each row is a pair of `reference` and `candidate` with its number of errors. No data come with mrg.
 
-Kendall's tau-b compares all pairs of reports by score and by errors: 1 if fewer errors always score higher. Intervals
-resample studies, because the reports of one study depend on each other.
+Kendall's tau-b compares all pairs of reports by score and by errors: 1 if fewer errors always score better, which is
+lower for a scorer whose attribute `higher_is_better` is False. Intervals resample studies, because the reports of one
+study depend on each other.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from mrg.metrics.nlg import bleu, rouge_l
 from mrg.metrics.predictions import some
 from mrg.metrics.resampling import percentile_interval
 from mrg.metrics.rows import read_rows
+from mrg.metrics.scorer import is_upward
 
 REFERENCES, CANDIDATES = ("gt_report", "reference", "target", "ground_truth"), ("candidate", "prediction", "generated")
 STUDIES = ("study_number", "study_id", "id", "study")
@@ -166,9 +168,20 @@ def reader_scores(
 
 
 def correlations(
-    pairs: Sequence[ReadPair], scores: Mapping[str, np.ndarray], num_trials: int = 1000, seed: int = 0
+    pairs: Sequence[ReadPair],
+    scores: Mapping[str, np.ndarray],
+    num_trials: int = 1000,
+    seed: int = 0,
+    downward: Collection[str] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Score -> `value`, Kendall's tau-b, with its 95 % bootstrap interval over studies `low` and `high`; best first.
+
+    Args:
+        pairs: N reports with their errors.
+        scores: Name -> (N,) scores.
+        num_trials: Number of bootstrap samples.
+        seed: Seed of the samples.
+        downward: Names of the scores of which lower is better; none by default.
 
     Raises:
         UserError: If there are fewer than two studies.
@@ -182,7 +195,7 @@ def correlations(
     errors = np.array([pair.errors for pair in pairs])
     result = {}
     for name, values in scores.items():
-        tau = kendall(values, errors, weights)
+        tau = kendall(-values if name in (downward or ()) else values, errors, weights)
         low, high = percentile_interval(tau[1:][~np.isnan(tau[1:])]) if not np.isnan(tau[1:]).all() else (tau[0],) * 2
         result[name] = {"value": float(tau[0]), "low": float(low), "high": float(high)}
     return dict(sorted(result.items(), key=lambda row: -np.nan_to_num(row[1]["value"], nan=-2)))
@@ -211,14 +224,18 @@ def main(args: Sequence[str] | None = None) -> None:
     options = parser().parse_args(args)
     with one_line_errors("mrg.metrics.readers"):
         pairs = read_pairs(options.pairs, options.errors, options.column, options.significant)
-        scores = reader_scores(pairs, make_labeler(options), options.margin, make_scorers(options))
-        result = correlations(pairs, scores)
+        scorers = make_scorers(options)
+        downward = [name for name, scorer in scorers.items() if not is_upward(scorer)]
+        scores = reader_scores(pairs, make_labeler(options), options.margin, scorers)
+        result = correlations(pairs, scores, downward=downward)
         if options.output:
-            write_json(options.output, {"num_reports": len(pairs), "margin": options.margin, "correlations": result})
+            settings = {"num_reports": len(pairs), "margin": options.margin, "lower_is_better": downward}
+            write_json(options.output, {**settings, "correlations": result})
         studies = len({pair.study for pair in pairs})
         print(f"{len(pairs)} reports of {studies} studies. Kendall's tau-b, 95 % bootstrap intervals over studies.")
         for name, row in result.items():
-            print(f"{name:<24}{row['value']:>7.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
+            shown = f"{name} (lower is better)" if name in downward else name
+            print(f"{shown:<24}{row['value']:>7.3f}  [{row['low']:+.3f}, {row['high']:+.3f}]")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class ReportScore(ReportMetric):
     Args:
         scorer: Scorer, see `mrg.metrics.labels.Scorer`.
         name: Name in messages and, with `as_reward`, in logs; the scorer's own name by default.
-        higher_is_better: Whether a larger value is a better report.
+        higher_is_better: Whether a larger value is a better report; False if the scorer has such an attribute that is.
         kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
@@ -93,7 +93,8 @@ class ReportScore(ReportMetric):
         self.name = name or name_of(scorer)
         # Not a submodule: its weights stay out of checkpoints, and train() does not reach its dropout.
         object.__setattr__(self, "scorer", scorer)
-        object.__setattr__(self, "higher_is_better", higher_is_better)  # torchmetrics allows it on classes alone
+        upward = higher_is_better and is_upward(scorer)
+        object.__setattr__(self, "higher_is_better", upward)  # torchmetrics allows it on classes alone
         # A collection updates metrics together if their states are equal after a batch: another scorer, another state.
         self.add_state("settings", torch.tensor(identity(scorer)), dist_reduce_fx="max")
         self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
@@ -139,6 +140,11 @@ def _check_scorer(value: Any, what: str) -> None:
     else:
         return
     raise UserTypeError(f"Expected {what} to be a function of two lists of strings, but got {got}.")
+
+
+def is_upward(scorer: Scorer) -> bool:
+    """Whether larger values of a scorer are better: its attribute `higher_is_better`, True without one."""
+    return getattr(scorer, "higher_is_better", True) is not False
 
 
 def load_scorer(path: str) -> Scorer:

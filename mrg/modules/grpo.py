@@ -33,7 +33,7 @@ from mrg.datamodules.selection import Measured, Selection
 from mrg.log import log
 from mrg.modules.checks import check_counts
 from mrg.modules.optimizer import clip_gradients, local_gradients
-from mrg.modules.policy.ranks import any_rank, failing_together, gather, gathered, mean_over_ranks
+from mrg.modules.policy.ranks import failing_together, gather, gathered, mean_over_ranks
 from mrg.modules.prefix.flex import Attention, flex_state
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rl.batch import MicroBatch, Step, check_round, minibatches
@@ -215,9 +215,9 @@ class GRPOModule(RoundModule):
         if self.policy.entropy_gradient and step.num_entropy_tokens:
             mean = mean_over_ranks(float(totals.pop("entropy_sum", 0.0)), world_size, self.device)
             self.entropy_bonus.update(mean / step.num_entropy_tokens)
-        if not any_rank(bool(live), world_size, self.device):
-            optimizer.zero_grad()  # with gradients of 0, momentum would still move the weights
         norm = clip_gradients(self.parameters(), self.optimizer_settings.max_grad_norm)
+        if not bool(norm):
+            optimizer.zero_grad()  # with gradients of 0, momentum would still move the weights
         if self.patience.takes(norm, self.round_index, mean_over_ranks(float(totals["loss"]), world_size, self.device)):
             optimizer.step()
             torch.clear_autocast_cache()  # a cache, if it is on, holds casts of the weights before the step

@@ -108,6 +108,8 @@ class RoundModule(RewardedModule):
             if self.ahead is not None:
                 written = self.ahead.take(self.round_index, batch, self.device)
                 if written is not None:
+                    if self.ahead.client.adapter is None:  # after a resume; groups may be sampled again
+                        self.engine.synchronize(self.round_index, self.trainer)
                     return written
             self.engine.synchronize(self.round_index, self.trainer)
         return self.engine.sample(batch, self._seeds(seed, groups or range(len(batch))), *options)
@@ -169,11 +171,11 @@ class RoundModule(RewardedModule):
             return rewards
         return with_overlong(rewards, length, self.max_new_tokens, settings.overlong_cache, settings.overlong_weight)
 
-    def signal(self, rewards: Rewards) -> Tensor:
-        """(N,) what completions of a group are compared by: the reward, or the sum of its normalized parts."""
+    def signal(self, rewards: Rewards, size: int = 0) -> Tensor:
+        """(N,) what completions of groups of `size` are compared by: the reward, or the sum of its normalized parts."""
         if not self.decoupled:
             return rewards.total
-        terms = decoupled_terms(rewards.parts, self.part_weights, self.group_size, rewards.present)
+        terms = decoupled_terms(rewards.parts, self.part_weights, size or self.group_size, rewards.present)
         return torch.stack(list(terms.values())).sum(0)
 
     def advantages(self, rewards: Rewards, importance: Tensor | None = None) -> Tensor:
@@ -227,12 +229,18 @@ class RoundModule(RewardedModule):
 
     @torch.no_grad()
     def round_values(self, prompts: Prompts, rollout: Rollout, groups: Sequence[int] | None = None) -> TokenLogps:
-        """(N, C) log-probabilities and entropies of the policy as it is, of some groups; 0 where there is no token."""
+        """(N, C) log-probabilities and entropies of the policy as it samples, without dropout, of some groups.
+
+        They are 0 where there is no token.
+        """
+        was_training = self.policy.training
+        self.policy.eval()
         found = TokenLogps(*(torch.zeros_like(rollout.old_logps) for _ in range(2)))  # (N, C) each
         for part in self.micro_batches(range(len(prompts.mask)) if groups is None else groups, prompts, rollout):
             tokens = self.policy.logps(prompts.rows(part.groups), part.completion_ids, part.mask, self.temperature)
             for whole, values in zip(found, tokens, strict=True):
                 whole[part.rows, : part.mask.shape[1]] = values.to(whole.dtype)  # (n, c)
+        self.policy.train(was_training)
         return found
 
     def micro_batches(self, groups: Sequence[int], prompts: Prompts, rollout: Rollout) -> list[MicroBatch]:
@@ -257,27 +265,32 @@ class RoundModule(RewardedModule):
         """Let reference reports take the place of completions, see `mrg.modules.rl.reference`; all ranks call this."""
         if not self.adds_references:
             return rollout, rewards
-        size, policy = self.group_size, self.policy
-        labels = rewards.labels[1][::size]  # (B, 14)
+        size = self.group_size
+        groups, ids, texts, own = self.references(batch, rewards, size)
+        self.reference_share = mean_over_ranks(len(groups) / len(batch), self.trainer.world_size, self.device)
+        if groups:
+            rollout = with_references(rollout, groups, ids, texts, size, self.policy.pad_id)
+            rewards = replace_rewards(rewards, own, torch.tensor(groups) * size)
+        if self.reference_share:
+            first = torch.tensor(groups, dtype=torch.long, device=rollout.old_logps.device) * size
+            rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
+        return rollout, rewards
+
+    def references(
+        self, batch: Batch, rewards: Rewards, size: int
+    ) -> tuple[list[int], list[list[int]], list[str], Rewards]:
+        """Groups of `size` completions that take their reference, and its token ids, text and rewards for each."""
+        labels, policy = rewards.labels[1][::size], self.policy  # (B, 14)
         targets = [target_text(text, row, self.think) for text, row in zip(batch.target, labels, strict=True)]
         ids = encode_targets(policy, targets)
         banned, tokenizer = set(policy.banned_ids), policy.processor.tokenizer
         fits = torch.tensor([len(row) <= self.max_new_tokens and banned.isdisjoint(row) for row in ids])
         texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
         own = self.rewards_of(texts, torch.tensor([len(row) for row in ids]), batch, range(len(batch)))
-        dead = equal_groups(self.signal(rewards), size, rewards.scored)
+        dead = equal_groups(self.signal(rewards, size), size, rewards.scored)
         groups = bad_groups(rewards.total, own.total, size, dead & fits)
-        self.reference_share = mean_over_ranks(len(groups) / len(batch), self.trainer.world_size, self.device)
-        if groups:
-            rollout = with_references(
-                rollout, groups, [ids[k] for k in groups], [texts[k] for k in groups], size, policy.pad_id
-            )
-            rows = torch.tensor(groups)
-            rewards = replace_rewards(rewards, own.take(rows), rows * size)
-        if self.reference_share:
-            first = torch.tensor(groups, dtype=torch.long, device=rollout.old_logps.device) * size
-            rollout.old_logps[first] = self.round_values(prompts, rollout, groups).logps[first]
-        return rollout, rewards
+        taken = own.take(torch.tensor(groups, dtype=torch.long))
+        return groups, [ids[k] for k in groups], [texts[k] for k in groups], taken
 
     def update_corpus(self, rewards: Rewards, importance: Tensor | None = None) -> None:
         """Take the round into the corpus F1: what the policy has written, without reference reports in its place.

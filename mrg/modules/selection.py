@@ -26,7 +26,7 @@ from mrg.log import log
 from mrg.modules.arguments import plain_arguments
 from mrg.modules.policy.ranks import failing_together, full, gather, gathered
 from mrg.modules.rl.advantage import dead_groups
-from mrg.modules.rl.reward import Rewards
+from mrg.modules.rl.reward import Rewards, replace_rewards
 from mrg.modules.rollout.sampling import sample
 from mrg.modules.round import RoundModule
 
@@ -94,13 +94,13 @@ def measure(module: RoundModule, select: Selection, epoch: int) -> Measured:
                         new = {names[index]: (None, 0.0) for index in batches[own[step]]}  # unless it can be read
                         if batch.counts:
                             with trainer.precision_plugin.forward_context():
-                                rewards = _rewards(module, batch.to(module.device), select.samples, seed)
-                            new |= dict(zip(batch.study_id, statistics(rewards, select.samples), strict=True))
-                rows = {name: row for part in gather(new, world_size) for name, row in part.items()}
+                                rows = _rows(module, batch.to(module.device), select.samples, seed)
+                            new |= dict(zip(batch.study_id, rows, strict=True))
+                found = {name: row for part in gather(new, world_size) for name, row in part.items()}
                 with failing_together(world_size, module.keep_intact):
                     if trainer.is_global_zero:
-                        append_lines(file, [{"id": name, "mean": m, "std": s} for name, (m, s) in rows.items()])
-                known |= rows
+                        append_lines(file, [{"id": name, "mean": m, "std": s} for name, (m, s) in found.items()])
+                known |= found
     finally:
         module.policy.train(was_training)
     mean, deviation = (torch.full((len(studies),), math.nan, dtype=torch.float64) for _ in range(2))
@@ -119,7 +119,8 @@ def _chosen(num_studies: int, wanted: int, seed: int) -> list[int]:
     return chosen
 
 
-def _rewards(module: RoundModule, batch: Batch, samples: int, seed: int) -> Rewards:
+def _rows(module: RoundModule, batch: Batch, samples: int, seed: int) -> list[Row]:
+    """Mean reward of the completions of each study, and the deviation of what a round would learn from."""
     options = samples, module.max_new_tokens, module.temperature
     if module.engine is not None:
         rollout = module.engine.sample(batch, {row: hash((seed, row)) for row in range(len(batch))}, *options)
@@ -127,7 +128,14 @@ def _rewards(module: RoundModule, batch: Batch, samples: int, seed: int) -> Rewa
         generator = torch.Generator(module.device).manual_seed(seed)
         rollout = sample(module.policy, module.policy.embed(batch), *options, generator, module.decoder)
     rows = [row for row in range(len(batch)) for _ in range(samples)]
-    return module.rewards_of(rollout.texts, rollout.completion_mask.sum(1).cpu(), batch, rows)
+    rewards = module.rewards_of(rollout.texts, rollout.completion_mask.sum(1).cpu(), batch, rows)
+    found = statistics(rewards, samples)
+    if not module.adds_references:
+        return found
+    # A group of equal rewards learns from its reference, if that is paid more.
+    groups, _, _, own = module.references(batch, rewards, samples)
+    learned = statistics(replace_rewards(rewards, own, torch.tensor(groups, dtype=torch.long) * samples), samples)
+    return [(mean, deviation) for (mean, _), (_, deviation) in zip(found, learned, strict=True)]
 
 
 def _identity(module: RoundModule, select: Selection, epoch: int) -> dict[str, Any]:

@@ -115,6 +115,23 @@ def fingerprint(checkpoint: Path) -> str:
     return hashlib.sha256(repr(sorted(rows)).encode()).hexdigest()[:16]
 
 
+def policy_fingerprint(folder: Path, weights: bool = True) -> str:
+    """Identify a policy on disk by the content of its files; a rewritten copy of the same policy is the same.
+
+    Args:
+        folder: Folder of the policy.
+        weights: Whether weights count, beside tokenizer, image processor and configuration; they are read as a whole.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and (weights or path.suffix not in (".safetensors", ".bin", ".pt")):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
 def is_outdated(folder: Path, results: Mapping[str, Any]) -> bool:
     """Return whether the checkpoint that was tested has been replaced since.
 

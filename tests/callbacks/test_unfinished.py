@@ -131,6 +131,27 @@ def test_what_was_written_with_other_settings_is_refused(run, monkeypatch, capsy
     assert len(json.loads((run / "run" / "results.json").read_text())["systems"]) == 3
 
 
+def test_reports_of_another_precision_or_another_starting_policy_are_refused(run, monkeypatch, capsys):
+    """Part of the reports would be of the one, part of the other."""
+    policy = shutil.copytree(run / "run" / "policy", run / "policy")
+    start = arguments(run, "--name=start", "--starting_policy=true", f"--model.init_args.policy={policy}")
+    with monkeypatch.context() as patch:
+        batches(patch, stop=1)
+        with pytest.raises(RuntimeError):
+            main(["predict", *start])
+    resumed = ["predict", *start, "--resume=auto"]
+    code, message = failure(capsys, [*resumed, "--trainer.precision=bf16-mixed"])
+    assert (code, "cannot be resumed: it was written with another trainer.precision." in message) == (2, True)
+    weights = policy / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-4] + bytes(4))  # as if the folder had been written again by another run
+    code, message = failure(capsys, resumed)
+    assert (code, "cannot be resumed: it was written with another content of the policy." in message) == (2, True)
+    weights.write_bytes(before)
+    main(resumed)
+    assert len((run / "start" / "predict.jsonl").read_text().splitlines()) == 7
+
+
 def on_two(folder, killed, command, *options):
     """Run a command in two processes; returns exit code and output."""
     two = ["--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.strategy=ddp"]

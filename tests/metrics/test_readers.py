@@ -158,3 +158,25 @@ def test_what_the_readers_command_prints(tmp_path, capsys):
 
 def one(preds, target):
     return [1.0] * len(preds)
+
+
+DOWNWARD = """
+def missing(preds, target):
+    return [len(set(t.split()) - set(p.split())) for p, t in zip(preds, target)]
+
+missing.higher_is_better = False
+"""
+
+
+def test_a_scorer_of_which_lower_is_better(rexval, tmp_path, monkeypatch, capsys):
+    """Words of the reference that a report lacks agree with the errors as well as any score that rises."""
+    (tmp_path / "downward_scores.py").write_text(DOWNWARD)
+    monkeypatch.syspath_prepend(tmp_path)
+    output = tmp_path / "out.json"
+    main([str(rexval[0]), "--errors", str(rexval[1]), "--scorer", "downward_scores:missing", "--output", str(output)])
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("downward_scores:missing"))
+    assert line.startswith("downward_scores:missing (lower is better) ")
+    assert float(line.split()[4]) > 0.8
+    result = json.loads(output.read_text())
+    assert result["lower_is_better"] == ["downward_scores:missing"]
+    assert result["correlations"]["downward_scores:missing"]["value"] > 0.8

@@ -1,5 +1,7 @@
 import dataclasses
 
+import pytest
+
 from mrg.metrics import RulesLabeler
 from mrg.metrics.conditions import THIRTEEN
 from mrg.metrics.constants import BestConstants
@@ -108,6 +110,19 @@ def test_bounds_of_differences_and_of_informedness():
     assert remarks({**judged_by(0.0, 0.1), "best_constant": None}) == []
     for name in ("constant normal", "most frequent report", "most frequent reference", "best reference"):
         assert remarks(judged_by(0.0, 0.0, name)) == []
+
+
+def test_an_interval_that_does_not_contain_its_value():
+    """Seven studies with a condition each, all stated: F1 is 1/4 each; of a sample that has k of them, more."""
+    target = ["Enlarged heart.", "Effusion.", "Pneumothorax.", "Fracture.", "Edema.", "Consolidation.", "Atelectasis."]
+    best = BestConstants.of(target, LABELER)
+    results = evaluate_systems({"model": target}, target, LABELER, num_resamples=200, best=best)
+    span = results["best_constant"]["scores"]["CE-F1 macro-13+"]
+    assert span["value"] == pytest.approx(7 / 13 / 4)
+    assert span["low"] > span["value"]
+    assert [line.partition(":")[0] for line in remarks(results) if "interval of" in line] == [
+        "The interval of best constant in CE-F1 macro-13+ does not contain the value"
+    ]
 
 
 def test_what_a_legend_says():

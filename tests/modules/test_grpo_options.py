@@ -15,6 +15,7 @@ from mrg.datamodules.collate import StudyCollator
 from mrg.modules.grpo import GRPOModule
 from mrg.modules.policy.load import load_policy
 from mrg.modules.policy.lora import LoRA
+from mrg.modules.rl.entropy import EntropySettings
 from mrg.modules.rl.monitor import Patience
 from mrg.modules.rl.reward import Rewards
 from tests.callbacks.resuming import fit, newest
@@ -200,9 +201,13 @@ class MaskedFrom(L.Callback):
             module.loss_settings = dataclasses.replace(module.loss_settings, mask_truncated=True)
 
 
-def test_momentum_moves_nothing_where_every_completion_is_masked(saved, studies):
+@pytest.mark.parametrize(
+    "more", [{"kl_coef": 0.0}, {"kl_coef": 0.1}, {"kl_coef": 0.0, "entropy": EntropySettings(0.1)}]
+)
+def test_momentum_moves_nothing_where_every_completion_is_masked(saved, studies, more):
+    """Masked completions enter neither the KL term nor the entropy bonus."""
     masked = MaskedFrom(1)
-    module, _ = fitted(saved, studies, Shortness(), steps=2, callbacks=[masked], kl_coef=0.0, max_new_tokens=2)
+    module, _ = fitted(saved, studies, Shortness(), steps=2, callbacks=[masked], max_new_tokens=2, **more)
     assert all(torch.equal(masked.before[name], weight) for name, weight in weights(module).items())
     assert any(bool(weight.any()) for name, weight in masked.before.items() if "lora_B" in name)  # it has learned
 

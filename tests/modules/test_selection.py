@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mrg.datamodules.selection import Selection
-from mrg.modules.rl.reward import Rewards
+from mrg.modules.rl.reward import Reward, Rewards
 from mrg.modules.selection import FILE, measure, statistics
 from mrg.modules.sft import SFTModule
 from tests.callbacks.resuming import Stop, differences, fit, newest, on_ranks
@@ -109,6 +109,29 @@ def test_a_resumed_run_is_the_run_that_was_not_broken(saved, tmp_path, stop):  #
     fit(tmp_path / "broken", "grpo", saved, checkpoint=newest(tmp_path / "broken"), **settings, **root)
     assert differences(tmp_path / "whole", tmp_path / "broken") == []
     assert (tmp_path / "whole" / FILE).read_text() == (tmp_path / "broken" / FILE).read_text()
+
+
+def test_nothing_is_measured_for_a_run_that_has_ended(saved, tmp_path):  # noqa: F811
+    """Its last epoch is complete, so that a measurement would be due before another one."""
+    settings = {"data": {"select": Selection(samples=2, every=2)}, "max_steps": 2, "max_epochs": -1}
+    run = tmp_path / "run"
+    fit(run, "grpo", saved, default_root_dir=run, **settings)
+    (run / FILE).unlink()
+    module = fit(run, "grpo", saved, checkpoint=newest(run), default_root_dir=run, **settings)
+    assert module.reward.calls == 0
+    assert not (run / FILE).exists()
+
+
+def test_a_study_whose_reference_would_teach_is_selected(saved, studies, tmp_path):  # noqa: F811
+    """An untrained policy writes no valid report, so that all rewards are 0; the reference gets 1.25."""
+    settings = {"add_reference": True, "ce_f1_weight": 1.0, "mccs_weight": 0.0, "max_new_tokens": 200}
+    module = ready(saved, studies, tmp_path, **settings)
+    module.reward = Reward(module.labeler, 0.0, ce_f1_weight=1.0, think="absent")
+    found = measure(module, Selection(samples=3), 0)
+    assert found.mean.tolist() == [0.0] * 8  # of what the policy has written
+    assert found.deviation.tolist() == pytest.approx([1.25 / 3**0.5] * 8)  # of 1.25, 0 and 0
+    module.adds_references = False
+    assert not measure(module, Selection(samples=3, least=0.1), 0).deviation.any()
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ _IGNORED = """
     upper abdominal, lower extremity, upper extremity, no new, small bowel, large bowel,
     heart base, base of the heart"""
 _SEPARATORS = frozenset((",", "and", "with", "plus", "or", "but", ";", ":", "versus", "without", "no", ITEM, SOFT))
-_CONNECTORS = frozenset((",", "and", "or", "and/or"))
+_CONNECTORS = frozenset((",", "and", "or"))  # "and/or" is two words
 _BREAKS = frozenset((
     "in", "at", "of", "on", "within", "along", "near", "involving", "over", "overlying", "projecting", "is", "are",
     "was", "were", "has", "have", "appears", "appear", "remains", "remain", "to", "from", "which", "that", "than",

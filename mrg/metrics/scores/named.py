@@ -20,7 +20,7 @@ from mrg.errors import MissingPackageError, RunError, UserError, nearest
 from mrg.metrics.imports import import_named
 from mrg.metrics.labels import Scorer
 from mrg.metrics.nlg import need_nlg, nlg_scores, normalize_reports
-from mrg.metrics.scorer import optional_scores
+from mrg.metrics.scorer import is_upward, optional_scores
 from mrg.metrics.scores.finding import finding_group
 from mrg.metrics.scores.group import Corpus, Group, Row, mean
 from mrg.metrics.scores.kept import stamp
@@ -96,7 +96,9 @@ def make_groups(
         text = " ".join(f"{name} cannot be computed: {error}" for name, error in problems)
         raise (MissingPackageError if missing else UserError)(text) from problems[0][1]
     for spec, scorer in scorers.items():
-        row = Row(spec, "mean over reports", mean(), percent=False)
+        up = is_upward(scorer)
+        how = "mean over reports" if up else "mean over reports; lower is better"
+        row = Row(spec, how, mean(), percent=False, higher_is_better=up)
         groups.append(Group(spec, [row], _filled(scorer, spec), {}))
     return groups
 

@@ -59,20 +59,19 @@ def check_engine(
             "rollout.overlap trains on completions of an older policy, which only a correction makes unbiased: set "
             "model.init_args.rollout.servers.correction to truncate, mask or sequence_mask, or overlap to 0."
         )
-    if rollout.colocate is None:
-        return
-    if lora is None:
+    if rollout.colocate is not None and lora is None:
         raise UserError(
             f"{WHERE} receives an adapter and never whole weights: set model.init_args.lora, or rollout.colocate "
             "to null."
         )
-    others = {"load_in_4bit": (load_in_4bit, "false"), "train_vision": (train_vision, "false"),
+    where = "servers" if rollout.colocate is None else "colocate"
+    others = {"load_in_4bit": (load_in_4bit and where == "colocate", "false"), "train_vision": (train_vision, "false"),
               "language_model": (language_model, "''")}  # fmt: skip
     for name, (is_set, unset) in others.items():
-        if is_set:
+        if is_set and rollout.engine is not None:
             raise UserError(
-                f"{WHERE} samples with the weights of the checkpoint and the adapter alone: set model.init_args.{name} "
-                f"to {unset}, or rollout.colocate to null."
+                f"model.init_args.rollout.{where} samples with the weights of the checkpoint and the adapter alone: "
+                f"set model.init_args.{name} to {unset}, or rollout.{where} to null."
             )
 
 

@@ -14,6 +14,10 @@ SENTENCES = [
         [("Pleural Effusion", "left", None, None, None), ("Atelectasis", "left", None, None, None)],
     ),
     (
+        "Left effusion and/or atelectasis.",
+        [("Pleural Effusion", "left", None, None, None), ("Atelectasis", "left", None, None, None)],
+    ),
+    (
         "Atelectasis and effusion at the right base.",
         [("Atelectasis", "right", "basal", None, None), ("Pleural Effusion", "right", "basal", None, None)],
     ),

@@ -1,13 +1,16 @@
 import argparse
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mrg.errors import UserError
 from mrg.metrics.nlg import nlg_scores
+from mrg.metrics.scorer import ReportScore
 from mrg.metrics.scores.group import Sums
-from mrg.metrics.scores.named import bleu_counts, learned_group, nlg_group, parse_scores
+from mrg.metrics.scores.named import bleu_counts, learned_group, make_groups, nlg_group, parse_scores
+from mrg.metrics.trl import as_reward
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +55,19 @@ def test_radcliq_needs_a_checkpoint_of_chexbert():
     options = argparse.Namespace(bertscore=["a"], radgraph=["b"], ratescore=None, chexbert=None)
     with pytest.raises(UserError, match="it needs --bertscore ENCODER, --radgraph CHECKPOINT"):
         learned_group("radcliq", options, None, {})
+
+
+def test_a_scorer_says_that_lower_is_better():
+    def missing(preds, target):
+        return [len(set(t.split()) - set(p.split())) for p, t in zip(preds, target, strict=True)]
+
+    scorers = {"up": lambda preds, target: [1.0] * len(preds), "down": missing}
+    missing.higher_is_better = False
+    (up,), (down,) = (
+        group.rows for group in make_groups((), argparse.Namespace(), None, scorers, Path("judged.jsonl"))
+    )
+    assert (up.higher_is_better, up.convention) == (True, "mean over reports")
+    assert (down.higher_is_better, down.convention) == (False, "mean over reports; lower is better")
+    assert not ReportScore(missing).higher_is_better
+    with pytest.raises(ValueError, match="higher_is_better=True, but that of missing is False"):
+        as_reward(missing)

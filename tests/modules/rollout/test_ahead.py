@@ -160,6 +160,28 @@ def test_a_resumed_run_learns_from_what_was_waiting(saved, server, tmp_path, how
     assert differences(tmp_path / "whole", tmp_path / "broken") == []
 
 
+class Equal(Lengths):
+    """Pays the same for all completions, so that every group is sampled again."""
+
+    def __call__(self, texts, target, study_id):
+        rewards = super().__call__(texts, target, study_id)
+        return rewards._replace(total=torch.zeros_like(rewards.total))
+
+
+def test_groups_that_a_resumed_run_samples_again_are_of_its_policy(saved, server, tmp_path, monkeypatch):  # noqa: F811
+    """The first round was sampled ahead, so that no adapter has been loaded since the resume."""
+    monkeypatch.setattr("tests.callbacks.resuming.Lengths", Equal)
+    servers = Servers([server.url], str(tmp_path / "adapters"), attempts=1)
+    module = {"servers": servers, "overlap": 1, "resample_dead": 1}
+    settings = {"module": module, "data": {"num_train": 8}, "max_epochs": 1}
+    with pytest.raises(Stop):
+        fit(tmp_path / "run", "grpo", saved, stop=(3, "step"), **settings)
+    server.asked.clear()
+    fit(tmp_path / "run", "grpo", saved, checkpoint=newest(tmp_path / "run"), **settings)
+    assert server.asked
+    assert all("-" in name for name in server.asked), server.asked  # adapters of rounds, not the base
+
+
 @pytest.mark.slow
 def test_two_processes_resume_as_if_they_had_not_stopped(saved, server, tmp_path):  # noqa: F811
     servers = {"urls": [server.url], "adapters": str(tmp_path / "adapters"), "attempts": 1}

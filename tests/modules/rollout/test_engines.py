@@ -37,6 +37,7 @@ def test_bad_settings(settings, message):
     [
         (SERVERS, {"lora": None}, "never whole weights: set model.init_args.lora, or rollout.servers to null"),
         (COLOCATE, {"lora": None}, "never whole weights: set model.init_args.lora, or rollout.colocate to null"),
+        (SERVERS, {"train_vision": True}, "set model.init_args.train_vision to false, or rollout.servers to null"),
         (COLOCATE, {"load_in_4bit": True}, "set model.init_args.load_in_4bit to false, or rollout.colocate to null"),
         (COLOCATE, {"train_vision": True}, "set model.init_args.train_vision to false, or rollout.colocate to null"),
         (
