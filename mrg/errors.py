@@ -41,6 +41,11 @@ def install(extra: str) -> str:
     return f"pip install -e '.[{extra}]' in the checkout"
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, for messages: `1 study`, `2 studies`; the plural adds an s by default."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """Suggest a similar name, as text to append to a message; empty if none is similar."""
     found = difflib.get_close_matches(word, list(names), n=1)

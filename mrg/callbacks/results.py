@@ -95,7 +95,7 @@ class ResultWriter(L.Callback):
         total, trained = sum(n for n, _ in sizes), sum(n for n, grad in sizes if grad)
         data = trainer.datamodule  # type: ignore[attr-defined]
         log.info(f"{type(pl_module).__name__} on {data.describe()}")
-        log.info(f"Policy with {total / 1e6:,.1f} million weights, of which {trained / 1e6:,.2f} million are trained.")
+        log.info(f"Policy with {total / 1e6:,.2f} million weights, of which {trained / 1e6:,.2f} million are trained.")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the data that are tested on."""
@@ -143,7 +143,11 @@ class ResultWriter(L.Callback):
             self._print_files()
 
     def _print_files(self) -> None:
-        print(f"Page: {self.folder / 'index.html'}\nMetrics: {self.folder / 'metrics.csv'}", flush=True)
+        print(f"Page: {self.folder / 'index.html'}", flush=True)
+        if (
+            metrics := self.folder / "metrics.csv"
+        ).exists():  # not in a run of fewer steps than trainer.log_every_n_steps
+            print(f"Metrics: {metrics}", flush=True)
 
     def _print_unscored(self) -> None:
         """Print what a run without a score has written, and the commands that score it and write its policy."""

@@ -297,6 +297,7 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*number of training batches.*",
         ".*treespec.*",
+        r".*module\(s\) in eval mode.*",  # the frozen vision tower
         ".*LightningCLI's args parameter.*",
         ".*exists and is not empty.*",
         ".*dirpath has changed.*",

@@ -104,8 +104,9 @@ class Parser(LightningArgumentParser):
         raise SystemExit(2)  # for type checkers: the line above does not return
 
     def keys(self) -> list[str]:
-        """Return the keys of the parser and of its commands."""
-        return [key for parser in (self, *self.commands.values()) for key, _ in parser.get_defaults().items()]
+        """Return the keys of the parser and of its commands; those of `predict` include the options for own images."""
+        own = vars(images_parser().parse_args([])) if str(self.usage).startswith("python -m mrg predict") else {}
+        return [*own, *(key for parser in (self, *self.commands.values()) for key, _ in parser.get_defaults().items())]
 
     def format_help(self) -> str:
         """Return the help; that of `predict` includes the options for your own images."""

@@ -25,7 +25,7 @@ from mrg.datamodules.order import TrainingOrder
 from mrg.datamodules.selection import Select, as_selection, check_reward
 from mrg.datamodules.study import Study, StudyTable, random_subset
 from mrg.datamodules.workers import init_worker
-from mrg.errors import UserError
+from mrg.errors import UserError, counted
 from mrg.files import write_lines
 from mrg.log import log
 
@@ -184,7 +184,7 @@ class ReportDataModule(TrainingOrder):
     def write_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write the predictions, one row per study, into the run's folder, and print the path."""
         write_lines(folder / "predict.jsonl", rows)
-        print(f"{len(rows)} reports: {folder / 'predict.jsonl'}", flush=True)
+        print(f"{counted(len(rows), 'report')}: {folder / 'predict.jsonl'}", flush=True)
 
     def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Handle the predictions of an interrupted `predict`: part of a split is not written."""

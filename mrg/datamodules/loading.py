@@ -237,7 +237,7 @@ class SkippingCollator:
             found = [row for row in filled if row is not None]
         if not found:
             first = next(iter(skipped.values())).reason
-            raise UserError(f"None of the {len(self.studies)} studies of split {self.split!r} can be read: {first}")
+            raise UserError(f"No study of split {self.split!r} can be read: {first}")
         batch = self.collator.batch([study for study, _ in found], [images for _, images in found])
         batch.skipped, batch.counts = tuple(skipped.values()), counts
         return batch

@@ -12,7 +12,7 @@ from mrg.datamodules.base import ReportDataModule
 from mrg.datamodules.errors import DataNotFoundError, first_names
 from mrg.datamodules.images.read import SUFFIXES
 from mrg.datamodules.study import Study, View, all_as_test
-from mrg.errors import UserError
+from mrg.errors import UserError, counted
 from mrg.files import write_lines
 
 
@@ -45,7 +45,9 @@ def find_images(names: Sequence[str]) -> list[Path]:
                 missing.append(_printable(path))
         found.update(dict.fromkeys(files))
     if missing:
-        raise DataNotFoundError(f"{len(missing)} of the images do not exist: {first_names(missing)}; check --images.")
+        raise DataNotFoundError(
+            f"{counted(len(missing), 'image does', 'images do')} not exist: {first_names(missing)}; check --images."
+        )
     return list(found)
 
 
@@ -129,7 +131,7 @@ class ImagesDataModule(ReportDataModule):
             print(f"\n{row['id']}\n{row['prediction'] or '(No report; the file below holds the complete output.)'}")
         output = Path(self.output) if self.output else folder / "images.jsonl"
         write_lines(output, [{"id": row["id"], "images": images[row["id"]], **row} for row in rows])
-        print(f"\n{len(rows)} {'report' if len(rows) == 1 else 'reports'}: {output}", flush=True)
+        print(f"\n{counted(len(rows), 'report')}: {output}", flush=True)
 
     def write_partial_predictions(self, rows: list[dict[str, Any]], folder: Path) -> None:
         """Write the predictions of an interrupted `predict`, because each is useful by itself."""

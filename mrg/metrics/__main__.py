@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mrg.errors import UserError
+from mrg.errors import UserError, counted
 from mrg.files import write_json
 from mrg.metrics.arguments import (
     ReportingLabeler,
@@ -67,6 +67,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    if options.compare.resolve() == options.predictions.resolve():  # in which --preds would name one column for both
+        raise UserError(
+            f"Expected --compare to be another file than {options.predictions}; to compare two of its columns, "
+            "write each to a file of its own."
+        )
     first, second = _read([options.predictions, options.compare], options)
     names = _names(options.predictions, options.compare)
     if not (first.has_ids and second.has_ids):
@@ -205,7 +210,7 @@ def _notes(predictions: Predictions) -> str:
     if note := remark_on_frequency(predictions.target, "most frequent reference", "reference"):
         lines.append(note)
     if len(predictions.ids) < 100:
-        lines.append(f"{len(predictions.ids)} studies are few: the intervals are wide.")
+        lines.append(f"{counted(len(predictions.ids), 'study is', 'studies are')} few: the intervals are wide.")
     return "\n".join(lines)
 
 

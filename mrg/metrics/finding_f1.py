@@ -210,7 +210,7 @@ class AttributeAccuracy(_PairMetric):
 
     def scores(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
         """Accuracy of each report (N,); nan if it shares no finding with the attribute, so that it is no reward."""
-        right, wrong, _ = self.pair_counts(preds, target).double().T
+        right, wrong, _ = self.pair_counts(preds, target).double().unbind(1)
         return right / (right + wrong)
 
     def _pair(self, pred: Any, reference: Any) -> tuple[int, int, int]:

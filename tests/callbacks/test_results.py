@@ -1,6 +1,7 @@
 """The last lines of a run."""
 
 import json
+import re
 import shlex
 
 from mrg.cli import main
@@ -66,8 +67,11 @@ def test_a_run_that_stopped_early_says_so(tmp_path, capsys):
 
 
 def test_what_is_trained_is_said_once(tmp_path, capsys):
-    main(["fit", *fit_arguments(tmp_path)])
+    main(["fit", *fit_arguments(tmp_path, "--trainer.log_every_n_steps=50", "--trainer.num_sanity_val_steps=0")])
     printed = capsys.readouterr()
+    weights = re.search(r"Policy with (\S+) million weights, of which (\S+) million are trained", printed.err)
+    assert float(weights[1]) >= float(weights[2])  # rounded alike
+    assert ("Metrics: " in printed.out) == (tmp_path / "run" / "metrics.csv").exists()
     assert printed.err.count("DemoDataModule (train 8, val 4, test 4)") == 1
     assert "No score" not in printed.out
     assert "Early stopping" not in printed.err

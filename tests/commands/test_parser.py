@@ -46,6 +46,7 @@ IU = "--config=configs/iu.yaml"
         (["fit", IU, "--data.init_args.zzzzz=3"], "IUXRayDataModule: Option 'zzzzz' is not accepted"),
         (["fit", IU, "--trainer.maxsteps=3"], "--trainer.maxsteps=3; did you mean 'trainer.max_steps'?"),
         (["fit", IU, "--nmae=3"], "unrecognized arguments: --nmae=3; did you mean 'name'?"),
+        (["predict", IU, "--image", "a.png"], "unrecognized arguments: --image a.png; did you mean 'images'?"),
         (["fit", IU, "--config=mine.yaml"], "does not accept option 'modle.init_args.policy'; did you mean 'model'?"),
     ],
 )  # fmt: skip

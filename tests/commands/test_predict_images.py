@@ -178,10 +178,10 @@ def test_mistakes_are_one_line(home, capsys, monkeypatch):
     (home / "empty").mkdir(exist_ok=True)
     assert failure(capsys, ["--images", "note.png"]) == (
         2,
-        "mrg: None of the 1 studies of split 'predict' can be read: Study note.png: Image note.png is not an image of "
+        "mrg: No study of split 'predict' can be read: Study note.png: Image note.png is not an image of "
         "a known format; replace it by a PNG, JPEG or DICOM file.",
     )
-    assert failure(capsys, ["--images", "nope.png"])[1].startswith("mrg: 1 of the images do not exist: nope.png")
+    assert failure(capsys, ["--images", "nope.png"])[1].startswith("mrg: 1 image does not exist: nope.png")
     assert failure(capsys, ["--images", "empty"])[1].startswith("mrg: Folder empty holds no image")
     assert failure(capsys, ["--images", "0.png", "1.png", "2.png", "--as_one_study"]) == (
         2,

@@ -27,7 +27,7 @@ def test_names_with_brackets_are_files_first(folder):
 
 
 def test_what_is_not_there(folder):
-    with pytest.raises(DataNotFoundError, match=r"^2 of the images do not exist: nope\.png, \*\.dcm; check --images"):
+    with pytest.raises(DataNotFoundError, match=r"^2 images do not exist: nope\.png, \*\.dcm; check --images"):
         find_images(["nope.png", "scan", "*.dcm"])
     (folder / "empty").mkdir()
     with pytest.raises(DataNotFoundError, match=r"^Folder empty holds no image \(\.png, .*'empty/\*\*/\*\.dcm'"):

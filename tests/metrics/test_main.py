@@ -92,7 +92,9 @@ def test_training_reports(predictions, tmp_path, capsys):
     listed = write(tmp_path / "listed.json", [{"report": "Edema."}, {"report": ["Edema."]}, {"report": None}])
     message = "listed.json: 'report' is not a text in 1 of 3 rows: 2."
     assert message in fails(capsys, predictions, "--train", listed)
-    assert "--train is for scoring one file" in fails(capsys, predictions, "--train", train, "--compare", predictions)
+    other = predictions.with_name("other.jsonl")
+    assert "--train is for scoring one file" in fails(capsys, predictions, "--train", train, "--compare", other)
+    assert "Expected --compare to be another file than" in fails(capsys, predictions, "--compare", predictions)
     assert "--min_cases to be at least 1" in fails(capsys, predictions, "--min_cases", "0")
 
 

@@ -14,7 +14,7 @@ from mrg.datamodules.errors import DataError, first_names
 from mrg.datamodules.study import SPLITS, Study, all_as_test, split_by_patient
 from mrg.datamodules.table.formats import open_table
 from mrg.datamodules.table.rows import Columns, Draft, TableReader
-from mrg.errors import UserError
+from mrg.errors import UserError, counted
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -154,7 +154,9 @@ class TableDataModule(ReportDataModule):
                 "data.init_args.table to a file for each of train, val and test."
             )
         if unknown:
-            listed = ", ".join(f"{value!r} ({count} studies)" for value, count in list(unknown.items())[:5])
+            listed = ", ".join(
+                f"{value!r} ({counted(count, 'study', 'studies')})" for value, count in list(unknown.items())[:5]
+            )
             raise DataError(
                 f"Table {self.title}: the splits {listed} are unknown; map them to train, val, test or skip in "
                 "data.init_args.split_names."

@@ -16,7 +16,7 @@ from PIL import Image
 from mrg.datamodules.errors import DataError, ImageReadError, first_names
 from mrg.datamodules.images.read import ImageFinder
 from mrg.datamodules.study import Study, View, pair_positions, to_position
-from mrg.errors import UserError
+from mrg.errors import UserError, counted
 from mrg.files import identifier, is_missing
 from mrg.log import log
 
@@ -207,12 +207,12 @@ class TableReader:
             raise DataError(f"Table {self.title}: {len(names)} of its studies {problem}: {first_names(names)}.")
         if self.contradicted:
             log.warning(
-                f"Table {self.title}: {len(self.contradicted)} rows have another report than an earlier row of their "
-                f"study, which is used: {first_names(self.contradicted)}."
+                f"Table {self.title}: {counted(len(self.contradicted), 'row has', 'rows have')} another report than an "
+                f"earlier row of the study, which is used: {first_names(self.contradicted)}."
             )
         if self.unpaired:
             log.warning(
-                f"Table {self.title}: {len(self.unpaired)} rows have more or fewer positions in "
+                f"Table {self.title}: {counted(len(self.unpaired), 'row has', 'rows have')} more or fewer positions in "
                 f"{self.columns.position!r} than images, so that the positions of their views are unknown: "
                 f"{first_names(self.unpaired)}; check data.init_args.columns.image_delimiter, which splits both."
             )

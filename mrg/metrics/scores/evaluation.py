@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mrg.errors import RunError
+from mrg.errors import RunError, counted
 from mrg.metrics.constants import BEST
 from mrg.metrics.evaluation import format_span
 from mrg.metrics.remarks import wrapped
@@ -30,7 +30,7 @@ def labeled_rows(result: Mapping[str, Any], names: Sequence[str]) -> dict[str, d
         if result["informative"]:
             number = len(result["informative"])
             cases = f"at least {result['min_cases']} cases" if result["min_cases"] > 1 else "a case"
-            which = f"{number} conditions with {cases}"
+            which = f"the {counted(number, 'condition')} with {cases}"
             shown["informedness"] = f"recall + specificity - 1, mean of {which}, {labels}"
     best = result["best_constant"] or {"scores": {}, "differences": []}
     none = {"informedness": dict.fromkeys(("value", "low", "high"), 0.0)} if best["scores"] else {}  # of any constant

@@ -130,7 +130,7 @@ def test_a_row_that_contradicts_an_earlier_one_of_its_study(root, caplog):
     write_csv(root / "t.csv", [{"s": "1", "a": "a.png", "f": "One."}, {"s": "1", "a": "b.png", "f": "Two."}])
     study = module(root, columns=Columns("a", "f", id="s"), split="test", row="image").read()["test"][0]
     assert (study.report, len(study.views)) == ("One.", 2)
-    assert "1 rows have another report than an earlier row of their study" in caplog.text
+    assert "1 row has another report than an earlier row of the study" in caplog.text
 
 
 def test_a_study_of_two_patients_is_an_error(root):

@@ -116,9 +116,9 @@ def test_an_empty_path_keeps_its_place(root, form, caplog):
 @pytest.mark.parametrize(
     ("cell", "views", "warning"),
     [
-        ("a.png|b.png", "PA, LAT", "1 rows have more or fewer positions in 'views' than images, so that"),
-        ("a.png|b.png", "PA", "1 rows have more or fewer positions in 'views' than images, so that"),
-        ("a.png", "PA|LAT", "1 rows have more or fewer positions in 'views' than images, so that"),
+        ("a.png|b.png", "PA, LAT", "1 row has more or fewer positions in 'views' than images, so that"),
+        ("a.png|b.png", "PA", "1 row has more or fewer positions in 'views' than images, so that"),
+        ("a.png", "PA|LAT", "1 row has more or fewer positions in 'views' than images, so that"),
         ("a.png", "PA, LAT", "no value of 'views' is a known position ('PA, LAT'), so that"),
         ("a.png|b.png", "", ""),
         ("a.png|b.png", "PA|", ""),

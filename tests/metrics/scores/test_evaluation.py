@@ -43,7 +43,7 @@ def test_rows_of_labels(results):
         "average and conditions, 13 being those without No Finding; + counts uncertain as positive; 0/0 = 0; labels by "
         "rules"
     )
-    informed = "recall + specificity - 1, mean of 2 conditions with a case, labels by rules"
+    informed = "recall + specificity - 1, mean of the 2 conditions with a case, labels by rules"
     assert rows["informedness"]["convention"] == informed
     assert rows["informedness"]["best_constant"] == {"value": 0, "low": 0, "high": 0}
     assert list(labeled_rows(results, ["mccs"])) == ["MCCS"]
