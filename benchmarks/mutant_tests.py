@@ -142,8 +142,8 @@ class Collected:
         sys.settrace(None)
         at_import, self.lines.lines = self.lines.lines, set()
         self.items = {item.nodeid: item for item in session.items}
-        if set(self.items) - set(self.area.recorded()):
-            forked(self.record_lines, None)
+        if set(self.items) - set(self.area.recorded()) and forked(self.record_lines, None, quiet=False) != "survived":
+            raise SystemExit("The lines of the tests were not recorded: the process ended before the last test.")
         self.area.load()
         left_out = set(self.items) - set(self.area.rows)
         print(f"{len(self.items)} tests; left out: {sorted(left_out) or 'none'}", flush=True)
@@ -245,7 +245,8 @@ def outcomes(area: Area, mutants: list[Mutant]) -> Iterator[str]:
             sys.settrace(collected.lines)
             return run_pytest([str(ROOT / area.folder)], collected, base)
 
-        forked(work, None, quiet=False)
+        if forked(work, None, quiet=False) != "survived":
+            raise SystemExit("No mutant was run: see the error above.")
         area.load()
         for name in first.with_name("libraries").read_text().split():  # so that forks import mrg alone
             with contextlib.suppress(Exception):

@@ -17,10 +17,13 @@ from mrg.datamodules.rexrank import read_entries
 from mrg.datamodules.study import Study, View
 from mrg.datamodules.table.formats import open_table
 from mrg.errors import MrgError
+from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import run_labeler
 from mrg.metrics.predictions import read_predictions
 from mrg.metrics.texts import read_texts
 from mrg.modules.completion import check_targets
+from mrg.modules.rl.audit import warn_of_exploits
+from mrg.modules.rl.reward import Reward
 from mrg.pages.run import write_run_page
 from mrg.pages.tested_run import TestedRun
 from tests.command_line import sft
@@ -112,6 +115,15 @@ def test_errors_of_texts(policy, caplog, monkeypatch):
     monkeypatch.setattr(type(policy), "banned_ids", property(lambda self: [unknown]))
     assert_silent(lambda: check_targets(policy, [REPORT], ["a"], 8), caplog)
     assert_silent(lambda: run_labeler(lambda texts: texts, [REPORT]), caplog)
+
+
+def test_the_warning_of_a_cheap_reward(caplog):
+    """Its cheapest exploit is the best constant, a training report."""
+    studies = [Study(str(number), (), REPORT) for number in range(20)]
+    with caplog.at_level(logging.INFO, "mrg"):
+        warn_of_exploits(Reward(RulesLabeler(), 1.0, 0.0, margin=0.0, think="absent"), studies)
+    assert "best constant" in caplog.text
+    assert SECRET not in caplog.text
 
 
 def test_commands(tmp_path, iu_tree, capsys, caplog):

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from mrg.errors import MissingPackageError, UserError
 from mrg.metrics.conditions import (
@@ -25,6 +24,7 @@ from mrg.metrics.conditions import (
     outcomes,
 )
 from mrg.metrics.labels import Labeler, Reports, as_labels, check_labeler, identity, require_reports
+from mrg.metrics.metric import ReportMetric
 
 ZERO_DIVISION = (0, 1, "nan", "skip")
 _ROWS = 16_384
@@ -142,7 +142,7 @@ def ce_f1(
     return average_score(counts, average, score, zero_division)
 
 
-class CEF1(Metric):
+class CEF1(ReportMetric):
     """`ce_f1` over a stream of batches and over processes; its arguments are those of `ce_f1`.
 
     The state is one table of counts (14, 4, 4), so that all conventions in a `MetricCollection` cost as much as one:
@@ -156,7 +156,6 @@ class CEF1(Metric):
         tensor(0.6000, dtype=torch.float64)
     """
 
-    full_state_update = False
     higher_is_better = True
     is_differentiable = False
     labeler: Labeler | None

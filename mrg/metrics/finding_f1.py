@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.conditions import NEGATIVE, THIRTEEN
 from mrg.metrics.labelers.attributes import ATTRIBUTES, Finding
 from mrg.metrics.labelers.rules import RulesLabeler
 from mrg.metrics.labels import check_pairs
+from mrg.metrics.metric import ReportMetric
 
 Attributes = dict[str, frozenset[str]]
 AVERAGES = ("micro", "example")
@@ -56,10 +56,9 @@ def report_findings(reader: FindingsReader, text: str) -> tuple[dict[str, Attrib
     return stated, changes
 
 
-class _PairMetric(Metric):
+class _PairMetric(ReportMetric):
     """Counts per pair of reports, summed over batches and processes."""
 
-    full_state_update = False
     higher_is_better = True
     is_differentiable = False
     counts: Tensor
@@ -113,9 +112,9 @@ class FindingF1(_PairMetric):
 
     Args:
         attributes: Names of `mrg.metrics.labelers.attributes.ATTRIBUTES`: `"side"`, `"place"`, `"severity"`,
-            `"change"`; with none it is CE-F1 micro-13+ (or example-13+).
+            `"change"`; with none it is CE-F1 micro-13+ (or example-13+ with `zero_division=1`).
         labeler: Reads the findings; `RulesLabeler()` by default.
-        average: `"micro"`, over all findings, or `"example"`, the mean over reports.
+        average: `"micro"`, over all findings, or `"example"`, the mean over reports: 1 for two without findings.
         **kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
@@ -207,6 +206,11 @@ class AttributeAccuracy(_PairMetric):
     def compute(self) -> Tensor:
         """The accuracy, float64; nan if there is no shared finding with the attribute."""
         right, wrong = self.counts[0].double(), self.counts[1].double()
+        return right / (right + wrong)
+
+    def scores(self, preds: Sequence[str], target: Sequence[str]) -> Tensor:
+        """Accuracy of each report (N,); nan if it shares no finding with the attribute, so that it is no reward."""
+        right, wrong, _ = self.pair_counts(preds, target).double().T
         return right / (right + wrong)
 
     def _pair(self, pred: Any, reference: Any) -> tuple[int, int, int]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from mrg.errors import UserError
 from mrg.metrics.conditions import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN, condition_indices
@@ -27,6 +26,7 @@ from mrg.metrics.labels import (
     require_reports,
     texts_or_labels,
 )
+from mrg.metrics.metric import ReportMetric
 
 EMPTY = ("match", "zero", "nan")
 
@@ -138,10 +138,9 @@ def _signed(labels: Tensor, uncertain: float) -> Tensor:
     return signed + uncertain * (labels == UNCERTAIN).double()
 
 
-class MCCS(Metric):
+class MCCS(ReportMetric):
     """Corpus mean of `mccs` over a stream of batches and over processes; its arguments are those of `mccs`."""
 
-    full_state_update = False
     higher_is_better = True
     is_differentiable = False
     labeler: Labeler | None

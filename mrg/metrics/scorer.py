@@ -17,6 +17,7 @@ from torchmetrics import Metric
 from mrg.errors import UserError, UserTypeError
 from mrg.metrics.imports import import_named, name_of
 from mrg.metrics.labels import Scorer, check_pairs, identity
+from mrg.metrics.metric import ReportMetric
 
 
 def optional_scores(scorer: Scorer, preds: Sequence[str], target: Sequence[str], name: str) -> list[float | None]:
@@ -61,7 +62,7 @@ def _not_a_number(name: str, value: object, index: int) -> UserError:
     return UserError(f"Expected scorer `{name}` to return numbers, but got {type(value).__name__} for report {index}.")
 
 
-class ReportScore(Metric):
+class ReportScore(ReportMetric):
     """Corpus mean of a per-report score.
 
     Args:
@@ -82,7 +83,6 @@ class ReportScore(Metric):
         tensor(0.7500, dtype=torch.float64)
     """
 
-    full_state_update = False
     scorer: Scorer
     total: Tensor
     num: Tensor

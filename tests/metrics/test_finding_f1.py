@@ -135,3 +135,9 @@ def test_nothing_found_on_either_side():
     assert float(AttributeAccuracy("place")(["Left basal edema."], ["Right basal edema."])) == 1
     assert FindingF1.higher_is_better is ChangeF1.higher_is_better is True
     assert FindingF1.full_state_update is FindingF1.is_differentiable is False
+
+
+def test_the_accuracy_of_a_report():
+    # First: the side of the effusion is wrong, that of the nodule right. Second: no shared finding. Third: right.
+    scores = AttributeAccuracy().scores(PREDS, TARGET)
+    assert scores.nan_to_num(-1).tolist() == [0.5, -1, 1]

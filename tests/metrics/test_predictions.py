@@ -216,3 +216,9 @@ def test_many_studies_are_packed(tmp_path, monkeypatch, name):
     rows[37]["id"] = " "
     with pytest.raises(UserError, match=r"has no 'id' in 1 rows: 38; it has 'id', 'prediction', 'target'\.$"):
         read_predictions(write(path, rows))
+
+
+def test_training_reports_by_study(tmp_path):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps({"a": {"report": "Edema."}, "b": {"report": "Clear."}}))
+    assert list(read_reports(path)) == ["Edema.", "Clear."]

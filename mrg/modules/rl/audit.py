@@ -164,11 +164,11 @@ def cheapest(rows: Sequence[AuditRow]) -> AuditRow:
     return max((row for row in rows if row.name not in LOOKS), key=lambda row: row.reward)
 
 
-def verdict(rows: Sequence[AuditRow]) -> list[str]:
-    """Sentences on what the reward can be exploited by."""
+def verdict(rows: Sequence[AuditRow], quote: bool = True) -> list[str]:
+    """Sentences on what the reward can be exploited by; with `quote`, the first has the text of the exploit."""
     worst = cheapest(rows)
     copied = next(row for row in rows if row.name == "copied")
-    text = f' ("{worst.text}")' if worst.text else ""
+    text = f' ("{worst.text}")' if quote and worst.text else ""
     found = [f"Cheapest exploit: {worst.name}{text}, at {100 * worst.of_perfect:.0f} % of the perfect report."]
     if worst.reward >= copied.reward:
         found.append(
@@ -195,7 +195,8 @@ def warn_of_exploits(reward: Reward, studies: Sequence[Study]) -> None:
     except RewardError:
         return  # the first round fails in the same way, and then names what was written
     if worst.of_perfect >= TOO_CHEAP:
-        log.warning(" ".join(verdict(rows)[:1]) + " It ignores the image: see `mrg audit`, and docs/metrics.md.")
+        # The best constant is a training report, which no log may hold.
+        log.warning(verdict(rows, quote=False)[0] + " It ignores the image: see `mrg audit`, and docs/metrics.md.")
 
 
 def format_audit(rows: Sequence[AuditRow], weights: Mapping[str, float]) -> str:

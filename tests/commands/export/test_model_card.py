@@ -5,6 +5,7 @@ import runpy
 
 import pytest
 import yaml
+from PIL import Image
 
 from mrg.cli import main
 from mrg.commands.export.model_card import lineage
@@ -31,6 +32,14 @@ def test_the_script_writes_the_reports_of_predict(home, name, adapter):
         assert completion == row["completion"]
         assert script["report_of"](completion) == row["prediction"]
     assert (folder / "write_report.py").read_text().strip() in (folder / "README.md").read_text()
+    # Pillow alone would turn 16 bits into white, and transparent pixels into their hidden colours.
+    for mode, name in (("I;16", "deep.png"), ("LA", "clear.png")):
+        Image.new(mode, (64, 64)).save(folder / name)
+        with pytest.raises(ValueError, match=rf"{name} to be an opaque 8-bit image, but its mode is {mode}"):
+            script["read"](folder / name)
+    for paths in ([], ["0.png"] * 3):
+        with pytest.raises(ValueError, match=rf"1 to 2 images of one study, but got {len(paths)}"):
+            script["complete"](paths)
 
 
 def test_the_card_states_what_was_trained_on_what_and_how_well(home):

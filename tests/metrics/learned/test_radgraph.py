@@ -86,6 +86,13 @@ def test_words(namespace, text, words):
     assert split_words(text, namespace) == words.split(" ")
 
 
+def test_marks_behind_a_slash_are_read_without_it(make):
+    """The reader splits no slash from a mark, and its network has the mark alone."""
+    assert split_words("Edema /. Or /?", "radgraph-xl") == ["Edema", "/.", "Or", "/?"]
+    network = make()._network()
+    assert network._pieces(["Edema", "/.", "/?"]) == network._pieces(["Edema", ".", "?"])
+
+
 def test_an_archive_equals_its_folder(make, folders, tmp_path):
     archive = tmp_path / "radgraph-xl.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:

@@ -81,6 +81,11 @@ def test_matches_by_hand():
     assert matched(entities[1:], [axes[1]], others[1:], [-axes[1]], table) == pytest.approx(-1.0)
 
 
+def test_reports_without_any_similarity_score_zero(make, monkeypatch):
+    monkeypatch.setattr("mrg.metrics.learned.ratescore.matched", lambda *sides: 0.0)
+    assert make()([TEXTS[0]], [OTHERS[0]]).tolist() == [0.0]
+
+
 def test_texts_and_entities_are_encoded_once(make, monkeypatch):
     score = make()
     score(OTHERS[:2], TEXTS[:2])

@@ -57,6 +57,7 @@ def test_f1_is_that_of_the_metric():
         metric = CEF1(average="micro", uncertain=uncertain)
         metric.update(preds, target)
         assert micro.f1.tolist() == pytest.approx([float(metric.compute())] * 13)
+        assert micro.counts.dtype == torch.float64  # as the running counts of rounds
         each = CEF1(average="none", uncertain=uncertain)
         each.update(preds, target)
         assert macro.f1.tolist() == pytest.approx(each.compute().tolist())

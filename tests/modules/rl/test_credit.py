@@ -25,7 +25,7 @@ class Characters:
     """A tokenizer with a token per character, and an end token."""
 
     def decode(self, ids, skip_special_tokens):
-        return "".join(chr(i) for i in ids if i)
+        return "".join(chr(i) if i else "" if skip_special_tokens else "</s>" for i in ids)
 
 
 class Bytes:

@@ -33,6 +33,8 @@ def test_weighted_mccs_by_hand():
     assert weighted_mccs(target, target, weights).tolist() == [1.0]
     assert weighted_mccs(labels({}), labels({}), weights).tolist() == [1.0]
     assert weighted_mccs(labels({}), target, weights).tolist() == [0.0]
+    alone, lightly = labels({CARDIOMEGALY: POSITIVE}), torch.full((13,), 0.5, dtype=torch.float64)
+    assert weighted_mccs(alone, alone, lightly).tolist() == pytest.approx([1.0])
 
 
 def test_weighted_mccs_with_equal_weights_is_mccs():
@@ -59,6 +61,13 @@ def test_weights_of_the_training_split():
     assert chosen.tolist() == [3.0 if column == EDEMA else 1.0 for column in range(13)]
     with pytest.raises(ValueError, match="No training report states Pneumonia: remove it from model"):
         condition_weights(given, {"Pneumonia": 2.0})
+
+
+def test_a_reward_without_such_parts_labels_no_training_report():
+    def labeler(texts):
+        raise AssertionError("labeled")
+
+    learn_all({}, ["Edema."], labeler)
 
 
 def test_above_constant_by_hand():
