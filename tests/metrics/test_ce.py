@@ -93,6 +93,9 @@ def test_skip_is_the_nan_of_scikit_learn(average, score):
     metric.update(preds, target)
     assert float(metric.compute()) == pytest.approx(expected, abs=1e-12)
     assert math.isnan(float(ce_f1(preds, target, average, 14, score=score, zero_division="nan")))
+    metric = CEF1(average, 14, score=score, zero_division="nan")
+    metric.update(preds, target)
+    assert math.isnan(float(metric.compute()))
 
 
 def test_zero_division_by_hand():

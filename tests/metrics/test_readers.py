@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from mrg.metrics.readers import ReadPair, correlations, kendall, main, read_pairs
+from mrg.metrics import RulesLabeler
+from mrg.metrics.readers import ReadPair, correlations, kendall, main, read_pairs, reader_scores
 
 REFERENCE = "Pulmonary edema. Left pleural effusion. No pneumothorax."
 GOOD, FAIR, BAD = REFERENCE, "Pulmonary edema. No pneumothorax.", "The lungs are clear. No edema."
@@ -63,6 +64,14 @@ def test_the_command_prints_every_score(rexval, tmp_path, capsys):
         line = next(line for line in printed.splitlines() if line.startswith(name))
         assert float(line.removeprefix(name).split()[0]) > 0.8
     assert (tmp_path / "out.json").is_file()
+
+
+def test_scores_of_reports_have_the_margin_of_the_command():
+    """One of three findings is missed, cosine 2 / 6 ** 0.5."""
+    pair = ReadPair("1", FAIR, REFERENCE, 1.0)
+    for margin in (0.0, 0.25):
+        expected = (2 / 6**0.5 - margin) / (1 - margin)
+        assert reader_scores([pair], RulesLabeler(), margin)["MCCS"].tolist() == pytest.approx([expected])
 
 
 def test_one_row_per_report(tmp_path):

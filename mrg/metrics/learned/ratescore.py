@@ -264,7 +264,7 @@ def matched(
         opposed = {one, other} & _PRESENT and {one, other} & _ABSENT
         total += value * affinity * (table.negation if opposed else 1.0)
         weight += affinity
-    return total / weight if weight else 0.0
+    return total / weight  # no affinity is 0
 
 
 def _medspacy() -> Callable[[str], list[str]]:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mrg.metrics.labelers.chexbert import CheXbertLabeler
-from mrg.metrics.labelers.chexbert_checkpoint import _first, convert_checkpoint, find_checkpoint
+from mrg.metrics.labelers.chexbert_checkpoint import _first, _reason, convert_checkpoint, find_checkpoint
 from tests.metrics.labelers.chexbert_lookalike import (
     ODD,
     VOCABULARY,
@@ -251,3 +251,8 @@ def test_views_into_one_storage_are_converted(tmp_path):
 
 def test_at_most_three_names_are_listed():
     assert (_first(["a"]), _first(["a", "b", "c"]), _first(list("abcd"))) == ("a", "a, b, c", "a, b, c and 1 more")
+
+
+def test_a_reason_is_the_first_sentence_or_the_class_alone():
+    assert _reason(ValueError("One. Two")) == "ValueError: One"
+    assert _reason(ValueError()) == "ValueError"

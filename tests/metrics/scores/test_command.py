@@ -50,6 +50,7 @@ def test_one_table_and_one_json(predictions, tmp_path, capsys):
 def test_a_second_run_computes_nothing_again(predictions, capsys, caplog, monkeypatch):
     main([str(predictions), "--scores", "mccs,finding"])
     first = capsys.readouterr().out
+    assert result_of(predictions)["trials"] == 1000
     monkeypatch.setattr(FindingF1, "pair_counts", None)
     monkeypatch.setattr(RulesLabeler, "__call__", None)
     caplog.set_level("INFO")

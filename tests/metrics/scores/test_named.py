@@ -57,6 +57,16 @@ def test_radcliq_needs_a_checkpoint_of_chexbert():
         learned_group("radcliq", options, None, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "given"), [("ratescore", ["a"]), ("ratescore", list("abcd")), ("bertscore", []), ("radgraph", list("abc"))]
+)
+def test_too_few_or_too_many_files_of_a_score(name, given):
+    options = argparse.Namespace(bertscore=None, radgraph=None, ratescore=None, chexbert=None)
+    setattr(options, name, given)
+    with pytest.raises(UserError, match="expected "):
+        learned_group(name, options, None, {})
+
+
 def test_a_scorer_says_that_lower_is_better():
     def missing(preds, target):
         return [len(set(t.split()) - set(p.split())) for p, t in zip(preds, target, strict=True)]
