@@ -75,7 +75,8 @@ class Checkpoints(Checkpoint):
 
     Args:
         folder: Folder of the run; checkpoints are written to `checkpoints/` in it.
-        monitor: Logged score by which the best checkpoint is chosen; one whose name ends in "loss" is minimized.
+        monitor: Logged score by which the best checkpoint is chosen. It is minimized if its name ends in "loss", or if
+            it is one of the module's `scores` whose `higher_is_better` is False.
         save_every: Number of rounds between two checkpoints. There is also one before and after each validation, and
             one at the end.
         keep: Number of recent checkpoints to keep besides the best.
@@ -146,10 +147,19 @@ class Checkpoints(Checkpoint):
         metrics = self.trainer.callback_metrics
         self._check_monitor(metrics)
         score = float(metrics[self.monitor])
-        better = score < self.best.score if self.monitor.endswith("loss") else score > self.best.score
+        better = score < self.best.score if self.minimizes else score > self.best.score
         # Also the first one, one after a score that was not a number, and the first one by another score.
         if better or self.best.score != self.best.score or self.best.monitor != self.monitor:
             self.best = Best(name, score, self.monitor)
+
+    @property
+    def minimizes(self) -> bool:
+        """Whether a lower score is better."""
+        scores: Any = getattr(self.trainer.lightning_module, "scores", {})
+        name = self.monitor.removeprefix("val/")
+        return self.monitor.endswith("loss") or (
+            name in scores and getattr(scores[name], "higher_is_better", True) is False
+        )
 
     def _check_monitor(self, metrics: Iterable[str]) -> None:
         if self.monitor not in (names := list(metrics)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mrg.metrics.uncertainty import (
 from mrg.modules.base import ReportModule
 from mrg.modules.consensus import Consensus
 from mrg.modules.policy.ranks import gather
-from mrg.run.checkpoint_file import fingerprint
+from mrg.run.checkpoint_file import fingerprint, policy_fingerprint
 
 FILE = "calibration.json"
 
@@ -87,6 +88,8 @@ class ConsensusReports(L.Callback):
         if self.temperature is None:
             own.temperature = float(getattr(pl_module, "temperature", 1.0))
         own.labeler, own.think, own.margin = pl_module.labeler, pl_module.think, pl_module.margin
+        file = self.folder / FILE
+        own.calibrated = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
         pl_module.consensus = own
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -121,10 +124,11 @@ class ConsensusReports(L.Callback):
     def settings(self, trainer: L.Trainer) -> dict[str, Any]:
         """What a calibration depends on."""
         own = self.consensus
-        path = str(trainer.ckpt_path or "")
+        path, policy = str(trainer.ckpt_path or ""), Path(str(trainer.lightning_module.source))
         name = str(getattr(own.labeler, "name", type(own.labeler).__name__))
         settings = {"num_samples": own.num_samples, "temperature": own.temperature, "labeler": name}
-        return {**settings, "fingerprint": fingerprint(Path(path)) if path else ""}
+        as_it_is = policy_fingerprint(policy) if policy.is_dir() else ""
+        return {**settings, "fingerprint": fingerprint(Path(path)) if path else as_it_is}
 
     def probabilities(self, shares: Tensor) -> Tensor:
         """Calibrated probabilities (M, 13) of shares (M, 13); the shares themselves without a calibration."""

@@ -18,6 +18,7 @@ from mrg.datamodules.errors import first_names
 from mrg.datamodules.study import Study
 from mrg.files import append_lines, write_json, write_lines
 from mrg.log import log
+from mrg.metrics.ce import CEF1
 from mrg.metrics.constants import BestConstants
 from mrg.metrics.evaluation import (
     CONSTANT_NORMAL,
@@ -174,10 +175,11 @@ class ResultWriter(L.Callback):
         pl_module.num_scored = len(self.finished)
         texts = [[row[text] for row in self.finished] for text in LABELS]
         labels = [torch.stack([row[key] for row in self.finished]).to(pl_module.device) for key in LABELS.values()]
-        known = all(text.strip() for side in texts for text in side)  # MCCS of an empty report is 0 by its text
+        # As in the module: MCCS of an empty report is 0 by its text, and a metric of the user's takes texts.
+        known = (CEF1, MCCS) if all(text.strip() for side in texts for text in side) else (CEF1,)
         for metric in pl_module.scores.values():
             assert isinstance(metric, Metric)
-            metric.update(*(labels if known or not isinstance(metric, MCCS) else texts))
+            metric.update(*(labels if isinstance(metric, known) else texts))
         valid = torch.tensor([float(row["format"]) for row in self.finished], device=pl_module.device)
         cast(Metric, pl_module.means["format"]).update(valid)
 

@@ -53,6 +53,7 @@ class RunPage(L.Callback):
             "error": None,
             "started": _now(),
             "policy": pl_module.source,
+            "lower_is_better": getattr(trainer.checkpoint_callback, "minimizes", None),
             "studies": {split: len(studies) for split, studies in data.splits.items()},
             **constant_scores([study.report for study in data.splits["val"]], data.train_reports(), pl_module),
         }

@@ -8,7 +8,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ def describe(folder: Path) -> tuple[str, str, str, str]:
     state, results = _json(folder / "run.json"), _json(folder / "results.json")
     step, total = state.get("step"), state.get("num_steps")
     steps = "–" if step is None else f"{step}/{total}" if total else str(step)
-    return _state(folder, state), steps, _best(folder), _test(results)
+    return _state(folder, state), steps, _best(folder, state), _test(results)
 
 
 def _state(folder: Path, state: dict[str, Any]) -> str:
@@ -79,7 +79,7 @@ def _state(folder: Path, state: dict[str, Any]) -> str:
     return "not trained" if (folder / "predictions.jsonl").is_file() else "damaged: no config.yaml"
 
 
-def _best(folder: Path) -> str:
+def _best(folder: Path, state: Mapping[str, Any]) -> str:
     """The best value of the score that chooses the checkpoint, from metrics.csv."""
     found = re.search(r"^monitor: *['\"]?([^'\"\s]+)", _text(folder / "config.yaml"), re.MULTILINE)
     monitor = found[1] if found else "val/mccs"
@@ -92,7 +92,7 @@ def _best(folder: Path) -> str:
     values = [value for value in values if math.isfinite(value)]
     if not values:
         return "–"
-    if monitor.endswith("loss"):
+    if monitor.endswith("loss") or state.get("lower_is_better"):
         return f"{monitor} {min(values):.3f}"
     return f"{monitor} {100 * max(values):.1f} %"
 

@@ -69,6 +69,8 @@ class Consensus:
         self.think, self.margin = "required", 0.5
         self.thresholds: Tensor | None = None
         """(13,) thresholds on the shares of samples, for `operating_point`."""
+        self.calibrated = ""
+        """Digest of the file of the calibration, empty if there is none."""
         self.compared: dict[str, Tensor] = {}
         """Operating point -> (13,) thresholds, whose samples are in `choices` as well."""
         self.notes: dict[str, dict[str, Any]] = {}
@@ -78,7 +80,8 @@ class Consensus:
     def describe(self) -> str:
         """Describe in one line what the chosen reports depend on."""
         how = self.operating_point or self.choose
-        return f"{self.num_samples} at temperature {self.temperature:g} with seed {self.seed}, chosen by {how}"
+        text = f"{self.num_samples} at temperature {self.temperature:g} with seed {self.seed}, chosen by {how}"
+        return f"{text}, calibration {self.calibrated}" if self.calibrated else text
 
     def reset(self) -> None:
         """Forget all samples and costs."""

@@ -13,7 +13,7 @@ from mrg.errors import UserError
 from mrg.modules.completion import encode_targets, target_text
 from mrg.modules.policy.load import policy_digest
 from mrg.modules.policy.logps import TokenLogps
-from mrg.modules.policy.ranks import full, gather, mean_over_ranks, most_of_ranks
+from mrg.modules.policy.ranks import failing_together, full, gather, mean_over_ranks, most_of_ranks
 from mrg.modules.prefix.packing import Prompts
 from mrg.modules.rewarded import RewardedModule
 from mrg.modules.rl.advantage import equal_groups, group_advantages
@@ -266,7 +266,8 @@ class RoundModule(RewardedModule):
         if not self.adds_references:
             return rollout, rewards
         size = self.group_size
-        groups, ids, texts, own = self.references(batch, rewards, size)
+        with failing_together(self.trainer.world_size, self.keep_intact):
+            groups, ids, texts, own = self.references(batch, rewards, size)
         self.reference_share = mean_over_ranks(len(groups) / len(batch), self.trainer.world_size, self.device)
         if groups:
             rollout = with_references(rollout, groups, ids, texts, size, self.policy.pad_id)

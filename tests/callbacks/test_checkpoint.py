@@ -9,6 +9,7 @@ import torch
 
 from mrg.callbacks.checkpoint import Checkpoints
 from mrg.files import count_lines
+from mrg.metrics.scorer import ReportScore
 from mrg.modules.policy.lora import LoRA
 from mrg.modules.sft import SFTModule
 from mrg.run.checkpoints import CheckpointFolder, checkpoint_name
@@ -127,6 +128,31 @@ def test_best_is_what_it_was_when_the_checkpoint_was_written(tmp_path, policy_fo
         max_steps=3,
     )
     assert (files.path / "best.ckpt").samefile(files.path / best)
+
+
+class Errors(SFTModule):
+    """A score of the user's of which lower is better: 1, 3 and 2 after three validations."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.scores["errors"] = ReportScore(self.errors, higher_is_better=False)
+        self.number = 0
+
+    def errors(self, preds, target):
+        return [(1.0, 3.0, 2.0)[self.number % 3]] * len(preds)
+
+    def on_validation_epoch_end(self):
+        super().on_validation_epoch_end()
+        if not self.trainer.sanity_checking:
+            self.number += 1
+
+
+def test_best_by_a_score_of_which_lower_is_better(tmp_path, policy_folder, monkeypatch):
+    monkeypatch.setattr("tests.callbacks.resuming.SFTModule", Errors)
+    fit(tmp_path, "sft", policy_folder, monitor="val/errors", keep=9, max_steps=6)
+    files = CheckpointFolder(tmp_path / "checkpoints")
+    assert {entry["best"] for entry in files.manifest().values()} == {"", checkpoint_name(2)}
+    assert (files.path / "best.ckpt").samefile(files.path / checkpoint_name(2))
 
 
 def test_checkpoint_holds_what_is_trained_alone(tmp_path, policy_folder):

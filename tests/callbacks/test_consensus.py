@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 
 from mrg.cli import main
 from mrg.metrics.conditions import THIRTEEN
+from mrg.modules.consensus import Consensus
 from tests.callbacks.runs import fit_arguments
 from tests.command_line import failure
 
@@ -62,6 +64,37 @@ def test_a_calibration_of_other_samples_is_refused(run, capsys):
     code, text = failure(capsys, ["predict", *fit_arguments(run, "--samples=4", "--sample_temperature=1.5")])
     assert code == 2
     assert "calibration.json was fitted to other samples: num_samples 3 (now 4)." in text
+
+
+def test_a_calibration_of_another_starting_policy_or_of_the_first_part_is_refused(run, tmp_path, monkeypatch, capsys):
+    policy = shutil.copytree(run / "run" / "policy", tmp_path / "policy")
+    start = fit_arguments(
+        tmp_path, *SAMPLED, "--name=start", "--starting_policy=true", f"--model.init_args.policy={policy}",
+        "--data.init_args.eval_batch_size=2",
+    )  # fmt: skip
+    main(["validate", *start])
+    write, written = Consensus.write, []
+
+    def once(self, *args):
+        if written:
+            raise RuntimeError("out of memory")
+        written.append(True)
+        return write(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Consensus, "write", once)
+        with pytest.raises(RuntimeError):
+            main(["predict", *start])
+    file = tmp_path / "start" / "calibration.json"
+    fitted = file.read_text()
+    file.write_text(fitted + "\n")
+    code, text = failure(capsys, ["predict", *start, "--resume=auto"])
+    assert (code, "cannot be resumed: it was written with another samples." in text) == (2, True), text
+    file.write_text(fitted)
+    weights = policy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    code, text = failure(capsys, ["predict", *start])
+    assert (code, "calibration.json was fitted to other samples: fingerprint " in text) == (2, True), text
 
 
 def test_options_that_contradict_each_other(run, capsys):

@@ -10,6 +10,7 @@ import pytest
 
 from mrg.callbacks import gallery, results
 from mrg.cli import main
+from mrg.metrics.scorer import ReportScore
 from mrg.modules.sft import SFTModule
 from tests.callbacks.runs import fit_arguments
 from tests.command_line import failure
@@ -94,9 +95,19 @@ def test_a_failure_after_the_last_batch_costs_no_batch(trained, run, monkeypatch
     assert_same(trained, run, "test")
 
 
+def words(preds, target):
+    return [float(len(text.split())) for text in preds]
+
+
 def test_the_scores_of_lightning_are_those_of_all_studies(trained, run, monkeypatch, capsys):
-    """Callbacks of a user read them."""
-    scores, end = [], results.ResultWriter.on_test_end
+    """Callbacks of a user read them, and a user's own metric of texts is one of them."""
+    scores, end, setup = [], results.ResultWriter.on_test_end, SFTModule.setup
+
+    def with_words(self, stage):
+        setup(self, stage)
+        self.scores["words"] = ReportScore(words)
+
+    monkeypatch.setattr(SFTModule, "setup", with_words)
 
     def recorded(self, trainer, module):
         scores.append({name: float(value) for name, value in trainer.callback_metrics.items()})
@@ -110,7 +121,7 @@ def test_the_scores_of_lightning_are_those_of_all_studies(trained, run, monkeypa
             main(["test", *arguments(run)])
     main(["test", *arguments(run, "--resume=auto")])
     whole, resumed = scores
-    assert set(whole) >= {"test/mccs", "test/ce_f1", "test/format"}
+    assert set(whole) >= {"test/mccs", "test/ce_f1", "test/format", "test/words"}
     assert resumed == pytest.approx(whole, abs=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -48,6 +49,12 @@ def test_state_step_scores_and_age(tmp_path, capsys):
         tmp_path / "demo-1" / "sft", 7205, run__json=state("stopped", num_steps=None), config__yaml="monitor: val/loss",
         metrics__csv=losses,
     )  # fmt: skip
+    write(
+        tmp_path / "radcliq", 4 * 86_400, run__json=state("finished", lower_is_better=True),
+        config__yaml="monitor: val/radcliq", metrics__csv=losses.replace("val/loss", "val/radcliq"),
+    )  # fmt: skip
+    assert rows(tmp_path).pop("radcliq") == ["finished", "120/400", "val/radcliq 0.250", "–", "4 d ago"]
+    shutil.rmtree(tmp_path / "radcliq")
     assert rows(tmp_path) == {
         "demo-1/sft": ["stopped", "120", "val/loss 0.250", "–", "2 h ago"],
         "old": ["finished", "120/400", "val/mccs 31.2 %", "MCCS 29.6 %", "3 d ago"],

@@ -143,6 +143,22 @@ def test_a_copied_reference_holds_a_trained_vision_tower(saved, studies):
     assert any(not torch.equal(before[f"policy.{name}"], module.policy.reference_weights[name]) for name in tower)
 
 
+def test_old_log_probabilities_are_those_of_sampling_whatever_the_dropout(saved, studies):
+    module, _ = module_on(saved, studies, steps=2, lora=LoRA(4, dropout=0.5), learning_rate=1e-2)
+    module.train()
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:2])
+    prompts = module.policy.embed(batch)
+    rollout = module.rollout(prompts, batch)
+    values = module.round_values(prompts, rollout)
+    assert torch.allclose(values.logps, rollout.old_logps, atol=1e-4)
+    assert module.policy.training
+    with torch.no_grad():
+        dropped = module.policy.logps(
+            prompts, rollout.completion_ids, rollout.completion_mask, module.temperature
+        ).logps
+    assert not torch.allclose(dropped, rollout.old_logps, atol=1e-2)  # as the loss computes them
+
+
 def test_dead_groups_are_sampled_again(saved, studies):
     module, _ = module_on(saved, studies, resample_dead=2)
     batch = StudyCollator(module.policy.processor, "Report:")(studies[:3])

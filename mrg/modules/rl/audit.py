@@ -79,7 +79,7 @@ class AuditRow:
     reward: float
     of_perfect: float
     parts: dict[str, float]
-    text: str = ""
+    text: str
 
 
 def audit(

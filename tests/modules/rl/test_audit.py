@@ -9,6 +9,7 @@ from mrg.modules.rl.audit import (
     ALL_POSITIVE,
     FINDINGS,
     HEDGED,
+    LOOKS,
     OPACITY,
     audit,
     best_constant,
@@ -34,6 +35,10 @@ def length(preds, target):
 
 def silence(preds, target):
     return [None if "opacity" in text else 1.0 - bool(text) for text in target]
+
+
+def half(preds, target):
+    return [None if "opacity" in text else 0.5 for text in target]
 
 
 def test_the_texts_state_what_they_should():
@@ -69,6 +74,7 @@ def test_the_cheapest_exploit_and_what_is_said_of_it():
     said = verdict_of(rows)
     assert said[0] == 'Cheapest exploit: best constant ("No edema."), at 42 % of the perfect report.'
     assert "favors not looking" in said[1]
+    assert len(said) == 2
     assert "best constant" in format_audit(rows, {"mccs": 0.75, "format": 0.0}).splitlines()[3]
 
 
@@ -102,6 +108,27 @@ def test_custom_scorers():
     own = [WeightedScorer(f"{__name__}:silence", weight=-1.0)]
     rows = paid(Reward(RulesLabeler(), 0.0, 0.0, think="absent", scorers=own))
     assert rows["perfect"].reward == 0  # over the three studies to which it applies
+    own = [WeightedScorer(f"{__name__}:half")]
+    rows = paid(Reward(RulesLabeler(), 0.0, 0.0, think="absent", scorers=own))
+    assert rows["perfect"].reward == 0.5
+    said = verdict_of([row for row in rows.values() if row.name in ("no report", *LOOKS)])
+    assert said == [
+        "Cheapest exploit: no report, at 0 % of the perfect report.",
+        "Writing nothing is paid most: shift the parts of the reward so that none is negative.",
+    ]
+
+
+def test_of_how_many_studies_fit_audits_the_reward():
+    studies = [Study(str(i), (), report) for i, report in enumerate(REPORTS * 10)]
+    for scorers, most in (([], 40), ([WeightedScorer(f"{__name__}:length")], 20)):  # of more than 32, every second
+        read = []
+
+        def labeler(texts, read=read):
+            read.append(len(texts))
+            return RulesLabeler()(texts)
+
+        warn_of_exploits(Reward(labeler, 1.0, 0.0, margin=0.0, think="absent", scorers=scorers), studies)
+        assert read[0] == most  # the references, to find the best constant
 
 
 def test_one_report_is_too_few():

@@ -101,6 +101,7 @@ def test_tokens_by_hand():
     sums, covered = token_values(spans, [(0, (3, 7)), (1, (6, 8))], values)
     assert sums == [0, 0.5, 0.25, 0, 0]
     assert covered == [False, True, True, False, False]
+    assert token_values([(0, 2), (2, 5)], [(0, (0, 2))], values) == ([0.5, 0], [True, False])  # begins where it ends
     mask = torch.ones(1, 6, dtype=torch.bool)
     mask[0, 5] = False
     padded = torch.tensor([[*sums, 9.0]]), torch.tensor([[*covered, True]])

@@ -13,6 +13,9 @@ def test_a_fixed_weight():
     assert bonus.applied == 0.1
     bonus.update(3.0)
     assert bonus.applied == 0.1
+    assert EntropySettings(coef=0.1).has_bonus
+    assert EntropySettings(target=1.0).has_bonus
+    assert not EntropySettings().has_bonus
 
 
 def test_the_weight_follows_its_target():

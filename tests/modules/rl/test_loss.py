@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mrg.modules.rl.advantage import group_advantages
-from mrg.modules.rl.loss import LOSS_TYPES, clipped_surrogate, grpo_loss, sequence_ratio
+from mrg.modules.rl.loss import LOSS_TYPES, check_loss_options, clipped_surrogate, grpo_loss, sequence_ratio
 from tests.modules.rl.conftest import MAX_TOKENS
 
 
@@ -266,3 +266,9 @@ def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message) as error:
         grpo_loss(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_options_are_named_where_they_are_set():
+    check_loss_options(dual_clip=1.3)  # above 1 + clip_high as it is by default
+    with pytest.raises(ValueError, match=r"Expected model\.init_args\.loss\.type to be one of grpo"):
+        check_loss_options("ppo", where="model.init_args.loss.")

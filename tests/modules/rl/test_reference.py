@@ -5,6 +5,7 @@ import torch
 
 from mrg.datamodules.collate import StudyCollator
 from mrg.modules.rl.reference import bad_groups, with_references
+from mrg.modules.rl.reward import RewardError
 from mrg.modules.rollout.sampling import Rollout
 from tests.modules.test_grpo import module_on, saved, trainer  # noqa: F401
 
@@ -30,6 +31,8 @@ def test_the_place_of_a_completion_by_hand():
     assert found.texts == ["a", "b", "reference", "d"]
     assert found.truncated.tolist() == [False, True, False, False]
     assert rollout.texts == list("abcd")  # the rollout that was given is as it was
+    short = with_references(rollout, [1], [[3, 1]], ["reference"], 2, pad_id=0)
+    assert short.completion_ids.tolist() == [[5, 1, 0], [5, 6, 7], [3, 1, 0], [9, 1, 0]]  # no wider than it was
 
 
 @pytest.mark.parametrize("limit", [200, 3])
@@ -56,6 +59,22 @@ def test_dead_groups_of_a_round_get_their_reference(saved, studies, limit):  # n
     advantages = module.advantages(paid)
     assert float(advantages[0]) == pytest.approx(1.5, abs=1e-3)
     assert (advantages[1:4] < 0).all()
+
+
+def test_a_reward_that_fails_on_a_reference_leaves_the_state_before_the_round(saved, studies):  # noqa: F811
+    module, _ = module_on(saved, studies, add_reference=True, ce_f1_weight=1.0, mccs_weight=0.0, max_new_tokens=200)
+    batch = StudyCollator(module.policy.processor, "Report:")(studies[:2])
+    prompts = module.policy.embed(batch)
+    rollout = module.rollout(prompts, batch)
+    rewards = module.rewards(rollout, batch)
+
+    def fail(*args):
+        raise RewardError("no reward")
+
+    module.reward, module.intact = fail, False  # after the completions have been rewarded
+    with pytest.raises(RewardError):
+        module.add_references(prompts, batch, rollout, rewards)
+    assert module.intact
 
 
 def test_references_do_not_count_as_what_the_policy_has_found(saved, studies):  # noqa: F811
