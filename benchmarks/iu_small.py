@@ -41,8 +41,9 @@ ARMS = {
     "grpo_both": "GRPO, corpus F1 and MCCS",
     "grpo_continued": "GRPO from SFT, continued",
     "grpo_balanced": "GRPO, balanced",
+    "grpo_direct": "GRPO, balanced, from SFT",
 }
-COMPARED = ("grpo_corpus", "grpo_both", "grpo_continued", "grpo_balanced")
+COMPARED = ("grpo_corpus", "grpo_both", "grpo_continued", "grpo_balanced", "grpo_direct")
 """Arms of which the paired differences from all others are printed."""
 MARGIN = 0.3
 SCORES = ("micro-13+", "macro-13+", "informedness", "MCCS")

@@ -133,7 +133,9 @@ def test_as_metric_and_as_reward(make):
 
 
 def test_what_is_missing_is_named_with_its_source(make, folders, bert, tmp_path):
-    with pytest.raises(NotFoundError, match=r"nowhere does not exist: RadGraph's weights are .*hf download StanfordAIMI/RRG_scorers "):
+    with pytest.raises(
+        NotFoundError, match=r"nowhere does not exist: RadGraph's weights are .*hf download StanfordAIMI/RRG_scorers "
+    ):
         make(tmp_path / "nowhere")
     with pytest.raises(NotFoundError, match=r"config\.json is not in"):
         make(tmp_path)
