@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import mutant_tests
+import mutants as mutants_script
 import mutation
 
 
@@ -80,3 +81,9 @@ def test_a_test_runs_again_after_a_change_of_what_it_executes(tmp_path, monkeypa
         (tmp_path / changed).write_text("changed")
         assert list(area.recorded()) == [f"tests/test_{name}.py::test" for name in kept]
         (tmp_path / changed).write_text(changed)
+
+
+def test_known_mutants_are_still_in_the_sources():
+    for path, before, after in mutants_script.KNOWN:
+        assert (mutation.ROOT / path).read_text().count(before) == 1, (path, before)
+        assert before != after
