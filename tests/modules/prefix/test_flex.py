@@ -110,8 +110,9 @@ def test_log_probabilities_of_every_family(kind, checkpoints):
         return logps, torch.autograd.grad((logps * weights).sum(), trained)
 
     merged, expected = by(None)
-    copied, found = by(Flex())  # FlexAttention has no gradients on a CPU: `concatenated` takes over
-    assert set(policy.flex.agrees.values()) == {False}
+    refused = Flex()
+    refused.works = lambda *args: False  # as on a CPU, where it has no gradients since PyTorch 2.9
+    copied, found = by(refused)  # by `concatenated`
     assert (copied - merged).abs().max() < 1e-9
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
