@@ -201,12 +201,12 @@ def main() -> None:
         print_table(f"{folder.name}, {len(test)} test studies", rows)
         print_differences(rows)
         drawn.append(rows)
-        main_rows = rows.get(ARMS["grpo_corpus"], {})
-        print(f"\n| condition | cases | {' | '.join(('precision', 'recall', 'informedness'))} |\n|---|---|---|---|---|")
-        for i, c in enumerate(CONDITIONS[:13]):
-            values = main_rows.get("per_condition", {}).get(c, {})
-            cases = int(stated(labeler(target)[:, i]).sum())
-            print(f"| {c} | {cases} | {' | '.join(f'{100 * v:.0f}' for v in values.values())} |")
+        cases = stated(labeler(target)).sum(0).tolist()
+        for title in (ARMS[arm] for arm in ("grpo_corpus", "grpo_direct") if ARMS[arm] in rows):
+            print(f"\n| {title} | cases | precision | recall | informedness |\n|---|---|---|---|---|")
+            for i, c in enumerate(CONDITIONS[:13]):
+                values = rows[title].get("per_condition", {}).get(c, {})
+                print(f"| {c} | {cases[i]} | {' | '.join(f'{100 * v:.0f}' for v in values.values())} |")
         keep = [i for i, name in enumerate(ids) if name in free]
         part = {name: x[keep] if isinstance(x, Tensor) else [x[i] for i in keep] for name, x in systems.items()}
         print_table(
