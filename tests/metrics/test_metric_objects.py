@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchmetrics import MetricCollection
 
-from mrg.metrics import CEF1, CONDITIONS, FIVE, MCCS, RulesLabeler, ce_f1, mccs
+from mrg.metrics import CEF1, CONDITIONS, FIVE, MCCS, AttributeAccuracy, ChangeF1, FindingF1, RulesLabeler, ce_f1, mccs
 
 PREDS = ["Cardiomegaly. Left effusion.", "No effusion.", "The lungs are clear.", "Possible pneumonia.", ""]
 TARGET = ["Cardiomegaly. No effusion.", "No effusion.", "Left rib fracture.", "Pneumonia. No edema.", "Edema."]
@@ -24,6 +24,8 @@ METRICS = [
     MCCS,
     partial(MCCS, 0.0, uncertain=0.5, empty="zero"),
 ]
+
+METRICS_OF_TEXTS = [FindingF1, partial(FindingF1, average="example"), partial(AttributeAccuracy, "side"), ChangeF1]
 
 
 def random_labels(num, seed=0):
@@ -177,7 +179,11 @@ def work(rank, shares, rendezvous, results):
         for index in share[rank]:
             for metric in metrics:
                 metric.update(preds[index], target[index])
-        values.append([metric.compute() for metric in metrics])
+        of_texts = [make() for make in METRICS_OF_TEXTS]
+        for index in share[rank]:
+            for metric in of_texts:
+                metric.update([PREDS[i % 5] for i in index.tolist()], [TARGET[i % 5] for i in index.tolist()])
+        values.append([metric.compute() for metric in (*metrics, *of_texts)])
     torch.save(values, f"{results}{rank}")
     dist.destroy_process_group()
 
@@ -193,10 +199,10 @@ def test_two_processes_give_the_value_of_one(tmp_path):
     preds, target = random_labels(25)
     for rank in (0, 1):
         for values in torch.load(tmp_path / f"values{rank}"):
-            for make, value in zip(METRICS, values, strict=True):
+            for make, value in zip((*METRICS, *METRICS_OF_TEXTS), values, strict=True):
                 alone = make()
-                alone.update(preds, target)
-                torch.testing.assert_close(value, alone.compute(), rtol=0, atol=1e-14)
+                alone.update(*((preds, target) if make in METRICS else (PREDS, TARGET)))  # five times each
+                torch.testing.assert_close(value, alone.compute(), rtol=0, atol=1e-14, equal_nan=True)
 
 
 def test_metrics_of_one_collection_keep_their_settings():

@@ -117,6 +117,8 @@ def test_align():
     assert align(first, second, ("one", "two")).preds == ["4", "5", "6"]
     with pytest.raises(ValueError, match=r"1 only in one \(c\) and 2 only in two \(d, e\)"):
         align(first, Predictions(list("abde"), ["1"] * 4, ["x"] * 4, True, COLUMNS), ("one", "two"))
+    with pytest.raises(ValueError, match=r"same studies, but 1 only in one \(c\)\.$"):
+        align(first, Predictions(list("ab"), ["1"] * 2, ["x", "y z"], True, COLUMNS), ("one", "two"))
     many = Predictions([str(i) for i in range(30)], ["1"] * 30, ["x"] * 30, True, COLUMNS)
     with pytest.raises(ValueError, match=r"30 only in two \(0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 20 more\)"):
         align(first, many, ("one", "two"))

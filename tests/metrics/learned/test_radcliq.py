@@ -141,6 +141,12 @@ def test_coefficients_that_are_missing_or_could_run_code(parts, tmp_path, capsys
     with pytest.raises(NotFoundError, match=r"composite_metric_model\.pkl is not in .*rajpurkarlab/CXR-Report-Metric"):
         RadCliQ(*parts, version="v0", coefficients=tmp_path)
     write_pickles(tmp_path)
+    fewer = MinMaxScaler().fit(np.arange(6.0).reshape(2, 3))
+    whole = (tmp_path / "normalizer.pkl").read_bytes()
+    (tmp_path / "normalizer.pkl").write_bytes(pickle.dumps(fewer, protocol=3))
+    with pytest.raises(UserError, match="coefficients of 4 scores, but got 4 and 3"):
+        RadCliQ(*parts, version="v0", coefficients=tmp_path)
+    (tmp_path / "normalizer.pkl").write_bytes(whole)
     (tmp_path / "normalizer.pkl").write_bytes(pickle.dumps(Code()))
     with pytest.raises(UserError, match=r"it holds builtins\.print, which could run code"):
         RadCliQ(*parts, version="v0", coefficients=tmp_path)

@@ -5,6 +5,7 @@ ratescore_package.json holds what the package gave on transformers 4.57, with se
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -120,6 +121,7 @@ def test_sentences_of_medspacy_or_of_a_function(make, monkeypatch):
     by_package, by_function = make(sentences="medspacy"), make(sentences=lambda text: text.split(". "))
     assert by_package.entities(TEXTS) == by_function.entities(TEXTS)
     assert asked == ["medspacy_pyrush"]  # the package's splitter, loaded once
+    assert make(sentences=partial(str.split, sep=". ")).settings()["sentences"] == "function"  # it has no name
 
 
 def test_the_splitter_of_medspacy_itself(make):
