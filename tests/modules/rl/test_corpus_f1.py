@@ -6,7 +6,7 @@ import torch
 from mrg.metrics import CEF1, CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN, RulesLabeler
 from mrg.metrics.ce import confusion, ratio, report_counts
 from mrg.metrics.mccs import mccs
-from mrg.modules.rl.corpus_f1 import MAX_WEIGHT, CorpusF1, CorpusF1Reward, corpus_rewards
+from mrg.modules.rl.corpus_f1 import CorpusF1, CorpusF1Reward, corpus_rewards
 from mrg.modules.rl.reward import Reward
 
 CARDIOMEGALY, EDEMA, FRACTURE = (CONDITIONS.index(name) for name in ("Cardiomegaly", "Edema", "Fracture"))
@@ -76,11 +76,29 @@ def test_running_average_by_hand():
     assert torch.equal(reward.f1, before)  # neither is a round
 
 
+def test_studies_that_are_drawn_more_often_count_less_by_hand():
+    """Edema is stated in the first of two reports, which is drawn three times as often."""
+    reward = CorpusF1Reward(CorpusF1(conditions=["Edema"], decay=0.0))
+    target = labels({EDEMA: POSITIVE}, {})
+    reward.update(target, target, torch.tensor([1 / 3, 1.0]))
+    assert reward.counts[:, 0].tolist() == pytest.approx([0.25] * 3)
+    reward.update(target, target)
+    assert reward.counts[:, 0].tolist() == pytest.approx([0.5] * 3)
+
+
+def test_a_validation_without_reports_changes_nothing():
+    reward = CorpusF1Reward(CorpusF1(source="validation"))
+    before = reward.f1
+    reward.validated(torch.zeros(14, 4, 4, dtype=torch.int64))
+    assert torch.equal(reward.f1, before)
+    assert corpus_rewards(None, ["corpus_f1"])["corpus_f1"].settings == CorpusF1()
+
+
 def test_a_rare_condition_weighs_more_in_the_macro_form_but_not_without_limit():
     reward = CorpusF1Reward(CorpusF1(average="macro", conditions=["Cardiomegaly", "Edema", "Fracture"], decay=0.0))
     both = labels(*[{CARDIOMEGALY: POSITIVE}] * 6, *[{EDEMA: POSITIVE}] * 3, *[{}] * 91)
     reward.update(both, both)  # .12, .06 and 0 stated plus true findings per report: mean .06
-    assert reward.weights.tolist() == pytest.approx([0.5, 1, MAX_WEIGHT])
+    assert reward.weights.tolist() == pytest.approx([0.5, 1, 10])
     assert reward.f1.tolist() == pytest.approx([1, 1, 0])
 
 

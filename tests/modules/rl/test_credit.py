@@ -90,6 +90,7 @@ def test_characters_of_tokens():
     text = "né!"
     spans = token_spans(Bytes(), list(text.encode()))
     assert spans == [(0, 1), (1, 1), (1, 2), (2, 3)]  # the second byte completes the letter
+    assert token_spans(Characters(), list(map(ord, "a\ufffdb"))) == [(0, 1), (1, 2), (2, 3)]  # no part of a character
     assert token_spans(Tidy(), list(b"a  .b")) == [(0, 1), (1, 2), (2, 3), (3, 3), (3, 3)]  # never backwards
 
 

@@ -1,11 +1,14 @@
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+import mrg.modules
 from mrg.metrics import CONDITIONS, NEGATIVE, POSITIVE, UNCERTAIN
-from mrg.modules.rl.monitor import Monitor, Outcome, Patience, first_group
+from mrg.modules.rl.monitor import LOWER, Monitor, Outcome, Patience, first_group
 from mrg.modules.rl.reward import Rewards
 from mrg.modules.rollout.sampling import Rollout
 
@@ -101,6 +104,8 @@ def test_memory_that_does_not_suffice_is_told_with_its_remedy():
     message = r"in the phase 'policy' .*: lower model\.init_args\.micro_batch_tokens"
     with pytest.raises(RuntimeError, match=message), Monitor(2).phase("policy"):
         raise torch.OutOfMemoryError("CUDA out of memory")
+    source = "".join(path.read_text() for path in Path(mrg.modules.__file__).parent.glob("*.py"))
+    assert set(re.findall(r"phase\(\"(\w+)\"\)", source)) == set(LOWER)  # each phase has a remedy
 
 
 def test_sums_are_divided_by_what_they_were_summed_over():

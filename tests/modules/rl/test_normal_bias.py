@@ -70,6 +70,10 @@ def test_a_reward_without_such_parts_labels_no_training_report():
     learn_all({}, ["Edema."], labeler)
 
 
+def test_the_margin_is_that_of_mccs():
+    assert NormalBiasReward("rare_mccs", NormalBias()).margin == 0.5
+
+
 def test_above_constant_by_hand():
     reward = NormalBiasReward("above_constant", NormalBias(threshold=0.2), margin=0.0)
     denied = dict.fromkeys(range(3, 9), NEGATIVE)
