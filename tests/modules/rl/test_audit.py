@@ -75,7 +75,10 @@ def test_the_cheapest_exploit_and_what_is_said_of_it():
     assert said[0] == 'Cheapest exploit: best constant ("No edema."), at 42 % of the perfect report.'
     assert "favors not looking" in said[1]
     assert len(said) == 2
-    assert "best constant" in format_audit(rows, {"mccs": 0.75, "format": 0.0}).splitlines()[3]
+    table = format_audit(rows, {"mccs": 0.75, "format": 0.0}).splitlines()
+    assert "best constant" in table[3]
+    assert table[0].split() == ["report", "of", "perfect", "reward", "mccs"]
+    assert verdict_of(rows, quote=False)[0] == "Cheapest exploit: best constant, at 42 % of the perfect report."
 
 
 def test_a_reward_above_the_constant_pays_it_less():

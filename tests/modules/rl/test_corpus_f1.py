@@ -99,6 +99,9 @@ def test_a_rare_condition_weighs_more_in_the_macro_form_but_not_without_limit():
     both = labels(*[{CARDIOMEGALY: POSITIVE}] * 6, *[{EDEMA: POSITIVE}] * 3, *[{}] * 91)
     reward.update(both, both)  # .12, .06 and 0 stated plus true findings per report: mean .06
     assert reward.weights.tolist() == pytest.approx([0.5, 1, 10])
+    wrong = labels(*[{CARDIOMEGALY: POSITIVE, FRACTURE: POSITIVE}] * 6, *[{EDEMA: POSITIVE}] * 3, *[{}] * 91)
+    reward.update(wrong, both)  # .12, .06 and .06: mean .08
+    assert reward.weights.tolist() == pytest.approx([2 / 3, 4 / 3, 4 / 3])
     assert reward.f1.tolist() == pytest.approx([1, 1, 0])
 
 

@@ -31,6 +31,7 @@ def test_the_place_of_a_completion_by_hand():
     assert found.texts == ["a", "b", "reference", "d"]
     assert found.truncated.tolist() == [False, True, False, False]
     assert rollout.texts == list("abcd")  # the rollout that was given is as it was
+    assert rollout.truncated.tolist() == [False, True, True, False]
     short = with_references(rollout, [1], [[3, 1]], ["reference"], 2, pad_id=0)
     assert short.completion_ids.tolist() == [[5, 1, 0], [5, 6, 7], [3, 1, 0], [9, 1, 0]]  # no wider than it was
 
