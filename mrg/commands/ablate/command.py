@@ -41,12 +41,12 @@ def main(args: Sequence[str]) -> None:
     add("--folder", type=str, default="", help="folder of the runs, instead of the configuration's")
     add("--num_processes", type=int, default=0, help="number of concurrent runs, instead of the configuration's")
     add("--report", action="store_true", help="do not train: write the table and the figure of the existing runs")
-    add("--set", type=str, action="append", default=[], help="KEY=VALUE for every arm, for example the data folder")
+    add("--set", type=str, action="append", default=[], help="KEY=VALUE for every arm, in place of its own value")
     options = parser.parse_args(list(args))
     ablation = load_ablation(Path(options.config), options.quick)
     if options.folder:
         ablation = dataclasses.replace(ablation, folder=Path(options.folder))
-    ablation = dataclasses.replace(ablation, shared=ablation.shared | parse_keys(options.set))
+    ablation = ablation.with_keys(parse_keys(options.set))
     if options.num_processes:
         ablation = dataclasses.replace(ablation, num_processes=options.num_processes)
     try:

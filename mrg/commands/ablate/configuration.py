@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,11 @@ class Ablation:
             unknown = [name for name in names if name not in self.arms]
             if unknown:
                 raise UserError(f"Expected `{where}` to name arms ({', '.join(self.arms)}), but got {unknown[0]!r}.")
+
+    def with_keys(self, keys: Mapping[str, Any]) -> Ablation:
+        """The ablation with keys that every arm sets, in place of its own."""
+        arms = {name: dataclasses.replace(arm, set={**arm.set, **keys}) for name, arm in self.arms.items()}
+        return dataclasses.replace(self, arms=arms)
 
     def settings(self, arm: Arm, seed: int) -> dict[str, Any]:
         """All keys that a run sets."""

@@ -80,6 +80,15 @@ def test_keys_for_every_arm():
         parse_keys(["a=1", "b=2", "a=1"])
 
 
+def test_keys_of_the_command_come_before_those_of_an_arm():
+    ablation = load_ablation(CONFIGS / "iu_small_chain.yaml")
+    given = ablation.with_keys({"trainer.max_steps": 2, "data.init_args.root": "a"})
+    for name, arm in given.arms.items():
+        own = ablation.settings(ablation.arms[name], 0)
+        assert given.settings(arm, 0) == {**own, "trainer.max_steps": 2, "data.init_args.root": "a"}
+    assert ablation.arms["grpo"].set["trainer.max_steps"] == 120  # the one that was read is as it was
+
+
 def test_shipped_arms_differ_in_what_they_say_they_do():
     assert len(SHIPPED.seeds) == 3
     grpo = {name: SHIPPED.settings(arm, 0) for name, arm in SHIPPED.arms.items() if arm.config == "demo.yaml"}
