@@ -136,7 +136,8 @@ class ResultWriter(L.Callback):
             trainer.strategy.load_checkpoint(best)
         else:
             state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            pl_module.load_state_dict(state, strict=False)
+            unknown = pl_module.load_state_dict(state, strict=False).unexpected_keys  # frozen weights are missing
+            assert not unknown, unknown
         pl_module.policy.save(self.folder / "policy", trainer.is_global_zero, pl_module.max_new_tokens)
         if trainer.is_global_zero:
             print(f"Best checkpoint: {best}{_best_score(trainer)}")
@@ -145,9 +146,8 @@ class ResultWriter(L.Callback):
 
     def _print_files(self) -> None:
         print(f"Page: {self.folder / 'index.html'}", flush=True)
-        if (
-            metrics := self.folder / "metrics.csv"
-        ).exists():  # not in a run of fewer steps than trainer.log_every_n_steps
+        metrics = self.folder / "metrics.csv"
+        if metrics.exists():  # not in a run of fewer steps than trainer.log_every_n_steps
             print(f"Metrics: {metrics}", flush=True)
 
     def _print_unscored(self) -> None:

@@ -64,10 +64,16 @@ def test_weights_of_the_training_split():
 
 
 def test_a_reward_without_such_parts_labels_no_training_report():
+    labeled = []
+
     def labeler(texts):
-        raise AssertionError("labeled")
+        labeled.extend(texts)
+        return RulesLabeler()(texts)
 
     learn_all({}, ["Edema."], labeler)
+    assert labeled == []
+    learn_all({"rare_mccs": NormalBiasReward("rare_mccs", NormalBias())}, ["Edema."], labeler)
+    assert labeled == ["Edema."]
 
 
 def test_the_margin_is_that_of_mccs():
